@@ -1,0 +1,119 @@
+/*
+ * wsf.h: the whole contract of wsfast's C core.
+ *
+ * The library is stateless but for one process-wide choice (which SIMD level masks), allocates no memory, keeps no
+ * pointer it is given beyond the call, and never hears of Python. Every function may be called from any number of
+ * threads at once, as long as no two calls write to the same memory.
+ */
+#ifndef WSF_H
+#define WSF_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h> /* ssize_t */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Frames: RFC 6455, section 5.2 ------------------------------------------------------------------------- */
+
+enum {
+    WSF_FIN = 0x80,       /* last fragment of a message */
+    WSF_RSV1 = 0x40,      /* set on compressed messages by permessage-deflate, RFC 7692 */
+    WSF_RSV2 = 0x20,
+    WSF_RSV3 = 0x10,
+    WSF_KEY_SIZE = 4,     /* octets of a mask key */
+    WSF_MAX_HEADER = 14   /* 2 + 8 octets of extended length + 4 octets of mask key */
+};
+
+/*
+ * Write the header of a frame to `out` (room for WSF_MAX_HEADER octets) and return its size, 2 to 14.
+ *
+ * first:  first octet: FIN, RSV1-3 and opcode, or'ed together.
+ * length: octets of payload; at most 2**63 - 1, since the RFC wants the highest bit clear. The shortest of the
+ *         three encodings of the length is taken, as the RFC demands.
+ * key:    mask key, for the frames of a client; NULL for those of a server.
+ */
+size_t wsf_frame_header(uint8_t *out, uint8_t first, uint64_t length, const uint8_t *key);
+
+/* ---- Masking: RFC 6455, section 5.3 ------------------------------------------------------------------------ */
+
+enum wsf_simd { WSF_SCALAR, WSF_SSE2, WSF_AVX2, WSF_NEON };
+
+/*
+ * dst[i] = src[i] ^ key[i % 4] for i < size. `dst` may equal `src` (in place); otherwise they must not overlap. Any
+ * alignment, any size; no octet outside of the two ranges is touched.
+ */
+void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key);
+
+/* The level that wsf_mask uses: the best that this processor has, until wsf_mask_use changes it. */
+enum wsf_simd wsf_mask_level(void);
+
+/* Make wsf_mask use `level`. Returns 0, or -1 if this build or this processor lacks it. For tests. */
+int wsf_mask_use(enum wsf_simd level);
+
+/* ---- Sending ----------------------------------------------------------------------------------------------- */
+
+/* Octets to be sent; owned by the caller. */
+struct wsf_buffer {
+    const void *data;
+    size_t size;
+};
+
+/*
+ * What one non-blocking send came to, as a `result`:
+ *   result >= 0  octets that the kernel took: less than the buffer's size means a partial write;
+ *   result <  0  a negated errno. EWOULDBLOCK is reported as EAGAIN, whatever their numbers.
+ */
+enum wsf_outcome {
+    WSF_SENT,        /* all of it */
+    WSF_PARTIAL,     /* the rest must be the next octets on this connection */
+    WSF_AGAIN,       /* EAGAIN: nothing was taken, the socket's send buffer is full */
+    WSF_INTERRUPTED, /* EINTR, again and again: nothing was taken */
+    WSF_PIPE,        /* EPIPE: this side shut the connection down, or the other had already reset it */
+    WSF_RESET,       /* ECONNRESET: the other side reset the connection */
+    WSF_FAILED       /* any other errno */
+};
+
+enum wsf_outcome wsf_outcome(ssize_t result, size_t size);
+
+/*
+ * Offer `buffers[groups[i]]` to `fds[i]` for i < n, in this order, without ever blocking and without SIGPIPE.
+ *
+ * groups:  NULL if all of them get buffers[0].
+ * results: one result for each descriptor, room for n.
+ *
+ * Sockets may be in blocking mode; they are not waited for. An interrupted call is repeated a few times. An empty
+ * buffer is a result of 0 without a system call. Returns how many descriptors took their whole buffer.
+ */
+size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const struct wsf_buffer *buffers,
+                     ssize_t *results);
+
+/*
+ * The same for the frames of a client: the payload is masked anew for each descriptor.
+ *
+ * first:   first octet of the header.
+ * keys:    n * WSF_KEY_SIZE octets, unpredictable and fresh (RFC 6455, section 10.3).
+ * scratch: room for one frame, WSF_MAX_HEADER + payload->size octets; its contents are not kept.
+ * results: counted in octets of the frame, header included.
+ */
+size_t wsf_send_masked(const int *fds, const uint8_t *keys, size_t n, uint8_t first, const struct wsf_buffer *payload,
+                       uint8_t *scratch, ssize_t *results);
+
+/* ---- Receiving, for benchmarks: a client that never is the bottleneck ------------------------------------------ */
+
+/*
+ * Read and discard what arrives at `fds` until `stop_fd` is readable or has hung up, or all of `fds` have ended.
+ *
+ * octets: what was read is added to it as it comes, by one writer and without tearing: another process may watch it.
+ *
+ * Returns 0, or a negated errno of epoll; -ENOSYS where there is none. Linux only.
+ */
+int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,13 @@
+"""Fan-out over WebSocket connections as fast as the kernel allows.
+
+    import wsfast
+
+    wsfast.broadcast(connections, message)  # instead of websockets.broadcast(connections, message)
+"""
+
+from .broadcast import Delivery, broadcast
+from .message import PreparedMessage
+
+__all__ = ["Delivery", "PreparedMessage", "broadcast"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,11 @@
+# The signatures of the extension are those of its twin, which has the docstrings.
+from wsfast._core_py import Buffer as Buffer
+from wsfast._core_py import Cut as Cut
+from wsfast._core_py import Rest as Rest
+from wsfast._core_py import apply_mask as apply_mask
+from wsfast._core_py import drain as drain
+from wsfast._core_py import encode_frame as encode_frame
+from wsfast._core_py import fan_out as fan_out
+from wsfast._core_py import send_many as send_many
+
+simd: str

@@ -1,0 +1,522 @@
+# cython: language_level=3, freethreading_compatible=False, boundscheck=False, wraparound=False
+"""The fast core: Python objects on one side, wsf.h on the other. `_core_py` defines what each function does."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from ._wsf cimport (
+    WSF_AVX2,
+    WSF_FIN,
+    WSF_KEY_SIZE,
+    WSF_MAX_HEADER,
+    WSF_NEON,
+    WSF_SCALAR,
+    WSF_SSE2,
+    wsf_buffer,
+    wsf_drain,
+    wsf_frame_header,
+    wsf_mask,
+    wsf_mask_level,
+    wsf_send_many,
+    wsf_send_masked,
+)
+
+from operator import itemgetter
+from os import strerror, urandom
+
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject
+    PyTypeObject *Py_TYPE(object)
+    object PyObject_CallOneArg(object, object)
+
+cdef enum:
+    # Payloads from here on are masked with the GIL released: below, letting go of it costs more than it gives.
+    NOGIL_MASK = 65536
+
+cdef object position_of = itemgetter(0)
+cdef object EMPTY = b""
+cdef object ROUTE = "_wsfast_route"
+
+simd = {WSF_SCALAR: "scalar", WSF_SSE2: "sse2", WSF_AVX2: "avx2", WSF_NEON: "neon"}[wsf_mask_level()]
+
+
+# ---- Frames and masking
+
+
+cdef bytes octets_of(data):
+    """The octets of any buffer, in C order; those of bytes are not copied."""
+    return <bytes>data if type(data) is bytes else memoryview(data).tobytes()
+
+
+cdef bytes key_of(mask_key):
+    cdef bytes key = octets_of(mask_key)
+
+    if PyBytes_GET_SIZE(key) != WSF_KEY_SIZE:
+        raise ValueError("mask must contain 4 bytes")
+    return key
+
+
+cdef void mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key) noexcept:
+    if size < NOGIL_MASK:
+        wsf_mask(dst, src, size, key)
+    else:
+        with nogil:
+            wsf_mask(dst, src, size, key)
+
+
+def encode_frame(int first, payload, mask_key=None):
+    cdef uint8_t header[WSF_MAX_HEADER]
+    cdef size_t header_size
+    cdef bytes frame, data = octets_of(payload)
+    cdef bytes key_bytes = None if mask_key is None else key_of(mask_key)
+    cdef const uint8_t *key = NULL if key_bytes is None else <const uint8_t *>PyBytes_AS_STRING(key_bytes)
+    cdef const uint8_t *source = <const uint8_t *>PyBytes_AS_STRING(data)
+    cdef size_t size = PyBytes_GET_SIZE(data)
+    cdef uint8_t *out
+
+    if not 0 <= first <= 255:
+        raise ValueError(f"first octet of a frame must be in range(256), not {first}")
+    header_size = wsf_frame_header(header, <uint8_t>first, size, key)
+    frame = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(header_size + size))
+    out = <uint8_t *>PyBytes_AS_STRING(frame)
+    memcpy(out, header, header_size)
+    if key == NULL:
+        memcpy(out + header_size, source, size)
+    else:
+        mask(out + header_size, source, size, key)
+    return frame
+
+
+def apply_mask(data, mask_key):
+    cdef bytes source = octets_of(data)
+    cdef bytes key = key_of(mask_key)
+    cdef bytes result = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(source))
+
+    mask(
+        <uint8_t *>PyBytes_AS_STRING(result),
+        <const uint8_t *>PyBytes_AS_STRING(source),
+        PyBytes_GET_SIZE(source),
+        <const uint8_t *>PyBytes_AS_STRING(key),
+    )
+    return result
+
+
+# ---- Fan-out: gather, send, settle
+
+
+cdef class Seen:
+    """The descriptors gathered in one batch: one mark for each, told from those of older batches by its number."""
+
+    cdef uint32_t *marks
+    cdef Py_ssize_t size
+    cdef uint32_t batch
+
+    def __dealloc__(self):
+        PyMem_Free(self.marks)
+
+    cdef uint32_t new_batch(self) noexcept:
+        if self.batch == UINT32_MAX:
+            memset(self.marks, 0, self.size * sizeof(uint32_t))
+            self.batch = 0
+        self.batch += 1
+        return self.batch
+
+    cdef bint add(self, int fd, uint32_t batch) except -1:
+        """Mark `fd`; False if it was marked in this batch already."""
+        cdef uint32_t *marks
+        cdef Py_ssize_t size
+
+        if fd >= self.size:
+            size = max(1024, 2 * fd)
+            marks = <uint32_t *>PyMem_Realloc(self.marks, size * sizeof(uint32_t))
+            if marks == NULL:
+                raise MemoryError
+            memset(marks + self.size, 0, (size - self.size) * sizeof(uint32_t))
+            self.marks = marks
+            self.size = size
+        if self.marks[fd] == batch:
+            return False
+        self.marks[fd] = batch
+        return True
+
+
+cdef Seen seen = Seen()
+
+
+cdef struct Batch:
+    int *fds                # descriptors, dense, in the order of the connections
+    Py_ssize_t *positions   # where each one's connection stands in the list
+    ssize_t *results        # what became of each: see wsf.h
+    size_t size
+
+
+cdef int reserve(Batch *batch, Py_ssize_t room) except -1:
+    batch.fds = <int *>PyMem_Malloc(room * sizeof(int))
+    batch.positions = <Py_ssize_t *>PyMem_Malloc(room * sizeof(Py_ssize_t))
+    batch.results = <ssize_t *>PyMem_Malloc(room * sizeof(ssize_t))
+    if batch.fds == NULL or batch.positions == NULL or batch.results == NULL:
+        raise MemoryError
+    return 0
+
+
+cdef void release(Batch *batch) noexcept:
+    PyMem_Free(batch.fds)
+    PyMem_Free(batch.positions)
+    PyMem_Free(batch.results)
+
+
+cdef class Names:
+    """The parts of a ConnectionLayout that gather asks for again and again."""
+
+    cdef object send_in_progress, state, open_state, expect_continuation, writes
+
+    def __init__(self, layout):
+        self.send_in_progress = layout.send_in_progress
+        self.state = layout.state
+        self.open_state = layout.open_state
+        self.expect_continuation = layout.expect_continuation
+        self.writes = layout.writes
+
+
+cdef class Methods:
+    """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
+
+    cdef object is_closing, get_write_buffer_size
+    cdef object write       # if gather must call it; else None
+    cdef tuple clear        # attributes of the transport that must be None
+
+    def __init__(self, kind, layout):
+        self.is_closing = kind.is_closing
+        self.get_write_buffer_size = kind.get_write_buffer_size
+        self.write = kind.write if layout.try_write else None
+        self.clear = layout.clear
+
+
+cdef class Route:
+    """What holds for a connection as long as it is open: asked once, kept in an attribute of the connection.
+
+    It keeps the objects that it was made of, so that the transport whose descriptor it knows is the one that it asks.
+    """
+
+    cdef Names names
+    cdef Methods methods    # of the transport; None if the connection must always be sent to by its own methods
+    cdef object protocol, loop, transport
+    cdef int fd
+    cdef bint masked
+
+
+cdef dict all_methods = {}
+
+
+cdef Methods methods_of(kind, layout):
+    methods = all_methods.get(kind)
+    if methods is None:
+        methods = all_methods[kind] = Methods(kind, layout)
+    return methods
+
+
+cdef Route route_of(connection, layout, Names names, transport_layouts):
+    """Make the route of an open connection; None if its protocol is of an unknown type."""
+    cdef Route route = Route.__new__(Route)
+
+    route.names = names
+    route.protocol = getattr(connection, layout.protocol)
+    if type(route.protocol) is not layout.protocol_type:
+        return None
+    route.loop = getattr(connection, layout.loop)
+    route.transport = getattr(connection, layout.transport)
+    route.masked = layout.masked
+    transport_layout = transport_layouts(type(route.transport))
+    if (
+        transport_layout is None
+        or getattr(route.protocol, layout.debug) is not False
+        or getattr(route.protocol, layout.extensions) != []
+    ):
+        return route
+    route.methods = methods_of(type(route.transport), transport_layout)
+    if transport_layout.descriptor is not None:
+        route.fd = getattr(route.transport, transport_layout.descriptor)
+    else:
+        route.fd = route.transport.get_extra_info("socket").fileno()
+    return route
+
+
+cdef extern from *:
+    """
+    /*
+     * Hints to the cache, nothing else: gather chases pointers from cold object to cold object, and after a round of
+     * system calls each of them is a miss. CPython keeps the attributes of an instance in an array apart from the
+     * object before 3.13, and right behind it since. If it ever keeps them elsewhere, the hint is wasted, no more.
+     */
+    enum { WSFAST_LINE = 64, WSFAST_ATTRIBUTES = 4 /* lines: 32 attributes */ };
+
+    static inline void wsfast_prefetch_lines(const char *start, int lines) {
+        for (int i = 0; i < lines; i++)
+            __builtin_prefetch(start + i * WSFAST_LINE);
+    }
+
+    static inline void wsfast_prefetch_head(PyObject *object) {
+        wsfast_prefetch_lines((const char *)object - WSFAST_LINE / 2, 2);
+    }
+
+    static inline void wsfast_prefetch_attributes(PyObject *object) {
+    #ifdef Py_TPFLAGS_MANAGED_DICT
+        if (!PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT))
+            return;
+    #if PY_VERSION_HEX >= 0x030D0000
+        const char *values = (const char *)object;
+    #elif PY_VERSION_HEX >= 0x030C0000
+        const char *values = ((const char *const *)object)[-3];
+    #else
+        const char *values = ((const char *const *)object)[-4];
+    #endif
+        if (values != NULL)
+            wsfast_prefetch_lines(values, WSFAST_ATTRIBUTES);
+    #endif
+    }
+    """
+    void wsfast_prefetch_head(object)
+    void wsfast_prefetch_attributes(object)
+
+
+cdef enum:
+    AHEAD = 32  # connections that are fetched into the cache at a time
+
+
+cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop) except -1:
+    """Fetch what `look` is going to read of these connections, all at once rather than one miss after the other."""
+    cdef PyObject *routes[AHEAD]
+    cdef Py_ssize_t i
+
+    for i in range(start, stop):
+        wsfast_prefetch_head(<object>PyList_GET_ITEM(connections, i))
+    for i in range(start, stop):
+        wsfast_prefetch_attributes(<object>PyList_GET_ITEM(connections, i))
+    for i in range(start, stop):
+        routes[i - start] = NULL
+        route = getattr(<object>PyList_GET_ITEM(connections, i), ROUTE, None)
+        if type(route) is Route:
+            routes[i - start] = <PyObject *>route
+            wsfast_prefetch_head(route)
+    for i in range(start, stop):
+        if routes[i - start] != NULL:
+            wsfast_prefetch_head((<Route>routes[i - start]).protocol)
+            wsfast_prefetch_head((<Route>routes[i - start]).transport)
+    for i in range(start, stop):
+        if routes[i - start] != NULL:
+            wsfast_prefetch_attributes((<Route>routes[i - start]).protocol)
+            wsfast_prefetch_attributes((<Route>routes[i - start]).transport)
+    return 0
+
+
+cdef enum Verdict:
+    DIRECT      # a frame may be written to the descriptor right now
+    TRANSPORT   # the transport must be given the frame
+    CONNECTION  # the connection must be given the message: the ordinary path
+    NOBODY      # the connection is not open
+
+
+cdef Verdict look(Route route, connection) except *:
+    """Ask what may have changed since the last time."""
+    cdef Names names = route.names
+    cdef Methods methods = route.methods
+
+    if getattr(route.protocol, names.state) is not names.open_state:
+        return NOBODY
+    if (
+        methods is None
+        or getattr(connection, names.send_in_progress) is not None
+        or getattr(route.protocol, names.expect_continuation) is not False
+        or PyList_GET_SIZE(<list?>getattr(route.protocol, names.writes)) != 0
+        or PyObject_CallOneArg(methods.is_closing, route.transport) is not False
+    ):
+        return CONNECTION
+    if PyObject_CallOneArg(methods.get_write_buffer_size, route.transport) != 0:
+        return TRANSPORT
+    for name in methods.clear:
+        if getattr(route.transport, name) is not None:
+            return TRANSPORT
+    if methods.write is not None:
+        try:
+            methods.write(route.transport, EMPTY)
+        except Exception:
+            return TRANSPORT  # which will raise the same once more, where it is reported
+    return DIRECT
+
+
+cdef class FanOut:
+    """One batch of connections on its way through gather, send and settle."""
+
+    cdef list connections
+    cdef object message
+    cdef Batch plain, masked
+    cdef bytes keys             # of the masked ones, WSF_KEY_SIZE octets each
+    cdef Py_ssize_t stop, sent, skipped
+    cdef list cut, rest
+
+    def __dealloc__(self):
+        release(&self.plain)
+        release(&self.masked)
+
+    cdef int gather(self, Py_ssize_t start, layouts, transport_layouts, running_loop) except -1:
+        """Look at each connection once; stop at the first that must wait until those ahead of it have been sent to."""
+        cdef Py_ssize_t size = PyList_GET_SIZE(self.connections)
+        cdef uint32_t batch = seen.new_batch()
+        cdef PyTypeObject *kind = NULL
+        cdef Names names
+        cdef Route route
+        cdef Verdict verdict
+        cdef Batch *into
+
+        self.stop = start
+        while self.stop < size:
+            if (self.stop - start) % AHEAD == 0:
+                warm(self.connections, self.stop, min(size, self.stop + AHEAD))
+            connection = <object>PyList_GET_ITEM(self.connections, self.stop)
+            route = getattr(connection, ROUTE, None)
+            if route is None:
+                if Py_TYPE(connection) != kind:
+                    layout = layouts(type(connection))
+                    if layout is None:
+                        break
+                    kind = Py_TYPE(connection)
+                    names = Names(layout)
+                if getattr(getattr(connection, layout.protocol), layout.state) is not layout.open_state:
+                    self.skipped += 1
+                    self.stop += 1
+                    continue
+                route = route_of(connection, layout, names, transport_layouts)
+                if route is None:
+                    break
+                setattr(connection, ROUTE, route)
+            verdict = look(route, connection)
+            if verdict == NOBODY:
+                self.skipped += 1
+            elif route.loop is not running_loop:
+                break
+            elif verdict == CONNECTION:
+                self.rest.append((self.stop, None))
+            elif verdict == TRANSPORT:
+                key = urandom(WSF_KEY_SIZE) if route.masked else None
+                self.rest.append((self.stop, self.frame(key)))
+            elif not seen.add(route.fd, batch):
+                break  # a duplicate: what may be cut off from its first frame must go out before the second
+            else:
+                into = &self.masked if route.masked else &self.plain
+                if into.fds == NULL:
+                    reserve(into, size - start)
+                into.fds[into.size] = route.fd
+                into.positions[into.size] = self.stop
+                into.size += 1
+            self.stop += 1
+        return 0
+
+    cdef int send(self) except -1:
+        """Offer the frame to every gathered descriptor."""
+        cdef wsf_buffer buffer
+        cdef bytes data
+        cdef const uint8_t *keys
+        cdef uint8_t *scratch
+        cdef uint8_t first
+
+        if self.plain.size:
+            data = self.message.frame
+            buffer.data = PyBytes_AS_STRING(data)
+            buffer.size = PyBytes_GET_SIZE(data)
+            with nogil:
+                self.sent += wsf_send_many(self.plain.fds, NULL, self.plain.size, &buffer, self.plain.results)
+        if self.masked.size:
+            data = self.message.data
+            first = WSF_FIN | <uint8_t>self.message.opcode
+            buffer.data = PyBytes_AS_STRING(data)
+            buffer.size = PyBytes_GET_SIZE(data)
+            self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
+            keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
+            scratch = <uint8_t *>PyMem_Malloc(WSF_MAX_HEADER + buffer.size)
+            if scratch == NULL:
+                raise MemoryError
+            with nogil:
+                self.sent += wsf_send_masked(
+                    self.masked.fds, keys, self.masked.size, first, &buffer, scratch, self.masked.results
+                )
+            PyMem_Free(scratch)
+        return 0
+
+    cdef int settle(self) except -1:
+        """List what the kernels did not take."""
+        cdef size_t i
+
+        if self.sent == <Py_ssize_t>(self.plain.size + self.masked.size):
+            return 0
+        for i in range(self.plain.size):
+            self.leave(self.plain.positions[i], self.frame(None), self.plain.results[i])
+        for i in range(self.masked.size):
+            key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
+            self.leave(self.masked.positions[i], self.frame(key), self.masked.results[i])
+        self.rest.sort(key=position_of)
+        return 0
+
+    cdef bytes frame(self, key):
+        if key is None:
+            return self.message.frame
+        return encode_frame(WSF_FIN | <int>self.message.opcode, self.message.data, key)
+
+    cdef int leave(self, Py_ssize_t position, bytes frame, ssize_t result) except -1:
+        if result <= 0:  # nothing was taken: EAGAIN, or an error that the transport will meet in its turn
+            self.rest.append((position, frame))
+        elif result < PyBytes_GET_SIZE(frame):
+            self.cut.append((position, memoryview(frame)[result:]))
+        return 0
+
+
+def fan_out(list connections not None, Py_ssize_t start, message, layouts, transport_layouts, running_loop):
+    cdef FanOut batch = FanOut.__new__(FanOut)
+
+    batch.connections = connections
+    batch.message = message
+    batch.cut = []
+    batch.rest = []
+    try:
+        batch.gather(start, layouts, transport_layouts, running_loop)
+    except Exception:
+        pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
+    batch.send()
+    batch.settle()
+    return batch.stop, batch.sent, batch.skipped, batch.cut, batch.rest
+
+
+# ---- For benchmarks
+
+
+def send_many(const int[::1] fds not None, bytes data not None):
+    cdef wsf_buffer buffer = wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    cdef size_t size = fds.shape[0], complete
+    cdef ssize_t *results
+
+    if size == 0:
+        return 0
+    results = <ssize_t *>PyMem_Malloc(size * sizeof(ssize_t))
+    if results == NULL:
+        raise MemoryError
+    with nogil:
+        complete = wsf_send_many(&fds[0], NULL, size, &buffer, results)
+    PyMem_Free(results)
+    return complete
+
+
+def drain(const int[::1] fds not None, int stop_fd, uint64_t[::1] octets not None):
+    cdef const int *first = &fds[0] if fds.shape[0] else NULL
+    cdef size_t size = fds.shape[0]
+    cdef int error
+
+    if octets.shape[0] != 1:
+        raise ValueError("octets must be one unsigned integer of 64 bits")
+    with nogil:
+        error = wsf_drain(first, size, stop_fd, &octets[0])
+    if error:
+        raise OSError(-error, strerror(-error))

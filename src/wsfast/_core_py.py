@@ -1,0 +1,203 @@
+"""The core in plain Python: the fallback where the extension is absent, and the definition of what it does.
+
+The extension, `_core`, has the same functions and answers the same tests. It is faster at two things: it masks with
+SIMD instructions, and it writes to the descriptors itself.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import struct
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from .adapters import ConnectionLayout, TransportLayout
+
+__all__ = ["Buffer", "Cut", "Rest", "apply_mask", "drain", "encode_frame", "fan_out", "send_many", "simd"]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+Cut: TypeAlias = list[tuple[int, memoryview]]
+"""Positions of connections, each with the end of a frame whose beginning is out. Nothing else may be written to these
+connections before it. The twin, which leaves all writing to the transports, cuts none."""
+
+Rest: TypeAlias = list[tuple[int, bytes | None]]
+"""Positions of connections, ascending, each with a whole frame for its transport, or None for a connection that must
+take the ordinary path."""
+
+FIN = 0x80
+
+simd = "none"
+"""Level of SIMD instructions with which masks are applied."""
+
+
+class Message(Protocol):
+    """What a fan-out needs of a message."""
+
+    @property
+    def data(self) -> bytes:
+        """Payload."""
+
+    @property
+    def opcode(self) -> int:
+        """1 for text, 2 for binary."""
+
+    @property
+    def frame(self) -> bytes:
+        """The whole unmasked frame."""
+
+
+def encode_frame(first: int, payload: Buffer, mask_key: Buffer | None = None) -> bytes:
+    """Return a frame as it stands on the wire (RFC 6455, section 5.2).
+
+    Args:
+        first: First octet: FIN, RSV1 to RSV3 and opcode.
+        payload: Payload as it stands in the frame but for the mask. A memoryview counts as its bytes in C order,
+            whatever its shape, strides and item size.
+        mask_key: Four octets; None for the unmasked frames of a server.
+
+    Raises:
+        ValueError: If `first` is no octet or `mask_key` has not four of them.
+    """
+    if not 0 <= first <= 255:
+        raise ValueError(f"first octet of a frame must be in range(256), not {first}")
+    data = memoryview(payload).tobytes()
+    length = len(data)
+    masked = 0 if mask_key is None else 0x80
+    if length < 126:
+        header = struct.pack("!BB", first, masked | length)
+    elif length < 65536:
+        header = struct.pack("!BBH", first, masked | 126, length)
+    else:
+        header = struct.pack("!BBQ", first, masked | 127, length)
+    if mask_key is None:
+        return header + data
+    return b"".join((header, mask_key, apply_mask(data, mask_key)))
+
+
+def apply_mask(data: Buffer, mask_key: Buffer) -> bytes:
+    """Return `data` masked or unmasked with `mask_key` (RFC 6455, section 5.3).
+
+    A memoryview counts as its bytes in C order, whatever its shape, strides and item size.
+
+    Raises:
+        ValueError: If `mask_key` has not four octets.
+    """
+    key = memoryview(mask_key).tobytes()
+    if len(key) != 4:
+        raise ValueError("mask must contain 4 bytes")
+    octets = memoryview(data).tobytes()
+    size = len(octets)
+    # One exclusive-or of two long integers is the fastest way there is in plain Python.
+    wide = key * (size // 4) + key[: size % 4]
+    return (int.from_bytes(octets, "little") ^ int.from_bytes(wide, "little")).to_bytes(size, "little")
+
+
+def fan_out(
+    connections: list[Any],
+    start: int,
+    message: Message,
+    layouts: Callable[[type], ConnectionLayout | None],
+    transport_layouts: Callable[[type], TransportLayout | None],
+    running_loop: Any,
+) -> tuple[int, int, int, Cut, Rest]:
+    """Send a message to as many connections as may be sent to in one sweep.
+
+    The sweep ends before the first connection that must wait until those ahead of it are done with: one of an unknown
+    type, whose methods may do anything; one of another event loop; in the extension, one that is in the sweep already.
+    It runs no code of the user's, so nobody else can write to the connections in the meantime.
+
+    Args:
+        connections: All of them; those before `start` are done with.
+        start: Position of the first.
+        message: What to send; its frame is asked for only where it is used.
+        layouts: Layout of a type of connections, or None if it is unknown.
+        transport_layouts: Layout of a type of transports, or None if it is not a plain one.
+        running_loop: The event loop that runs in this thread, or None.
+
+    Returns:
+        The position at which the sweep ended; how many kernels took the whole frame; how many connections were skipped
+        since they are not open; what was cut off from frames whose beginning is out; and the rest.
+    """
+    skipped = 0
+    rest: Rest = []
+    position = start
+    try:
+        while position < len(connections):
+            connection = connections[position]
+            layout = layouts(type(connection))
+            if layout is None:
+                break
+            protocol = getattr(connection, layout.protocol)
+            if type(protocol) is not layout.protocol_type:
+                break
+            if getattr(protocol, layout.state) is not layout.open_state:
+                skipped += 1
+            elif getattr(connection, layout.loop) is not running_loop:
+                break
+            elif (
+                transport_layouts(type(transport := getattr(connection, layout.transport))) is None
+                or getattr(connection, layout.send_in_progress) is not None
+                or getattr(protocol, layout.debug)
+                or getattr(protocol, layout.extensions)
+                or getattr(protocol, layout.expect_continuation)
+                or getattr(protocol, layout.writes)
+                or transport.is_closing()
+            ):
+                rest.append((position, None))
+            elif layout.masked:
+                rest.append((position, encode_frame(FIN | message.opcode, message.data, os.urandom(4))))
+            else:
+                rest.append((position, message.frame))
+            position += 1
+    except Exception:  # noqa: S110, BLE001
+        pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
+    return position, 0, skipped, [], rest
+
+
+def send_many(fds: array[int], data: bytes) -> int:
+    """Offer `data` to each descriptor, without waiting and without regard to anything; return how many took all.
+
+    In the extension, this is the floor that benchmarks measure against: no fan-out can be faster.
+    """
+    complete = 0
+    for fd in fds:
+        try:
+            complete += os.write(fd, data) == len(data)
+        except OSError:
+            pass
+    return complete
+
+
+def drain(fds: array[int], stop_fd: int, octets: memoryview) -> None:
+    """Read and discard what arrives at `fds` until `stop_fd` is readable or all of `fds` have ended.
+
+    Args:
+        fds: Descriptors of non-blocking sockets, as `array("i")`.
+        stop_fd: Descriptor of a pipe.
+        octets: One unsigned integer of 64 bits, to which what was read is added as it comes.
+
+    Raises:
+        OSError: If they cannot be watched.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(stop_fd, selectors.EVENT_READ)
+        for fd in fds:
+            selector.register(fd, selectors.EVENT_READ)
+        while len(selector.get_map()) > 1:
+            for key, _ in selector.select():
+                if key.fd == stop_fd:
+                    return
+                try:
+                    received = len(os.read(key.fd, 65536))
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    received = 0
+                if received:
+                    octets[0] += received
+                else:
+                    selector.unregister(key.fd)

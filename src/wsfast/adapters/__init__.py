@@ -1,0 +1,69 @@
+"""What each library calls the things that a fan-out has to ask a connection and its transport.
+
+This package is the only place that knows private names of other libraries. It resolves them once for each type and
+hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core asks by these names and knows none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ConnectionLayout", "TransportLayout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLayout:
+    """Where one type of connections keeps what gather must know before it may write to the transport itself.
+
+    All of them are attributes whose reading runs no code of the user's.
+    """
+
+    protocol: str
+    """Attribute of the connection: the sans-I/O protocol. Never changes."""
+    protocol_type: type
+    """The exact type that the protocol must have: one whose way of sending is known."""
+    transport: str
+    """Attribute of the connection: its transport. Does not change while the connection is open."""
+    loop: str
+    """Attribute of the connection: the event loop that runs it. Never changes."""
+    send_in_progress: str
+    """Attribute of the connection: None, unless a fragmented message is being sent."""
+    state: str
+    """Attribute of the protocol: the state of the connection."""
+    open_state: object
+    """What `state` is while messages may be sent."""
+    debug: str
+    """Attribute of the protocol: False, unless frames are logged. Does not change while the connection is open."""
+    extensions: str
+    """Attribute of the protocol: list of extensions. Does not change while the connection is open."""
+    expect_continuation: str
+    """Attribute of the protocol: False, unless the next data frame must be a continuation."""
+    writes: str
+    """Attribute of the protocol: list of what is to be written before anything else."""
+    masked: bool
+    """Whether frames must be masked: True on the client side (RFC 6455, section 5.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportLayout:
+    """How one type of plain transports tells what gather must know before it may write to the descriptor."""
+
+    descriptor: str | None
+    """Attribute that holds the descriptor; None to ask `get_extra_info("socket")`."""
+    clear: tuple[str, ...]
+    """Attributes that must be None."""
+    try_write: bool
+    """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
+
+
+class Unsupported(TypeError):
+    """What was given is no connection that can be written to."""
+
+    def __init__(self, connection: Any) -> None:
+        kind = type(connection)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        super().__init__(
+            f"cannot broadcast to {name}; supported are connections of websockets.asyncio "
+            f"(ServerConnection, ClientConnection and their subclasses)"
+        )

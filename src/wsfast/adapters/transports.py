@@ -1,0 +1,36 @@
+"""Plain transports: those whose socket carries exactly the bytes that are written to them."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from . import TransportLayout
+
+__all__ = ["transport_layout"]
+
+# asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
+# to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket.
+ASYNCIO = TransportLayout(descriptor="_sock_fd", clear=("_empty_waiter",), try_write=False)
+
+# uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
+UVLOOP = TransportLayout(descriptor=None, clear=(), try_write=True)
+
+KNOWN = {
+    ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
+    ("uvloop.loop", "TCPTransport"): UVLOOP,
+    ("uvloop.loop", "UnixTransport"): UVLOOP,
+}
+
+
+@functools.cache
+def transport_layout(kind: type) -> TransportLayout | None:
+    """Return how to ask transports of exactly this type, or None if they must be written to by `write()` alone."""
+    name = (kind.__module__, kind.__qualname__)
+    layout = KNOWN.get(name)
+    # Anybody may call a class as they like: it must also be the one that stands under this name.
+    if layout is None or getattr(sys.modules.get(name[0]), name[1], None) is not kind:
+        return None
+    if any(not hasattr(kind, method) for method in ("is_closing", "get_write_buffer_size", "write")):
+        return None
+    return layout

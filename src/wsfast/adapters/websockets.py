@@ -1,0 +1,87 @@
+"""Connections of websockets.asyncio, versions 14 to 17.
+
+| private or moving name       | what                                          | versions |
+|------------------------------|-----------------------------------------------|----------|
+| `fragmented_send_waiter`     | future, or None                               | 14, 15   |
+| `send_in_progress`           | the same                                      | 16, 17   |
+| `Protocol._state`            | what the property `state` returns             | 14 to 17 |
+| `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import websockets.asyncio.connection
+import websockets.client
+import websockets.protocol
+import websockets.server
+import websockets.version
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.server import ServerConnection
+
+from . import ConnectionLayout
+
+__all__ = ["SEND_IN_PROGRESS", "connection_layout", "is_connection"]
+
+_MAJOR = int(websockets.version.version.split(".")[0])
+
+SEND_IN_PROGRESS = "send_in_progress" if _MAJOR >= 16 else "fragmented_send_waiter"
+"""Attribute of a connection: None, unless a fragmented message is being sent."""
+
+
+def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
+    return ConnectionLayout(
+        protocol="protocol",
+        protocol_type=protocol_type,
+        transport="transport",
+        loop="loop",
+        send_in_progress=SEND_IN_PROGRESS,
+        state="_state",
+        open_state=websockets.protocol.OPEN,
+        debug="debug",
+        extensions="extensions",
+        expect_continuation="expect_continuation_frame",
+        writes="writes",
+        masked=masked,
+    )
+
+
+_SERVER = _layout(websockets.server.ServerProtocol, masked=False)
+_CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
+
+# What a subclass must leave alone for its connections to be written to directly: what sends, what the transport calls
+# back in the middle of sending, and the attributes that gather reads.
+_SENDING = ("send_data", "pause_writing")
+_READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", "__getattr__", "__setattr__")
+
+
+@functools.cache
+def connection_layout(kind: type) -> ConnectionLayout | None:
+    """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
+    if not issubclass(kind, Connection):
+        return None
+    if any(_static(kind, name) is not _static(Connection, name) for name in (*_SENDING, *_READ)):
+        return None
+    if issubclass(kind, ServerConnection):
+        return _SERVER
+    if issubclass(kind, ClientConnection):
+        return _CLIENT
+    return None
+
+
+def is_connection(connection: Any) -> bool:
+    """Whether upstream's `broadcast()` knows how to send to it: by its type, or by having all the same parts."""
+    if isinstance(connection, Connection):
+        return True
+    # Stand-ins and wrappers. The connections of websockets.sync and .trio have the first two, but write otherwise.
+    return not type(connection).__module__.startswith("websockets.") and all(
+        hasattr(connection, name) for name in ("protocol", SEND_IN_PROGRESS, "send_data", "logger")
+    )
+
+
+def _static(kind: type, name: str) -> object:
+    return inspect.getattr_static(kind, name, None)

@@ -1,0 +1,197 @@
+"""The drop-in for `websockets.broadcast()`: types, skips, errors and logging are upstream's."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+from websockets.exceptions import ConcurrencyError
+from websockets.protocol import OPEN
+
+from ._core_py import Buffer
+from ._impl import core
+from .adapters import Unsupported
+from .adapters.transports import transport_layout
+from .adapters.websockets import SEND_IN_PROGRESS, connection_layout, is_connection
+from .message import Message, PreparedMessage, prepare
+
+__all__ = ["Delivery", "broadcast"]
+
+
+class Delivery(NamedTuple):
+    """What became of a broadcast: how many connections there were of each kind.
+
+    A connection that was given twice counts twice.
+    """
+
+    sent: int
+    """The kernel has taken the whole message."""
+    buffered: int
+    """The message, or its end, waits in the transport's write buffer."""
+    skipped: int
+    """The connection is not open, or a fragmented message is being sent on it."""
+    failed: int
+    """The message could not be written, or the transport is closing and has discarded it."""
+
+
+# Iterating over these runs no code of the user's, so all that they hold may be sent to in one sweep. Between the
+# items of anything else, code may run that writes to a connection or closes it, and it must find the message sent.
+_INERT = frozenset({list, tuple, set, frozenset, dict, type({}.keys()), type({}.values()), deque, WeakSet})
+
+
+def broadcast(
+    connections: Iterable[Any],
+    message: Message,
+    raise_exceptions: bool = False,
+    *,
+    text: bool | None = None,
+) -> Delivery:
+    """Broadcast a message to several WebSocket connections.
+
+    A drop-in for `websockets.broadcast()`: it takes the same arguments, writes the same bytes, logs the same records
+    and raises the same exceptions. Like that it is synchronous, pushes the message even to connections whose write
+    buffers overflow, silently skips connections that are not open, and goes on when one of them fails. When it
+    returns, the message is in the kernel or in the transport's write buffer.
+
+    It is fastest where `connections` is a list, tuple, set, frozenset, dict, dict view, deque or WeakSet. Anything
+    else, as a generator, is iterated over lazily, and each connection is sent to before the next one is asked for.
+
+    Args:
+        connections: Connections of `websockets.asyncio`, server or client side. One that is given twice is sent the
+            message twice.
+        message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame (RFC 6455,
+            section 5.6); a `PreparedMessage` as what it was prepared for.
+        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
+        text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
+
+    Returns:
+        How many connections the message was sent to, buffered for, skipped and not written to.
+
+    Raises:
+        TypeError: If `message` has none of these types; then nothing was sent. Or if one of `connections` is no
+            supported connection; then the message was sent to those ahead of it.
+        UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
+        RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
+            message was sent to those ahead of it. Use `loop.call_soon_threadsafe(wsfast.broadcast, ...)`.
+        ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
+    """
+    fan_out = _FanOut(prepare(message, text), raise_exceptions)
+    if type(connections) in _INERT:
+        fan_out.send(list(connections))
+    else:
+        for connection in connections:
+            fan_out.send([connection])
+    if fan_out.exceptions:
+        raise ExceptionGroup("skipped broadcast", fan_out.exceptions)
+    return Delivery(fan_out.sent, fan_out.buffered, fan_out.skipped, fan_out.failed)
+
+
+class _FanOut:
+    """One call of `broadcast()` on its way."""
+
+    def __init__(self, message: PreparedMessage, raise_exceptions: bool) -> None:
+        self.message = message
+        self.raise_exceptions = raise_exceptions
+        self.exceptions: list[Exception] = []
+        self.sent = self.buffered = self.skipped = self.failed = 0
+        try:
+            self.running_loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self.running_loop = None
+
+    def send(self, connections: list[Any]) -> None:
+        """Send the message to all connections, in sweeps as long as possible."""
+        start = 0
+        while start < len(connections):
+            stop, sent, skipped, cut, rest = core.fan_out(
+                connections, start, self.message, connection_layout, transport_layout, self.running_loop
+            )
+            self.sent += sent
+            self.skipped += skipped
+            if cut or rest:
+                self.settle(connections, cut, rest)
+            if stop == start:
+                self.send_ordinarily(connections[stop])
+                stop += 1
+            start = stop
+
+    def settle(self, connections: list[Any], cut: core.Cut, rest: core.Rest) -> None:
+        """Give every leftover to its transport, then the message to the connections that were left out.
+
+        First the ends of frames whose beginning is out: until the transport has them, nothing else may be written, and
+        logging may already run code of the user's that writes. Then, still before any of that, whole frames.
+        """
+        failures: dict[int, Exception] = {}
+        for position, data in (*cut, *rest):
+            if data is not None:
+                try:
+                    self.give(connections[position].transport, data)
+                except Exception as exc:
+                    failures[position] = exc
+        for position, data in rest:
+            if data is None:
+                self.send_ordinarily(connections[position])
+            elif position in failures:
+                self.report_failure(connections[position], failures[position])
+
+    def give(self, transport: asyncio.WriteTransport, data: Buffer) -> None:
+        """Write to a transport, and count what became of it."""
+        transport.write(data)
+        self.count(transport)
+
+    def count(self, transport: Any) -> None:
+        """Count a message that a transport has accepted."""
+        if transport.get_write_buffer_size():
+            self.buffered += 1
+        elif transport.is_closing():
+            self.failed += 1
+        else:
+            self.sent += 1
+
+    def send_ordinarily(self, connection: Any) -> None:
+        """Send the message by the connection's own methods, as upstream does."""
+        if not is_connection(connection):
+            raise Unsupported(connection)
+        if connection.protocol.state is not OPEN:
+            self.skipped += 1
+            return
+        loop = getattr(connection, "loop", None)
+        if loop is not None and loop is not self.running_loop and loop.is_running():
+            raise RuntimeError(
+                "broadcast() must be called in the thread of the event loop that runs the connection; "
+                "from elsewhere, use loop.call_soon_threadsafe()"
+            )
+        if getattr(connection, SEND_IN_PROGRESS) is not None:
+            self.skipped += 1
+            if self.raise_exceptions:
+                self.exceptions.append(ConcurrencyError("sending a fragmented message"))
+            else:
+                connection.logger.warning("skipped broadcast: sending a fragmented message")
+            return
+        try:
+            if self.message.text:
+                connection.protocol.send_text(self.message.data)
+            else:
+                connection.protocol.send_binary(self.message.data)
+            connection.send_data()
+        except Exception as exc:
+            self.report_failure(connection, exc)
+        else:
+            self.count(connection.transport)
+
+    def report_failure(self, connection: Any, cause: Exception) -> None:
+        """Record or log that the message could not be written."""
+        self.failed += 1
+        if self.raise_exceptions:
+            exception = RuntimeError("failed to write message")
+            exception.__cause__ = cause
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning(
+                "skipped broadcast: failed to write message: %s",
+                traceback.format_exception_only(cause)[0].strip(),
+            )
