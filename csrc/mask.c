@@ -87,67 +87,77 @@ static void mask_neon(uint8_t *dst, const uint8_t *src, size_t size, uint32_t ke
 }
 #endif
 
-typedef void (*mask_function)(uint8_t *, const uint8_t *, size_t, uint32_t);
+struct mask_level {
+    void (*mask)(uint8_t *, const uint8_t *, size_t, uint32_t);
+    enum wsf_simd level;
+};
 
-/* The function of a level, or NULL where this build or this processor lacks it. */
-static mask_function function_of(enum wsf_simd level)
+static const struct mask_level scalar = {mask_scalar, WSF_SCALAR};
+#ifdef WSF_X86
+static const struct mask_level sse2 = {mask_sse2, WSF_SSE2}, avx2 = {mask_avx2, WSF_AVX2};
+#endif
+#ifdef __ARM_NEON
+static const struct mask_level neon = {mask_neon, WSF_NEON};
+#endif
+
+/* NULL where this build or this processor lacks the level. */
+static const struct mask_level *find_level(enum wsf_simd level)
 {
     switch (level) {
     case WSF_SCALAR:
-        return mask_scalar;
+        return &scalar;
 #ifdef WSF_X86
     case WSF_SSE2:
-        return __builtin_cpu_supports("sse2") ? mask_sse2 : NULL;
+        return __builtin_cpu_supports("sse2") ? &sse2 : NULL;
     case WSF_AVX2:
-        return __builtin_cpu_supports("avx2") ? mask_avx2 : NULL;
+        return __builtin_cpu_supports("avx2") ? &avx2 : NULL;
 #endif
 #ifdef __ARM_NEON
     case WSF_NEON:
-        return mask_neon;
+        return &neon;
 #endif
     default:
         return NULL;
     }
 }
 
-#define UNDECIDED (-1)
-
-/* Threads that race to decide come to the same level, so a relaxed store is enough. */
-static atomic_int chosen_level = UNDECIDED;
-static _Atomic(mask_function) chosen = NULL;
+/* One pointer for both function and level, so that they always agree; to constants, so relaxed order is enough. */
+static _Atomic(const struct mask_level *) chosen;
 
 int wsf_mask_use(enum wsf_simd level)
 {
-    const mask_function function = function_of(level);
+    const struct mask_level *found = find_level(level);
 
-    if (function == NULL)
+    if (found == NULL)
         return -1;
-    atomic_store_explicit(&chosen_level, (int)level, memory_order_relaxed);
-    atomic_store_explicit(&chosen, function, memory_order_relaxed);
+    atomic_store_explicit(&chosen, found, memory_order_relaxed);
     return 0;
 }
 
-static mask_function decide(void)
+static const struct mask_level *choose(void)
 {
     static const enum wsf_simd best_first[] = {WSF_NEON, WSF_AVX2, WSF_SSE2, WSF_SCALAR};
+    const struct mask_level *best = NULL, *already = NULL;
 
-    for (size_t i = 0; wsf_mask_use(best_first[i]) != 0; i++)
-        ;
-    return atomic_load_explicit(&chosen, memory_order_relaxed);
+    for (size_t i = 0; best == NULL; i++)
+        best = find_level(best_first[i]);
+    /* Only if nobody has chosen meanwhile: wsf_mask_use prevails. */
+    return atomic_compare_exchange_strong(&chosen, &already, best) ? best : already;
+}
+
+static const struct mask_level *current(void)
+{
+    const struct mask_level *level = atomic_load_explicit(&chosen, memory_order_relaxed);
+    return level != NULL ? level : choose();
 }
 
 enum wsf_simd wsf_mask_level(void)
 {
-    if (atomic_load_explicit(&chosen_level, memory_order_relaxed) == UNDECIDED)
-        decide();
-    return (enum wsf_simd)atomic_load_explicit(&chosen_level, memory_order_relaxed);
+    return current()->level;
 }
 
 void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key)
 {
-    mask_function function = atomic_load_explicit(&chosen, memory_order_relaxed);
-
-    if (function == NULL)
-        function = decide();
-    function(dst, src, size, load_key(key));
+    if (size > 0) /* `src` may be NULL then, and even NULL + 0 is undefined in C */
+        current()->mask(dst, src, size, load_key(key));
 }

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 
-#ifndef MSG_NOSIGNAL /* macOS has SO_NOSIGPIPE instead; Python ignores SIGPIPE anyway */
+#ifndef MSG_NOSIGNAL /* macOS */
 #define MSG_NOSIGNAL 0
 #endif
 

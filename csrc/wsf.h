@@ -19,12 +19,12 @@ extern "C" {
 /* ---- Frames: RFC 6455, section 5.2 ------------------------------------------------------------------------- */
 
 enum {
-    WSF_FIN = 0x80,       /* last fragment of a message */
-    WSF_RSV1 = 0x40,      /* set on compressed messages by permessage-deflate, RFC 7692 */
+    WSF_FIN = 0x80,  /* last fragment of a message */
+    WSF_RSV1 = 0x40, /* set on compressed messages by permessage-deflate, RFC 7692 */
     WSF_RSV2 = 0x20,
     WSF_RSV3 = 0x10,
-    WSF_KEY_SIZE = 4,     /* octets of a mask key */
-    WSF_MAX_HEADER = 14   /* 2 + 8 octets of extended length + 4 octets of mask key */
+    WSF_KEY_SIZE = 4,   /* octets of a mask key */
+    WSF_MAX_HEADER = 14 /* 2 + 8 octets of extended length + 4 octets of mask key */
 };
 
 /*
@@ -71,15 +71,16 @@ enum wsf_outcome {
     WSF_PARTIAL,     /* the rest must be the next octets on this connection */
     WSF_AGAIN,       /* EAGAIN: nothing was taken, the socket's send buffer is full */
     WSF_INTERRUPTED, /* EINTR, again and again: nothing was taken */
-    WSF_PIPE,        /* EPIPE: this side shut the connection down, or the other had already reset it */
-    WSF_RESET,       /* ECONNRESET: the other side reset the connection */
+    WSF_PIPE,        /* EPIPE: this side shut the connection down, or the other side is gone */
+    WSF_RESET,       /* ECONNRESET: the other side has reset the connection; told once, then EPIPE */
     WSF_FAILED       /* any other errno */
 };
 
 enum wsf_outcome wsf_outcome(ssize_t result, size_t size);
 
 /*
- * Offer `buffers[groups[i]]` to `fds[i]` for i < n, in this order, without ever blocking and without SIGPIPE.
+ * Offer `buffers[groups[i]]` to `fds[i]` for i < n, in this order, without ever blocking and without SIGPIPE (but on
+ * macOS, whose sockets need SO_NOSIGPIPE for that: ignore SIGPIPE there, as Python does).
  *
  * groups:  NULL if all of them get buffers[0].
  * results: one result for each descriptor, room for n.

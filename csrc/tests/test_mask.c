@@ -7,10 +7,10 @@
 #include <string.h>
 
 enum {
-    SMALL = 300,              /* every size up to here */
-    LARGE = (1 << 20) + 3,    /* and a few up to here */
-    ALIGNMENTS = 33,          /* one more than the widest vector has octets */
-    MARGIN = 64,              /* octets watched on both sides of dst */
+    SMALL = 300,           /* every size up to here */
+    LARGE = (1 << 20) + 3, /* and a few up to here */
+    ALIGNMENTS = 33,       /* one more than the widest vector has octets */
+    MARGIN = 64,           /* octets watched on both sides of dst */
     CANARY = 0xa5
 };
 

@@ -1,8 +1,6 @@
 """Fan-out over WebSocket connections as fast as the kernel allows.
 
-    import wsfast
-
-    wsfast.broadcast(connections, message)  # instead of websockets.broadcast(connections, message)
+Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(connections, message)`.
 """
 
 from .broadcast import Delivery, broadcast

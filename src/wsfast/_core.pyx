@@ -1,6 +1,14 @@
 # cython: language_level=3, freethreading_compatible=False, boundscheck=False, wraparound=False
 """The fast core: Python objects on one side, wsf.h on the other. `_core_py` defines what each function does."""
 
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS,
+    PyBUF_FORMAT,
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
@@ -243,6 +251,8 @@ cdef Route route_of(connection, layout, Names names, transport_layouts):
         route.fd = getattr(route.transport, transport_layout.descriptor)
     else:
         route.fd = route.transport.get_extra_info("socket").fileno()
+    if route.fd < 0:
+        route.methods = None
     return route
 
 
@@ -288,8 +298,11 @@ cdef enum:
     AHEAD = 32  # connections that are fetched into the cache at a time
 
 
-cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop) except -1:
-    """Fetch what `look` is going to read of these connections, all at once rather than one miss after the other."""
+cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject *kind) except -1:
+    """Fetch what `look` is going to read of these connections, all at once rather than one miss after the other.
+
+    `kind` is the one type whose attributes may be read: that of another one's may run any code.
+    """
     cdef PyObject *routes[AHEAD]
     cdef Py_ssize_t i
 
@@ -299,18 +312,19 @@ cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop) except -1:
         wsfast_prefetch_attributes(<object>PyList_GET_ITEM(connections, i))
     for i in range(start, stop):
         routes[i - start] = NULL
-        route = getattr(<object>PyList_GET_ITEM(connections, i), ROUTE, None)
-        if type(route) is Route:
-            routes[i - start] = <PyObject *>route
-            wsfast_prefetch_head(route)
-    for i in range(start, stop):
-        if routes[i - start] != NULL:
-            wsfast_prefetch_head((<Route>routes[i - start]).protocol)
-            wsfast_prefetch_head((<Route>routes[i - start]).transport)
-    for i in range(start, stop):
-        if routes[i - start] != NULL:
-            wsfast_prefetch_attributes((<Route>routes[i - start]).protocol)
-            wsfast_prefetch_attributes((<Route>routes[i - start]).transport)
+        if Py_TYPE(<object>PyList_GET_ITEM(connections, i)) == kind:
+            route = getattr(<object>PyList_GET_ITEM(connections, i), ROUTE, None)
+            if type(route) is Route:
+                routes[i - start] = <PyObject *>route  # borrowed: nothing runs here that could end it
+                wsfast_prefetch_head(route)
+    for i in range(stop - start):
+        if routes[i] != NULL:
+            wsfast_prefetch_head((<Route>routes[i]).protocol)
+            wsfast_prefetch_head((<Route>routes[i]).transport)
+    for i in range(stop - start):
+        if routes[i] != NULL:
+            wsfast_prefetch_attributes((<Route>routes[i]).protocol)
+            wsfast_prefetch_attributes((<Route>routes[i]).transport)
     return 0
 
 
@@ -318,16 +332,13 @@ cdef enum Verdict:
     DIRECT      # a frame may be written to the descriptor right now
     TRANSPORT   # the transport must be given the frame
     CONNECTION  # the connection must be given the message: the ordinary path
-    NOBODY      # the connection is not open
 
 
 cdef Verdict look(Route route, connection) except *:
-    """Ask what may have changed since the last time."""
+    """Ask an open connection what may have changed since the last time."""
     cdef Names names = route.names
     cdef Methods methods = route.methods
 
-    if getattr(route.protocol, names.state) is not names.open_state:
-        return NOBODY
     if (
         methods is None
         or getattr(connection, names.send_in_progress) is not None
@@ -368,38 +379,38 @@ cdef class FanOut:
         cdef Py_ssize_t size = PyList_GET_SIZE(self.connections)
         cdef uint32_t batch = seen.new_batch()
         cdef PyTypeObject *kind = NULL
-        cdef Names names
+        cdef Names names = None
         cdef Route route
         cdef Verdict verdict
+        cdef object layout = None
         cdef Batch *into
 
         self.stop = start
         while self.stop < size:
-            if (self.stop - start) % AHEAD == 0:
-                warm(self.connections, self.stop, min(size, self.stop + AHEAD))
             connection = <object>PyList_GET_ITEM(self.connections, self.stop)
+            if Py_TYPE(connection) != kind:
+                layout = layouts(type(connection))
+                if layout is None:
+                    break
+                kind = Py_TYPE(connection)
+                names = Names(layout)
+            if (self.stop - start) % AHEAD == 0:
+                warm(self.connections, self.stop, min(size, self.stop + AHEAD), kind)
             route = getattr(connection, ROUTE, None)
+            protocol = getattr(connection, layout.protocol) if route is None else route.protocol
+            if getattr(protocol, names.state) is not names.open_state:
+                self.skipped += 1
+                self.stop += 1
+                continue
             if route is None:
-                if Py_TYPE(connection) != kind:
-                    layout = layouts(type(connection))
-                    if layout is None:
-                        break
-                    kind = Py_TYPE(connection)
-                    names = Names(layout)
-                if getattr(getattr(connection, layout.protocol), layout.state) is not layout.open_state:
-                    self.skipped += 1
-                    self.stop += 1
-                    continue
                 route = route_of(connection, layout, names, transport_layouts)
                 if route is None:
                     break
                 setattr(connection, ROUTE, route)
-            verdict = look(route, connection)
-            if verdict == NOBODY:
-                self.skipped += 1
-            elif route.loop is not running_loop:
+            if route.loop is not running_loop:
                 break
-            elif verdict == CONNECTION:
+            verdict = look(route, connection)
+            if verdict == CONNECTION:
                 self.rest.append((self.stop, None))
             elif verdict == TRANSPORT:
                 key = urandom(WSF_KEY_SIZE) if route.masked else None
@@ -418,33 +429,32 @@ cdef class FanOut:
 
     cdef int send(self) except -1:
         """Offer the frame to every gathered descriptor."""
-        cdef wsf_buffer buffer
-        cdef bytes data
-        cdef const uint8_t *keys
-        cdef uint8_t *scratch
-        cdef uint8_t first
+        cdef wsf_buffer frame, payload
+        cdef bytes frame_bytes, payload_bytes
+        cdef const uint8_t *keys = NULL
+        cdef uint8_t *scratch = NULL
+        cdef uint8_t first = WSF_FIN | <uint8_t>self.message.opcode
 
+        # All that may fail comes before the first byte is out: a frame that was cut off must reach settle.
         if self.plain.size:
-            data = self.message.frame
-            buffer.data = PyBytes_AS_STRING(data)
-            buffer.size = PyBytes_GET_SIZE(data)
-            with nogil:
-                self.sent += wsf_send_many(self.plain.fds, NULL, self.plain.size, &buffer, self.plain.results)
+            frame_bytes = self.message.frame
+            frame = wsf_buffer(PyBytes_AS_STRING(frame_bytes), PyBytes_GET_SIZE(frame_bytes))
         if self.masked.size:
-            data = self.message.data
-            first = WSF_FIN | <uint8_t>self.message.opcode
-            buffer.data = PyBytes_AS_STRING(data)
-            buffer.size = PyBytes_GET_SIZE(data)
+            payload_bytes = self.message.data
+            payload = wsf_buffer(PyBytes_AS_STRING(payload_bytes), PyBytes_GET_SIZE(payload_bytes))
             self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
             keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
-            scratch = <uint8_t *>PyMem_Malloc(WSF_MAX_HEADER + buffer.size)
+            scratch = <uint8_t *>PyMem_Malloc(WSF_MAX_HEADER + payload.size)
             if scratch == NULL:
                 raise MemoryError
-            with nogil:
+        with nogil:
+            if self.plain.size:
+                self.sent += wsf_send_many(self.plain.fds, NULL, self.plain.size, &frame, self.plain.results)
+            if self.masked.size:
                 self.sent += wsf_send_masked(
-                    self.masked.fds, keys, self.masked.size, first, &buffer, scratch, self.masked.results
+                    self.masked.fds, keys, self.masked.size, first, &payload, scratch, self.masked.results
                 )
-            PyMem_Free(scratch)
+        PyMem_Free(scratch)
         return 0
 
     cdef int settle(self) except -1:
@@ -493,30 +503,52 @@ def fan_out(list connections not None, Py_ssize_t start, message, layouts, trans
 # ---- For benchmarks
 
 
-def send_many(const int[::1] fds not None, bytes data not None):
-    cdef wsf_buffer buffer = wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-    cdef size_t size = fds.shape[0], complete
-    cdef ssize_t *results
+cdef class Integers:
+    """The memory of an array of integers, held for as long as this object lives."""
 
-    if size == 0:
-        return 0
-    results = <ssize_t *>PyMem_Malloc(size * sizeof(ssize_t))
+    cdef Py_buffer view
+    cdef bint held
+
+    def __cinit__(self, owner, Py_ssize_t itemsize, int flags):
+        PyObject_GetBuffer(owner, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags)
+        self.held = True
+        if self.view.itemsize != itemsize:
+            raise ValueError(f"expected integers of {itemsize} bytes, not of {self.view.itemsize}")
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef size_t size(self) noexcept:
+        return <size_t>(self.view.len // self.view.itemsize)
+
+
+def send_many(fds, bytes data not None):
+    cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
+    cdef wsf_buffer buffer = wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    cdef const int *first = <const int *>array.view.buf
+    cdef size_t size = array.size(), complete
+    cdef ssize_t *results = <ssize_t *>PyMem_Malloc(size * sizeof(ssize_t))
+
     if results == NULL:
         raise MemoryError
     with nogil:
-        complete = wsf_send_many(&fds[0], NULL, size, &buffer, results)
+        complete = wsf_send_many(first, NULL, size, &buffer, results)
     PyMem_Free(results)
     return complete
 
 
-def drain(const int[::1] fds not None, int stop_fd, uint64_t[::1] octets not None):
-    cdef const int *first = &fds[0] if fds.shape[0] else NULL
-    cdef size_t size = fds.shape[0]
+def drain(fds, int stop_fd, octets):
+    cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
+    cdef Integers counter = Integers(octets, sizeof(uint64_t), PyBUF_WRITABLE)
+    cdef const int *first = <const int *>array.view.buf
+    cdef uint64_t *received = <uint64_t *>counter.view.buf
+    cdef size_t size = array.size()
     cdef int error
 
-    if octets.shape[0] != 1:
+    if counter.size() != 1:
         raise ValueError("octets must be one unsigned integer of 64 bits")
     with nogil:
-        error = wsf_drain(first, size, stop_fd, &octets[0])
+        error = wsf_drain(first, size, stop_fd, received)
     if error:
         raise OSError(-error, strerror(-error))

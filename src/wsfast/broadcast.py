@@ -14,7 +14,7 @@ from websockets.protocol import OPEN
 
 from ._core_py import Buffer
 from ._impl import core
-from .adapters import Unsupported
+from .adapters import unsupported
 from .adapters.transports import transport_layout
 from .adapters.websockets import SEND_IN_PROGRESS, connection_layout, is_connection
 from .message import Message, PreparedMessage, prepare
@@ -155,7 +155,7 @@ class _FanOut:
     def send_ordinarily(self, connection: Any) -> None:
         """Send the message by the connection's own methods, as upstream does."""
         if not is_connection(connection):
-            raise Unsupported(connection)
+            raise unsupported(connection)
         if connection.protocol.state is not OPEN:
             self.skipped += 1
             return

@@ -78,7 +78,7 @@ class PreparedMessage:
 
     def __repr__(self) -> str:
         shown = repr(self._data[:24])[1:] + ("..." if self.size > 24 else "")
-        return f"<PreparedMessage {'text' if self.text else 'binary'} {shown} [{self.size} byte{'s'[: self.size != 1]}]>"
+        return f"<PreparedMessage {'text' if self.text else 'binary'} {shown} size={self.size}>"
 
 
 Message: TypeAlias = str | bytes | bytearray | memoryview | PreparedMessage

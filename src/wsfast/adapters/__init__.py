@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ConnectionLayout", "TransportLayout"]
+__all__ = ["ConnectionLayout", "TransportLayout", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +57,11 @@ class TransportLayout:
     """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
 
 
-class Unsupported(TypeError):
-    """What was given is no connection that can be written to."""
-
-    def __init__(self, connection: Any) -> None:
-        kind = type(connection)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        super().__init__(
-            f"cannot broadcast to {name}; supported are connections of websockets.asyncio "
-            f"(ServerConnection, ClientConnection and their subclasses)"
-        )
+def unsupported(connection: Any) -> TypeError:
+    """Return the error that tells that `connection` is none, and what is supported."""
+    kind = type(connection)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return TypeError(
+        f"cannot broadcast to {name}; supported are connections of websockets.asyncio "
+        f"(ServerConnection, ClientConnection and their subclasses)"
+    )

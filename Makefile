@@ -1,0 +1,68 @@
+# `make demo` and `make test` do all the set-up themselves: they need Python 3.11 or later and a C compiler, and PyPI.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BUILD ?= build
+
+# The extension must be built here; only users without a compiler get the twin alone.
+export WSFAST_REQUIRE_EXT = 1
+
+.PHONY: demo test test-c test-python sanitize lint format types bench matrix leaks clean
+
+demo: $(VENV)/ready
+	$(BIN)/wsfast demo
+
+test: test-c test-python
+
+test-c: $(VENV)/ready
+	$(BIN)/cmake -S . -B $(BUILD)/c -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/cmake --build $(BUILD)/c
+	$(BIN)/ctest --test-dir $(BUILD)/c --output-on-failure
+
+test-python: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+# The C library and its tests under the sanitizers, each in a build of its own.
+sanitize: $(VENV)/ready
+	for kind in address,undefined thread; do \
+		dir=$(BUILD)/sanitize-$$kind; \
+		$(BIN)/cmake -S . -B $$dir -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DWSFAST_SANITIZE=$$kind && \
+		$(BIN)/cmake --build $$dir && \
+		$(BIN)/ctest --test-dir $$dir --output-on-failure || exit 1; \
+	done
+
+# 10,000 broadcasts under valgrind; needs valgrind.
+leaks: $(VENV)/ready
+	PYTHON=$(BIN)/python tests/isolated/leaks.sh
+
+# The suite under every supported version of websockets, and under every supported Python that is found.
+matrix:
+	PYTHON=$(PYTHON) .ci/matrix
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/*.pyx src/wsfast/*.pxd
+	$(BIN)/clang-format --dry-run --Werror csrc/*.[ch] csrc/tests/*.[ch]
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i csrc/*.[ch] csrc/tests/*.[ch]
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/wsfast bench
+
+# An editable installation: the extension is rebuilt when one of its sources has changed, at the next import.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "cython>=3.2" cython-cmake cmake ninja
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,lint]"
+	touch $@
+
+clean:
+	rm -rf $(BUILD) $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
