@@ -1,16 +1,15 @@
-"""The core that is in use: the extension, or its twin where that is absent or WSFAST_PURE=1."""
+"""The core that is in use: the extension, or its twin where that was not built or WSFAST_PURE=1."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or os.environ.get("WSFAST_PURE", "0") not in ("", "0"):
+# An extension that is there and does not load is a broken installation, and its ImportError should be seen.
+if TYPE_CHECKING or os.environ.get("WSFAST_PURE", "0") not in ("", "0") or not importlib.util.find_spec("wsfast._core"):
     from . import _core_py as core
 else:
-    try:
-        from . import _core as core
-    except ModuleNotFoundError:  # pragma: no cover - built without a compiler
-        from . import _core_py as core
+    from . import _core as core
 
 __all__ = ["core"]
