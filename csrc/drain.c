@@ -32,7 +32,7 @@ static int read_all(int fd, uint64_t *octets)
     }
 }
 
-int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets)
+int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)
 {
     struct epoll_event events[EVENTS];
     const int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -42,7 +42,7 @@ int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets)
     for (size_t i = 0; i < n && error == 0; i++)
         error = watch(epoll_fd, fds[i]);
     while (error == 0 && open > 0) {
-        const int ready = epoll_wait(epoll_fd, events, EVENTS, -1);
+        const int ready = epoll_wait(epoll_fd, events, EVENTS, awake ? 0 : -1);
         if (ready < 0 && errno != EINTR)
             error = -errno;
         for (int i = 0; i < ready; i++) {
@@ -64,9 +64,9 @@ int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets)
 
 #else
 
-int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets)
+int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)
 {
-    (void)fds, (void)n, (void)stop_fd, (void)octets;
+    (void)fds, (void)n, (void)stop_fd, (void)octets, (void)awake;
     return -ENOSYS;
 }
 

@@ -108,10 +108,12 @@ size_t wsf_send_masked(const int *fds, const uint8_t *keys, size_t n, uint8_t fi
  * Read and discard what arrives at `fds` until `stop_fd` is readable or has hung up, or all of `fds` have ended.
  *
  * octets: what was read is added to it as it comes, by one writer and without tearing: another process may watch it.
+ * awake:  1 never to sleep. A process that sleeps must be woken up, and on a virtual machine that costs the one that
+ *         sends to it as much as half a send; the faster a server sends, the less often its clients would fall asleep.
  *
  * Returns 0, or a negated errno of epoll; -ENOSYS where there is none. Linux only.
  */
-int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets);
+int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake);
 
 #ifdef __cplusplus
 }

@@ -538,7 +538,7 @@ def send_many(fds, bytes data not None):
     return complete
 
 
-def drain(fds, int stop_fd, octets):
+def drain(fds, int stop_fd, octets, bint awake=False):
     cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
     cdef Integers counter = Integers(octets, sizeof(uint64_t), PyBUF_WRITABLE)
     cdef const int *first = <const int *>array.view.buf
@@ -549,6 +549,6 @@ def drain(fds, int stop_fd, octets):
     if counter.size() != 1:
         raise ValueError("octets must be one unsigned integer of 64 bits")
     with nogil:
-        error = wsf_drain(first, size, stop_fd, received)
+        error = wsf_drain(first, size, stop_fd, received, awake)
     if error:
         raise OSError(-error, strerror(-error))

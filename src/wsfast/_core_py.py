@@ -171,13 +171,14 @@ def send_many(fds: array[int], data: bytes) -> int:
     return complete
 
 
-def drain(fds: array[int], stop_fd: int, octets: memoryview) -> None:
+def drain(fds: array[int], stop_fd: int, octets: memoryview, awake: bool = False) -> None:
     """Read and discard what arrives at `fds` until `stop_fd` is readable or all of `fds` have ended.
 
     Args:
         fds: Descriptors of non-blocking sockets, as `array("i")`.
         stop_fd: Descriptor of a pipe.
         octets: One unsigned integer of 64 bits, to which what was read is added as it comes.
+        awake: Whether never to sleep; to wake a process up costs the one that sends to it.
 
     Raises:
         OSError: If they cannot be watched.
@@ -187,7 +188,7 @@ def drain(fds: array[int], stop_fd: int, octets: memoryview) -> None:
         for fd in fds:
             selector.register(fd, selectors.EVENT_READ)
         while len(selector.get_map()) > 1:
-            for key, _ in selector.select():
+            for key, _ in selector.select(0 if awake else None):
                 if key.fd == stop_fd:
                     return
                 try:

@@ -28,4 +28,4 @@ cdef extern from "wsf.h" nogil:
     size_t wsf_send_masked(const int *fds, const uint8_t *keys, size_t n, uint8_t first, const wsf_buffer *payload,
                            uint8_t *scratch, ssize_t *results)
 
-    int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets)
+    int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)

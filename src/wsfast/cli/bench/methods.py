@@ -1,0 +1,275 @@
+"""The methods that are compared: each makes one call that sends the message to all clients.
+
+The last five are the patterns of the websockets documentation (topics/broadcast) that precede `broadcast()` there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import broadcast as websockets_broadcast
+from websockets.exceptions import ConnectionClosed
+
+import wsfast
+from wsfast import _core_py
+from wsfast._impl import core
+
+__all__ = ["CALLS", "Call", "Room", "core_in_use"]
+
+
+@dataclass(slots=True)
+class Room:
+    """What the methods send, and to whom."""
+
+    connections: Collection[ServerConnection]
+    """Connections of websockets."""
+    descriptors: array[int]
+    """Those of the same connections in the same order."""
+    strangers: Collection[Any]
+    """Connections of picows; as many, in a collection of the same type."""
+    message: str | bytes
+    frame: bytes
+    short: int = 0
+    """How many sends of the floor the kernel has not taken completely."""
+
+
+Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]
+"""Sends the message to all clients. A coroutine function is done when all of its sends are."""
+
+
+@contextmanager
+def core_in_use(chosen: Any) -> Iterator[None]:
+    """Have `wsfast.broadcast()` use that core, the extension or its twin, while in the context."""
+    # The function wsfast.broadcast hides the module of that name.
+    users: list[Any] = [sys.modules["wsfast.broadcast"], sys.modules["wsfast.message"]]
+    before = [user.core for user in users]
+    for user in users:
+        user.core = chosen
+    try:
+        yield
+    finally:
+        for user, former in zip(users, before, strict=True):
+            user.core = former
+
+
+class Countdown:
+    """Tells when the tasks that send for a method have all sent."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.done: asyncio.Future[None]
+
+    def start(self, count: int) -> asyncio.Future[None]:
+        """Return what is awaited until `sent()` has been called `count` times."""
+        self.left = count
+        self.done = asyncio.get_running_loop().create_future()
+        return self.done
+
+    def sent(self) -> None:
+        """Count one."""
+        self.left -= 1
+        if self.left == 0 and not self.done.done():  # it may have been cancelled
+            self.done.set_result(None)
+
+
+# ---- One function for each method. What it needs before the first call and after the last one surrounds its `yield`.
+
+
+@asynccontextmanager
+async def floor(room: Room) -> AsyncIterator[Call]:
+    """Measure against the least that there can be: system calls alone."""
+    descriptors, frame, count = room.descriptors, room.frame, len(room.descriptors)
+
+    def call() -> None:
+        room.short += count - core.send_many(descriptors, frame)
+
+    yield call
+
+
+@asynccontextmanager
+async def by_wsfast(room: Room) -> AsyncIterator[Call]:
+    """Call `wsfast.broadcast()`, which has the extension."""
+
+    def call() -> None:
+        wsfast.broadcast(room.connections, room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
+    """Call `wsfast.broadcast()` with the twin for its core, which costs two assignments more than without."""
+
+    def call() -> None:
+        with core_in_use(_core_py):
+            wsfast.broadcast(room.connections, room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def by_websockets(room: Room) -> AsyncIterator[Call]:
+    """Call `websockets.broadcast()`."""
+
+    def call() -> None:
+        websockets_broadcast(room.connections, room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def by_picows(room: Room) -> AsyncIterator[Call]:
+    """Call the `broadcast()` of picows.websockets."""
+    from picows.websockets import broadcast as picows_broadcast
+
+    def call() -> None:
+        picows_broadcast(room.strangers, room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def await_each(room: Room) -> AsyncIterator[Call]:
+    """Await each send before the next: the naive way."""
+
+    async def call() -> None:
+        for connection in list(room.connections):
+            with contextlib.suppress(ConnectionClosed):
+                await connection.send(room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def task_each(room: Room) -> AsyncIterator[Call]:
+    """Leave each send to a task of its own, so that slow clients delay nobody."""
+    countdown = Countdown()
+
+    async def send(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await connection.send(room.message)
+        countdown.sent()
+
+    async def call() -> None:
+        done = countdown.start(len(room.connections))
+        tasks = [asyncio.create_task(send(connection)) for connection in room.connections]
+        await done
+        del tasks  # until here, since the event loop itself keeps weak references alone
+
+    yield call
+
+
+@asynccontextmanager
+async def wait_for_all(room: Room) -> AsyncIterator[Call]:
+    """Wait for a task for each send."""
+
+    async def send(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await connection.send(room.message)
+
+    async def call() -> None:
+        await asyncio.wait([asyncio.create_task(send(connection)) for connection in room.connections])
+
+    yield call
+
+
+@asynccontextmanager
+async def queue_each(room: Room) -> AsyncIterator[Call]:
+    """Put the message in a queue for each client, from which a task sends."""
+    countdown = Countdown()
+
+    async def relay(queue: asyncio.Queue[str | bytes], connection: ServerConnection) -> None:
+        while True:
+            message = await queue.get()
+            await connection.send(message)
+            countdown.sent()
+
+    queues: list[asyncio.Queue[str | bytes]] = [asyncio.Queue() for _ in room.connections]
+    relays = [relay(queue, connection) for queue, connection in zip(queues, room.connections, strict=True)]
+
+    async def call() -> None:
+        done = countdown.start(len(queues))
+        for queue in queues:
+            queue.put_nowait(room.message)
+        await done
+
+    async with _running(relays):
+        yield call
+
+
+class PubSub:
+    """A stream of values to any number of subscribers: a linked list of futures."""
+
+    def __init__(self) -> None:
+        self.waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def publish(self, value: str | bytes) -> None:
+        """Pass a value to all that are subscribed."""
+        waiter, self.waiter = self.waiter, asyncio.get_running_loop().create_future()
+        waiter.set_result((value, self.waiter))
+
+    async def subscribe(self) -> AsyncIterator[str | bytes]:
+        """Iterate over the values from now on."""
+        waiter = self.waiter
+        while True:
+            value, waiter = await waiter
+            yield value
+
+    __aiter__ = subscribe
+
+
+@asynccontextmanager
+async def publish_subscribe(room: Room) -> AsyncIterator[Call]:
+    """Publish the message in a stream, from which a task for each client sends."""
+    countdown = Countdown()
+    stream = PubSub()
+
+    async def relay(connection: ServerConnection) -> None:
+        async for message in stream:
+            await connection.send(message)
+            countdown.sent()
+
+    async def call() -> None:
+        done = countdown.start(len(room.connections))
+        stream.publish(room.message)
+        await done
+
+    async with _running([relay(connection) for connection in room.connections]):
+        yield call
+
+
+@asynccontextmanager
+async def _running(coroutines: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run coroutines as tasks while in the context; they have begun to wait when it is entered."""
+    tasks: list[asyncio.Task[None]] = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        results: Awaitable[list[BaseException | None]] = asyncio.gather(*tasks, return_exceptions=True)
+        await results
+
+
+CALLS: dict[str, Callable[[Room], AbstractAsyncContextManager[Call]]] = {
+    "floor": floor,
+    "wsfast": by_wsfast,
+    "wsfast-pure": by_wsfast_pure,
+    "websockets": by_websockets,
+    "picows": by_picows,
+    "await": await_each,
+    "tasks": task_each,
+    "wait": wait_for_all,
+    "queues": queue_each,
+    "pubsub": publish_subscribe,
+}
+"""For each name of a method, what makes its call for a room of clients."""

@@ -1,0 +1,85 @@
+"""The process in which the clients of a server are. It does nothing but read, by the C loop of the core."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import struct
+import sys
+from array import array
+from base64 import b64encode
+
+from wsfast._impl import core
+
+__all__ = ["connect", "main"]
+
+BATCH = 64
+"""Connections that are opened at once; less than the backlog of a server of asyncio, 100."""
+
+
+def connect(port: int, count: int) -> list[socket.socket]:
+    """Open connections to a WebSocket server at 127.0.0.1, without extensions.
+
+    Returns:
+        Sockets, not blocking, whose opening handshakes are done (RFC 6455, section 4.1).
+
+    Raises:
+        OSError: If the server refuses.
+    """
+    sockets: list[socket.socket] = []
+    while len(sockets) < count:
+        missing = min(BATCH, count - len(sockets))
+        batch = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(missing)]
+        for sock in batch:
+            sock.sendall(
+                f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+            )
+        for sock in batch:
+            response = b""
+            while b"\r\n\r\n" not in response:
+                received = sock.recv(4096)
+                if not received:
+                    raise ConnectionError("the server closed a connection in its opening handshake")
+                response += received
+            if not response.startswith(b"HTTP/1.1 101 ") or not response.endswith(b"\r\n\r\n"):
+                raise ConnectionError(f"the server answered {response[:60]!r}")
+            # To close is to reset: thousands of connections in TIME_WAIT would be in the way of the next case.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.setblocking(False)
+        sockets += batch
+    return sockets
+
+
+def main() -> None:
+    """Obey `connect PORT COUNT`, `drain` and `drain awake` on standard input; end with it."""
+    counter = int(sys.argv[1])
+    if sys.argv[2]:
+        os.sched_setaffinity(0, {int(sys.argv[2])})
+    octets = memoryview(mmap.mmap(counter, mmap.PAGESIZE)).cast("Q")[:1]
+    sockets: list[socket.socket] = []
+    while request := _read_line(sys.stdin.fileno()).split():
+        if request[0] == "drain":
+            print("ok", flush=True)
+            descriptors = array("i", [sock.fileno() for sock in sockets])
+            core.drain(descriptors, sys.stdin.fileno(), octets, awake="awake" in request)
+            return
+        try:
+            sockets += connect(int(request[1]), int(request[2]))
+        except OSError as exc:
+            print(f"{type(exc).__name__}: {exc}", flush=True)
+        else:
+            print("ok", flush=True)
+
+
+def _read_line(fd: int) -> str:
+    """Read a line and not a byte more, for the rest is drain()'s to watch."""
+    line = b""
+    while (octet := os.read(fd, 1)) not in (b"", b"\n"):
+        line += octet
+    return line.decode()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""What is shown of the samples: tables, a file, a chart."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from wsfast.cli.machine import shares_core
+
+from .cases import METHODS, Case, Result, Samples, Verdict
+
+__all__ = ["Summary", "draw_chart", "percentile", "print_case", "print_machine", "ratio", "summarize", "write_json"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What a table tells of one method."""
+
+    call: float
+    """Microseconds per client and message: median over the calls."""
+    p50: float
+    """Milliseconds of a call."""
+    p99: float
+    """The same for the 99th percentile."""
+    cpu: float
+    """Processor time of a call, in microseconds per client and message: median."""
+    drained: float
+    """Milliseconds from the call until the last byte has arrived: median."""
+    wakeups: float | None
+    """How often the process of the clients was woken up in a call: mean."""
+    faster: float | None
+    """How many times as fast as websockets."""
+    efficiency: float | None
+    """Time of the floor divided by that of this method."""
+
+
+def percentile(values: Sequence[int], percent: float) -> int:
+    """Return the smallest of `values` that is not below `percent` per cent of them (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
+
+
+def ratio(over: Samples, under: Samples) -> float:
+    """Return how many times as long `over` takes as `under`: the median of the ratios within each round.
+
+    Both were measured within one round under the same conditions, which may differ from round to round.
+    """
+    pairs = zip(over.call, under.call, strict=True)
+    return statistics.median(statistics.median(first) / statistics.median(second) for first, second in pairs)
+
+
+def summarize(result: Result) -> dict[str, Summary]:
+    """Return what a table tells of each method."""
+    clients, calls = result.case.clients, result.case.rounds * result.case.calls
+    websockets, floor = result.methods.get("websockets"), result.methods.get("floor")
+    summaries = {}
+    for name, samples in result.methods.items():
+        call = list(chain.from_iterable(samples.call))
+        summaries[name] = Summary(
+            call=statistics.median(call) / clients / 1e3,
+            p50=percentile(call, 50) / 1e6,
+            p99=percentile(call, 99) / 1e6,
+            cpu=statistics.median(chain.from_iterable(samples.cpu)) / clients / 1e3,
+            drained=statistics.median(chain.from_iterable(samples.drained)) / 1e6,
+            wakeups=sum(samples.wakeups) / calls if samples.wakeups else None,
+            faster=ratio(websockets, samples) if websockets is not None else None,
+            efficiency=ratio(floor, samples) if floor is not None else None,
+        )
+    return summaries
+
+
+# ---- On the terminal
+
+
+def print_machine(machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None) -> None:
+    """Print on what is measured."""
+    print(f"{machine['processor']}, {machine['processors']} processors, {machine['system']} {machine['architecture']}")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if processors is None:
+        print("WARNING: there are no two processors to bind server and clients to: they are in each other's way")
+    else:
+        print(f"server on processor {processors[0]}, clients on processor {processors[1]}")
+        if shares_core(*processors):
+            print("WARNING: these two are threads of one core: server and clients slow each other down")
+
+
+def print_case(result: Result) -> None:
+    """Print the table of one case, and what one should know to believe it."""
+    print(f"\n{result.case}; {result.case.rounds} rounds of {result.case.calls} calls")
+    print(describe_verdict(result.verdict))
+    heads = ("method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms", "wakeups", "x websockets", "efficiency")
+    rows = [heads]
+    for name, summary in summarize(result).items():
+        rows.append(
+            (
+                name,
+                f"{summary.call:.2f}",
+                f"{summary.p50:.2f}",
+                f"{summary.p99:.2f}",
+                f"{summary.cpu:.2f}",
+                f"{summary.drained:.2f}",
+                _optional(summary.wakeups, ".0f"),
+                _optional(summary.faster, ".2f"),
+                _optional(summary.efficiency, ".2f"),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    for row in rows:
+        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
+    for note in _notes(result):
+        print(note)
+    print(
+        "us/client, CPU us: of a call, per client and message, median; CPU is the server's, until the call returns or\n"
+        "all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.\n"
+        "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
+    )
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """Say in one line whether the server or the clients are the bottleneck."""
+    megabytes = verdict.size / 1e6
+    line = (
+        f"clients drain at {verdict.drained * megabytes:.0f} MB/s ({verdict.drained:,.0f} messages/s), "
+        f"{verdict.sender} sends at {verdict.sent * megabytes:.0f} MB/s ({verdict.sent:,.0f}); together they finish "
+        f"{verdict.behind / 1e6:.2f} ms after the call: "
+    )
+    if verdict.server:
+        return line + "the server is the bottleneck"
+    return f"WARNING: {line}the clients may be the bottleneck; drained times are theirs"
+
+
+def _notes(result: Result) -> list[str]:
+    """Return warnings about what was measured."""
+    notes = []
+    for name, samples in result.methods.items():
+        if samples.short:
+            sends = result.case.clients * result.case.rounds * result.case.calls
+            notes.append(
+                f"WARNING: the kernel did not take all of {samples.short} of {sends} sends of {name}: "
+                f"it did less than the others"
+            )
+    # A call that awaits nothing never gives its processor up; what is missing is what somebody else had.
+    waiting = [result.methods[name] for name in ("floor", "wsfast", "websockets", "picows") if name in result.methods]
+    wall = sum(chain.from_iterable(chain.from_iterable(samples.call for samples in waiting)))
+    cpu = sum(chain.from_iterable(chain.from_iterable(samples.cpu for samples in waiting)))
+    if wall and cpu < 0.95 * wall:
+        notes.append(
+            f"WARNING: the server had its processor for {cpu / wall:.0%} of the time only: something else runs there"
+        )
+    if result.case.rounds * result.case.calls < 100:
+        notes.append("p99 of fewer than 100 calls is the slowest of them.")
+    return notes
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+# ---- In files
+
+
+def write_json(
+    path: Path,
+    machine: Mapping[str, Any],
+    versions: Mapping[str, str],
+    processors: tuple[int, int] | None,
+    results: Sequence[Result],
+) -> None:
+    """Write everything that was measured: for each method a summary, and all samples in nanoseconds."""
+    content = {
+        "machine": dict(machine),
+        "versions": dict(versions),
+        "processors": None if processors is None else {"server": processors[0], "clients": processors[1]},
+        "cases": [
+            {
+                "case": dataclasses.asdict(result.case),
+                "verdict": {**dataclasses.asdict(result.verdict), "server_is_the_bottleneck": result.verdict.server},
+                "warnings": _notes(result),
+                "methods": {
+                    name: {"summary": dataclasses.asdict(summary), "samples": dataclasses.asdict(result.methods[name])}
+                    for name, summary in summarize(result).items()
+                },
+            }
+            for result in results
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def draw_chart(path: Path, results: Sequence[Result]) -> None:
+    """Draw the call times: for each case, a bar for each method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [0.28 * len(result.methods) + 0.9 for result in results]
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    plots = figure.subplots(len(results), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for plot, result in zip(plots, results, strict=True):
+        _draw_case(plot, result.case, summarize(result))
+    figure.savefig(path, dpi=150)
+
+
+def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
+    names = [name for name in METHODS if name in summaries]
+    colors = {"floor": "0.75", "wsfast": "tab:green", "wsfast-pure": "tab:olive"}
+    bars = plot.barh(
+        names, [summaries[name].call for name in names], color=[colors.get(name, "tab:blue") for name in names]
+    )
+    plot.bar_label(bars, fmt="%.1f", padding=3)
+    plot.invert_yaxis()
+    plot.margins(x=0.12)
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.set_title(str(case), fontsize=10, loc="left")
+    plot.set_xlabel("call, us per client and message (median)", fontsize=8)

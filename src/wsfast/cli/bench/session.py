@@ -1,0 +1,102 @@
+"""The command line's side of a measurement: it starts a process for each case and shows how far that is."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any
+
+from wsfast.cli.machine import UnfitError, installed
+
+from .cases import Case, Result
+
+__all__ = ["Progress", "measure_case"]
+
+
+class Progress:
+    """A progress bar on standard error.
+
+    Args:
+        total: Rounds of all cases.
+        wanted: Whether to show it; None to show it if standard error is a terminal.
+    """
+
+    def __init__(self, total: int, wanted: bool | None) -> None:
+        self._bar: Any = None
+        if wanted is None:
+            wanted = sys.stderr.isatty()
+        if wanted and not installed("tqdm"):
+            print("No progress bar: tqdm is not installed; pip install wsfast[bench]")
+        elif wanted:
+            import tqdm
+
+            tqdm.tqdm.monitor_interval = 0  # no thread that redraws while something is measured
+            self._bar = tqdm.tqdm(total=total, unit="round", leave=False, dynamic_ncols=True, mininterval=0)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, case: Case) -> None:
+        """Tell which case is being measured."""
+        if self._bar is not None:
+            self._bar.set_description(str(case))
+
+    def advance(self) -> None:
+        """Count one round."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def clear(self) -> None:
+        """Make room for other output."""
+        if self._bar is not None:
+            self._bar.clear()
+
+
+def measure_case(case: Case, processors: tuple[int, int] | None, progress: Progress) -> Result:
+    """Measure one case in a fresh process, so that no case finds anything that another left behind.
+
+    Raises:
+        UnfitError: If it could not be measured.
+    """
+    progress.show(case)
+    task = json.dumps({"case": dataclasses.asdict(case), "processors": processors})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wsfast.cli.bench.measure", task],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for this process, which then ends the others
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "result" in answer:
+                return Result.from_json(case, answer["result"])
+            if "error" in answer:
+                raise UnfitError(f"{case}: {answer['error']}")
+            progress.advance()
+            with contextlib.suppress(BrokenPipeError):  # if it has ended, so have its lines
+                process.stdin.write("\n")
+                process.stdin.flush()
+        raise UnfitError(f"{case}: the measuring process has ended with status {process.wait()}")
+    except BaseException:
+        process.send_signal(signal.SIGINT)  # it has clients to end
+        raise
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
