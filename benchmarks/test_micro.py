@@ -78,6 +78,8 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
         extensions="extensions",
         expect_continuation="expect_continuation_frame",
         writes="writes",
+        methods={},
+        protocol_methods={},
         masked=False,
     )
 

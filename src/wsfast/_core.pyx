@@ -13,6 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -218,6 +219,14 @@ cdef class Route:
     cdef bint masked
 
 
+cdef bint has_replaced(owner, methods) except -1:
+    """Whether an object has other methods than those of its class."""
+    for name, function in methods.items():
+        if getattr(getattr(owner, name), "__func__", None) is not function:
+            return True
+    return False
+
+
 cdef dict all_methods = {}
 
 
@@ -244,6 +253,8 @@ cdef Route route_of(connection, layout, Names names, transport_layouts):
         transport_layout is None
         or getattr(route.protocol, layout.debug) is not False
         or getattr(route.protocol, layout.extensions) != []
+        or has_replaced(connection, layout.methods)
+        or has_replaced(route.protocol, layout.protocol_methods)
     ):
         return route
     route.methods = methods_of(type(route.transport), transport_layout)
@@ -368,7 +379,7 @@ cdef class FanOut:
     cdef Batch plain, masked
     cdef bytes keys             # of the masked ones, WSF_KEY_SIZE octets each
     cdef Py_ssize_t stop, sent, skipped
-    cdef list cut, rest
+    cdef list cut, rest, lost
 
     def __dealloc__(self):
         release(&self.plain)
@@ -479,6 +490,9 @@ cdef class FanOut:
     cdef int leave(self, Py_ssize_t position, bytes frame, ssize_t result) except -1:
         if result <= 0:  # nothing was taken: EAGAIN, or an error that the transport will meet in its turn
             self.rest.append((position, frame))
+            # These tell that something was not to be had right now; EPIPE is told again and again.
+            if result not in (0, -EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM):
+                self.lost.append((position, -result))
         elif result < PyBytes_GET_SIZE(frame):
             self.cut.append((position, memoryview(frame)[result:]))
         return 0
@@ -491,13 +505,14 @@ def fan_out(list connections not None, Py_ssize_t start, message, layouts, trans
     batch.message = message
     batch.cut = []
     batch.rest = []
+    batch.lost = []
     try:
         batch.gather(start, layouts, transport_layouts, running_loop)
     except Exception:
         pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
     batch.send()
     batch.settle()
-    return batch.stop, batch.sent, batch.skipped, batch.cut, batch.rest
+    return batch.stop, batch.sent, batch.skipped, batch.cut, batch.rest, batch.lost
 
 
 # ---- For benchmarks

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     from .adapters import ConnectionLayout, TransportLayout
 
-__all__ = ["Buffer", "Cut", "Rest", "apply_mask", "drain", "encode_frame", "fan_out", "send_many", "simd"]
+__all__ = ["Buffer", "Cut", "Lost", "Rest", "apply_mask", "drain", "encode_frame", "fan_out", "send_many", "simd"]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -29,7 +29,12 @@ Rest: TypeAlias = list[tuple[int, bytes | None]]
 """Positions of connections, ascending, each with a whole frame for its transport, or None for a connection that must
 take the ordinary path."""
 
+Lost: TypeAlias = list[tuple[int, int]]
+"""Positions of connections that were found to be lost, each with the errno that tells why. The kernel tells that only
+once, and not to the transport."""
+
 FIN = 0x80
+PLAIN = "_wsfast_plain"
 
 simd = "none"
 """Level of SIMD instructions with which masks are applied."""
@@ -104,7 +109,7 @@ def fan_out(
     layouts: Callable[[type], ConnectionLayout | None],
     transport_layouts: Callable[[type], TransportLayout | None],
     running_loop: Any,
-) -> tuple[int, int, int, Cut, Rest]:
+) -> tuple[int, int, int, Cut, Rest, Lost]:
     """Send a message to as many connections as may be sent to in one sweep.
 
     The sweep ends before the first connection that must wait until those ahead of it are done with: one of an unknown
@@ -121,7 +126,8 @@ def fan_out(
 
     Returns:
         The position at which the sweep ended; how many kernels took the whole frame; how many connections were skipped
-        since they are not open; what was cut off from frames whose beginning is out; and the rest.
+        since they are not open; what was cut off from frames whose beginning is out; the rest; and what was found out
+        about lost connections.
     """
     skipped = 0
     rest: Rest = []
@@ -142,8 +148,7 @@ def fan_out(
             elif (
                 transport_layouts(type(transport := getattr(connection, layout.transport))) is None
                 or getattr(connection, layout.send_in_progress) is not None
-                or getattr(protocol, layout.debug)
-                or getattr(protocol, layout.extensions)
+                or not _is_plain(connection, protocol, layout)
                 or getattr(protocol, layout.expect_continuation)
                 or getattr(protocol, layout.writes)
                 or transport.is_closing()
@@ -156,7 +161,21 @@ def fan_out(
             position += 1
     except Exception:
         pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
-    return position, 0, skipped, [], rest
+    return position, 0, skipped, [], rest, []
+
+
+def _is_plain(connection: Any, protocol: Any, layout: ConnectionLayout) -> bool:
+    """Whether an open connection sends frames as they are, as far as that cannot change: it is asked only once."""
+    plain: bool | None = getattr(connection, PLAIN, None)
+    if plain is None:
+        plain = not (
+            getattr(protocol, layout.debug)
+            or getattr(protocol, layout.extensions)
+            or any(getattr(getattr(connection, n), "__func__", None) is not f for n, f in layout.methods.items())
+            or any(getattr(getattr(protocol, n), "__func__", None) is not f for n, f in layout.protocol_methods.items())
+        )
+        setattr(connection, PLAIN, plain)
+    return plain
 
 
 def send_many(fds: array[int], data: bytes) -> int:

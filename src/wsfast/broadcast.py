@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
 from collections import deque
 from collections.abc import Iterable
@@ -12,11 +13,10 @@ from weakref import WeakSet
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
-from ._core_py import Buffer
 from ._impl import core
 from .adapters import unsupported
 from .adapters.transports import transport_layout
-from .adapters.websockets import SEND_IN_PROGRESS, connection_layout, is_connection
+from .adapters.websockets import SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection
 from .message import Message, PreparedMessage, prepare
 
 __all__ = ["Delivery", "broadcast"]
@@ -107,11 +107,13 @@ class _FanOut:
         """Send the message to all connections, in sweeps as long as possible."""
         start = 0
         while start < len(connections):
-            stop, sent, skipped, cut, rest = core.fan_out(
+            stop, sent, skipped, cut, rest, lost = core.fan_out(
                 connections, start, self.message, connection_layout, transport_layout, self.running_loop
             )
             self.sent += sent
             self.skipped += skipped
+            for position, errno in lost:
+                getattr(connections[position], SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
             if cut or rest:
                 self.settle(connections, cut, rest)
             if stop == start:
@@ -128,24 +130,25 @@ class _FanOut:
         failures: dict[int, Exception] = {}
         for position, data in (*cut, *rest):
             if data is not None:
+                transport = connections[position].transport
                 try:
-                    self.give(connections[position].transport, data)
+                    transport.write(data)
                 except Exception as exc:
                     failures[position] = exc
-        for position, data in rest:
-            if data is None:
-                self.send_ordinarily(connections[position])
-            elif position in failures:
+                else:
+                    self.count(transport)
+        left_out = [position for position, data in rest if data is None]
+        for position in sorted((*failures, *left_out)):
+            if position in failures:
                 self.report_failure(connections[position], failures[position])
-
-    def give(self, transport: asyncio.WriteTransport, data: Buffer) -> None:
-        """Write to a transport, and count what became of it."""
-        transport.write(data)
-        self.count(transport)
+            else:
+                self.send_ordinarily(connections[position])
 
     def count(self, transport: Any) -> None:
-        """Count a message that a transport has accepted."""
-        if transport.get_write_buffer_size():
+        """Count a message that was written to a transport; None if nobody knows to which."""
+        if transport is None:
+            self.sent += 1
+        elif transport.get_write_buffer_size():
             self.buffered += 1
         elif transport.is_closing():
             self.failed += 1
@@ -181,7 +184,7 @@ class _FanOut:
         except Exception as exc:
             self.report_failure(connection, exc)
         else:
-            self.count(connection.transport)
+            self.count(getattr(connection, "transport", None))
 
     def report_failure(self, connection: Any, cause: Exception) -> None:
         """Record or log that the message could not be written."""

@@ -6,6 +6,7 @@ hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,11 @@ class ConnectionLayout:
     """Attribute of the protocol: False, unless the next data frame must be a continuation."""
     writes: str
     """Attribute of the protocol: list of what is to be written before anything else."""
+    methods: Mapping[str, object]
+    """Methods of the connection that send, as functions. One that was replaced on the connection itself must be called;
+    whether there is one is asked when the connection is first sent to."""
+    protocol_methods: Mapping[str, object]
+    """The same, for the protocol."""
     masked: bool
     """Whether frames must be masked: True on the client side (RFC 6455, section 5.3)."""
 

@@ -6,6 +6,8 @@
 | `send_in_progress`           | the same                                      | 16, 17   |
 | `Protocol._state`            | what the property `state` returns             | 14 to 17 |
 | `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
+| `set_recv_exc`               | keeps the reason why a connection was lost    | 14 to 16 |
+| `set_connection_exc`         | the same                                      | 17       |
 """
 
 from __future__ import annotations
@@ -25,12 +27,23 @@ from websockets.asyncio.server import ServerConnection
 
 from . import ConnectionLayout
 
-__all__ = ["SEND_IN_PROGRESS", "connection_layout", "is_connection"]
+__all__ = ["SEND_IN_PROGRESS", "SET_EXCEPTION", "connection_layout", "is_connection"]
 
 _MAJOR = int(websockets.version.version.split(".")[0])
 
 SEND_IN_PROGRESS = "send_in_progress" if _MAJOR >= 16 else "fragmented_send_waiter"
 """Attribute of a connection: None, unless a fragmented message is being sent."""
+
+SET_EXCEPTION = "set_connection_exc" if hasattr(Connection, "set_connection_exc") else "set_recv_exc"
+"""Method of a connection: keeps an exception as the reason why the connection was lost, unless it has one already."""
+
+# What a connection must not have replaced, be it in a subclass or on itself, if it is to be written to directly: what
+# sends, and what the transport calls back in the middle of sending.
+_METHODS = {name: getattr(Connection, name) for name in ("send_data", "pause_writing")}
+_PROTOCOL_METHODS = {
+    name: getattr(websockets.protocol.Protocol, name)
+    for name in ("send_text", "send_binary", "send_frame", "data_to_send")
+}
 
 
 def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
@@ -46,6 +59,8 @@ def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
         extensions="extensions",
         expect_continuation="expect_continuation_frame",
         writes="writes",
+        methods=_METHODS,
+        protocol_methods=_PROTOCOL_METHODS,
         masked=masked,
     )
 
@@ -53,9 +68,7 @@ def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
 _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
 
-# What a subclass must leave alone for its connections to be written to directly: what sends, what the transport calls
-# back in the middle of sending, and the attributes that gather reads.
-_SENDING = ("send_data", "pause_writing")
+# What else a subclass must leave alone: the attributes that gather reads.
 _READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", "__getattr__", "__setattr__")
 
 
@@ -64,7 +77,7 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
     if not issubclass(kind, Connection):
         return None
-    if any(_static(kind, name) is not _static(Connection, name) for name in (*_SENDING, *_READ)):
+    if any(_static(kind, name) is not _static(Connection, name) for name in (*_METHODS, *_READ)):
         return None
     if issubclass(kind, ServerConnection):
         return _SERVER

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import asyncio
+import datetime
+import importlib
+import ipaddress
+import logging
+import os
+import ssl
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import wsfast
+from peers import TIMEOUT
+from stage import Outcome, Scenario, play, upstream
+from wsfast import _core_py
+
+# Where the extension must be there, its absence is a failure. A build that has none on purpose says so.
+PURE_ONLY = os.environ.get("WSFAST_TEST_PURE_ONLY", "0") not in ("", "0")
+CORES = ["py"] if PURE_ONLY else ["c", "py"]
+
+
+def load_core(name: str) -> Any:
+    return importlib.import_module("wsfast._core") if name == "c" else _core_py
+
+
+@pytest.fixture(params=CORES)
+def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One of the two cores, in use by the whole package."""
+    module = load_core(request.param)
+    # The package has a function of the same name as its module broadcast, so that imports would find that.
+    monkeypatch.setattr(sys.modules["wsfast.broadcast"], "core", module)
+    monkeypatch.setattr(sys.modules["wsfast.message"], "core", module)
+    return module
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loop_kind(request: pytest.FixtureRequest) -> str:
+    """Name of a kind of event loops."""
+    return str(request.param)
+
+
+class Run(Protocol):
+    """Runs a coroutine in an event loop of its own."""
+
+    def __call__(self, main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = ...) -> Any: ...
+
+
+@pytest.fixture
+def run(loop_kind: str) -> Run:
+    """Run a coroutine function in a fresh event loop of the kind."""
+
+    def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = 3 * TIMEOUT) -> Any:
+        factory = uvloop.new_event_loop if loop_kind == "uvloop" else asyncio.SelectorEventLoop
+        with asyncio.Runner(loop_factory=factory, debug=False) as runner:
+            return runner.run(asyncio.wait_for(main(), timeout))
+
+    return run
+
+
+class Agree(Protocol):
+    """Asserts that a scenario comes to the same with upstream's broadcast() and with ours."""
+
+    def __call__(self, scenario: Scenario, *, level: int = ...) -> Outcome: ...
+
+
+@pytest.fixture
+def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Agree:
+    """Play a scenario with upstream's broadcast() and with ours; return the outcome, which must be the same."""
+
+    def agree(scenario: Scenario, *, level: int = logging.INFO) -> Outcome:
+        theirs = run(lambda: play(scenario, upstream, tls, level=level))
+        ours = run(lambda: play(scenario, wsfast.broadcast, tls, level=level))
+        assert ours.exceptions == theirs.exceptions
+        assert ours.records == theirs.records
+        assert ours.notes == theirs.notes
+        assert len(ours.streams) == len(theirs.streams)
+        for our_stream, their_stream in zip(ours.streams, theirs.streams, strict=True):
+            assert our_stream == their_stream
+        keys = ours.keys + theirs.keys
+        assert len(set(keys)) == len(keys), "a mask key was used twice"
+        assert isinstance(ours, Outcome)
+        return ours
+
+    return agree
+
+
+class Ours(Protocol):
+    """Plays a scenario with our broadcast() alone."""
+
+    def __call__(self, scenario: Scenario, *, level: int = ...) -> Outcome: ...
+
+
+@pytest.fixture
+def ours(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ours:
+    """Play a scenario with our broadcast() alone, where upstream's does not do the same; return the outcome."""
+
+    def ours(scenario: Scenario, *, level: int = logging.INFO) -> Outcome:
+        outcome = run(lambda: play(scenario, wsfast.broadcast, tls, level=level))
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    return ours
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of a server with a certificate of its own making and of a client that trusts it."""
+    path: Path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    path.write_bytes(pem)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(path)
+    client = ssl.create_default_context(cafile=path)
+    return server, client
