@@ -301,8 +301,8 @@ def layout_of(kind: type) -> ConnectionLayout | None:
 
 def transport_layout_of(kind: type) -> TransportLayout | None:
     layouts: dict[type, TransportLayout] = {
-        Transport: TransportLayout(descriptor="number", clear=("busy",), try_write=False),
-        AskedTransport: TransportLayout(descriptor=None, clear=(), try_write=True),
+        Transport: TransportLayout(descriptor="number", closing="closing", clear=("busy",), try_write=False),
+        AskedTransport: TransportLayout(descriptor=None, closing=None, clear=(), try_write=True),
     }
     return layouts.get(kind)
 

@@ -195,11 +195,13 @@ cdef class Names:
 cdef class Methods:
     """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
 
+    cdef object closing     # attribute; None to call the method
     cdef object is_closing, get_write_buffer_size
     cdef object write       # if gather must call it; else None
     cdef tuple clear        # attributes of the transport that must be None
 
     def __init__(self, kind, layout):
+        self.closing = layout.closing
         self.is_closing = kind.is_closing
         self.get_write_buffer_size = kind.get_write_buffer_size
         self.write = kind.write if layout.try_write else None
@@ -345,6 +347,12 @@ cdef enum Verdict:
     CONNECTION  # the connection must be given the message: the ordinary path
 
 
+cdef object is_closing(Methods methods, transport):
+    if methods.closing is not None:
+        return getattr(transport, methods.closing)
+    return PyObject_CallOneArg(methods.is_closing, transport)
+
+
 cdef Verdict look(Route route, connection) except *:
     """Ask an open connection what may have changed since the last time."""
     cdef Names names = route.names
@@ -355,7 +363,7 @@ cdef Verdict look(Route route, connection) except *:
         or getattr(connection, names.send_in_progress) is not None
         or getattr(route.protocol, names.expect_continuation) is not False
         or PyList_GET_SIZE(<list?>getattr(route.protocol, names.writes)) != 0
-        or PyObject_CallOneArg(methods.is_closing, route.transport) is not False
+        or is_closing(methods, route.transport) is not False
     ):
         return CONNECTION
     if PyObject_CallOneArg(methods.get_write_buffer_size, route.transport) != 0:

@@ -57,6 +57,8 @@ class TransportLayout:
 
     descriptor: str | None
     """Attribute that holds the descriptor; None to ask `get_extra_info("socket")`."""
+    closing: str | None
+    """Attribute that tells whether it is closing; None to call `is_closing()`."""
     clear: tuple[str, ...]
     """Attributes that must be None."""
     try_write: bool

@@ -11,10 +11,10 @@ __all__ = ["transport_layout"]
 
 # asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
 # to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket.
-ASYNCIO = TransportLayout(descriptor="_sock_fd", clear=("_empty_waiter",), try_write=False)
+ASYNCIO = TransportLayout(descriptor="_sock_fd", closing="_closing", clear=("_empty_waiter",), try_write=False)
 
 # uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
-UVLOOP = TransportLayout(descriptor=None, clear=(), try_write=True)
+UVLOOP = TransportLayout(descriptor=None, closing=None, clear=(), try_write=True)
 
 KNOWN = {
     ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
