@@ -112,16 +112,14 @@ class _FanOut:
             )
             self.sent += sent
             self.skipped += skipped
-            for position, errno in lost:
-                getattr(connections[position], SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
             if cut or rest:
-                self.settle(connections, cut, rest)
+                self.settle(connections, cut, rest, lost)
             if stop == start:
                 self.send_ordinarily(connections[stop])
                 stop += 1
             start = stop
 
-    def settle(self, connections: list[Any], cut: core.Cut, rest: core.Rest) -> None:
+    def settle(self, connections: list[Any], cut: core.Cut, rest: core.Rest, lost: core.Lost) -> None:
         """Give every leftover to its transport, then the message to the connections that were left out.
 
         First the ends of frames whose beginning is out: until the transport has them, nothing else may be written, and
@@ -137,6 +135,8 @@ class _FanOut:
                     failures[position] = exc
                 else:
                     self.count(transport)
+        for position, errno in lost:
+            getattr(connections[position], SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
         left_out = [position for position, data in rest if data is None]
         for position in sorted((*failures, *left_out)):
             if position in failures:
