@@ -5,8 +5,11 @@ from __future__ import annotations
 import array
 import asyncio
 import concurrent.futures
+import gc
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import types
 from collections.abc import Iterator
@@ -632,3 +635,142 @@ def test_broadcast_skips_connection_during_opening_handshake(core: Any, run: Run
             peer.close()
 
     run(main)
+
+
+# ---- Between the two halves of a frame
+
+
+@pytest.mark.parametrize("moment", ["swept", "writing"])
+def test_broadcast_aborts_connections_whose_frames_are_not_whole(
+    ours: Ours, core: Any, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Broadcast, when an exception comes out of nowhere, aborts connections on which it would leave half a frame."""
+
+    class Nowhere(BaseException):
+        pass
+
+    def fan_out(*args: Any) -> Any:
+        core.fan_out(*args)
+        raise Nowhere
+
+    def write(*args: Any) -> Any:
+        raise Nowhere
+
+    async def scenario(stage: Stage) -> None:
+        connections = await stage.connect_many(2, sndbuf=SMALL, rcvbuf=SMALL)
+        module: Any = sys.modules["wsfast.broadcast"]
+        with monkeypatch.context() as patch:
+            if moment == "swept":
+                patch.setattr(module, "core", types.SimpleNamespace(fan_out=fan_out))
+            else:
+                patch.setattr(module._FanOut, "write", write)
+            with pytest.raises(Nowhere):
+                wsfast.broadcast(connections, b"x" * 100_000)
+        assert gc.isenabled()
+        cut = core.__name__ == "wsfast._core"  # the twin cuts none
+        assert [connection.transport.is_closing() for connection in connections] == [cut, cut]
+
+    ours(scenario)
+
+
+def test_broadcast_collects_no_garbage_between_the_halves_of_a_frame(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broadcast runs no finalizers while it writes, but leaves the garbage collector as it was."""
+    enabled: list[bool] = []
+    pause_writing = Connection.pause_writing
+
+    def pause(connection: Connection) -> None:
+        enabled.append(gc.isenabled())
+        pause_writing(connection)
+
+    async def scenario(stage: Stage) -> None:
+        connections = await stage.connect_many(2, sndbuf=SMALL, rcvbuf=SMALL)
+        stage.broadcast(connections, b"x")  # which finds out that pause_writing is the library's own
+        monkeypatch.setattr(Connection, "pause_writing", pause)
+        stage.broadcast(connections, b"x" * 100_000)
+        assert enabled == [False, False]
+        for collects in (False, True):
+            (gc.enable if collects else gc.disable)()
+            stage.broadcast(connections, b"x")
+            assert gc.isenabled() is collects
+
+    try:
+        ours(scenario)
+    finally:
+        gc.enable()
+
+
+# ---- Methods that somebody has replaced
+
+
+def test_broadcast_calls_a_transport_method_replaced_on_the_instance(ours: Ours, loop_kind: str) -> None:
+    """Broadcast calls the write() that was put on a transport before it was first written to."""
+    if loop_kind == "uvloop":
+        return  # whose transports have no attributes to replace
+    written: list[bytes] = []
+
+    async def scenario(stage: Stage) -> None:
+        (connection,) = await stage.connect_many(1)
+        write = connection.transport.write
+
+        def replacement(data: bytes) -> None:
+            written.append(bytes(data))
+            write(data)
+
+        connection.transport.write = replacement
+        stage.broadcast([connection], "hello")
+
+    assert ours(scenario).streams == [b"\x81\x05hello"]
+    assert written == [b"\x81\x05hello"]
+
+
+def test_broadcast_calls_methods_replaced_before_the_import() -> None:
+    """Broadcast calls methods that a tracer has put on websockets' classes before wsfast was imported."""
+    program = """
+import asyncio
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import serve
+
+calls = []
+original = Connection.send_data
+Connection.send_data = lambda self: (calls.append(self), original(self))[1]
+import wsfast
+
+async def main():
+    async def handler(connection):
+        calls.clear()
+        wsfast.broadcast([connection], "hello")
+        assert calls == [connection], calls
+        await connection.wait_closed()
+    async with serve(handler, "127.0.0.1", 0, compression=None) as server:
+        async with connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+            assert await client.recv() == "hello"
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("answer", [NotImplementedError, AttributeError])
+def test_broadcast_goes_on_if_a_transport_does_not_tell_how_much_waits(ours: Ours, answer: type[Exception]) -> None:
+    """Broadcast counts a message as sent if the transport has no get_write_buffer_size()."""
+
+    class Wrapper:
+        def __init__(self, transport: Any) -> None:
+            self.transport = transport
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.transport, name)
+
+        def get_write_buffer_size(self) -> int:
+            raise answer
+
+    async def scenario(stage: Stage) -> None:
+        connections = await stage.connect_many(3)
+        for connection in connections:
+            connection.transport = Wrapper(connection.transport)
+        assert stage.broadcast(connections, "hello") == (3, 0, 0, 0)
+
+    assert ours(scenario).streams == [b"\x81\x05hello"] * 3

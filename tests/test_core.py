@@ -301,8 +301,10 @@ def layout_of(kind: type) -> ConnectionLayout | None:
 
 def transport_layout_of(kind: type) -> TransportLayout | None:
     layouts: dict[type, TransportLayout] = {
-        Transport: TransportLayout(descriptor="number", closing="closing", clear=("busy",), try_write=False),
-        AskedTransport: TransportLayout(descriptor=None, closing=None, clear=(), try_write=True),
+        Transport: TransportLayout(
+            descriptor="number", closing="closing", clear=("busy",), methods={}, try_write=False
+        ),
+        AskedTransport: TransportLayout(descriptor=None, closing=None, clear=(), methods={}, try_write=True),
     }
     return layouts.get(kind)
 
@@ -353,9 +355,10 @@ def network() -> Iterator[Network]:
 def fan_out(core: Any, links: list[Any], start: int = 0, message: PreparedMessage | None = None) -> Any:
     """Call fan_out where no connection is lost."""
     message = message or PreparedMessage("hello")
-    *results, lost = core.fan_out(links, start, message, layout_of, transport_layout_of, LOOP)
+    cut: list[Any] = []
+    stop, sent, skipped, rest, lost = core.fan_out(links, start, message, layout_of, transport_layout_of, LOOP, cut)
     assert lost == []
-    return tuple(results)
+    return stop, sent, skipped, cut, rest
 
 
 def test_fan_out_sends_to_all(core: Any, network: Network) -> None:
@@ -493,10 +496,11 @@ def test_fan_out_tells_why_a_connection_was_lost(name: str, network: Network) ->
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     far.close()
     message = PreparedMessage("hello")
-    stop, sent, _, cut, rest, lost = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP)
+    cut: list[Any] = []
+    stop, sent, _, rest, lost = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
     assert (stop, sent, cut, rest, lost) == (3, 2, [], [(1, message.frame)], [(1, errno.ECONNRESET)])
     # From now on, it is only told that there is nobody to write to.
-    *_, rest, lost = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP)
+    *_, rest, lost = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
     assert (rest, lost) == ([(1, message.frame)], [])
 
 

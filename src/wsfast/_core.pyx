@@ -78,7 +78,7 @@ cdef void mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key
             wsf_mask(dst, src, size, key)
 
 
-def encode_frame(int first, payload, mask_key=None):
+def encode_frame(first, payload, mask_key=None):
     cdef uint8_t header[WSF_MAX_HEADER]
     cdef size_t header_size
     cdef bytes frame, data = octets_of(payload)
@@ -90,7 +90,7 @@ def encode_frame(int first, payload, mask_key=None):
 
     if not 0 <= first <= 255:
         raise ValueError(f"first octet of a frame must be in range(256), not {first}")
-    header_size = wsf_frame_header(header, <uint8_t>first, size, key)
+    header_size = wsf_frame_header(header, <uint8_t><int>first, size, key)
     frame = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(header_size + size))
     out = <uint8_t *>PyBytes_AS_STRING(frame)
     memcpy(out, header, header_size)
@@ -239,24 +239,23 @@ cdef Methods methods_of(kind, layout):
     return methods
 
 
-cdef Route route_of(connection, layout, Names names, transport_layouts):
-    """Make the route of an open connection; None if its protocol is of an unknown type."""
+cdef Route route_of(connection, protocol, layout, Names names, transport_layouts):
+    """Make the route of an open connection."""
     cdef Route route = Route.__new__(Route)
 
     route.names = names
-    route.protocol = getattr(connection, layout.protocol)
-    if type(route.protocol) is not layout.protocol_type:
-        return None
+    route.protocol = protocol
     route.loop = getattr(connection, layout.loop)
     route.transport = getattr(connection, layout.transport)
     route.masked = layout.masked
     transport_layout = transport_layouts(type(route.transport))
     if (
         transport_layout is None
-        or getattr(route.protocol, layout.debug) is not False
-        or getattr(route.protocol, layout.extensions) != []
+        or getattr(protocol, layout.debug) is not False
+        or getattr(protocol, layout.extensions) != []
         or has_replaced(connection, layout.methods)
-        or has_replaced(route.protocol, layout.protocol_methods)
+        or has_replaced(protocol, layout.protocol_methods)
+        or has_replaced(route.transport, transport_layout.methods)
     ):
         return route
     route.methods = methods_of(type(route.transport), transport_layout)
@@ -385,7 +384,9 @@ cdef class FanOut:
     cdef list connections
     cdef object message
     cdef Batch plain, masked
-    cdef bytes keys             # of the masked ones, WSF_KEY_SIZE octets each
+    cdef bytes frame            # of the plain ones
+    cdef bytes payload, keys    # of the masked ones; WSF_KEY_SIZE octets of keys each
+    cdef uint8_t first
     cdef Py_ssize_t stop, sent, skipped
     cdef list cut, rest, lost
 
@@ -417,14 +418,14 @@ cdef class FanOut:
                 warm(self.connections, self.stop, min(size, self.stop + AHEAD), kind)
             route = getattr(connection, ROUTE, None)
             protocol = getattr(connection, layout.protocol) if route is None else route.protocol
+            if route is None and type(protocol) is not layout.protocol_type:
+                break
             if getattr(protocol, names.state) is not names.open_state:
                 self.skipped += 1
                 self.stop += 1
                 continue
             if route is None:
-                route = route_of(connection, layout, names, transport_layouts)
-                if route is None:
-                    break
+                route = route_of(connection, protocol, layout, names, transport_layouts)
                 setattr(connection, ROUTE, route)
             if route.loop is not running_loop:
                 break
@@ -433,7 +434,7 @@ cdef class FanOut:
                 self.rest.append((self.stop, None))
             elif verdict == TRANSPORT:
                 key = urandom(WSF_KEY_SIZE) if route.masked else None
-                self.rest.append((self.stop, self.frame(key)))
+                self.rest.append((self.stop, self.frame_for(key)))
             elif not seen.add(route.fd, batch):
                 break  # a duplicate: what may be cut off from its first frame must go out before the second
             else:
@@ -449,18 +450,17 @@ cdef class FanOut:
     cdef int send(self) except -1:
         """Offer the frame to every gathered descriptor."""
         cdef wsf_buffer frame, payload
-        cdef bytes frame_bytes, payload_bytes
         cdef const uint8_t *keys = NULL
         cdef uint8_t *scratch = NULL
-        cdef uint8_t first = WSF_FIN | <uint8_t>self.message.opcode
 
-        # All that may fail comes before the first byte is out: a frame that was cut off must reach settle.
+        # Whatever runs code of Python's comes before the first byte is out: a frame that was cut off must reach settle.
         if self.plain.size:
-            frame_bytes = self.message.frame
-            frame = wsf_buffer(PyBytes_AS_STRING(frame_bytes), PyBytes_GET_SIZE(frame_bytes))
+            self.frame = self.message.frame
+            frame = wsf_buffer(PyBytes_AS_STRING(self.frame), PyBytes_GET_SIZE(self.frame))
         if self.masked.size:
-            payload_bytes = self.message.data
-            payload = wsf_buffer(PyBytes_AS_STRING(payload_bytes), PyBytes_GET_SIZE(payload_bytes))
+            self.payload = self.message.data
+            self.first = WSF_FIN | <uint8_t>self.message.opcode
+            payload = wsf_buffer(PyBytes_AS_STRING(self.payload), PyBytes_GET_SIZE(self.payload))
             self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
             keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
             scratch = <uint8_t *>PyMem_Malloc(WSF_MAX_HEADER + payload.size)
@@ -471,7 +471,7 @@ cdef class FanOut:
                 self.sent += wsf_send_many(self.plain.fds, NULL, self.plain.size, &frame, self.plain.results)
             if self.masked.size:
                 self.sent += wsf_send_masked(
-                    self.masked.fds, keys, self.masked.size, first, &payload, scratch, self.masked.results
+                    self.masked.fds, keys, self.masked.size, self.first, &payload, scratch, self.masked.results
                 )
         PyMem_Free(scratch)
         return 0
@@ -482,15 +482,31 @@ cdef class FanOut:
 
         if self.sent == <Py_ssize_t>(self.plain.size + self.masked.size):
             return 0
-        for i in range(self.plain.size):
-            self.leave(self.plain.positions[i], self.frame(None), self.plain.results[i])
-        for i in range(self.masked.size):
-            key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
-            self.leave(self.masked.positions[i], self.frame(key), self.masked.results[i])
-        self.rest.sort(key=position_of)
+        try:
+            for i in range(self.plain.size):
+                self.leave(self.plain.positions[i], self.frame, self.plain.results[i])
+            for i in range(self.masked.size):
+                key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
+                frame = encode_frame(self.first, self.payload, key)
+                self.leave(self.masked.positions[i], frame, self.masked.results[i])
+            self.rest.sort(key=position_of)
+        except BaseException:  # out of memory
+            self.abandon(&self.plain)
+            self.abandon(&self.masked)
+            raise
         return 0
 
-    cdef bytes frame(self, key):
+    cdef int abandon(self, Batch *batch) except -1:
+        """Abort the connections on which a frame may have been cut off, since its end is lost."""
+        cdef size_t i
+
+        for i in range(batch.size):
+            if batch.results[i] > 0:
+                connection = self.connections[batch.positions[i]]
+                (<Route>getattr(connection, ROUTE)).transport.abort()
+        return 0
+
+    cdef bytes frame_for(self, key):
         if key is None:
             return self.message.frame
         return encode_frame(WSF_FIN | <int>self.message.opcode, self.message.data, key)
@@ -506,12 +522,14 @@ cdef class FanOut:
         return 0
 
 
-def fan_out(list connections not None, Py_ssize_t start, message, layouts, transport_layouts, running_loop):
+def fan_out(
+    list connections not None, Py_ssize_t start, message, layouts, transport_layouts, running_loop, list cut not None
+):
     cdef FanOut batch = FanOut.__new__(FanOut)
 
     batch.connections = connections
     batch.message = message
-    batch.cut = []
+    batch.cut = cut
     batch.rest = []
     batch.lost = []
     try:
@@ -520,7 +538,7 @@ def fan_out(list connections not None, Py_ssize_t start, message, layouts, trans
         pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
     batch.send()
     batch.settle()
-    return batch.stop, batch.sent, batch.skipped, batch.cut, batch.rest, batch.lost
+    return batch.stop, batch.sent, batch.skipped, batch.rest, batch.lost
 
 
 # ---- For benchmarks

@@ -11,7 +11,7 @@ import os
 import selectors
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def encode_frame(first: int, payload: Buffer, mask_key: Buffer | None = None) ->
         header = struct.pack("!BBQ", first, masked | 127, length)
     if mask_key is None:
         return header + data
-    return b"".join((header, mask_key, apply_mask(data, mask_key)))
+    key = memoryview(mask_key).tobytes()
+    return b"".join((header, key, apply_mask(data, key)))
 
 
 def apply_mask(data: Buffer, mask_key: Buffer) -> bytes:
@@ -109,12 +110,14 @@ def fan_out(
     layouts: Callable[[type], ConnectionLayout | None],
     transport_layouts: Callable[[type], TransportLayout | None],
     running_loop: Any,
-) -> tuple[int, int, int, Cut, Rest, Lost]:
+    cut: Cut,
+) -> tuple[int, int, int, Rest, Lost]:
     """Send a message to as many connections as may be sent to in one sweep.
 
     The sweep ends before the first connection that must wait until those ahead of it are done with: one of an unknown
     type, whose methods may do anything; one of another event loop; in the extension, one that is in the sweep already.
-    It runs no code of the user's, so nobody else can write to the connections in the meantime.
+    It calls no code of the user's, so that nobody else writes to the connections in the meantime. The caller sees to it
+    that no garbage is collected, whose finalizers could; signal handlers must not.
 
     Args:
         connections: All of them; those before `start` are done with.
@@ -123,11 +126,12 @@ def fan_out(
         layouts: Layout of a type of connections, or None if it is unknown.
         transport_layouts: Layout of a type of transports, or None if it is not a plain one.
         running_loop: The event loop that runs in this thread, or None.
+        cut: List to which is added what was cut off from frames whose beginning is out. The caller has it even if an
+            exception is raised on the way, as by a signal handler.
 
     Returns:
         The position at which the sweep ended; how many kernels took the whole frame; how many connections were skipped
-        since they are not open; what was cut off from frames whose beginning is out; the rest; and what was found out
-        about lost connections.
+        since they are not open; the rest; and what was found out about lost connections.
     """
     skipped = 0
     rest: Rest = []
@@ -146,9 +150,10 @@ def fan_out(
             elif getattr(connection, layout.loop) is not running_loop:
                 break
             elif (
-                transport_layouts(type(transport := getattr(connection, layout.transport))) is None
+                (transport := getattr(connection, layout.transport)) is None
+                or (transport_layout := transport_layouts(type(transport))) is None
                 or getattr(connection, layout.send_in_progress) is not None
-                or not _is_plain(connection, protocol, layout)
+                or not _is_plain(connection, protocol, transport, layout, transport_layout)
                 or getattr(protocol, layout.expect_continuation)
                 or getattr(protocol, layout.writes)
                 or transport.is_closing()
@@ -161,25 +166,33 @@ def fan_out(
             position += 1
     except Exception:
         pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
-    return position, 0, skipped, [], rest, []
+    return position, 0, skipped, rest, []
 
 
-def _is_plain(connection: Any, protocol: Any, layout: ConnectionLayout) -> bool:
+def _is_plain(
+    connection: Any, protocol: Any, transport: Any, layout: ConnectionLayout, transport_layout: TransportLayout
+) -> bool:
     """Whether an open connection sends frames as they are, as far as that cannot change: it is asked only once."""
     plain: bool | None = getattr(connection, PLAIN, None)
     if plain is None:
         plain = not (
             getattr(protocol, layout.debug)
             or getattr(protocol, layout.extensions)
-            or any(getattr(getattr(connection, n), "__func__", None) is not f for n, f in layout.methods.items())
-            or any(getattr(getattr(protocol, n), "__func__", None) is not f for n, f in layout.protocol_methods.items())
+            or _has_replaced(connection, layout.methods)
+            or _has_replaced(protocol, layout.protocol_methods)
+            or _has_replaced(transport, transport_layout.methods)
         )
         setattr(connection, PLAIN, plain)
     return plain
 
 
+def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
+    """Whether an object has other methods than those of its class."""
+    return any(getattr(getattr(owner, name), "__func__", None) is not function for name, function in methods.items())
+
+
 def send_many(fds: array[int], data: bytes) -> int:
-    """Offer `data` to each descriptor, without waiting and without regard to anything; return how many took all.
+    """Offer `data` to each descriptor of a non-blocking socket, without regard to anything; return how many took all.
 
     In the extension, this is the floor that benchmarks measure against: no fan-out can be faster.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import traceback
 from collections import deque
@@ -13,6 +14,7 @@ from weakref import WeakSet
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
+from ._core_py import Buffer
 from ._impl import core
 from .adapters import unsupported
 from .adapters.transports import transport_layout
@@ -29,7 +31,7 @@ class Delivery(NamedTuple):
     """
 
     sent: int
-    """The kernel has taken the whole message."""
+    """The kernel has taken the whole message (with TLS, or if the transport does not tell, the transport)."""
     buffered: int
     """The message, or its end, waits in the transport's write buffer."""
     skipped: int
@@ -107,50 +109,75 @@ class _FanOut:
         """Send the message to all connections, in sweeps as long as possible."""
         start = 0
         while start < len(connections):
-            stop, sent, skipped, cut, rest, lost = core.fan_out(
-                connections, start, self.message, connection_layout, transport_layout, self.running_loop
-            )
-            self.sent += sent
-            self.skipped += skipped
-            if cut or rest:
-                self.settle(connections, cut, rest, lost)
+            stop = self.sweep(connections, start)
             if stop == start:
                 self.send_ordinarily(connections[stop])
                 stop += 1
             start = stop
 
-    def settle(self, connections: list[Any], cut: core.Cut, rest: core.Rest, lost: core.Lost) -> None:
-        """Give every leftover to its transport, then the message to the connections that were left out.
+    def sweep(self, connections: list[Any], start: int) -> int:
+        """Send the message to as many connections as possible at once; return the position behind the last.
 
-        First the ends of frames whose beginning is out: until the transport has them, nothing else may be written, and
-        logging may already run code of the user's that writes. Then, still before any of that, whole frames.
+        Between the kernel's taking the beginning of a frame and the transport's taking its end, nothing else may write
+        there. Therefore the garbage collector, which calls finalizers, is off; what was cut off comes first; and an
+        exception out of nowhere, as from a signal handler, aborts the connections whose frames are not whole.
         """
+        cut: core.Cut = []
         failures: dict[int, Exception] = {}
-        for position, data in (*cut, *rest):
-            if data is not None:
-                transport = connections[position].transport
-                try:
-                    transport.write(data)
-                except Exception as exc:
-                    failures[position] = exc
-                else:
-                    self.count(transport)
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            stop, sent, skipped, rest, lost = core.fan_out(
+                connections, start, self.message, connection_layout, transport_layout, self.running_loop, cut
+            )
+            self.sent += sent
+            self.skipped += skipped
+            if not cut and not rest:
+                return stop
+            written = [position for position, _ in cut]
+            while cut:
+                self.write(connections, *cut[-1], failures)
+                cut.pop()
+            for position, frame in rest:
+                if frame is not None:
+                    self.write(connections, position, frame, failures)
+                    written.append(position)
+        finally:
+            for position, _ in cut:
+                connections[position].transport.abort()
+            if collects:
+                gc.enable()
+
+        # From here on, code of the user's may run.
         for position, errno in lost:
             getattr(connections[position], SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
-        left_out = [position for position, data in rest if data is None]
+        for position in written:
+            if position not in failures:
+                self.count(connections[position])
+        left_out = [position for position, frame in rest if frame is None]
         for position in sorted((*failures, *left_out)):
             if position in failures:
-                self.report_failure(connections[position], failures[position])
+                self.report_failure(connections[position], failures.pop(position))
             else:
                 self.send_ordinarily(connections[position])
+        return stop
 
-    def count(self, transport: Any) -> None:
-        """Count a message that was written to a transport; None if nobody knows to which."""
-        if transport is None:
-            self.sent += 1
-        elif transport.get_write_buffer_size():
+    def write(self, connections: list[Any], position: int, data: Buffer, failures: dict[int, Exception]) -> None:
+        """Write to the transport of a connection, or keep the exception that this raises."""
+        try:
+            connections[position].transport.write(data)
+        except Exception as exc:
+            failures[position] = exc
+
+    def count(self, connection: Any) -> None:
+        """Count a message that a connection has accepted."""
+        try:
+            buffered, closing = connection.transport.get_write_buffer_size() > 0, connection.transport.is_closing()
+        except Exception:
+            buffered = closing = False  # a transport, or none, that does not tell
+        if buffered:
             self.buffered += 1
-        elif transport.is_closing():
+        elif closing:
             self.failed += 1
         else:
             self.sent += 1
@@ -184,7 +211,7 @@ class _FanOut:
         except Exception as exc:
             self.report_failure(connection, exc)
         else:
-            self.count(getattr(connection, "transport", None))
+            self.count(connection)
 
     def report_failure(self, connection: Any, cause: Exception) -> None:
         """Record or log that the message could not be written."""

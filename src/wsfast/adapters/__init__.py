@@ -6,11 +6,29 @@ hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-__all__ = ["ConnectionLayout", "TransportLayout", "unsupported"]
+__all__ = ["ConnectionLayout", "TransportLayout", "cache_by_type", "unsupported"]
+
+T = TypeVar("T")
+
+
+def cache_by_type(function: Callable[[type], T]) -> Callable[[type], T]:
+    """Ask a function about each type only once, and do not keep types alive for that."""
+    answers: WeakKeyDictionary[type, T] = WeakKeyDictionary()
+
+    @functools.wraps(function)
+    def answer(kind: type) -> T:
+        try:
+            return answers[kind]
+        except KeyError:
+            return answers.setdefault(kind, function(kind))
+
+    return answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +79,8 @@ class TransportLayout:
     """Attribute that tells whether it is closing; None to call `is_closing()`."""
     clear: tuple[str, ...]
     """Attributes that must be None."""
+    methods: Mapping[str, object]
+    """Methods that write, as functions; one that was replaced on the transport itself must be called."""
     try_write: bool
     """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
 

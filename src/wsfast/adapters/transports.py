@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio.selector_events
 import sys
 
-from . import TransportLayout
+from . import TransportLayout, cache_by_type
 
 __all__ = ["transport_layout"]
 
 # asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
 # to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket.
-ASYNCIO = TransportLayout(descriptor="_sock_fd", closing="_closing", clear=("_empty_waiter",), try_write=False)
+ASYNCIO = TransportLayout(
+    descriptor="_sock_fd",
+    closing="_closing",
+    clear=("_empty_waiter",),
+    methods={"write": getattr(asyncio.selector_events, "_SelectorSocketTransport").write},  # noqa: B009
+    try_write=False,
+)
 
 # uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
-UVLOOP = TransportLayout(descriptor=None, closing=None, clear=(), try_write=True)
+UVLOOP = TransportLayout(descriptor=None, closing=None, clear=(), methods={}, try_write=True)
 
 KNOWN = {
     ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
@@ -23,7 +29,7 @@ KNOWN = {
 }
 
 
-@functools.cache
+@cache_by_type
 def transport_layout(kind: type) -> TransportLayout | None:
     """Return how to ask transports of exactly this type, or None if they must be written to by `write()` alone."""
     name = (kind.__module__, kind.__qualname__)

@@ -12,8 +12,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+from types import ModuleType
 from typing import Any
 
 import websockets.asyncio.connection
@@ -25,7 +25,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
 
-from . import ConnectionLayout
+from . import ConnectionLayout, cache_by_type
 
 __all__ = ["SEND_IN_PROGRESS", "SET_EXCEPTION", "connection_layout", "is_connection"]
 
@@ -37,11 +37,20 @@ SEND_IN_PROGRESS = "send_in_progress" if _MAJOR >= 16 else "fragmented_send_wait
 SET_EXCEPTION = "set_connection_exc" if hasattr(Connection, "set_connection_exc") else "set_recv_exc"
 """Method of a connection: keeps an exception as the reason why the connection was lost, unless it has one already."""
 
+
+def _original(method: Any, module: ModuleType) -> object:
+    """Return the function if it is the library's own; if another was put in its place, what no method is."""
+    return method if getattr(method, "__globals__", None) is vars(module) else object()
+
+
 # What a connection must not have replaced, be it in a subclass or on itself, if it is to be written to directly: what
 # sends, and what the transport calls back in the middle of sending.
-_METHODS = {name: getattr(Connection, name) for name in ("send_data", "pause_writing")}
+_METHODS = {
+    name: _original(getattr(Connection, name), websockets.asyncio.connection)
+    for name in ("send_data", "pause_writing", SET_EXCEPTION)
+}
 _PROTOCOL_METHODS = {
-    name: getattr(websockets.protocol.Protocol, name)
+    name: _original(getattr(websockets.protocol.Protocol, name), websockets.protocol)
     for name in ("send_text", "send_binary", "send_frame", "data_to_send")
 }
 
@@ -72,7 +81,7 @@ _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
 _READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", "__getattr__", "__setattr__")
 
 
-@functools.cache
+@cache_by_type
 def connection_layout(kind: type) -> ConnectionLayout | None:
     """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
     if not issubclass(kind, Connection):
