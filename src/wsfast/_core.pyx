@@ -277,37 +277,41 @@ cdef extern from *:
      */
     enum { WSFAST_LINE = 64, WSFAST_ATTRIBUTES = 4 /* lines: 32 attributes */ };
 
-    static inline void wsfast_prefetch_lines(const char *start, int lines) {
-        for (int i = 0; i < lines; i++)
+    /* The first line is really read: where a page is not in the TLB, processors may drop what is only a hint. */
+    static inline void wsfast_fetch(const char *start, int lines) {
+        (void)*(const volatile char *)start;
+        for (int i = 1; i < lines; i++)
             __builtin_prefetch(start + i * WSFAST_LINE);
     }
 
-    static inline void wsfast_prefetch_head(PyObject *object) {
-        wsfast_prefetch_lines((const char *)object - WSFAST_LINE / 2, 2);
+    static inline void wsfast_fetch_object(PyObject *object, int lines) {
+        wsfast_fetch((const char *)object, lines);
     }
 
-    static inline void wsfast_prefetch_attributes(PyObject *object) {
+    static inline void wsfast_fetch_attributes(PyObject *object) {
     #ifdef Py_TPFLAGS_MANAGED_DICT
         if (!PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT))
             return;
     #if PY_VERSION_HEX >= 0x030D0000
         const char *values = (const char *)object;
     #elif PY_VERSION_HEX >= 0x030C0000
-        const char *values = ((const char *const *)object)[-3];
+        const char *values = ((const char *const *)object)[-3]; /* tagged with 1, or else a dict */
+        values -= (uintptr_t)values & 1;
     #else
         const char *values = ((const char *const *)object)[-4];
     #endif
         if (values != NULL)
-            wsfast_prefetch_lines(values, WSFAST_ATTRIBUTES);
+            wsfast_fetch(values, WSFAST_ATTRIBUTES);
     #endif
     }
     """
-    void wsfast_prefetch_head(object)
-    void wsfast_prefetch_attributes(object)
+    void wsfast_fetch_object(object, int)
+    void wsfast_fetch_attributes(object)
 
 
 cdef enum:
     AHEAD = 32  # connections that are fetched into the cache at a time
+    TRANSPORT_LINES = 5  # cache lines in which uvloop's transports keep what is asked of them
 
 
 cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject *kind) except -1:
@@ -319,24 +323,24 @@ cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject 
     cdef Py_ssize_t i
 
     for i in range(start, stop):
-        wsfast_prefetch_head(<object>PyList_GET_ITEM(connections, i))
+        wsfast_fetch_object(<object>PyList_GET_ITEM(connections, i), 2)
     for i in range(start, stop):
-        wsfast_prefetch_attributes(<object>PyList_GET_ITEM(connections, i))
+        wsfast_fetch_attributes(<object>PyList_GET_ITEM(connections, i))
     for i in range(start, stop):
         routes[i - start] = NULL
         if Py_TYPE(<object>PyList_GET_ITEM(connections, i)) == kind:
             route = getattr(<object>PyList_GET_ITEM(connections, i), ROUTE, None)
             if type(route) is Route:
                 routes[i - start] = <PyObject *>route  # borrowed: nothing runs here that could end it
-                wsfast_prefetch_head(route)
+                wsfast_fetch_object(route, 2)
     for i in range(stop - start):
         if routes[i] != NULL:
-            wsfast_prefetch_head((<Route>routes[i]).protocol)
-            wsfast_prefetch_head((<Route>routes[i]).transport)
+            wsfast_fetch_object((<Route>routes[i]).protocol, 2)
+            wsfast_fetch_object((<Route>routes[i]).transport, TRANSPORT_LINES)
     for i in range(stop - start):
         if routes[i] != NULL:
-            wsfast_prefetch_attributes((<Route>routes[i]).protocol)
-            wsfast_prefetch_attributes((<Route>routes[i]).transport)
+            wsfast_fetch_attributes((<Route>routes[i]).protocol)
+            wsfast_fetch_attributes((<Route>routes[i]).transport)
     return 0
 
 
