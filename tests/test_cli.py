@@ -20,7 +20,7 @@ from wsfast._impl import core
 from wsfast.cli import bench, machine, main
 from wsfast.cli.bench.cases import METHODS, Case, Result, Samples, Verdict
 from wsfast.cli.bench.methods import core_in_use
-from wsfast.cli.bench.report import describe_verdict, percentile, ratio, summarize
+from wsfast.cli.bench.report import describe_verdict, percentile, print_case, ratio, summarize
 from wsfast.demo import server
 from wsfast.demo.ticks import Follower, Market
 
@@ -176,12 +176,11 @@ def test_bench_every_case(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(core is _core_py, reason="the extension is absent")
 def test_bench_floor_that_is_short(capsys: pytest.CaptureFixture[str]) -> None:
-    """A message that sockets do not hold makes the floor no floor; that is told, and all others are measured."""
+    """A message that sockets may not hold, so that the floor is none, does not keep the others from being measured."""
     argv = ["bench", "--clients", "1", "--sizes", "32000000", "--rounds", "1", "--calls", "1", "--loops", "asyncio"]
     assert main([*argv, "--methods", "floor,wsfast"]) == 0
-    output = capsys.readouterr().out
-    assert "WARNING: the kernel did not take all of 1 of 1 sends of floor" in output
-    assert set(rows(output)) == {"floor", "wsfast"}
+    # Whether the kernel takes it all depends on how fast the clients read meanwhile.
+    assert set(rows(capsys.readouterr().out)) == {"floor", "wsfast"}
 
 
 def test_bench_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -341,6 +340,18 @@ def test_summary() -> None:
     assert (summary["websockets"].efficiency, summary["websockets"].faster) == (0.25, 1)
     del samples["floor"]
     assert summarize(result(samples, VERDICT))["websockets"].efficiency is None
+
+
+def test_floor_that_is_short_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """A floor of which the kernel did not take everything is no floor, and that is told."""
+    samples = {
+        "floor": Samples(call=[[1_000_000]], cpu=[[1_000_000]], drained=[[1_200_000]], short=3),
+        "wsfast": Samples(call=[[1_000_000]], cpu=[[1_000_000]], drained=[[1_200_000]]),
+    }
+    print_case(result(samples, VERDICT))
+    output = capsys.readouterr().out
+    assert "WARNING: the kernel did not take all of 3 of 10 sends of floor: it did less than the others" in output
+    assert output.count("WARNING") == 1
 
 
 def test_verdict() -> None:

@@ -391,6 +391,7 @@ cdef class FanOut:
     cdef bytes frame            # of the plain ones
     cdef bytes payload, keys    # of the masked ones; WSF_KEY_SIZE octets of keys each
     cdef uint8_t first
+    cdef ssize_t masked_size    # of one of their frames
     cdef Py_ssize_t stop, sent, skipped
     cdef list cut, rest, lost
 
@@ -454,6 +455,7 @@ cdef class FanOut:
     cdef int send(self) except -1:
         """Offer the frame to every gathered descriptor."""
         cdef wsf_buffer frame, payload
+        cdef uint8_t header[WSF_MAX_HEADER]
         cdef const uint8_t *keys = NULL
         cdef uint8_t *scratch = NULL
 
@@ -467,6 +469,7 @@ cdef class FanOut:
             payload = wsf_buffer(PyBytes_AS_STRING(self.payload), PyBytes_GET_SIZE(self.payload))
             self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
             keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
+            self.masked_size = wsf_frame_header(header, self.first, payload.size, keys) + payload.size
             scratch = <uint8_t *>PyMem_Malloc(WSF_MAX_HEADER + payload.size)
             if scratch == NULL:
                 raise MemoryError
@@ -488,11 +491,13 @@ cdef class FanOut:
             return 0
         try:
             for i in range(self.plain.size):
-                self.leave(self.plain.positions[i], self.frame, self.plain.results[i])
+                if self.plain.results[i] != PyBytes_GET_SIZE(self.frame):
+                    self.leave(self.plain.positions[i], self.frame, self.plain.results[i])
             for i in range(self.masked.size):
-                key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
-                frame = encode_frame(self.first, self.payload, key)
-                self.leave(self.masked.positions[i], frame, self.masked.results[i])
+                if self.masked.results[i] != self.masked_size:
+                    key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
+                    frame = encode_frame(self.first, self.payload, key)
+                    self.leave(self.masked.positions[i], frame, self.masked.results[i])
             self.rest.sort(key=position_of)
         except BaseException:  # out of memory
             self.abandon(&self.plain)
@@ -516,12 +521,13 @@ cdef class FanOut:
         return encode_frame(WSF_FIN | <int>self.message.opcode, self.message.data, key)
 
     cdef int leave(self, Py_ssize_t position, bytes frame, ssize_t result) except -1:
+        """List one frame of which the kernel took nothing, or not all."""
         if result <= 0:  # nothing was taken: EAGAIN, or an error that the transport will meet in its turn
             self.rest.append((position, frame))
             # These tell that something was not to be had right now; EPIPE is told again and again.
             if result not in (0, -EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM):
                 self.lost.append((position, -result))
-        elif result < PyBytes_GET_SIZE(frame):
+        else:
             self.cut.append((position, memoryview(frame)[result:]))
         return 0
 
