@@ -706,8 +706,6 @@ def test_broadcast_collects_no_garbage_between_the_halves_of_a_frame(
 
 def test_broadcast_calls_a_transport_method_replaced_on_the_instance(ours: Ours, loop_kind: str) -> None:
     """Broadcast calls the write() that was put on a transport before it was first written to."""
-    if loop_kind == "uvloop":
-        return  # whose transports have no attributes to replace
     written: list[bytes] = []
 
     async def scenario(stage: Stage) -> None:
@@ -718,11 +716,15 @@ def test_broadcast_calls_a_transport_method_replaced_on_the_instance(ours: Ours,
             written.append(bytes(data))
             write(data)
 
-        connection.transport.write = replacement
+        if loop_kind == "uvloop":  # whose layout asks for no such method, since nobody can put one there
+            with pytest.raises(AttributeError):
+                connection.transport.write = replacement
+        else:
+            connection.transport.write = replacement
         stage.broadcast([connection], "hello")
 
     assert ours(scenario).streams == [b"\x81\x05hello"]
-    assert written == [b"\x81\x05hello"]
+    assert written == ([] if loop_kind == "uvloop" else [b"\x81\x05hello"])
 
 
 def test_broadcast_calls_methods_replaced_before_the_import() -> None:
