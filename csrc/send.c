@@ -48,21 +48,23 @@ size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const str
     size_t complete = 0;
 
     for (size_t i = 0; i < n; i++) {
-        const struct wsf_buffer *buffer = groups != NULL ? &buffers[groups[i]] : buffers;
+        const struct wsf_buffer *buffer = &buffers[groups != NULL ? groups[i] : 0];
         results[i] = send_one(fds[i], buffer->data, buffer->size);
         complete += results[i] == (ssize_t)buffer->size;
     }
     return complete;
 }
 
-size_t wsf_send_masked(const int *fds, const uint8_t *keys, size_t n, uint8_t first, const struct wsf_buffer *payload,
-                       uint8_t *scratch, ssize_t *results)
+size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
+                       const struct wsf_buffer *payloads, uint8_t *scratch, ssize_t *results)
 {
     size_t complete = 0;
 
     for (size_t i = 0; i < n; i++) {
+        const uint32_t group = groups != NULL ? groups[i] : 0;
+        const struct wsf_buffer *payload = &payloads[group];
         const uint8_t *key = keys + i * WSF_KEY_SIZE;
-        const size_t header = wsf_frame_header(scratch, first, payload->size, key);
+        const size_t header = wsf_frame_header(scratch, firsts[group], payload->size, key);
         const size_t size = header + payload->size;
         wsf_mask(scratch + header, payload->data, payload->size, key);
         results[i] = send_one(fds[i], scratch, size);

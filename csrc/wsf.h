@@ -92,15 +92,15 @@ size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const str
                      ssize_t *results);
 
 /*
- * The same for the frames of a client: the payload is masked anew for each descriptor.
+ * The same for the frames of a client: payloads[groups[i]] is masked anew for each descriptor.
  *
- * first:   first octet of the header.
+ * firsts:  first octet of the header for each payload.
  * keys:    n * WSF_KEY_SIZE octets, unpredictable and fresh (RFC 6455, section 10.3).
- * scratch: room for one frame, WSF_MAX_HEADER + payload->size octets; its contents are not kept.
+ * scratch: room for one frame, WSF_MAX_HEADER + the size of the longest payload; its contents are not kept.
  * results: counted in octets of the frame, header included.
  */
-size_t wsf_send_masked(const int *fds, const uint8_t *keys, size_t n, uint8_t first, const struct wsf_buffer *payload,
-                       uint8_t *scratch, ssize_t *results);
+size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
+                       const struct wsf_buffer *payloads, uint8_t *scratch, ssize_t *results);
 
 /* ---- Receiving, for benchmarks: a client that never is the bottleneck ------------------------------------------ */
 

@@ -9,13 +9,25 @@ import hashlib
 import socket
 import ssl
 import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import wsproto.connection
 import wsproto.events
 
-__all__ = ["TIMEOUT", "Frame", "Messages", "Peer", "StreamPeer", "accept_upgrade", "decode", "parse_frames", "until"]
+__all__ = [
+    "TIMEOUT",
+    "Frame",
+    "Messages",
+    "Peer",
+    "StreamPeer",
+    "accept_upgrade",
+    "decode",
+    "inflate",
+    "parse_frames",
+    "until",
+]
 
 TIMEOUT = 20.0  # seconds; nothing that passes takes nearly as long
 CHUNK = 1 << 18
@@ -191,6 +203,23 @@ def parse_frames(stream: bytes) -> tuple[list[Frame], bytes]:
         frames.append(Frame(first, key, payload))
         stream = stream[offset + length :]
     return frames, stream
+
+
+def inflate(frames: list[Frame], window_bits: int) -> list[Frame]:
+    """Decompress all frames of a stream as RFC 7692, section 7.2.2, has it."""
+    decoder = zlib.decompressobj(wbits=-window_bits)
+    plain = []
+    compressed = False
+    for frame in frames:
+        first, payload = frame.first, frame.payload
+        opcode = first & 0x0F
+        if opcode in (1, 2):
+            compressed = bool(first & 0x40)
+        assert opcode in (1, 2) or not first & 0x40, frame
+        if compressed and opcode < 8:
+            payload = decoder.decompress(payload + (b"\x00\x00\xff\xff" if first & 0x80 else b""))
+        plain.append(frame._replace(first=first & ~0x40, payload=payload))
+    return plain
 
 
 class Messages(NamedTuple):

@@ -21,7 +21,7 @@ import websockets.asyncio.server
 import websockets.version
 
 import wsfast
-from peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, parse_frames, until
+from peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, inflate, parse_frames, until
 from wsfast.adapters.websockets import SEND_IN_PROGRESS
 
 __all__ = ["Outcome", "Scenario", "Stage", "describe", "fragmented_send", "play", "upstream", "version"]
@@ -65,7 +65,7 @@ class Outcome:
     """What a scenario came to: all that must not depend on whose broadcast() it was."""
 
     streams: list[bytes | tuple[list[Frame], bytes]] = field(default_factory=list)
-    """What each peer received; from clients, unmasked."""
+    """What each peer received; from clients, unmasked; if it was compressed, what it was before."""
     records: list[tuple[str, int, str]] = field(default_factory=list)
     """Name of the logger, level and text of each log record."""
     exceptions: list[Any] = field(default_factory=list)
@@ -276,7 +276,12 @@ class Stage:
             await asyncio.gather(*self.tasks, return_exceptions=True)
         for connection, peer in zip(self.connections, self.peers, strict=True):
             stream = bytes(peer.received)
-            if isinstance(connection, websockets.asyncio.client.ClientConnection):
+            if connection.protocol.extensions:
+                # How messages are compressed is not to be the same. Nor is what is left of one that was cut off.
+                frames, tail = parse_frames(stream)
+                bits = connection.protocol.extensions[0].local_max_window_bits
+                self.outcome.streams.append((inflate(frames, bits), b"..." if tail else b""))
+            elif isinstance(connection, websockets.asyncio.client.ClientConnection):
                 frames, tail = parse_frames(stream)
                 self.outcome.keys += [frame.key for frame in frames]
                 self.outcome.streams.append(([frame._replace(key=b"") for frame in frames], tail))

@@ -278,6 +278,10 @@ class UnknownLink(Link):
     pass
 
 
+def encoder_of(codecs: Any) -> Any:
+    return codecs[0] if codecs else None
+
+
 def layout_of(kind: type) -> ConnectionLayout | None:
     if kind not in (Link, MaskedLink):
         return None
@@ -291,6 +295,7 @@ def layout_of(kind: type) -> ConnectionLayout | None:
         open_state=OPEN,
         debug="chatty",
         extensions="codecs",
+        encoder=encoder_of,
         expect_continuation="halfway",
         writes="queue",
         methods={"speak": Link.speak},
@@ -334,11 +339,15 @@ class Network:
         except BlockingIOError:
             return b""
 
-    def settle(self, links: list[Any], cut: Any, rest: Any) -> None:
+    def settle(self, links: list[Any], cut: Any, waiting: Any, message: PreparedMessage | None = None) -> None:
         """Do with leftovers what they are meant for."""
-        for position, data in (*cut, *rest):
-            if data is not None:
-                links[position].wire.write(data)
+        message = message or PreparedMessage("hello")
+        for position, data in cut:
+            links[position].wire.write(data)
+        for position, encoder in waiting:
+            encoding = message.plain if encoder is None else message.encoding_for(encoder)
+            key = os.urandom(4) if type(links[position]) is MaskedLink else None
+            links[position].wire.write(_core_py.encode_frame(encoding.first, encoding.payload, key))
 
     def stream(self, link: Link) -> bytes:
         """Return what came out of the socket, and then what the transport was given."""
@@ -356,23 +365,23 @@ def fan_out(core: Any, links: list[Any], start: int = 0, message: PreparedMessag
     """Call fan_out where no connection is lost."""
     message = message or PreparedMessage("hello")
     cut: list[Any] = []
-    stop, sent, skipped, rest, lost = core.fan_out(links, start, message, layout_of, transport_layout_of, LOOP, cut)
+    stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
+        links, start, message, layout_of, transport_layout_of, LOOP, cut
+    )
     assert lost == []
-    return stop, sent, skipped, cut, rest
+    return stop, sent, skipped, cut, waiting, ordinary
 
 
 def test_fan_out_sends_to_all(core: Any, network: Network) -> None:
     """fan_out deals with every connection from start on, and with none ahead of it."""
     links = [network.link(kind) for kind in (Link, Link, MaskedLink, Link, MaskedLink)]
-    stop, sent, skipped, cut, rest = fan_out(core, links, 1)
-    assert (stop, skipped, cut) == (5, 0, [])
+    stop, sent, skipped, cut, waiting, ordinary = fan_out(core, links, 1)
+    assert (stop, skipped, cut, ordinary) == (5, 0, [], [])
     if core is _core_py:
-        assert sent == 0
-        assert [position for position, _ in rest] == [1, 2, 3, 4]
+        assert (sent, waiting) == (0, [(1, None), (2, None), (3, None), (4, None)])
     else:
-        assert sent == 4
-        assert rest == []
-    network.settle(links, cut, rest)
+        assert (sent, waiting) == (4, [])
+    network.settle(links, cut, waiting)
     streams = [network.stream(link) for link in links]
     assert streams[0] == b""
     assert streams[1] == streams[3] == b"\x81\x05hello"
@@ -383,7 +392,7 @@ def test_fan_out_sends_to_all(core: Any, network: Network) -> None:
 @pytest.mark.parametrize("links", [0, 3])
 def test_fan_out_has_nothing_to_do(core: Any, network: Network, links: int) -> None:
     """fan_out from the end of the list does nothing."""
-    assert fan_out(core, [network.link() for _ in range(links)], links) == (links, 0, 0, [], [])
+    assert fan_out(core, [network.link() for _ in range(links)], links) == (links, 0, 0, [], [], [])
 
 
 def test_fan_out_skips_what_is_not_open(core: Any, network: Network) -> None:
@@ -395,7 +404,7 @@ def test_fan_out_skips_what_is_not_open(core: Any, network: Network) -> None:
     fan_out(core, links)
     links[2].sans.condition = CLOSED
     links[2].home = object()
-    assert fan_out(core, links) == (3, 0, 3, [], [])
+    assert fan_out(core, links) == (3, 0, 3, [], [], [])
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -413,15 +422,14 @@ def test_fan_out_leaves_connections_out(core: Any, network: Network, make_odd: A
     """fan_out leaves connections that must take the ordinary path to the caller, and goes on behind them."""
     links = [network.link() for _ in range(3)]
     if known:
-        network.settle(links, *fan_out(core, links)[3:])
+        network.settle(links, *fan_out(core, links)[3:5])
         for link in links:
             network.received(link)
             link.wire.written.clear()
     make_odd(links[1])
-    stop, _, skipped, cut, rest = fan_out(core, links)
-    assert (stop, skipped, cut) == (3, 0, [])
-    assert (1, None) in rest
-    network.settle(links, cut, rest)
+    stop, _, skipped, cut, waiting, ordinary = fan_out(core, links)
+    assert (stop, skipped, cut, ordinary) == (3, 0, [], [1])
+    network.settle(links, cut, waiting)
     assert [network.stream(link) for link in links] == [b"\x81\x05hello", b"", b"\x81\x05hello"]
 
 
@@ -431,9 +439,9 @@ def chatty() -> Sans:
     return sans
 
 
-def compressing() -> Sans:
+def extended() -> Sans:
     sans = Sans()
-    sans.codecs.append("deflate")
+    sans.codecs.append(False)
     return sans
 
 
@@ -447,17 +455,16 @@ def of_another_loop(link: Link) -> Link:
     [
         lambda network: network.link(transport_type=UnknownTransport),
         lambda network: network.link(sans=chatty()),
-        lambda network: network.link(sans=compressing()),
+        lambda network: network.link(sans=extended()),
     ],
     ids=["transport", "debug", "extensions"],
 )
 def test_fan_out_leaves_unsuitable_connections_out(core: Any, network: Network, make: Any) -> None:
-    """fan_out leaves connections with debug logging, extensions or unknown transports to the caller, every time."""
+    """fan_out leaves connections with debug logging, unknown extensions or transports to the caller, every time."""
     links = [network.link(), make(network), network.link()]
     for _ in range(2):
-        stop, _, skipped, cut, rest = fan_out(core, links)
-        assert (stop, skipped, cut) == (3, 0, [])
-        assert (1, None) in rest
+        stop, _, skipped, cut, _, ordinary = fan_out(core, links)
+        assert (stop, skipped, cut, ordinary) == (3, 0, [], [1])
     assert network.stream(links[1]) == b""
 
 
@@ -477,11 +484,11 @@ def test_fan_out_stops(core: Any, network: Network, make: Any) -> None:
     """fan_out stops before a connection of unknown type, protocol or loop, having dealt with those ahead of it."""
     links = [network.link(), network.link(), make(network), network.link()]
     for _ in range(2):
-        stop, _, skipped, cut, rest = fan_out(core, links)
-        assert (stop, skipped, cut) == (2, 0, [])
-        network.settle(links, cut, rest)
+        stop, _, skipped, cut, waiting, ordinary = fan_out(core, links)
+        assert (stop, skipped, cut, ordinary) == (2, 0, [], [])
+        network.settle(links, cut, waiting)
     assert [network.stream(links[i]) for i in (0, 1, 3)] == [b"\x81\x05hello" * 2] * 2 + [b""]
-    assert fan_out(core, links, 2) == (2, 0, 0, [], [])
+    assert fan_out(core, links, 2) == (2, 0, 0, [], [], [])
 
 
 @pytest.mark.parametrize("name", [name for name in CORES if name == "c"])
@@ -497,46 +504,42 @@ def test_fan_out_tells_why_a_connection_was_lost(name: str, network: Network) ->
     far.close()
     message = PreparedMessage("hello")
     cut: list[Any] = []
-    stop, sent, _, rest, lost = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
-    assert (stop, sent, cut, rest, lost) == (3, 2, [], [(1, message.frame)], [(1, errno.ECONNRESET)])
+    answer = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
+    assert answer == (3, 2, 0, [(1, None)], [], [(1, errno.ECONNRESET)])
     # From now on, it is only told that there is nobody to write to.
-    *_, rest, lost = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
-    assert (rest, lost) == ([(1, message.frame)], [])
+    answer = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
+    assert answer == (3, 2, 0, [(1, None)], [], [])
+    assert cut == []
 
 
 def test_fan_out_leaves_connections_with_methods_of_their_own_out(core: Any, network: Network) -> None:
     """fan_out leaves a connection that has replaced one of its methods that send to the caller."""
     links = [network.link() for _ in range(3)]
     links[1].speak = lambda: None  # type: ignore[method-assign]
-    _, _, _, _, rest = fan_out(core, links)
-    assert (1, None) in rest
+    *_, ordinary = fan_out(core, links)
+    assert ordinary == [1]
     assert network.stream(links[1]) == b""
 
 
-def test_fan_out_gives_a_busy_transport_the_frame(core: Any, network: Network) -> None:
-    """fan_out returns whole frames for transports that have something to write, or are busy otherwise."""
+def test_fan_out_leaves_it_to_busy_transports(core: Any, network: Network) -> None:
+    """fan_out leaves it to transports to send that have something to write, or are busy otherwise."""
     links = [network.link(), network.link(), network.link(MaskedLink), network.link(MaskedLink), network.link()]
     links[1].wire.waiting = links[3].wire.waiting = 1
     links[4].wire.busy = object()
-    _, _, _, cut, rest = fan_out(core, links)
-    frames = dict(rest)
-    assert cut == []
-    assert list(frames) == sorted(frames)
-    assert frames[1] == frames[4] == b"\x81\x05hello"
-    assert parse_frames(frames[3])[0][0].payload == b"hello"
+    _, _, _, cut, waiting, ordinary = fan_out(core, links)
+    assert (cut, ordinary) == ([], [])
+    assert waiting == ([(i, None) for i in range(5)] if core is _core_py else [(1, None), (3, None), (4, None)])
     assert [network.received(links[i]) for i in (1, 3, 4)] == [b""] * 3
 
 
 def test_fan_out_tries_transports_that_must_be_asked(core: Any, network: Network) -> None:
-    """fan_out gives the frame to a transport which refuses a write of nothing, so that it refuses that, too."""
+    """fan_out leaves it to a transport which refuses a write of nothing to send, so that it refuses that, too."""
     links = [network.link(transport_type=AskedTransport) for _ in range(3)]
     links[1].wire.error = RuntimeError("no more")  # type: ignore[attr-defined]
-    stop, _, _, cut, rest = fan_out(core, links)
+    stop, _, _, cut, waiting, _ = fan_out(core, links)
     assert (stop, cut) == (3, [])
-    assert (1, b"\x81\x05hello") in rest
-    for position, data in rest:
-        if position != 1:
-            links[position].wire.write(data)
+    assert (1, None) in waiting
+    network.settle(links, cut, [(position, encoder) for position, encoder in waiting if position != 1])
     assert network.received(links[1]) == b""
     assert [network.stream(links[i]) for i in (0, 2)] == [b"\x81\x05hello"] * 2
 
@@ -552,13 +555,11 @@ def test_fan_out_cuts_frames(core: Any, network: Network, kind: type[Link], size
             pass
     filling = 0
     message = PreparedMessage(b"0123456789" * (size // 10))
-    stop, sent, _, cut, rest = fan_out(core, links, 0, message)
-    assert stop == 3
-    if core is not _core_py:
-        assert (1, None) not in rest
-        assert [position for position, _ in rest] in ([1], [0, 1, 2])
-        assert sent + len(cut) + len(rest) == 3
-    network.settle(links, cut, rest)
+    stop, sent, _, cut, waiting, ordinary = fan_out(core, links, 0, message)
+    assert (stop, ordinary) == (3, [])
+    assert sent + len(cut) + len(waiting) == 3
+    assert (1, None) in waiting
+    network.settle(links, cut, waiting, message)
     for link in links:
         stream = b""
         while chunk := network.received(link):
@@ -580,9 +581,9 @@ def test_fan_out_sends_to_duplicates_in_turn(core: Any, network: Network) -> Non
     message = PreparedMessage(b"0123456789" * 100_000)
     start = 0
     while start < len(links):
-        stop, _, _, cut, rest = fan_out(core, links, start, message)
+        stop, _, _, cut, waiting, _ = fan_out(core, links, start, message)
         assert stop > start
-        network.settle(links, cut, rest)
+        network.settle(links, cut, waiting, message)
         for link in (one, two):
             link.wire.waiting = len(link.wire.written)
         start = stop
@@ -596,12 +597,12 @@ def test_fan_out_sends_to_duplicates_in_turn(core: Any, network: Network) -> Non
 
 
 def test_fan_out_reports_nothing_sent_to_a_lost_peer(core: Any, network: Network) -> None:
-    """fan_out gives the transport the whole frame when sending fails."""
+    """fan_out leaves the whole frame to the transport when sending fails."""
     links = [network.link() for _ in range(3)]
     network.far[id(links[1].wire)].close()
-    stop, _, _, cut, rest = fan_out(core, links)
+    stop, _, _, cut, waiting, _ = fan_out(core, links)
     assert (stop, cut) == (3, [])
-    assert (1, b"\x81\x05hello") in rest
+    assert (1, None) in waiting
 
 
 def test_fan_out_does_not_make_frames_in_vain(core: Any, network: Network) -> None:
@@ -611,7 +612,7 @@ def test_fan_out_does_not_make_frames_in_vain(core: Any, network: Network) -> No
     message = PreparedMessage("hello")
     for links in [closed], [network.link(MaskedLink)], []:
         fan_out(core, links, 0, message)
-        assert message._frame is None
+        assert message.plain._frame is None
 
 
 def test_fan_out_uses_fresh_keys(core: Any, network: Network) -> None:
@@ -621,9 +622,9 @@ def test_fan_out_uses_fresh_keys(core: Any, network: Network) -> None:
     for waiting in 0, 1, 0:
         for link in links:
             link.wire.waiting = waiting
-        stop, _, _, cut, rest = fan_out(core, links)
+        stop, _, _, cut, waiting, _ = fan_out(core, links)
         assert stop == len(links)
-        network.settle(links, cut, rest)
+        network.settle(links, cut, waiting)
     for link in links:
         stream = network.stream(link)
         frames, tail = parse_frames(stream)

@@ -100,7 +100,7 @@ static void same_descriptor_twice_is_sent_to_in_order(void)
 static void no_descriptors_are_no_work(void)
 {
     CHECK(wsf_send_many(NULL, NULL, 0, &hello, NULL) == 0);
-    CHECK(wsf_send_masked(NULL, NULL, 0, 0x81, &hello, NULL, NULL) == 0);
+    CHECK(wsf_send_masked(NULL, NULL, NULL, 0, (const uint8_t[]){0x81}, &hello, NULL, NULL) == 0);
 }
 
 static void empty_buffer_is_sent_to_any_descriptor(void)

@@ -82,7 +82,8 @@ static void masked_frame_is_one_call(void)
     ssize_t results[COUNT(fds)];
 
     count_calls();
-    CHECK(wsf_send_masked(fds, keys, COUNT(fds), 0x81, &hello, scratch, results) == COUNT(fds));
+    CHECK(wsf_send_masked(fds, keys, NULL, COUNT(fds), (const uint8_t[]){0x81}, &hello, scratch, results) ==
+          COUNT(fds));
     CHECK(kernel.calls == COUNT(fds));
     CHECK(memcmp(kernel.order, fds, sizeof fds) == 0);
     CHECK((kernel.flags & MSG_DONTWAIT) != 0);
@@ -131,9 +132,10 @@ static void masked_send_that_is_interrupted_is_repeated_then_given_up(void)
     ssize_t results[COUNT(fds)];
 
     fail_calls(EINTR, 3, 0);
-    CHECK(wsf_send_masked(fds, keys, COUNT(fds), 0x81, &hello, scratch, results) == COUNT(fds));
+    CHECK(wsf_send_masked(fds, keys, NULL, COUNT(fds), (const uint8_t[]){0x81}, &hello, scratch, results) ==
+          COUNT(fds));
     fail_calls(EINTR, INT_MAX, a.ours);
-    CHECK(wsf_send_masked(fds, keys, COUNT(fds), 0x81, &hello, scratch, results) == 1);
+    CHECK(wsf_send_masked(fds, keys, NULL, COUNT(fds), (const uint8_t[]){0x81}, &hello, scratch, results) == 1);
     CHECK(results[0] == -EINTR && results[1] == 6 + 7);
     close_pair(a);
     close_pair(b);

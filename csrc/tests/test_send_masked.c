@@ -34,7 +34,7 @@ static void masked_rfc_example(void)
     uint8_t scratch[WSF_MAX_HEADER + 5];
     ssize_t result;
 
-    CHECK(wsf_send_masked(&pair.ours, frame + 2, 1, 0x81, &payload, scratch, &result) == 1);
+    CHECK(wsf_send_masked(&pair.ours, frame + 2, NULL, 1, (const uint8_t[]){0x81}, &payload, scratch, &result) == 1);
     CHECK(result == sizeof frame);
     check_received(pair, frame, sizeof frame);
     close_pair(pair);
@@ -58,7 +58,8 @@ static void masked_frame_of_each_receiver_has_its_own_key(void)
             fds[i] = pairs[i].ours;
         }
         results[RECEIVERS] = 4711;
-        CHECK(wsf_send_masked(fds, keys, RECEIVERS, 0xc2, &payload, scratch, results) == RECEIVERS);
+        CHECK(wsf_send_masked(fds, keys, NULL, RECEIVERS, (const uint8_t[]){0xc2}, &payload, scratch, results) ==
+              RECEIVERS);
         CHECK(results[RECEIVERS] == 4711);
         for (size_t i = 0; i < RECEIVERS; i++) {
             const size_t size = expect_frame(0xc2, pattern, sizes[row], keys + i * WSF_KEY_SIZE);
@@ -70,6 +71,32 @@ static void masked_frame_of_each_receiver_has_its_own_key(void)
     }
 }
 
+static void masked_groups_choose_first_octet_and_payload(void)
+{
+    const struct wsf_buffer payloads[] = {{"zero", 4}, {"the first", 9}, {NULL, 0}, {pattern, 20000}};
+    const uint8_t firsts[] = {0x81, 0xc1, 0x82, 0xc2};
+    const uint32_t groups[] = {1, 3, 0, 2, 3, 1};
+    uint8_t keys[COUNT(groups) * WSF_KEY_SIZE], scratch[WSF_MAX_HEADER + 20000];
+    struct pair pairs[COUNT(groups)];
+    int fds[COUNT(groups)];
+    ssize_t results[COUNT(groups)];
+
+    for (size_t i = 0; i < sizeof keys; i++)
+        keys[i] = (uint8_t)(41 * i + 3);
+    for (size_t i = 0; i < COUNT(groups); i++) {
+        pairs[i] = open_pair(ROOMY);
+        fds[i] = pairs[i].ours;
+    }
+    CHECK(wsf_send_masked(fds, keys, groups, COUNT(groups), firsts, payloads, scratch, results) == COUNT(groups));
+    for (size_t i = 0; i < COUNT(groups); i++) {
+        const struct wsf_buffer *payload = &payloads[groups[i]];
+        const size_t size = expect_frame(firsts[groups[i]], payload->data, payload->size, keys + i * WSF_KEY_SIZE);
+        CHECK(results[i] == (ssize_t)size);
+        check_received(pairs[i], expected, size);
+        close_pair(pairs[i]);
+    }
+}
+
 static void masked_empty_payload_needs_no_data(void)
 {
     static const uint8_t key[] = {1, 2, 3, 4};
@@ -78,7 +105,7 @@ static void masked_empty_payload_needs_no_data(void)
     uint8_t scratch[WSF_MAX_HEADER];
     ssize_t result;
 
-    CHECK(wsf_send_masked(&pair.ours, key, 1, 0x89, &empty, scratch, &result) == 1);
+    CHECK(wsf_send_masked(&pair.ours, key, NULL, 1, (const uint8_t[]){0x89}, &empty, scratch, &result) == 1);
     CHECK(result == 6);
     check_received(pair, "\x89\x80\x01\x02\x03\x04", 6);
     close_pair(pair);
@@ -100,7 +127,7 @@ static void masked_send_keeps_to_scratch_payload_and_keys(void)
 
             memcpy(octets, pattern, size);
             memcpy(keys, "\x37\xfa\x21\x3d\x01\x02\x03\x04", 8);
-            CHECK(wsf_send_masked(fds, keys, 2, 0x82, &payload, scratch, results) == 2);
+            CHECK(wsf_send_masked(fds, keys, NULL, 2, (const uint8_t[]){0x82}, &payload, scratch, results) == 2);
             for (size_t i = 0; i < 2; i++) {
                 const size_t frame = expect_frame(0x82, pattern, size, keys + 4 * i);
                 CHECK(results[i] == (ssize_t)frame);
@@ -123,7 +150,7 @@ static void masked_partial_write_counts_octets_of_the_frame(void)
     const size_t frame = expect_frame(0x82, pattern, BIG, key);
     ssize_t result;
 
-    CHECK(wsf_send_masked(&pair.ours, key, 1, 0x82, &payload, scratch, &result) == 0);
+    CHECK(wsf_send_masked(&pair.ours, key, NULL, 1, (const uint8_t[]){0x82}, &payload, scratch, &result) == 0);
     CHECK(result > 0 && result < (ssize_t)frame);
     CHECK(wsf_outcome(result, frame) == WSF_PARTIAL);
     check_received(pair, expected, (size_t)result);
@@ -142,7 +169,7 @@ static void masked_failing_descriptors_do_not_stop_the_others(void)
     for (size_t i = 0; i < sizeof keys; i++)
         keys[i] = (uint8_t)(91 * i + 5);
     open_motley(pairs, fds);
-    CHECK(wsf_send_masked(fds, keys, COUNT(motley), 0x82, &payload, scratch, results) == 3);
+    CHECK(wsf_send_masked(fds, keys, NULL, COUNT(motley), (const uint8_t[]){0x82}, &payload, scratch, results) == 3);
     for (size_t i = 0; i < COUNT(motley); i++) {
         const size_t frame = expect_frame(0x82, pattern, payload.size, keys + i * WSF_KEY_SIZE);
         CHECK(wsf_outcome(results[i], frame) == motley[i]);
@@ -160,7 +187,7 @@ static void masked_send_sees_a_tcp_reset(void)
     ssize_t result;
 
     reset_by_peer(pair);
-    CHECK(wsf_send_masked(&pair.ours, key, 1, 0x81, &hello, scratch, &result) == 0);
+    CHECK(wsf_send_masked(&pair.ours, key, NULL, 1, (const uint8_t[]){0x81}, &hello, scratch, &result) == 0);
     CHECK(result == -ECONNRESET || result == -EPIPE);
     close(pair.ours);
 }

@@ -49,7 +49,7 @@ static void *work(void *argument)
             check_message(pair.theirs, hello.data, hello.size);
             break;
         case 1:
-            CHECK(wsf_send_masked(&pair.ours, key, 1, 0x82, shared, scratch, results) == 1);
+            CHECK(wsf_send_masked(&pair.ours, key, NULL, 1, (const uint8_t[]){0x82}, shared, scratch, results) == 1);
             check_message(pair.theirs, frame, sizeof frame);
             break;
         default:

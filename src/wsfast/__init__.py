@@ -3,9 +3,11 @@
 Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(connections, message)`.
 """
 
+from .adapters.websockets import ServerPerMessageDeflateFactory
+from .audience import Audience
 from .broadcast import Delivery, broadcast
 from .message import PreparedMessage
 
-__all__ = ["Delivery", "PreparedMessage", "broadcast"]
+__all__ = ["Audience", "Delivery", "PreparedMessage", "ServerPerMessageDeflateFactory", "broadcast"]
 
 __version__ = "0.1.0"

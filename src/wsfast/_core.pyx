@@ -19,7 +19,6 @@ from libc.string cimport memcpy, memset
 
 from ._wsf cimport (
     WSF_AVX2,
-    WSF_FIN,
     WSF_KEY_SIZE,
     WSF_MAX_HEADER,
     WSF_NEON,
@@ -157,26 +156,59 @@ cdef class Seen:
 cdef Seen seen = Seen()
 
 
-cdef struct Batch:
-    int *fds                # descriptors, dense, in the order of the connections
-    Py_ssize_t *positions   # where each one's connection stands in the list
-    ssize_t *results        # what became of each: see wsf.h
-    size_t size
+cdef class Batch:
+    """Descriptors that are written to in one loop, in the order of their connections."""
+
+    cdef int *fds
+    cdef uint32_t *groups       # which of the encodings each one gets
+    cdef Py_ssize_t *positions  # where each one's connection stands in the list
+    cdef ssize_t *results       # what became of each: see wsf.h
+    cdef size_t size, room
+    cdef list encodings
+    cdef uint32_t last          # index of the encoding that was added last
+
+    def __cinit__(self):
+        self.encodings = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.fds)
+        PyMem_Free(self.groups)
+        PyMem_Free(self.positions)
+        PyMem_Free(self.results)
+
+    cdef int grow(self) except -1:
+        cdef size_t room = max(64, 4 * self.room)
+
+        self.fds = <int *>resized(self.fds, room * sizeof(int))
+        self.groups = <uint32_t *>resized(self.groups, room * sizeof(uint32_t))
+        self.positions = <Py_ssize_t *>resized(self.positions, room * sizeof(Py_ssize_t))
+        self.results = <ssize_t *>resized(self.results, room * sizeof(ssize_t))
+        self.room = room
+        return 0
+
+    cdef int add(self, int fd, Py_ssize_t position, encoding) except -1:
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.encodings)
+
+        if self.size == self.room:
+            self.grow()
+        if count == 0 or <PyObject *>encoding != PyList_GET_ITEM(self.encodings, self.last):
+            self.last = 0
+            while self.last < count and <PyObject *>encoding != PyList_GET_ITEM(self.encodings, self.last):
+                self.last += 1
+            if self.last == count:
+                self.encodings.append(encoding)
+        self.fds[self.size] = fd
+        self.groups[self.size] = self.last
+        self.positions[self.size] = position
+        self.size += 1
+        return 0
 
 
-cdef int reserve(Batch *batch, Py_ssize_t room) except -1:
-    batch.fds = <int *>PyMem_Malloc(room * sizeof(int))
-    batch.positions = <Py_ssize_t *>PyMem_Malloc(room * sizeof(Py_ssize_t))
-    batch.results = <ssize_t *>PyMem_Malloc(room * sizeof(ssize_t))
-    if batch.fds == NULL or batch.positions == NULL or batch.results == NULL:
+cdef void *resized(void *memory, size_t size) except NULL:
+    cdef void *result = PyMem_Realloc(memory, size)
+    if result == NULL:
         raise MemoryError
-    return 0
-
-
-cdef void release(Batch *batch) noexcept:
-    PyMem_Free(batch.fds)
-    PyMem_Free(batch.positions)
-    PyMem_Free(batch.results)
+    return result
 
 
 cdef class Names:
@@ -217,6 +249,7 @@ cdef class Route:
     cdef Names names
     cdef Methods methods    # of the transport; None if the connection must always be sent to by its own methods
     cdef object protocol, loop, transport
+    cdef object encoder     # what compresses messages; None if nothing does
     cdef int fd
     cdef bint masked
 
@@ -252,12 +285,15 @@ cdef Route route_of(connection, protocol, layout, Names names, transport_layouts
     if (
         transport_layout is None
         or getattr(protocol, layout.debug) is not False
-        or getattr(protocol, layout.extensions) != []
         or has_replaced(connection, layout.methods)
         or has_replaced(protocol, layout.protocol_methods)
         or has_replaced(route.transport, transport_layout.methods)
     ):
         return route
+    encoder = layout.encoder(getattr(protocol, layout.extensions))
+    if encoder is False:
+        return route
+    route.encoder = encoder
     route.methods = methods_of(type(route.transport), transport_layout)
     if transport_layout.descriptor is not None:
         route.fd = getattr(route.transport, transport_layout.descriptor)
@@ -312,6 +348,7 @@ cdef extern from *:
 cdef enum:
     AHEAD = 32  # connections that are fetched into the cache at a time
     TRANSPORT_LINES = 5  # cache lines in which uvloop's transports keep what is asked of them
+    ENCODER_LINES = 2
 
 
 cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject *kind) except -1:
@@ -337,6 +374,7 @@ cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject 
         if routes[i] != NULL:
             wsfast_fetch_object((<Route>routes[i]).protocol, 2)
             wsfast_fetch_object((<Route>routes[i]).transport, TRANSPORT_LINES)
+            wsfast_fetch_object((<Route>routes[i]).encoder, ENCODER_LINES)
     for i in range(stop - start):
         if routes[i] != NULL:
             wsfast_fetch_attributes((<Route>routes[i]).protocol)
@@ -383,21 +421,25 @@ cdef Verdict look(Route route, connection) except *:
 
 
 cdef class FanOut:
-    """One batch of connections on its way through gather, send and settle."""
+    """A message on its way through gather, send and settle."""
 
     cdef list connections
     cdef object message
     cdef Batch plain, masked
-    cdef bytes frame            # of the plain ones
-    cdef bytes payload, keys    # of the masked ones; WSF_KEY_SIZE octets of keys each
-    cdef uint8_t first
-    cdef ssize_t masked_size    # of one of their frames
+    cdef list frames    # of the plain ones
+    cdef bytes keys     # of the masked ones, WSF_KEY_SIZE octets each
     cdef Py_ssize_t stop, sent, skipped
-    cdef list cut, rest, lost
+    cdef list cut, waiting, ordinary, lost
 
-    def __dealloc__(self):
-        release(&self.plain)
-        release(&self.masked)
+    def __init__(self, connections, message, cut):
+        self.connections = connections
+        self.message = message
+        self.plain = Batch.__new__(Batch)
+        self.masked = Batch.__new__(Batch)
+        self.cut = cut
+        self.waiting = []
+        self.ordinary = []
+        self.lost = []
 
     cdef int gather(self, Py_ssize_t start, layouts, transport_layouts, running_loop) except -1:
         """Look at each connection once; stop at the first that must wait until those ahead of it have been sent to."""
@@ -408,7 +450,8 @@ cdef class FanOut:
         cdef Route route
         cdef Verdict verdict
         cdef object layout = None
-        cdef Batch *into
+        cdef object plain = self.message.plain
+        cdef object encoding_for = self.message.encoding_for
 
         self.stop = start
         while self.stop < size:
@@ -436,51 +479,57 @@ cdef class FanOut:
                 break
             verdict = look(route, connection)
             if verdict == CONNECTION:
-                self.rest.append((self.stop, None))
+                self.ordinary.append(self.stop)
             elif verdict == TRANSPORT:
-                key = urandom(WSF_KEY_SIZE) if route.masked else None
-                self.rest.append((self.stop, self.frame_for(key)))
+                self.waiting.append((self.stop, route.encoder))
             elif not seen.add(route.fd, batch):
                 break  # a duplicate: what may be cut off from its first frame must go out before the second
             else:
-                into = &self.masked if route.masked else &self.plain
-                if into.fds == NULL:
-                    reserve(into, size - start)
-                into.fds[into.size] = route.fd
-                into.positions[into.size] = self.stop
-                into.size += 1
+                encoding = plain if route.encoder is None else PyObject_CallOneArg(encoding_for, route.encoder)
+                (self.masked if route.masked else self.plain).add(route.fd, self.stop, encoding)
             self.stop += 1
         return 0
 
     cdef int send(self) except -1:
-        """Offer the frame to every gathered descriptor."""
-        cdef wsf_buffer frame, payload
-        cdef uint8_t header[WSF_MAX_HEADER]
+        """Offer each gathered descriptor its frame."""
+        cdef wsf_buffer *buffers = NULL     # the plain frames, and behind them the payloads of the masked ones
+        cdef wsf_buffer *payloads
+        cdef uint8_t *firsts = NULL
         cdef const uint8_t *keys = NULL
         cdef uint8_t *scratch = NULL
+        cdef size_t i, longest = 0
+        cdef size_t plain_count = PyList_GET_SIZE(self.plain.encodings)
+        cdef size_t masked_count = PyList_GET_SIZE(self.masked.encodings)
+        cdef const uint32_t *plain_groups = self.plain.groups if plain_count > 1 else NULL
 
         # Whatever runs code of Python's comes before the first byte is out: a frame that was cut off must reach settle.
-        if self.plain.size:
-            self.frame = self.message.frame
-            frame = wsf_buffer(PyBytes_AS_STRING(self.frame), PyBytes_GET_SIZE(self.frame))
-        if self.masked.size:
-            self.payload = self.message.data
-            self.first = WSF_FIN | <uint8_t>self.message.opcode
-            payload = wsf_buffer(PyBytes_AS_STRING(self.payload), PyBytes_GET_SIZE(self.payload))
+        self.frames = [encoding.frame for encoding in self.plain.encodings]
+        if masked_count:
             self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
             keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
-            self.masked_size = wsf_frame_header(header, self.first, payload.size, keys) + payload.size
-            scratch = <uint8_t *>PyMem_Malloc(WSF_MAX_HEADER + payload.size)
-            if scratch == NULL:
-                raise MemoryError
-        with nogil:
-            if self.plain.size:
-                self.sent += wsf_send_many(self.plain.fds, NULL, self.plain.size, &frame, self.plain.results)
-            if self.masked.size:
+        try:
+            buffers = <wsf_buffer *>resized(NULL, (plain_count + masked_count + 1) * sizeof(wsf_buffer))
+            payloads = buffers + plain_count
+            firsts = <uint8_t *>resized(NULL, masked_count + 1)
+            for i in range(plain_count):
+                buffers[i] = buffer_of(self.frames[i])
+            for i in range(masked_count):
+                encoding = self.masked.encodings[i]
+                firsts[i] = encoding.first
+                payloads[i] = buffer_of(encoding.payload)
+                longest = max(longest, payloads[i].size)
+            if masked_count:
+                scratch = <uint8_t *>resized(NULL, WSF_MAX_HEADER + longest)
+            with nogil:
+                self.sent += wsf_send_many(self.plain.fds, plain_groups, self.plain.size, buffers, self.plain.results)
                 self.sent += wsf_send_masked(
-                    self.masked.fds, keys, self.masked.size, self.first, &payload, scratch, self.masked.results
+                    self.masked.fds, keys, self.masked.groups, self.masked.size, firsts, payloads, scratch,
+                    self.masked.results
                 )
-        PyMem_Free(scratch)
+        finally:
+            PyMem_Free(buffers)
+            PyMem_Free(firsts)
+            PyMem_Free(scratch)
         return 0
 
     cdef int settle(self) except -1:
@@ -491,21 +540,21 @@ cdef class FanOut:
             return 0
         try:
             for i in range(self.plain.size):
-                if self.plain.results[i] != PyBytes_GET_SIZE(self.frame):
-                    self.leave(self.plain.positions[i], self.frame, self.plain.results[i])
+                self.leave(self.plain.positions[i], self.frames[self.plain.groups[i]], self.plain.results[i])
             for i in range(self.masked.size):
-                if self.masked.results[i] != self.masked_size:
+                encoding = self.masked.encodings[self.masked.groups[i]]
+                if self.masked.results[i] != masked_size(encoding):
                     key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
-                    frame = encode_frame(self.first, self.payload, key)
+                    frame = encode_frame(encoding.first, encoding.payload, key)
                     self.leave(self.masked.positions[i], frame, self.masked.results[i])
-            self.rest.sort(key=position_of)
+            self.waiting.sort(key=position_of)
         except BaseException:  # out of memory
-            self.abandon(&self.plain)
-            self.abandon(&self.masked)
+            self.abandon(self.plain)
+            self.abandon(self.masked)
             raise
         return 0
 
-    cdef int abandon(self, Batch *batch) except -1:
+    cdef int abandon(self, Batch batch) except -1:
         """Abort the connections on which a frame may have been cut off, since its end is lost."""
         cdef size_t i
 
@@ -515,40 +564,50 @@ cdef class FanOut:
                 (<Route>getattr(connection, ROUTE)).transport.abort()
         return 0
 
-    cdef bytes frame_for(self, key):
-        if key is None:
-            return self.message.frame
-        return encode_frame(WSF_FIN | <int>self.message.opcode, self.message.data, key)
-
     cdef int leave(self, Py_ssize_t position, bytes frame, ssize_t result) except -1:
-        """List one frame of which the kernel took nothing, or not all."""
-        if result <= 0:  # nothing was taken: EAGAIN, or an error that the transport will meet in its turn
-            self.rest.append((position, frame))
-            # These tell that something was not to be had right now; EPIPE is told again and again.
-            if result not in (0, -EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM):
-                self.lost.append((position, -result))
-        else:
+        """List one frame unless the kernel took it all."""
+        cdef Route route
+
+        if result == PyBytes_GET_SIZE(frame):
+            return 0
+        if result > 0:
             self.cut.append((position, memoryview(frame)[result:]))
+            return 0
+        # Nothing was taken: EAGAIN, or an error that the transport will meet in its turn.
+        route = getattr(self.connections[position], ROUTE)
+        if route.encoder is not None:
+            route.encoder.forget()
+        self.waiting.append((position, route.encoder))
+        # These tell that something was not to be had right now; EPIPE is told again and again.
+        if result not in (0, -EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM):
+            self.lost.append((position, -result))
         return 0
+
+
+cdef wsf_buffer buffer_of(bytes data) except *:
+    return wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+cdef ssize_t masked_size(encoding) except -1:
+    """Size of a frame of a client."""
+    cdef uint8_t header[WSF_MAX_HEADER]
+    cdef const uint8_t *key = [0, 0, 0, 0]
+    cdef size_t size = PyBytes_GET_SIZE(<bytes?>encoding.payload)
+    return <ssize_t>(wsf_frame_header(header, 0, size, key) + size)
 
 
 def fan_out(
     list connections not None, Py_ssize_t start, message, layouts, transport_layouts, running_loop, list cut not None
 ):
-    cdef FanOut batch = FanOut.__new__(FanOut)
+    cdef FanOut batch = FanOut(connections, message, cut)
 
-    batch.connections = connections
-    batch.message = message
-    batch.cut = cut
-    batch.rest = []
-    batch.lost = []
     try:
         batch.gather(start, layouts, transport_layouts, running_loop)
     except Exception:
         pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
     batch.send()
     batch.settle()
-    return batch.stop, batch.sent, batch.skipped, batch.rest, batch.lost
+    return batch.stop, batch.sent, batch.skipped, batch.waiting, batch.ordinary, batch.lost
 
 
 # ---- For benchmarks

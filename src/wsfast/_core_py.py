@@ -12,12 +12,26 @@ import selectors
 import struct
 from array import array
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from .adapters import ConnectionLayout, TransportLayout
+    from .deflate import Encoder
 
-__all__ = ["Buffer", "Cut", "Lost", "Rest", "apply_mask", "drain", "encode_frame", "fan_out", "send_many", "simd"]
+__all__ = [
+    "Buffer",
+    "Cut",
+    "Encoding",
+    "Encodings",
+    "Lost",
+    "Waiting",
+    "apply_mask",
+    "drain",
+    "encode_frame",
+    "fan_out",
+    "send_many",
+    "simd",
+]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -25,35 +39,45 @@ Cut: TypeAlias = list[tuple[int, memoryview]]
 """Positions of connections, each with the end of a frame whose beginning is out. Nothing else may be written to these
 connections before it. The twin, which leaves all writing to the transports, cuts none."""
 
-Rest: TypeAlias = list[tuple[int, bytes | None]]
-"""Positions of connections, ascending, each with a whole frame for its transport, or None for a connection that must
-take the ordinary path."""
+Waiting: TypeAlias = "list[tuple[int, Encoder | None]]"
+"""Positions of connections, ascending, whose transports must be given the message in a whole frame, each with what
+compresses the connection's messages, if anything does."""
 
 Lost: TypeAlias = list[tuple[int, int]]
 """Positions of connections that were found to be lost, each with the errno that tells why. The kernel tells that only
 once, and not to the transport."""
 
-FIN = 0x80
-PLAIN = "_wsfast_plain"
+ENCODER = "_wsfast_encoder"
 
 simd = "none"
 """Level of SIMD instructions with which masks are applied."""
 
 
-class Message(Protocol):
-    """What a fan-out needs of a message."""
+class Encoding(Protocol):
+    """One way in which a message can stand in a frame."""
 
     @property
-    def data(self) -> bytes:
-        """Payload."""
+    def first(self) -> int:
+        """First octet of the frame."""
 
     @property
-    def opcode(self) -> int:
-        """1 for text, 2 for binary."""
+    def payload(self) -> bytes:
+        """Payload as it stands in the frame, but for the mask."""
 
     @property
     def frame(self) -> bytes:
         """The whole unmasked frame."""
+
+
+class Encodings(Protocol):
+    """A message in all the ways in which it can be sent."""
+
+    @property
+    def plain(self) -> Encoding:
+        """For connections that do not compress."""
+
+    def encoding_for(self, encoder: Encoder) -> Encoding:
+        """For one that does. The connection counts as having got it; if it has not, tell the encoder to forget it."""
 
 
 def encode_frame(first: int, payload: Buffer, mask_key: Buffer | None = None) -> bytes:
@@ -106,12 +130,12 @@ def apply_mask(data: Buffer, mask_key: Buffer) -> bytes:
 def fan_out(
     connections: list[Any],
     start: int,
-    message: Message,
+    message: Encodings,
     layouts: Callable[[type], ConnectionLayout | None],
     transport_layouts: Callable[[type], TransportLayout | None],
     running_loop: Any,
     cut: Cut,
-) -> tuple[int, int, int, Rest, Lost]:
+) -> tuple[int, int, int, Waiting, list[int], Lost]:
     """Send a message to as many connections as may be sent to in one sweep.
 
     The sweep ends before the first connection that must wait until those ahead of it are done with: one of an unknown
@@ -122,19 +146,22 @@ def fan_out(
     Args:
         connections: All of them; those before `start` are done with.
         start: Position of the first.
-        message: What to send; its frame is asked for only where it is used.
+        message: What to send; its encodings are asked for only where they are used.
         layouts: Layout of a type of connections, or None if it is unknown.
-        transport_layouts: Layout of a type of transports, or None if it is not a plain one.
+        transport_layouts: Layout of a type of transports, or None if it is not a known one.
         running_loop: The event loop that runs in this thread, or None.
         cut: List to which is added what was cut off from frames whose beginning is out. The caller has it even if an
-            exception is raised on the way, as by a signal handler.
+            exception is raised on the way, as by a signal handler. Then, the encoders of the connections must be told
+            to forget what they noted.
 
     Returns:
         The position at which the sweep ended; how many kernels took the whole frame; how many connections were skipped
-        since they are not open; the rest; and what was found out about lost connections.
+        since they are not open; those whose transports must be given the frame; the positions, ascending, of those that
+        must take the ordinary path; and what was found out about lost connections.
     """
     skipped = 0
-    rest: Rest = []
+    waiting: Waiting = []
+    ordinary: list[int] = []
     position = start
     try:
         while position < len(connections):
@@ -153,37 +180,42 @@ def fan_out(
                 (transport := getattr(connection, layout.transport)) is None
                 or (transport_layout := transport_layouts(type(transport))) is None
                 or getattr(connection, layout.send_in_progress) is not None
-                or not _is_plain(connection, protocol, transport, layout, transport_layout)
+                or (encoder := _encoder_of(connection, protocol, transport, layout, transport_layout)) is False
                 or getattr(protocol, layout.expect_continuation)
                 or getattr(protocol, layout.writes)
                 or transport.is_closing()
             ):
-                rest.append((position, None))
-            elif layout.masked:
-                rest.append((position, encode_frame(FIN | message.opcode, message.data, os.urandom(4))))
+                ordinary.append(position)
             else:
-                rest.append((position, message.frame))
+                waiting.append((position, encoder))
             position += 1
     except Exception:
         pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
-    return position, 0, skipped, rest, []
+    return position, 0, skipped, waiting, ordinary, []
 
 
-def _is_plain(
+def _encoder_of(
     connection: Any, protocol: Any, transport: Any, layout: ConnectionLayout, transport_layout: TransportLayout
-) -> bool:
-    """Whether an open connection sends frames as they are, as far as that cannot change: it is asked only once."""
-    plain: bool | None = getattr(connection, PLAIN, None)
-    if plain is None:
-        plain = not (
+) -> Encoder | Literal[False] | None:
+    """Return what compresses the messages of an open connection, as `ConnectionLayout.encoder` does.
+
+    False also if it sends messages otherwise than is known. As far as all that cannot change, it is asked only once.
+    """
+    encoder: Encoder | Literal[False] | None
+    try:
+        encoder = getattr(connection, ENCODER)
+    except AttributeError:
+        if (
             getattr(protocol, layout.debug)
-            or getattr(protocol, layout.extensions)
             or _has_replaced(connection, layout.methods)
             or _has_replaced(protocol, layout.protocol_methods)
             or _has_replaced(transport, transport_layout.methods)
-        )
-        setattr(connection, PLAIN, plain)
-    return plain
+        ):
+            encoder = False
+        else:
+            encoder = layout.encoder(getattr(protocol, layout.extensions))
+        setattr(connection, ENCODER, encoder)
+    return encoder
 
 
 def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:

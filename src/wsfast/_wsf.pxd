@@ -5,7 +5,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from "wsf.h" nogil:
     enum:
-        WSF_FIN
         WSF_KEY_SIZE
         WSF_MAX_HEADER
 
@@ -25,7 +24,7 @@ cdef extern from "wsf.h" nogil:
     wsf_simd wsf_mask_level()
 
     size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const wsf_buffer *buffers, ssize_t *results)
-    size_t wsf_send_masked(const int *fds, const uint8_t *keys, size_t n, uint8_t first, const wsf_buffer *payload,
-                           uint8_t *scratch, ssize_t *results)
+    size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
+                           const wsf_buffer *payloads, uint8_t *scratch, ssize_t *results)
 
     int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)

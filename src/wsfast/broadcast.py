@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import traceback
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
 from websockets.exceptions import ConcurrencyError
@@ -18,10 +19,11 @@ from ._core_py import Buffer
 from ._impl import core
 from .adapters import unsupported
 from .adapters.transports import transport_layout
-from .adapters.websockets import SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection
+from .adapters.websockets import SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, without_deflate
+from .deflate import Encoder
 from .message import Message, PreparedMessage, prepare
 
-__all__ = ["Delivery", "broadcast"]
+__all__ = ["Delivery", "broadcast", "fan_out"]
 
 
 class Delivery(NamedTuple):
@@ -51,13 +53,17 @@ def broadcast(
     raise_exceptions: bool = False,
     *,
     text: bool | None = None,
+    compress: Literal[False] | None = None,
 ) -> Delivery:
     """Broadcast a message to several WebSocket connections.
 
-    A drop-in for `websockets.broadcast()`: it takes the same arguments, writes the same bytes, logs the same records
-    and raises the same exceptions. Like that it is synchronous, pushes the message even to connections whose write
-    buffers overflow, silently skips connections that are not open, and goes on when one of them fails. When it
+    A drop-in for `websockets.broadcast()`: it takes the same arguments, delivers the same messages, logs the same
+    records and raises the same exceptions. Like that it is synchronous, pushes the message even to connections whose
+    write buffers overflow, silently skips connections that are not open, and goes on when one of them fails. When it
     returns, the message is in the kernel or in the transport's write buffer.
+
+    For connections that have negotiated permessage-deflate (RFC 7692, the default of websockets), it is compressed
+    once, by itself, rather than anew for each of them. See `Audience` for how to share the context takeover as well.
 
     It is fastest where `connections` is a list, tuple, set, frozenset, dict, dict view, deque or WeakSet. Anything
     else, as a generator, is iterated over lazily, and each connection is sent to before the next one is asked for.
@@ -69,6 +75,8 @@ def broadcast(
             section 5.6); a `PreparedMessage` as what it was prepared for.
         raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
+        compress: None to compress the message, where the connection allows it, if it has at least 64 bytes and
+            shrinks; False not to compress it.
 
     Returns:
         How many connections the message was sent to, buffered for, skipped and not written to.
@@ -77,11 +85,20 @@ def broadcast(
         TypeError: If `message` has none of these types; then nothing was sent. Or if one of `connections` is no
             supported connection; then the message was sent to those ahead of it.
         UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
+        ValueError: If `compress` is neither None nor False; then nothing was sent.
         RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
             message was sent to those ahead of it. Use `loop.call_soon_threadsafe(wsfast.broadcast, ...)`.
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
-    fan_out = _FanOut(prepare(message, text), raise_exceptions)
+    prepared = prepare(message, text, compress)
+    return fan_out(connections, prepared, prepared, raise_exceptions)
+
+
+def fan_out(
+    connections: Iterable[Any], message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool
+) -> Delivery:
+    """Do as `broadcast()` does with a message and with a choice of its encodings."""
+    fan_out = _FanOut(message, encodings, raise_exceptions)
     if type(connections) in _INERT:
         fan_out.send(list(connections))
     else:
@@ -95,8 +112,9 @@ def broadcast(
 class _FanOut:
     """One call of `broadcast()` on its way."""
 
-    def __init__(self, message: PreparedMessage, raise_exceptions: bool) -> None:
+    def __init__(self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool) -> None:
         self.message = message
+        self.encodings = encodings
         self.raise_exceptions = raise_exceptions
         self.exceptions: list[Exception] = []
         self.sent = self.buffered = self.skipped = self.failed = 0
@@ -127,21 +145,24 @@ class _FanOut:
         collects = gc.isenabled()
         gc.disable()
         try:
-            stop, sent, skipped, rest, lost = core.fan_out(
-                connections, start, self.message, connection_layout, transport_layout, self.running_loop, cut
+            stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
+                connections, start, self.encodings, connection_layout, transport_layout, self.running_loop, cut
             )
             self.sent += sent
             self.skipped += skipped
-            if not cut and not rest:
+            if not cut and not waiting and not ordinary:
                 return stop
             written = [position for position, _ in cut]
             while cut:
                 self.write(connections, *cut[-1], failures)
                 cut.pop()
-            for position, frame in rest:
-                if frame is not None:
-                    self.write(connections, position, frame, failures)
-                    written.append(position)
+            for position, encoder in waiting:
+                self.write_frame(connections, position, encoder, failures)
+                written.append(position)
+        except BaseException:
+            for encoder in _encoders(connections[start:]):
+                encoder.forget()
+            raise
         finally:
             for position, _ in cut:
                 connections[position].transport.abort()
@@ -154,13 +175,25 @@ class _FanOut:
         for position in written:
             if position not in failures:
                 self.count(connections[position])
-        left_out = [position for position, frame in rest if frame is None]
-        for position in sorted((*failures, *left_out)):
+        for position in sorted((*failures, *ordinary)):
             if position in failures:
                 self.report_failure(connections[position], failures.pop(position))
             else:
                 self.send_ordinarily(connections[position])
         return stop
+
+    def write_frame(
+        self, connections: list[Any], position: int, encoder: Encoder | None, failures: dict[int, Exception]
+    ) -> None:
+        """Write a whole frame to the transport of a connection."""
+        connection = connections[position]
+        layout = connection_layout(type(connection))
+        assert layout is not None
+        encoding = self.encodings.plain if encoder is None else self.encodings.encoding_for(encoder)
+        frame = core.encode_frame(encoding.first, encoding.payload, os.urandom(4)) if layout.masked else encoding.frame
+        self.write(connections, position, frame, failures)
+        if encoder is not None and position in failures:
+            encoder.forget()
 
     def write(self, connections: list[Any], position: int, data: Buffer, failures: dict[int, Exception]) -> None:
         """Write to the transport of a connection, or keep the exception that this raises."""
@@ -203,10 +236,11 @@ class _FanOut:
                 connection.logger.warning("skipped broadcast: sending a fragmented message")
             return
         try:
-            if self.message.text:
-                connection.protocol.send_text(self.message.data)
-            else:
-                connection.protocol.send_binary(self.message.data)
+            with contextlib.nullcontext() if self.message.compress else without_deflate(connection.protocol):
+                if self.message.text:
+                    connection.protocol.send_text(self.message.data)
+                else:
+                    connection.protocol.send_binary(self.message.data)
             connection.send_data()
         except Exception as exc:
             self.report_failure(connection, exc)
@@ -225,3 +259,14 @@ class _FanOut:
                 "skipped broadcast: failed to write message: %s",
                 traceback.format_exception_only(cause)[0].strip(),
             )
+
+
+def _encoders(connections: list[Any]) -> Iterator[Encoder]:
+    """Yield the encoders of those connections that may share compressed frames."""
+    for connection in connections:
+        layout = connection_layout(type(connection))
+        protocol = None if layout is None else getattr(connection, layout.protocol)
+        if layout is not None and type(protocol) is layout.protocol_type:
+            encoder = layout.encoder(getattr(protocol, layout.extensions))
+            if encoder:
+                yield encoder

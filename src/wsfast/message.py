@@ -1,19 +1,51 @@
-"""Messages that are framed once, however many connections they are sent to."""
+"""Messages that are framed and compressed once, however many connections they are sent to."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ._impl import core
+from .deflate import LARGEST_WINDOW, Encoder, Parameters
 
-__all__ = ["TEXT", "Message", "PreparedMessage", "prepare"]
+__all__ = ["SMALLEST_COMPRESSED", "TEXT", "Encoding", "Message", "PreparedMessage", "prepare"]
 
 TEXT, BINARY = 1, 2  # opcodes, RFC 6455, section 11.8
-FIN = 0x80
+FIN, RSV1 = 0x80, 0x40
+
+SMALLEST_COMPRESSED = 64
+"""Bytes of the smallest payload that is compressed by itself: JSON below that shrinks by less than a tenth."""
+
+
+class Encoding:
+    """One way in which a message can stand in a frame.
+
+    Args:
+        first: First octet of the frame (RFC 6455, section 5.2).
+        payload: Payload as it stands in the frame, but for the mask.
+    """
+
+    __slots__ = ("_frame", "first", "payload")
+
+    def __init__(self, first: int, payload: bytes) -> None:
+        self.first = first
+        self.payload = payload
+        self._frame: bytes | None = None
+
+    @property
+    def frame(self) -> bytes:
+        """The frame that a server sends: unmasked. It is made when first asked for."""
+        if self._frame is None:
+            self._frame = core.encode_frame(self.first, self.payload)
+        return self._frame
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the payload is compressed (RFC 7692, section 6)."""
+        return bool(self.first & RSV1)
 
 
 class PreparedMessage:
-    """A message that is framed at most once and can be sent any number of times.
+    """A message that is framed and compressed at most once per encoding and can be sent any number of times.
 
     It is accepted wherever a message is, and immutable: later changes to a `bytearray` or `memoryview` that it was
     made of do not show. Two are equal if they have the same payload and are of the same type.
@@ -22,15 +54,27 @@ class PreparedMessage:
         data: `str` for a Text frame; `bytes`, `bytearray` or `memoryview` for a Binary frame. A memoryview counts as
             its bytes in C order, whatever its shape, strides and item size.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
+        compress: Whether connections that have negotiated permessage-deflate (RFC 7692) get it compressed. None to
+            decide by its size: it is sent as it is if it has less than 64 bytes or does not shrink. False never to
+            compress it, as for what is compressed already, or secrets next to what an attacker may choose.
 
     Raises:
         TypeError: If `data` has another type.
         UnicodeEncodeError: If a string has a lone surrogate and thus no encoding as UTF-8.
+        ValueError: If `compress` is neither None nor False.
     """
 
-    __slots__ = ("_data", "_frame", "_opcode")
+    __slots__ = ("_by_parameters", "_compress", "_compressed", "_data", "_opcode", "_plain", "_window")
 
-    def __init__(self, data: str | bytes | bytearray | memoryview, *, text: bool | None = None) -> None:
+    def __init__(
+        self,
+        data: str | bytes | bytearray | memoryview,
+        *,
+        text: bool | None = None,
+        compress: Literal[False] | None = None,
+    ) -> None:
+        if compress is not None and compress is not False:
+            raise ValueError(f"compress must be None (decide by size) or False (never), not {compress!r}")
         if isinstance(data, str):
             self._data = data.encode()
             self._opcode = BINARY if text is False else TEXT
@@ -39,7 +83,11 @@ class PreparedMessage:
             self._opcode = TEXT if text is True else BINARY
         else:
             raise TypeError("data must be str or bytes")
-        self._frame: bytes | None = None
+        self._compress = compress is None
+        self._plain = Encoding(FIN | self._opcode, self._data)
+        self._window: bytes | None = None
+        self._compressed: dict[Parameters, Encoding] = {}
+        self._by_parameters: dict[Parameters, Encoding] = {}
 
     @property
     def data(self) -> bytes:
@@ -64,9 +112,51 @@ class PreparedMessage:
     @property
     def frame(self) -> bytes:
         """The frame that a server sends: unmasked, not compressed. It is made when first asked for."""
-        if self._frame is None:
-            self._frame = core.encode_frame(FIN | self._opcode, self._data)
-        return self._frame
+        return self._plain.frame
+
+    @property
+    def compress(self) -> bool:
+        """Whether it may be compressed."""
+        return self._compress
+
+    @property
+    def plain(self) -> Encoding:
+        """The message as it is, not compressed."""
+        return self._plain
+
+    @property
+    def window(self) -> bytes:
+        """The end of the payload, as much as the largest window of a receiver holds."""
+        if self._window is None:
+            self._window = self._data[-LARGEST_WINDOW:]
+        return self._window
+
+    def compressed(self, parameters: Parameters) -> Encoding:
+        """Return the message compressed by itself, for all receivers whose windows are at least that large.
+
+        The message must not be empty.
+        """
+        parameters = parameters.fit(len(self._data))
+        encoding = self._compressed.get(parameters)
+        if encoding is None:
+            encoding = Encoding(FIN | RSV1 | self._opcode, parameters.compress(self._data))
+            encoding = self._compressed.setdefault(parameters, encoding)
+        return encoding
+
+    def encoding_for(self, encoder: Encoder) -> Encoding:
+        """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it."""
+        encoding = self._by_parameters.get(encoder.parameters)
+        if encoding is None:
+            encoding = self._by_parameters[encoder.parameters] = self._choose(encoder.parameters)
+        if encoding is not self._plain:
+            encoder.deliver(self.window)
+        return encoding
+
+    def _choose(self, parameters: Parameters) -> Encoding:
+        if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
+            return self._plain
+        encoding = self.compressed(parameters)
+        return encoding if len(encoding.payload) < len(self._data) else self._plain
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PreparedMessage):
@@ -85,14 +175,19 @@ Message: TypeAlias = str | bytes | bytearray | memoryview | PreparedMessage
 """What can be sent."""
 
 
-def prepare(message: Message | Any, text: bool | None) -> PreparedMessage:
+def prepare(
+    message: Message | Any, text: bool | None = None, compress: Literal[False] | None = None
+) -> PreparedMessage:
     """Return `message` as a PreparedMessage, itself if it is one.
 
     Raises:
-        TypeError: If it cannot be sent, or if `text` is given for a message that has been prepared already.
+        TypeError: If it cannot be sent, or if `text` or `compress` is given for a message that has been prepared
+            already.
+        ValueError: If `compress` is neither None nor False.
     """
     if not isinstance(message, PreparedMessage):
-        return PreparedMessage(message, text=text)
-    if text is not None:
-        raise TypeError("text cannot be chosen for a PreparedMessage: give it when the message is prepared")
+        return PreparedMessage(message, text=text, compress=compress)
+    for name, choice in (("text", text), ("compress", compress)):
+        if choice is not None:
+            raise TypeError(f"{name} cannot be chosen for a PreparedMessage: give it when the message is prepared")
     return message

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
+
+from wsfast.deflate import Encoder
 
 __all__ = ["ConnectionLayout", "TransportLayout", "cache_by_type", "unsupported"]
 
@@ -56,6 +58,9 @@ class ConnectionLayout:
     """Attribute of the protocol: False, unless frames are logged. Does not change while the connection is open."""
     extensions: str
     """Attribute of the protocol: list of extensions. Does not change while the connection is open."""
+    encoder: Callable[[Any], Encoder | Literal[False] | None]
+    """Function of the extensions: what compresses messages; None if nothing does; False if what they do to a message is
+    not known, or depends on the connection. A `LazyEncoder` is put in the place of an encoder that is not one."""
     expect_continuation: str
     """Attribute of the protocol: False, unless the next data frame must be a continuation."""
     writes: str

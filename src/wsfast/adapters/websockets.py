@@ -8,13 +8,19 @@
 | `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
 | `set_recv_exc`               | keeps the reason why a connection was lost    | 14 to 16 |
 | `set_connection_exc`         | the same                                      | 17       |
+| `PerMessageDeflate.encoder`  | a `zlib.compressobj`; with no context takeover | 14 to 17 |
+|                              | only while a message is being compressed      |          |
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import zlib
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import websockets.asyncio.connection
 import websockets.client
@@ -24,10 +30,23 @@ import websockets.version
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import NegotiationError
+from websockets.extensions import Extension, permessage_deflate
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.typing import ExtensionParameter
+
+from wsfast.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
 
-__all__ = ["SEND_IN_PROGRESS", "SET_EXCEPTION", "connection_layout", "is_connection"]
+__all__ = [
+    "SEND_IN_PROGRESS",
+    "SET_EXCEPTION",
+    "ServerPerMessageDeflateFactory",
+    "connection_layout",
+    "is_connection",
+    "without_deflate",
+]
 
 _MAJOR = int(websockets.version.version.split(".")[0])
 
@@ -53,6 +72,31 @@ _PROTOCOL_METHODS = {
     name: _original(getattr(websockets.protocol.Protocol, name), websockets.protocol)
     for name in ("send_text", "send_binary", "send_frame", "data_to_send")
 }
+_ENCODE = _original(PerMessageDeflate.encode, permessage_deflate)
+_ZLIB_ENCODER = type(zlib.compressobj())
+
+
+def _encoder(extensions: Any) -> Encoder | Literal[False] | None:
+    """Return what compresses the messages that a connection with these extensions sends: see ConnectionLayout."""
+    if type(extensions) is not list or len(extensions) > 1:
+        return False
+    if not extensions:
+        return None
+    if type(extensions[0]) is not PerMessageDeflate:
+        return False
+    extension: Any = extensions[0]
+    if getattr(extension.encode, "__func__", None) is not _ENCODE:
+        return False
+    if extension.local_max_window_bits < 9:
+        return None  # zlib cannot compress for so small a window; not to compress is always allowed
+    parameters = Parameters.of(extension.local_max_window_bits, extension.compress_settings)
+    if parameters is None:
+        return False
+    if extension.local_no_context_takeover:
+        return parameters.per_message
+    if type(extension.encoder) is _ZLIB_ENCODER:
+        extension.encoder = LazyEncoder(parameters, extension.encoder)
+    return extension.encoder if type(extension.encoder) is LazyEncoder else False
 
 
 def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
@@ -66,6 +110,7 @@ def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
         open_state=websockets.protocol.OPEN,
         debug="debug",
         extensions="extensions",
+        encoder=_encoder,
         expect_continuation="expect_continuation_frame",
         writes="writes",
         methods=_METHODS,
@@ -95,6 +140,17 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     return None
 
 
+@contextlib.contextmanager
+def without_deflate(protocol: Any) -> Iterator[None]:
+    """Have a protocol send messages that are not compressed, which is always allowed (RFC 7692, section 6)."""
+    extensions = protocol.extensions
+    protocol.extensions = [extension for extension in extensions if extension.name != PerMessageDeflate.name]
+    try:
+        yield
+    finally:
+        protocol.extensions = extensions
+
+
 def is_connection(connection: Any) -> bool:
     """Whether upstream's `broadcast()` knows how to send to it: by its type, or by having all the same parts."""
     if isinstance(connection, Connection):
@@ -107,3 +163,68 @@ def is_connection(connection: Any) -> bool:
 
 def _static(kind: type, name: str) -> object:
     return inspect.getattr_static(kind, name, None)
+
+
+class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateFactory):
+    """Negotiates permessage-deflate as that of websockets does, but makes no encoder until one is needed.
+
+    Give it to `websockets.serve(extensions=[wsfast.ServerPerMessageDeflateFactory()])`. A connection that is only
+    broadcast to, by `wsfast.broadcast()` or an `Audience`, then never owns an encoder, which saves 32 KiB for each with
+    the defaults. One is made when the connection sends a message for itself.
+
+    Args:
+        server_no_context_takeover: Compress each message by itself, also those that connections send for themselves.
+        client_no_context_takeover: Have clients compress each message by itself.
+        server_max_window_bits: Base-2 logarithm of the largest window of the server, 9 to 15; None for whatever the
+            client allows.
+        client_max_window_bits: The same for clients, 8 to 15.
+        compress_settings: Arguments of `zlib.compressobj` but for `wbits`; None for `{"memLevel": 5}`.
+        require_client_max_window_bits: Do without compression if a client cannot limit its window.
+
+    The defaults are those of `websockets.serve(compression="deflate")`.
+
+    Raises:
+        ValueError: If a number is out of range or settings contain `wbits`.
+    """
+
+    def __init__(
+        self,
+        server_no_context_takeover: bool = False,
+        client_no_context_takeover: bool = False,
+        server_max_window_bits: int | None = 12,
+        client_max_window_bits: int | None = 12,
+        compress_settings: dict[str, Any] | None = None,
+        require_client_max_window_bits: bool = False,
+    ) -> None:
+        super().__init__(
+            server_no_context_takeover,
+            client_no_context_takeover,
+            server_max_window_bits,
+            client_max_window_bits,
+            {"memLevel": 5} if compress_settings is None else compress_settings,
+            require_client_max_window_bits,
+        )
+
+    def process_request_params(
+        self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
+    ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
+        """Process request parameters; return those of the response, and the extension."""
+        no_takeover = ("server_no_context_takeover", None)
+        if self.server_no_context_takeover or no_takeover in params:
+            return super().process_request_params(params, accepted_extensions)
+        # Without takeover, an encoder is made for each message only; that is not what the response is to say.
+        frugal = copy.copy(self)
+        frugal.server_no_context_takeover = True
+        extension: Any
+        response, extension = super(ServerPerMessageDeflateFactory, frugal).process_request_params(
+            params, accepted_extensions
+        )
+        if extension.local_max_window_bits < 9:  # before websockets 17, which refuses it itself
+            raise NegotiationError("unsupported server_max_window_bits = 8, use 9")
+        parameters = Parameters.of(extension.local_max_window_bits, extension.compress_settings)
+        if parameters is None:
+            return super().process_request_params(params, accepted_extensions)
+        response.remove(no_takeover)
+        extension.local_no_context_takeover = False
+        extension.encoder = LazyEncoder(parameters)
+        return response, extension

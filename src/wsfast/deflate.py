@@ -1,0 +1,186 @@
+"""Who may share a compressed frame (RFC 7692, permessage-deflate).
+
+A receiver decompresses with a window: the last bytes of all compressed messages that it has received. A frame made by
+an encoder that knows none of them refers to nothing but itself, so that every receiver whose window is large enough
+decodes it, whatever it holds. The sender's own encoder for that connection, however, does not know of the frame, and
+what it makes next would be decoded wrongly. Hence the rule of this module: whoever puts a shared frame on a connection
+tells the `LazyEncoder` of that connection, which stands in the place of its encoder and lets go of the old one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+__all__ = ["LARGEST_WINDOW", "Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Stream"]
+
+LARGEST_WINDOW = 1 << 15
+"""Bytes."""
+
+SYNC_FLUSH_END = b"\x00\x00\xff\xff"
+"""What ends a compressed message and is left out of its last frame (RFC 7692, section 7.2.1)."""
+
+LOOKAHEAD = 262
+"""Bytes of its window that zlib does not use: it refers to nothing that is farther back than the rest."""
+
+KNOWN_SETTINGS = frozenset({"level", "method", "memLevel", "strategy"})
+"""Arguments of `zlib.compressobj` that every decoder can live with. A preset dictionary is not among them."""
+
+
+class Parameters:
+    """How a connection compresses what it sends. There is one object for each combination: compare them by identity."""
+
+    __slots__ = ("per_message", "settings", "window", "window_bits")
+
+    _all: ClassVar[dict[tuple[int, tuple[tuple[str, int], ...]], Parameters]] = {}
+
+    window_bits: int
+    """Base-2 logarithm of the size of the window: 9 to 15 (RFC 7692, section 7.1.2)."""
+    window: int
+    """Bytes of the window."""
+    settings: tuple[tuple[str, int], ...]
+    """Arguments of `zlib.compressobj`, sorted by their names."""
+    per_message: PerMessageEncoder
+    """Stands for the encoders of all connections that compress each message by itself."""
+
+    @classmethod
+    def of(cls, window_bits: int, settings: Mapping[str, Any]) -> Parameters | None:
+        """Return those of a connection, or None if its settings are such that its receiver may need to know them.
+
+        Raises:
+            ValueError: If zlib has no such window: it must have 9 to 15 bits.
+        """
+        if not 9 <= window_bits <= 15:
+            raise ValueError(f"window_bits must be between 9 and 15, not {window_bits}")
+        if not settings.keys() <= KNOWN_SETTINGS or not all(isinstance(value, int) for value in settings.values()):
+            return None
+        return cls._of(window_bits, tuple(sorted(settings.items())))
+
+    @classmethod
+    def _of(cls, window_bits: int, settings: tuple[tuple[str, int], ...]) -> Parameters:
+        try:
+            return cls._all[window_bits, settings]
+        except KeyError:
+            self = cls()
+            self.window_bits = window_bits
+            self.window = 1 << window_bits
+            self.settings = settings
+            self.per_message = PerMessageEncoder(self)
+            return cls._all.setdefault((window_bits, settings), self)
+
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={value}" for name, value in self.settings)
+        return f"<Parameters window_bits={self.window_bits}{settings}>"
+
+    def fit(self, size: int) -> Parameters:
+        """Return those with the smallest window that makes no difference to a message of `size` bytes by itself.
+
+        Connections with larger windows than the message needs thus share one encoding of it.
+        """
+        bits = self.window_bits
+        while bits > 9 and size + LOOKAHEAD <= 1 << (bits - 1):
+            bits -= 1
+        return self._of(bits, self.settings)
+
+    def encoder(self, window: bytes = b"") -> zlib._Compress:
+        """Make an encoder whose receivers hold `window` at the end of theirs, if nothing else before it."""
+        settings: dict[str, Any] = dict(self.settings)
+        if window:
+            settings["zdict"] = window[-self.window :]
+        return zlib.compressobj(wbits=-self.window_bits, **settings)
+
+    def compress(self, data: bytes) -> bytes:
+        """Compress a message by itself, as it stands in a frame."""
+        return compress_by(self.encoder(), data)
+
+
+def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
+    """Compress a whole message, which must not be empty, as it stands in a frame (RFC 7692, section 7.2.1)."""
+    compressed = encoder.compress(data) + encoder.flush(zlib.Z_SYNC_FLUSH)
+    if not compressed.endswith(SYNC_FLUSH_END):
+        raise AssertionError("zlib did not flush")
+    return compressed[: -len(SYNC_FLUSH_END)]
+
+
+class Stream(Protocol):
+    """Messages that were compressed one after the other for several connections."""
+
+    def between(self, start: int, stop: int) -> bytes:
+        """Return what was compressed from one position to another, or as much of the end of that as is still known."""
+
+
+class LazyEncoder:
+    """The encoder of one connection, which is made when the connection sends something for itself.
+
+    It stands in for a `zlib.compressobj`. Until then, it only remembers what the receiver's window ends with: that is
+    what the new encoder is primed with, so that it may refer to it. To remember less than there is, even nothing, is
+    always right; to remember anything else never is.
+
+    Args:
+        parameters: How the connection compresses.
+        encoder: The encoder that the connection has had so far; None if it has compressed nothing yet.
+    """
+
+    __slots__ = ("encoder", "parameters", "position", "since", "stream", "window")
+
+    def __init__(self, parameters: Parameters, encoder: zlib._Compress | None = None) -> None:
+        self.parameters = parameters
+        self.encoder = encoder
+        self.window = b""
+        self.stream: Stream | None = None
+        self.since = self.position = 0
+
+    def deliver(self, window: bytes) -> None:
+        """Take note that the receiver gets a compressed message by itself, of which `window` is the end."""
+        self.encoder = None
+        self.stream = None
+        self.window = window
+
+    def follow(self, stream: Stream, since: int, position: int) -> None:
+        """Take note that the receiver's window ends with what `stream` has compressed from `since` to `position`."""
+        self.encoder = None
+        self.stream = stream
+        self.since = since
+        self.position = position
+        self.window = b""
+
+    def forget(self) -> None:
+        """Rely on nothing that was noted: the receiver may not have got it."""
+        self.stream = None
+        self.window = b""
+
+    def _make(self) -> zlib._Compress:
+        window = self.window if self.stream is None else self.stream.between(self.since, self.position)
+        self.encoder = self.parameters.encoder(window)
+        self.forget()
+        return self.encoder
+
+    def compress(self, data: Any, /) -> bytes:
+        """Compress a part of a message that the connection sends for itself."""
+        return (self.encoder or self._make()).compress(data)
+
+    def flush(self, mode: int = zlib.Z_FINISH, /) -> bytes:
+        """Return what is left of it in the encoder."""
+        return (self.encoder or self._make()).flush(mode)
+
+
+class PerMessageEncoder:
+    """Stands for the encoder of connections without context takeover, which know nothing of earlier messages.
+
+    It takes the same notes as a `LazyEncoder`, to no effect.
+    """
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    def deliver(self, window: bytes) -> None:
+        """Do nothing."""
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+
+Encoder: TypeAlias = LazyEncoder | PerMessageEncoder
