@@ -238,6 +238,10 @@ class AskedTransport(Transport):
         super().write(data)
 
 
+class IndirectTransport(Transport):
+    """One whose socket does not carry what is written."""
+
+
 class UnknownTransport(Transport):
     pass
 
@@ -307,9 +311,14 @@ def layout_of(kind: type) -> ConnectionLayout | None:
 def transport_layout_of(kind: type) -> TransportLayout | None:
     layouts: dict[type, TransportLayout] = {
         Transport: TransportLayout(
-            descriptor="number", closing="closing", clear=("busy",), methods={}, try_write=False
+            direct=True, descriptor="number", closing="closing", clear=("busy",), methods={}, try_write=False
         ),
-        AskedTransport: TransportLayout(descriptor=None, closing=None, clear=(), methods={}, try_write=True),
+        IndirectTransport: TransportLayout(
+            direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False
+        ),
+        AskedTransport: TransportLayout(
+            direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True
+        ),
     }
     return layouts.get(kind)
 
@@ -530,6 +539,18 @@ def test_fan_out_leaves_it_to_busy_transports(core: Any, network: Network) -> No
     assert (cut, ordinary) == ([], [])
     assert waiting == ([(i, None) for i in range(5)] if core is _core_py else [(1, None), (3, None), (4, None)])
     assert [network.received(links[i]) for i in (1, 3, 4)] == [b""] * 3
+
+
+def test_fan_out_never_bypasses_an_indirect_transport(core: Any, network: Network) -> None:
+    """fan_out leaves it to a transport to send whose socket does not carry what is written to it."""
+    links = [network.link(), network.link(transport_type=IndirectTransport), network.link()]
+    for _ in range(2):
+        stop, _, _, cut, waiting, ordinary = fan_out(core, links)
+        assert (stop, cut, ordinary) == (3, [], [])
+        assert (1, None) in waiting
+    links[1].wire.closing = True
+    assert fan_out(core, links)[5] == [1]
+    assert network.received(links[1]) == b""
 
 
 def test_fan_out_tries_transports_that_must_be_asked(core: Any, network: Network) -> None:

@@ -229,10 +229,12 @@ cdef class Methods:
 
     cdef object closing     # attribute; None to call the method
     cdef object is_closing, get_write_buffer_size
+    cdef bint direct
     cdef object write       # if gather must call it; else None
     cdef tuple clear        # attributes of the transport that must be None
 
     def __init__(self, kind, layout):
+        self.direct = layout.direct
         self.closing = layout.closing
         self.is_closing = kind.is_closing
         self.get_write_buffer_size = kind.get_write_buffer_size
@@ -295,6 +297,8 @@ cdef Route route_of(connection, protocol, layout, Names names, transport_layouts
         return route
     route.encoder = encoder
     route.methods = methods_of(type(route.transport), transport_layout)
+    if not transport_layout.direct:
+        return route
     if transport_layout.descriptor is not None:
         route.fd = getattr(route.transport, transport_layout.descriptor)
     else:
@@ -407,7 +411,7 @@ cdef Verdict look(Route route, connection) except *:
         or is_closing(methods, route.transport) is not False
     ):
         return CONNECTION
-    if PyObject_CallOneArg(methods.get_write_buffer_size, route.transport) != 0:
+    if not methods.direct or PyObject_CallOneArg(methods.get_write_buffer_size, route.transport) != 0:
         return TRANSPORT
     for name in methods.clear:
         if getattr(route.transport, name) is not None:

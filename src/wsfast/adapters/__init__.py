@@ -76,8 +76,10 @@ class ConnectionLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLayout:
-    """How one type of plain transports tells what gather must know before it may write to the descriptor."""
+    """How one type of transports tells what gather must know before it may write to the descriptor."""
 
+    direct: bool
+    """Whether the socket carries exactly the bytes that are written. If not, only the transport may write."""
     descriptor: str | None
     """Attribute that holds the descriptor; None to ask `get_extra_info("socket")`."""
     closing: str | None

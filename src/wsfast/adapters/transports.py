@@ -1,8 +1,9 @@
-"""Plain transports: those whose socket carries exactly the bytes that are written to them."""
+"""Transports whose ways are known: plain ones, which may be bypassed, and those of TLS, which may not."""
 
 from __future__ import annotations
 
 import asyncio.selector_events
+import asyncio.sslproto
 import sys
 
 from . import TransportLayout, cache_by_type
@@ -12,6 +13,7 @@ __all__ = ["transport_layout"]
 # asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
 # to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket.
 ASYNCIO = TransportLayout(
+    direct=True,
     descriptor="_sock_fd",
     closing="_closing",
     clear=("_empty_waiter",),
@@ -20,18 +22,30 @@ ASYNCIO = TransportLayout(
 )
 
 # uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
-UVLOOP = TransportLayout(descriptor=None, closing=None, clear=(), methods={}, try_write=True)
+UVLOOP = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
+
+TLS = TransportLayout(
+    direct=False,
+    descriptor=None,
+    closing=None,
+    clear=(),
+    methods={"write": getattr(asyncio.sslproto, "_SSLProtocolTransport").write},  # noqa: B009
+    try_write=False,
+)
+UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
 KNOWN = {
     ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
+    ("asyncio.sslproto", "_SSLProtocolTransport"): TLS,
     ("uvloop.loop", "TCPTransport"): UVLOOP,
     ("uvloop.loop", "UnixTransport"): UVLOOP,
+    ("uvloop.loop", "_SSLProtocolTransport"): UVLOOP_TLS,
 }
 
 
 @cache_by_type
 def transport_layout(kind: type) -> TransportLayout | None:
-    """Return how to ask transports of exactly this type, or None if they must be written to by `write()` alone."""
+    """Return how to ask transports of exactly this type, or None if they may do anything."""
     name = (kind.__module__, kind.__qualname__)
     layout = KNOWN.get(name)
     # Anybody may call a class as they like: it must also be the one that stands under this name.
