@@ -26,7 +26,7 @@ from wsfast.adapters.websockets import SEND_IN_PROGRESS
 
 __all__ = ["Outcome", "Scenario", "Stage", "describe", "fragmented_send", "play", "upstream", "version"]
 
-Kind: TypeAlias = Literal["plain", "deflate", "tls", "unix", "client"]
+Kind: TypeAlias = Literal["plain", "deflate", "tls", "tls-deflate", "unix", "client"]
 
 version = tuple(int(part) for part in websockets.version.version.split(".")[:2])
 
@@ -183,6 +183,7 @@ class Stage:
         sndbuf: int | None = None,
         rcvbuf: int | None = None,
         peer_socket: socket.socket | None = None,
+        offer: str = "permessage-deflate; client_max_window_bits",
         **options: Any,
     ) -> tuple[Any, BasePeer]:
         server_options = (kind, sndbuf, *sorted(options.items()))
@@ -190,7 +191,7 @@ class Stage:
             self._servers[server_options] = await self._serve(kind, sndbuf, options)
         address = self._servers[server_options][1]
         peer: BasePeer
-        if kind == "tls":
+        if kind.startswith("tls"):
             peer = StreamPeer(
                 *await asyncio.open_connection(*address, ssl=self._client_tls, server_hostname="localhost")
             )
@@ -200,8 +201,9 @@ class Stage:
             if rcvbuf is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
             await asyncio.get_running_loop().sock_connect(sock, address)
-        head = await peer.upgrade("permessage-deflate; client_max_window_bits" if kind == "deflate" else None)
-        assert (b"permessage-deflate" in head) == (kind == "deflate")
+        compressed = kind.endswith("deflate")
+        head = await peer.upgrade(offer if compressed else None)
+        assert (b"permessage-deflate" in head) == compressed
         async with asyncio.timeout(TIMEOUT):
             return await self._arrived.get(), peer
 
@@ -216,8 +218,8 @@ class Stage:
         else:
             sock.bind(("127.0.0.1", 0))
         settings: dict[str, Any] = {
-            "compression": "deflate" if kind == "deflate" else None,
-            "ssl": self._server_tls if kind == "tls" else None,
+            "compression": "deflate" if kind.endswith("deflate") else None,
+            "ssl": self._server_tls if kind.startswith("tls") else None,
             "ping_interval": None,
         }
         server = await websockets.asyncio.server.serve(self._handle, sock=sock, **(settings | options))

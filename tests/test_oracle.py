@@ -24,7 +24,7 @@ from stage import Stage, fragmented_send
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
 SIZES = [0, 1, 125, 126, 65535, 65536, 1 << 20]
-KINDS = ["plain", "deflate", "tls", "unix", "client"]
+KINDS = ["plain", "deflate", "tls", "tls-deflate", "unix", "client"]
 
 
 def state_is(connection: Any, state: State) -> bool:
