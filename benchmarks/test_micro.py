@@ -76,6 +76,7 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
         open_state=object(),
         debug="debug",
         extensions="extensions",
+        encoder=lambda extensions: None,
         expect_continuation="expect_continuation_frame",
         writes="writes",
         methods={},
@@ -91,8 +92,8 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
     connections = [closed() for _ in range(1000)]
     message = PreparedMessage("tick")
     benchmark.group = "fan_out, 1000 connections that are not open"
-    result = benchmark(CORES[core].fan_out, connections, 0, message, lambda kind: layout, lambda kind: None, None)
-    assert result == (1000, 0, 1000, [], [])
+    result = benchmark(CORES[core].fan_out, connections, 0, message, lambda kind: layout, lambda kind: None, None, [])
+    assert result == (1000, 0, 1000, [], [], [])
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["made anew", "made before"])

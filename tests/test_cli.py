@@ -18,7 +18,7 @@ import wsfast
 from wsfast import _core_py
 from wsfast._impl import core
 from wsfast.cli import bench, machine, main
-from wsfast.cli.bench.cases import METHODS, Case, Result, Samples, Verdict
+from wsfast.cli.bench.cases import COMPRESSED, METHODS, Case, Result, Samples, Verdict
 from wsfast.cli.bench.methods import core_in_use
 from wsfast.cli.bench.report import describe_verdict, percentile, print_case, ratio, summarize
 from wsfast.demo import server
@@ -31,7 +31,7 @@ LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 PRESENT = [
     name
     for name in METHODS
-    if name not in ("picows", *(("floor", "wsfast") if core is _core_py else ()))
+    if name not in ("picows", *COMPRESSED, *(("floor", "wsfast") if core is _core_py else ()))
     or (name == "picows" and importlib.util.find_spec("picows"))
 ]
 
@@ -130,7 +130,7 @@ def test_bench_measures_all_methods(
     assert f"5 clients, 64 B text, {loop}; 2 rounds of 2 calls" in output
     assert "clients drain at" in output
     content = json.loads(path.read_text())
-    assert set(content) == {"machine", "versions", "processors", "cases"}
+    assert set(content) == {"machine", "versions", "processors", "cases", "memory"}
     assert content["versions"]["wsfast"]
     (case,) = content["cases"]
     assert case["case"]["clients"] == 5

@@ -2,18 +2,21 @@
 
 Three processes. That of the command line (`session`) starts, for each case, a server in a fresh process (`measure`)
 and prints what it is told (`report`). The server has its clients in a process of its own (`clients` is the server's
-end of it, `peer` is that process) that only reads. The methods that are compared are in `methods`.
+end of it, `peer` is that process) that only reads. The methods that are compared are in `methods`, the servers in
+`servers`, what they send in `ticks`; `gauge` tells how much that has become by compression. `memory` is the process of
+a server whose memory is measured instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from wsfast.cli.machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
 from wsfast.cli.options import choices, positive, positives
 
-from .cases import FEATURES, LOOPS, METHODS, Case, combine, extension_present
+from .cases import COMPRESSED, FEATURES, LOOPS, METHODS, SERVERS, WAYS, Case, Weight, combine, extension_present
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -38,6 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--types", type=choices("type", ("text", "binary")), default=("text",), metavar="TYPE,...", help="text, binary"
     )
     parser.add_argument(
+        "--compression",
+        type=choices("compression", ("none", "deflate")),
+        default=("none",),
+        metavar="HOW,...",
+        help="none, deflate; with deflate, all servers have their default permessage-deflate, and no two messages are "
+        "equal (none)",
+    )
+    parser.add_argument(
         "--methods", type=choices("method", tuple(METHODS)), metavar="METHOD,...", help=f"all of these: {known}"
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds, each with a turn of every method (40)")
@@ -53,6 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let the clients sleep when there is nothing to read; to wake them up costs",
     )
+    ways = "; ".join(f"{name}: {what}" for name, what in WAYS.items())
+    parser.add_argument(
+        "--memory",
+        nargs="?",
+        choices=("only", "too"),
+        const="too",
+        metavar="only",
+        help=f"measure what a connection takes of the server's memory, too, or only that, of these servers: {ways}",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
     parser.add_argument("--quick", action="store_true", help="200 clients and 8 rounds, to see that it works")
@@ -64,10 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure all cases and print a table for each."""
-    from .report import draw_chart, print_case, print_machine, write_json
-    from .session import Progress, measure_case
+    from .report import draw_chart, print_case, print_machine, print_memory, write_json
+    from .session import Progress, measure_case, measure_memory
 
     plan = _plan(arguments)
+    weighed = _weighed(arguments)
     chart: Path | None = arguments.chart
     for path in (arguments.json, chart):
         if path is not None and not path.absolute().parent.is_dir():
@@ -80,39 +101,77 @@ def run(arguments: argparse.Namespace) -> int:
     processors = two_processors()
     print_machine(describe(), versions(), processors)
     results = []
-    with Progress(sum(case.rounds for case in plan), arguments.progress) as progress:
+    with Progress(sum(case.steps for case in plan) + sum(map(len, weighed.values())), arguments.progress) as progress:
         for case in plan:
             result = measure_case(case, processors, progress)
             progress.clear()
             print_case(result)
             results.append(result)
+        weights: dict[Case, dict[str, Weight]] = {}
+        for case, ways in weighed.items():
+            weights[case] = {}
+            for way in ways:
+                weights[case][way] = measure_memory(case, way, processors, progress)
+                progress.advance()
+            progress.clear()
+            print_memory(case, weights[case])
     if arguments.json is not None:
-        write_json(arguments.json, describe(), versions(), processors, results)
-    if chart is not None:
+        write_json(arguments.json, describe(), versions(), processors, results, weights)
+    if chart is not None and results:
         draw_chart(chart, results)
     return 0
 
 
 def _plan(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that can be measured here; tell which cannot and why."""
+    if arguments.memory == "only":
+        return []
     methods = _available("method", arguments.methods or tuple(METHODS))
-    loops = _available("loop", arguments.loops or LOOPS)
-    clients: tuple[int, ...] = arguments.clients or ((200,) if arguments.quick else (1000,))
-    sets = 2 if "picows" in methods else 1
-    most = max(clients)
-    reserve_descriptors(
-        sets * most + 64, f"{most} clients" + (" of websockets and as many of picows" if sets == 2 else "")
-    )
+    cases = _combine(arguments, methods)
+    for name in methods:
+        if arguments.methods and name in COMPRESSED and any(name not in case.methods for case in cases):
+            print(f"Skipping method {name} without compression: there it would be nothing new")
+    plan = [case for case in cases if case.methods]
+    if not plan:
+        raise UnfitError("no method is left to measure")
+    servers = max(len({SERVERS.get(name, "stock") for name in case.methods}) for case in plan)
+    most = max(case.clients for case in plan)
+    reserve_descriptors(servers * most + 64, f"{most} clients" + (f" of each of {servers} servers" * (servers > 1)))
+    return plan
+
+
+def _weighed(arguments: argparse.Namespace) -> dict[Case, tuple[str, ...]]:
+    """Return the cases in which memory is to be measured, each with the servers of which it is."""
+    if arguments.memory is None:
+        return {}
+    if sys.platform != "linux":
+        raise UnfitError("how much memory a process has is known on Linux only")
+    cases = _combine(arguments, ())
+    most = max(case.clients for case in cases)
+    reserve_descriptors(most + 64, f"{most} clients")
+    return {
+        case: tuple(
+            way
+            for way in WAYS
+            if (way != "picows" or installed("picows")) and (way != "wsfast-factory" or case.compression != "none")
+        )
+        for case in cases
+    }
+
+
+def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Case]:
+    """Return the cases that the options ask for."""
     return combine(
-        clients=clients,
+        clients=arguments.clients or ((200,) if arguments.quick else (1000,)),
         sizes=arguments.sizes,
-        loops=loops,
+        loops=_available("loop", arguments.loops or LOOPS),
         types=arguments.types,
         methods=methods,
         rounds=arguments.rounds or (8 if arguments.quick else 40),
         calls=arguments.calls,
         collection=arguments.collection,
         sleep=arguments.sleep,
+        compressions=_available("compression", arguments.compression),
     )
 
 
@@ -124,6 +183,10 @@ def _available(what: str, names: tuple[str, ...]) -> tuple[str, ...]:
         if feature == "extension":
             if not extension_present():
                 print(f"Skipping {what} {name}: the extension of wsfast is absent or WSFAST_PURE is set")
+                continue
+        elif feature == "linux":
+            if sys.platform != "linux":
+                print(f"Skipping {what} {name}: only Linux tells how much was sent")
                 continue
         elif feature is not None and not installed(feature):
             print(f"Skipping {what} {name}: {feature} is not installed; pip install wsfast[bench]")

@@ -9,13 +9,30 @@ from typing import Any
 from wsfast import _core_py
 from wsfast._impl import core
 
-__all__ = ["FEATURES", "LOOPS", "METHODS", "Case", "Result", "Samples", "Verdict", "combine", "extension_present"]
+__all__ = [
+    "COMPRESSED",
+    "FEATURES",
+    "LOOPS",
+    "METHODS",
+    "SERVERS",
+    "WAYS",
+    "Case",
+    "Result",
+    "Samples",
+    "Verdict",
+    "Weight",
+    "combine",
+    "extension_present",
+]
 
 METHODS = {
     "floor": "a bare loop of send() in C over the same sockets",
     "wsfast": "wsfast.broadcast()",
+    "audience": "broadcast() of a wsfast.Audience (with compression only)",
     "wsfast-pure": "wsfast.broadcast() by its twin in plain Python",
     "websockets": "websockets.broadcast()",
+    "no-takeover": "websockets.broadcast(), each message compressed by itself, on connections of its own "
+    "(with compression only)",
     "picows": "broadcast() of picows.websockets, on connections of its own",
     "await": "await connection.send() in a loop",
     "tasks": "a task per client and message",
@@ -25,10 +42,32 @@ METHODS = {
 }
 """Methods, in the order in which they are shown, each with what it is."""
 
+COMPRESSED = frozenset({"audience", "no-takeover"})
+"""Methods that mean nothing without compression."""
+
+SERVERS = {"picows": "picows", "no-takeover": "no-takeover"}
+"""Methods that have a server of their own, and its name; the others share one, `stock`."""
+
 LOOPS = ("asyncio", "uvloop")
 
-FEATURES = {"floor": "extension", "wsfast": "extension", "picows": "picows", "uvloop": "uvloop"}
-"""What must be there for a method or a loop: a module, or the extension."""
+FEATURES = {
+    "floor": "extension",
+    "wsfast": "extension",
+    "audience": "extension",
+    "picows": "picows",
+    "uvloop": "uvloop",
+    "deflate": "linux",
+}
+"""What must be there for a method, a loop or a compression: a module, the extension, or Linux."""
+
+WAYS = {
+    "websockets": "websockets.broadcast() on stock connections",
+    "wsfast": "wsfast.broadcast() on stock connections",
+    "wsfast-factory": "wsfast.broadcast() with extensions=[wsfast.ServerPerMessageDeflateFactory()] "
+    "(with compression only)",
+    "picows": "broadcast() of picows.websockets",
+}
+"""Servers of which the memory is measured, in the order in which they are shown, each with what it is."""
 
 
 def extension_present() -> bool:
@@ -41,7 +80,7 @@ class Case:
     """One setting under which all methods are measured, in a process of its own."""
 
     clients: int
-    """Connections of websockets; also of picows, if that is among the methods."""
+    """Connections to each server."""
     size: int
     """Payload of a message in bytes."""
     loop: str
@@ -55,11 +94,24 @@ class Case:
     """`list` or `set`."""
     sleep: bool = False
     """Whether the process of the clients sleeps when there is nothing to read."""
+    compression: str = "none"
+    """`none` or `deflate`."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Case:
+        """Make it of what `dataclasses.asdict()` and JSON have made of another."""
+        return cls(**{**data, "methods": tuple(data["methods"])})
+
+    @property
+    def steps(self) -> int:
+        """How often the measurement tells that it has got on."""
+        return self.rounds + (len(self.methods) if self.compression == "deflate" else 0)
 
     def __str__(self) -> str:
         kept = "" if self.collection == "list" else f", in a {self.collection}"
         sleepy = ", clients that sleep" if self.sleep else ""
-        return f"{self.clients} clients, {self.size} B {self.type}, {self.loop}{kept}{sleepy}"
+        how = "" if self.compression == "none" else f", {self.compression}"
+        return f"{self.clients} clients, {self.size} B {self.type}{how}, {self.loop}{kept}{sleepy}"
 
 
 def combine(
@@ -73,12 +125,23 @@ def combine(
     calls: int,
     collection: str,
     sleep: bool,
+    compressions: tuple[str, ...],
 ) -> list[Case]:
-    """Return one case for each combination."""
-    ordered = tuple(name for name in METHODS if name in methods)
+    """Return one case for each combination, with those of the methods that mean something in it."""
     return [
-        Case(count, size, loop, kind, ordered, rounds, calls, collection, sleep)
-        for loop, count, size, kind in itertools.product(loops, clients, sizes, types)
+        Case(
+            count,
+            size,
+            loop,
+            kind,
+            tuple(name for name in METHODS if name in methods and (how != "none" or name not in COMPRESSED)),
+            rounds,
+            calls,
+            collection,
+            sleep,
+            how,
+        )
+        for loop, count, size, kind, how in itertools.product(loops, clients, sizes, types, compressions)
     ]
 
 
@@ -96,6 +159,10 @@ class Samples:
     """For each round, how often the process of the clients fell asleep in all of its calls; empty if not known."""
     short: int = 0
     """Sends of the floor of which the kernel did not take everything."""
+    octets: list[list[int]] = field(default_factory=list)
+    """For each round and each call in it, bytes that one client was sent; with compression only."""
+    run: list[int] = field(default_factory=list)
+    """The same for each message of a run in which no other method takes turns; with compression only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +175,7 @@ class Verdict:
     drained: float
     """Messages per second that the clients read, one from each connection, while the server does nothing."""
     size: int
-    """Size of a frame in bytes."""
+    """Size of a frame in bytes; with compression, the mean."""
     behind: int
     """Nanoseconds from the end of a call until the last byte has arrived, with both at work: median."""
     call: int
@@ -139,3 +206,19 @@ class Result:
         """Make it of what `dataclasses.asdict()` and JSON have made of another."""
         methods = {name: Samples(**samples) for name, samples in data["methods"].items()}
         return cls(case, methods, Verdict(**data["verdict"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What connections take of the memory of a server's process."""
+
+    clients: int
+    before: int
+    """Resident bytes right before the clients connect."""
+    after: int
+    """Resident bytes when all of them are connected and have been sent a few messages."""
+
+    @property
+    def each(self) -> float:
+        """Bytes for each connection."""
+        return (self.after - self.before) / self.clients

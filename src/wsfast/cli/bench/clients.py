@@ -64,13 +64,18 @@ class Clients:
         """How many bytes the clients have read since they began to drain."""
         return self._octets[0]
 
-    async def connect(self, port: int, count: int) -> None:
+    async def connect(self, port: int, count: int, *, deflate: bool) -> None:
         """Connect so many clients to a server at 127.0.0.1; then their opening handshakes are done.
+
+        Args:
+            port: Port of the server.
+            count: How many.
+            deflate: Whether they and the server are to agree on permessage-deflate.
 
         Raises:
             UnfitError: If they could not.
         """
-        await self._ask(f"connect {port} {count}")
+        await self._ask(f"connect {port} {count}" + (" deflate" if deflate else ""))
 
     async def drain(self, *, awake: bool) -> None:
         """Begin to read. Then there is nothing but the end that could be asked of the clients.

@@ -9,6 +9,8 @@ What could bias the comparison, and what is done about it:
 - The garbage collector runs in one method's time for another's garbage: all that lasts is frozen, and the rest
   collected before each turn. It stays enabled, since what a method allocates is a part of its cost.
 - Whoever sends to a process that sleeps has to wake it up, slow methods more often: the clients never sleep.
+- With compression, a message costs what its history makes of it: no message is sent twice, and what a method sends when
+  no other takes turns is measured once more without the clock.
 - Someone else works on this processor, the command line with its progress bar for one: it is waited for.
 """
 
@@ -25,23 +27,23 @@ import statistics
 import sys
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import AsyncExitStack, closing
+from itertools import islice
+from typing import Any, NamedTuple
 
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 
-from wsfast._impl import core
 from wsfast.cli.machine import UnfitError
 
-from .cases import Case, Result, Samples, Verdict
+from .cases import SERVERS, Case, Result, Samples, Verdict
 from .clients import Clients
+from .gauge import Gauge
 from .methods import CALLS, Call, Room
+from .servers import PATIENCE, SERVE, admit
+from .ticks import Parcel, parcels
 
-__all__ = ["main", "measure"]
-
-PATIENCE = 60
-"""Seconds without a byte after which the clients are given up."""
+__all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
 
 QUIET = 0.05
 """Seconds without a byte after which nothing more is on its way, where it is not known how much was sent."""
@@ -49,14 +51,17 @@ QUIET = 0.05
 TRIALS = 9
 """Fan-outs by which the clients are tried."""
 
+RUN = 200
+"""Messages that each method sends while no other takes turns, to find out how small it makes them."""
 
-async def measure(case: Case, processors: tuple[int, int] | None, after_round: Callable[[], None]) -> Result:
+
+async def measure(case: Case, processors: tuple[int, int] | None, after_step: Callable[[], None]) -> Result:
     """Start server and clients, measure all methods of a case, and end them.
 
     Args:
         case: What to measure.
         processors: One for this process, one for that of the clients; None if they are not to be bound.
-        after_round: Called after each round.
+        after_step: Called after each round and, with compression, each method's run.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
@@ -64,71 +69,59 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_round: C
     if processors is not None:
         os.sched_setaffinity(0, {processors[0]})
     async with AsyncExitStack() as stack:
-        accepted: list[ServerConnection] = []
-        strangers: list[Any] = []
-        ports = [(await stack.enter_async_context(websockets_server(accepted)), accepted)]
-        if "picows" in case.methods:
-            ports.append((await stack.enter_async_context(picows_server(strangers)), strangers))
+        crowds: dict[str, list[Any]] = {SERVERS.get(name, "stock"): [] for name in case.methods}
+        ports = {
+            name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowds.items()
+        }
         clients = stack.enter_context(Clients(None if processors is None else processors[1]))
-        for port, connections in ports:
-            await clients.connect(port, case.clients)
-            deadline = time.monotonic() + PATIENCE
-            while len(connections) < case.clients:  # the server may not have noticed yet that it has answered
-                if time.monotonic() > deadline:
-                    raise UnfitError(f"of {case.clients} clients, the server has kept {len(connections)} only")
-                await asyncio.sleep(0)
-        room = make_room(case, accepted, strangers)
-        turns = {name: await stack.enter_async_context(CALLS[name](room)) for name in case.methods}
+        for name, accepted in crowds.items():
+            await admit(clients, case, ports[name], accepted)
+        room = make_room(case, crowds)
+        gauges: dict[str, Gauge] = {}
+        if case.compression != "none":
+            gauges = {name: stack.enter_context(closing(Gauge(accepted[0]))) for name, accepted in crowds.items()}
+        turns = {
+            name: Turn(await stack.enter_async_context(CALLS[name](room)), gauges.get(SERVERS.get(name, "stock")))
+            for name in case.methods
+        }
         bench = Bench(case, clients, room)
         # On one processor, clients that never sleep would only be in the way.
         await clients.drain(awake=processors is not None and not case.sleep)
         gc.collect()
         gc.freeze()
         try:
-            return await bench.run(turns, after_round)
+            return await bench.run(turns, after_step)
         finally:
             gc.unfreeze()
 
 
-def make_room(case: Case, accepted: list[ServerConnection], strangers: list[Any]) -> Room:
-    """Return what the methods need: all have the same message and collections of the same kind."""
+def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
+    """Return what the methods need: all have collections of the same kind."""
     kind: Callable[[list[Any]], Collection[Any]] = {"list": list, "set": set}[case.collection]
-    tick = '{"symbol":"BTC-USD","price":64250.0,"size":100,"seq":12345},'
-    text = (tick * (case.size // len(tick) + 1))[: case.size]
-    connections: Collection[ServerConnection] = kind(accepted)
+    connections: Collection[ServerConnection] = kind(crowds.get("stock", []))
     return Room(
         connections=connections,
         descriptors=array("i", [connection.transport.get_extra_info("socket").fileno() for connection in connections]),
-        strangers=kind(strangers),
-        message=text if case.type == "text" else text.encode(),
-        frame=core.encode_frame(0x81 if case.type == "text" else 0x82, text.encode()),
+        strangers=kind(crowds.get("picows", [])),
+        forgetful=kind(crowds.get("no-takeover", [])),
     )
 
 
-@asynccontextmanager
-async def websockets_server(accepted: list[ServerConnection]) -> AsyncIterator[int]:
-    """Serve by websockets; yield the port, and append each connection to a list as it is accepted."""
+class Turn(NamedTuple):
+    """A method that is ready to be called."""
 
-    async def stay(connection: ServerConnection) -> None:
-        accepted.append(connection)
-        await connection.wait_closed()
-
-    # When the context is left, the clients have gone, and the connections with them.
-    async with serve(stay, "127.0.0.1", 0, compression=None, ping_interval=None, open_timeout=60) as server:
-        yield next(iter(server.sockets)).getsockname()[1]
+    call: Call
+    gauge: Gauge | None
+    """What tells how much it has sent; None if the size of a frame does."""
 
 
-@asynccontextmanager
-async def picows_server(accepted: list[Any]) -> AsyncIterator[int]:
-    """Do the same by picows.websockets."""
-    from picows.websockets import serve as picows_serve
+class Sample(NamedTuple):
+    """What came of one call: nanoseconds, and bytes that one client was sent."""
 
-    async def stay(connection: Any) -> None:
-        accepted.append(connection)
-        await connection.wait_closed()
-
-    async with picows_serve(stay, "127.0.0.1", 0, compression=None, ping_interval=None, open_timeout=60) as server:
-        yield next(iter(server.sockets)).getsockname()[1]
+    call: int
+    cpu: int
+    drained: int
+    octets: int
 
 
 class Bench:
@@ -138,16 +131,15 @@ class Bench:
         self.case = case
         self.clients = clients
         self.room = room
+        self.parcels = parcels(case, "turns")
         self.expected = 0
         """Bytes that the clients will have read."""
-        self.load = case.clients * len(room.frame)
-        """Bytes of one fan-out."""
 
-    async def run(self, turns: dict[str, Call], after_round: Callable[[], None]) -> Result:
-        """Measure calls of all methods, given by their names, in rounds."""
+    async def run(self, turns: dict[str, Turn], after_step: Callable[[], None]) -> Result:
+        """Measure calls of all methods, given by their names, in rounds; then what each sends when it is alone."""
         samples = {name: Samples() for name in turns}
-        for call in turns.values():
-            await self.turn(call, Samples())
+        for turn in turns.values():
+            await self.take_turn(turn, Samples())
         self.room.short = 0
         sender = next(name for name in ("floor", "websockets", *turns) if name in turns)
         verdict = await self.try_clients(sender, turns[sender])
@@ -155,28 +147,41 @@ class Bench:
         for _ in range(self.case.rounds):
             random.shuffle(order)
             for name in order:
-                await self.turn(turns[name], samples[name])
-            after_round()
+                await self.take_turn(turns[name], samples[name])
+            after_step()
+        for name, turn in turns.items():
+            if turn.gauge is not None:
+                short = self.room.short
+                # All methods send the same messages here. Those of the method before have left the window when the
+                # first of them that count come.
+                for parcel in islice(parcels(self.case, "run"), RUN):
+                    samples[name].run.append((await self.sample(turn, parcel)).octets)
+                self.room.short = short
+                after_step()
         return Result(self.case, samples, verdict)
 
-    async def turn(self, call: Call, samples: Samples) -> None:
+    async def take_turn(self, turn: Turn, samples: Samples) -> None:
         """Make one call that is not measured, and those that are."""
+        first, *rest = islice(self.parcels, self.case.calls + 1)
         gc.collect()
-        await self.sample(call)
+        await self.sample(turn, first)
         short = self.room.short
         wakeups = self.clients.wakeups()
-        calls, cpus, drained = zip(*[await self.sample(call) for _ in range(self.case.calls)], strict=True)
-        samples.call.append(list(calls))
-        samples.cpu.append(list(cpus))
-        samples.drained.append(list(drained))
+        taken = [await self.sample(turn, parcel) for parcel in rest]
+        samples.call.append([sample.call for sample in taken])
+        samples.cpu.append([sample.cpu for sample in taken])
+        samples.drained.append([sample.drained for sample in taken])
+        if turn.gauge is not None:
+            samples.octets.append([sample.octets for sample in taken])
         samples.short += self.room.short - short
         if wakeups is not None:
             samples.wakeups.append((self.clients.wakeups() or wakeups) - wakeups)
 
-    async def sample(self, call: Call) -> tuple[int, int, int]:
-        """Make a call, wait until all has arrived, and return nanoseconds: of the call, its processor time, both."""
+    async def sample(self, turn: Turn, parcel: Parcel) -> Sample:
+        """Send a message by a method, and wait until all has arrived."""
+        self.room.take(parcel)
         short = self.room.short
-        self.expected += self.load
+        call = turn.call
         waits = inspect.iscoroutinefunction(call)
         cpu = time.process_time_ns()
         start = time.perf_counter_ns()
@@ -186,10 +191,18 @@ class Bench:
             await result
         end = time.perf_counter_ns()
         cpu = time.process_time_ns() - cpu
-        arrival = await self.arrive() if self.room.short == short else await self.settle()
-        return end - start, cpu, arrival - start
+        before = self.expected
+        self.expect(turn)
+        arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
+        return Sample(end - start, cpu, arrival - start, (self.expected - before) // self.case.clients)
 
-    async def arrive(self) -> int:
+    def expect(self, turn: Turn) -> bool:
+        """Expect what a method has sent since the last time to arrive; return whether that is anything."""
+        octets = len(self.room.frame) if turn.gauge is None else turn.gauge.advance()
+        self.expected += self.case.clients * octets
+        return octets > 0
+
+    async def arrive(self, turn: Turn) -> int:
         """Wait until the clients have read all that was sent; return when that was seen.
 
         Raises:
@@ -197,19 +210,21 @@ class Bench:
         """
         # The event loop runs meanwhile: it may have to send what the kernel has not taken at once. To sleep rather
         # than to spin would put the processor to rest, and each method to the trouble of waking it up.
-        clients, expected = self.clients, self.expected
+        clients = self.clients
         seen, since = clients.octets, time.perf_counter_ns()
-        while (octets := clients.octets) < expected:
+        while (octets := clients.octets) < self.expected or (turn.gauge is not None and self.expect(turn)):
             now = time.perf_counter_ns()
             if octets != seen:
                 seen, since = octets, now
             elif now - since > PATIENCE * 10**9:
-                raise UnfitError(f"clients have read {octets} of {expected} bytes, and nothing for {PATIENCE} seconds")
+                raise UnfitError(
+                    f"clients have read {octets} of {self.expected} bytes, and nothing for {PATIENCE} seconds"
+                )
             await asyncio.sleep(0)
         arrival = time.perf_counter_ns()
-        if octets > expected:
+        if octets > self.expected:
             raise UnfitError(
-                f"clients have read {octets} bytes, {octets - expected} more than they should have been sent"
+                f"clients have read {octets} bytes, {octets - self.expected} more than they should have been sent"
             )
         return arrival
 
@@ -223,14 +238,14 @@ class Bench:
         self.expected = seen
         return since
 
-    async def try_clients(self, sender: str, call: Call) -> Verdict:
+    async def try_clients(self, sender: str, turn: Turn) -> Verdict:
         """Find out how fast the clients read, and whether they keep up with the server."""
         drained = []
-        for _ in range(TRIALS):
+        for parcel in islice(self.parcels, TRIALS):
+            self.room.take(parcel)
             self.clients.stop()
             short = self.room.short
-            self.expected += self.load
-            result = call()
+            result = turn.call()
             sending = None if result is None else asyncio.create_task(result)
             if sending is not None:
                 # It may wait for clients that have been stopped, if the sockets do not hold all of the message.
@@ -239,50 +254,58 @@ class Bench:
             self.clients.go_on()
             if sending is not None:
                 await sending
-            arrival = await self.arrive() if self.room.short == short else await self.settle()
+            self.expect(turn)
+            arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
             drained.append(arrival - start)
-        together = [await self.sample(call) for _ in range(TRIALS)]
+        together = [await self.sample(turn, parcel) for parcel in islice(self.parcels, TRIALS)]
         self.room.short = 0
         return Verdict(
             sender=sender,
             clients=self.case.clients,
             drained=self.case.clients * 1e9 / statistics.median(drained),
-            size=len(self.room.frame),
-            behind=int(statistics.median(arrival - end for end, _, arrival in together)),
-            call=int(statistics.median(end for end, _, _ in together)),
+            size=round(statistics.mean(sample.octets for sample in together)),
+            behind=int(statistics.median(sample.drained - sample.call for sample in together)),
+            call=int(statistics.median(sample.call for sample in together)),
         )
 
 
 def main() -> None:
     """Measure the case in the first argument; tell the command line by lines of JSON.
 
-    After each round, and before the next, the command line answers with a line; until then it may draw its progress
+    After each step, and before the next, the command line answers with a line; until then it may draw its progress
     bar.
     """
     task = json.loads(sys.argv[1])
-    case = Case(**{**task["case"], "methods": tuple(task["case"]["methods"])})
-    processors = None if task["processors"] is None else (task["processors"][0], task["processors"][1])
+    case = Case.from_json(task["case"])
+
+    def after_step() -> None:
+        print(json.dumps({"step": 1}), flush=True)
+        if not sys.stdin.readline():
+            raise KeyboardInterrupt  # the command line is gone
+
+    async def work() -> dict[str, Any]:
+        result = await measure(case, task["processors"], after_step)
+        return {"methods": result.methods, "verdict": result.verdict}
+
+    tell(case, work)
+
+
+def tell(case: Case, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Do some work in the event loop of a case, and tell the command line what came of it."""
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if case.loop == "uvloop":
         import uvloop
 
         loop_factory = uvloop.new_event_loop
-
-    def after_round() -> None:
-        print(json.dumps({"round": 1}), flush=True)
-        if not sys.stdin.readline():
-            raise KeyboardInterrupt  # the command line is gone
-
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            result = runner.run(measure(case, processors, after_round))
+            result = runner.run(work())
     except UnfitError as exc:
         print(json.dumps({"error": str(exc)}), flush=True)
     except KeyboardInterrupt:
         sys.exit(130)
     else:
-        answer = {"methods": result.methods, "verdict": result.verdict}
-        print(json.dumps({"result": answer}, default=dataclasses.asdict), flush=True)
+        print(json.dumps({"result": result}, default=dataclasses.asdict), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ import wsfast
 from wsfast import _core_py
 from wsfast._impl import core
 
+from .ticks import Parcel
+
 __all__ = ["CALLS", "Call", "Room", "core_in_use"]
 
 
@@ -35,10 +37,16 @@ class Room:
     """Those of the same connections in the same order."""
     strangers: Collection[Any]
     """Connections of picows; as many, in a collection of the same type."""
-    message: str | bytes
-    frame: bytes
+    forgetful: Collection[ServerConnection]
+    """Connections of websockets that compress each message by itself; as many, in a collection of the same type."""
+    message: str | bytes = ""
+    frame: bytes = b""
     short: int = 0
     """How many sends of the floor the kernel has not taken completely."""
+
+    def take(self, parcel: Parcel) -> None:
+        """Have this sent by the next call."""
+        self.message, self.frame = parcel
 
 
 Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]
@@ -86,10 +94,10 @@ class Countdown:
 @asynccontextmanager
 async def floor(room: Room) -> AsyncIterator[Call]:
     """Measure against the least that there can be: system calls alone."""
-    descriptors, frame, count = room.descriptors, room.frame, len(room.descriptors)
+    descriptors, count = room.descriptors, len(room.descriptors)
 
     def call() -> None:
-        room.short += count - core.send_many(descriptors, frame)
+        room.short += count - core.send_many(descriptors, room.frame)
 
     yield call
 
@@ -100,6 +108,17 @@ async def by_wsfast(room: Room) -> AsyncIterator[Call]:
 
     def call() -> None:
         wsfast.broadcast(room.connections, room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def by_audience(room: Room) -> AsyncIterator[Call]:
+    """Call `wsfast.Audience.broadcast()`, which shares what the window holds between the connections."""
+    audience = wsfast.Audience()
+
+    def call() -> None:
+        audience.broadcast(room.connections, room.message)
 
     yield call
 
@@ -121,6 +140,16 @@ async def by_websockets(room: Room) -> AsyncIterator[Call]:
 
     def call() -> None:
         websockets_broadcast(room.connections, room.message)
+
+    yield call
+
+
+@asynccontextmanager
+async def without_takeover(room: Room) -> AsyncIterator[Call]:
+    """Call `websockets.broadcast()` on connections whose encoders forget each message, as many a server's do."""
+
+    def call() -> None:
+        websockets_broadcast(room.forgetful, room.message)
 
     yield call
 
@@ -263,8 +292,10 @@ async def _running(coroutines: list[Coroutine[Any, Any, None]]) -> AsyncIterator
 CALLS: dict[str, Callable[[Room], AbstractAsyncContextManager[Call]]] = {
     "floor": floor,
     "wsfast": by_wsfast,
+    "audience": by_audience,
     "wsfast-pure": by_wsfast_pure,
     "websockets": by_websockets,
+    "no-takeover": without_takeover,
     "picows": by_picows,
     "await": await_each,
     "tasks": task_each,

@@ -18,8 +18,17 @@ BATCH = 64
 """Connections that are opened at once; less than the backlog of a server of asyncio, 100."""
 
 
-def connect(port: int, count: int) -> list[socket.socket]:
-    """Open connections to a WebSocket server at 127.0.0.1, without extensions.
+OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+"""What websockets' clients and browsers offer (RFC 7692, section 7.1)."""
+
+
+def connect(port: int, count: int, *, deflate: bool) -> list[socket.socket]:
+    """Open connections to a WebSocket server at 127.0.0.1.
+
+    Args:
+        port: Its port.
+        count: How many.
+        deflate: Whether to offer permessage-deflate, which the server must accept; else there are no extensions.
 
     Returns:
         Sockets, not blocking, whose opening handshakes are done (RFC 6455, section 4.1).
@@ -34,7 +43,8 @@ def connect(port: int, count: int) -> list[socket.socket]:
         for sock in batch:
             sock.sendall(
                 f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+                f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
+                f"{OFFER if deflate else ''}\r\n".encode()
             )
         for sock in batch:
             response = b""
@@ -45,6 +55,8 @@ def connect(port: int, count: int) -> list[socket.socket]:
                 response += received
             if not response.startswith(b"HTTP/1.1 101 ") or not response.endswith(b"\r\n\r\n"):
                 raise ConnectionError(f"the server answered {response[:60]!r}")
+            if deflate != (b"\r\nsec-websocket-extensions: permessage-deflate" in response.lower()):
+                raise ConnectionError("the server " + ("does not compress" if deflate else "insists on an extension"))
             # To close is to reset: thousands of connections in TIME_WAIT would be in the way of the next case.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.setblocking(False)
@@ -53,7 +65,7 @@ def connect(port: int, count: int) -> list[socket.socket]:
 
 
 def main() -> None:
-    """Obey `connect PORT COUNT`, `drain` and `drain awake` on standard input; end with it."""
+    """Obey `connect PORT COUNT [deflate]` and `drain [awake]` on standard input; end with it."""
     counter = int(sys.argv[1])
     if sys.argv[2]:
         os.sched_setaffinity(0, {int(sys.argv[2])})
@@ -66,7 +78,7 @@ def main() -> None:
             core.drain(descriptors, sys.stdin.fileno(), octets, awake="awake" in request)
             return
         try:
-            sockets += connect(int(request[1]), int(request[2]))
+            sockets += connect(int(request[1]), int(request[2]), deflate="deflate" in request)
         except OSError as exc:
             print(f"{type(exc).__name__}: {exc}", flush=True)
         else:

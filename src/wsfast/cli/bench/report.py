@@ -13,9 +13,20 @@ from typing import Any
 
 from wsfast.cli.machine import shares_core
 
-from .cases import METHODS, Case, Result, Samples, Verdict
+from .cases import METHODS, WAYS, Case, Result, Samples, Verdict, Weight
 
-__all__ = ["Summary", "draw_chart", "percentile", "print_case", "print_machine", "ratio", "summarize", "write_json"]
+__all__ = [
+    "Summary",
+    "draw_chart",
+    "percentile",
+    "print_case",
+    "print_machine",
+    "print_memory",
+    "ratio",
+    "steady",
+    "summarize",
+    "write_json",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +49,12 @@ class Summary:
     """How many times as fast as websockets."""
     efficiency: float | None
     """Time of the floor divided by that of this method."""
+    wire: float | None
+    """Bytes that one client is sent in a call: mean; with compression only."""
+    steady: float | None
+    """The same when no other method takes turns."""
+    compressed: float | None
+    """These divided by the payload."""
 
 
 def percentile(values: Sequence[int], percent: float) -> int:
@@ -55,6 +72,11 @@ def ratio(over: Samples, under: Samples) -> float:
     return statistics.median(statistics.median(first) / statistics.median(second) for first, second in pairs)
 
 
+def steady(run: Sequence[int]) -> float:
+    """Return the mean of a run without its first quarter, in which other methods' messages are still remembered."""
+    return statistics.mean(run[len(run) // 4 :])
+
+
 def summarize(result: Result) -> dict[str, Summary]:
     """Return what a table tells of each method."""
     clients, calls = result.case.clients, result.case.rounds * result.case.calls
@@ -62,6 +84,7 @@ def summarize(result: Result) -> dict[str, Summary]:
     summaries = {}
     for name, samples in result.methods.items():
         call = list(chain.from_iterable(samples.call))
+        run = steady(samples.run) if samples.run else None
         summaries[name] = Summary(
             call=statistics.median(call) / clients / 1e3,
             p50=percentile(call, 50) / 1e6,
@@ -71,6 +94,9 @@ def summarize(result: Result) -> dict[str, Summary]:
             wakeups=sum(samples.wakeups) / calls if samples.wakeups else None,
             faster=ratio(websockets, samples) if websockets is not None else None,
             efficiency=ratio(floor, samples) if floor is not None else None,
+            wire=statistics.mean(chain.from_iterable(samples.octets)) if samples.octets else None,
+            steady=run,
+            compressed=None if run is None else run / result.case.size,
         )
     return summaries
 
@@ -94,11 +120,14 @@ def print_case(result: Result) -> None:
     """Print the table of one case, and what one should know to believe it."""
     print(f"\n{result.case}; {result.case.rounds} rounds of {result.case.calls} calls")
     print(describe_verdict(result.verdict))
-    heads = ("method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms", "wakeups", "x websockets", "efficiency")
+    heads = ["method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms", "wakeups", "x websockets", "efficiency"]
+    compresses = result.case.compression != "none"
+    if compresses:
+        heads += ["wire B", "steady B", "ratio"]
     rows = [heads]
     for name, summary in summarize(result).items():
         rows.append(
-            (
+            [
                 name,
                 f"{summary.call:.2f}",
                 f"{summary.p50:.2f}",
@@ -108,11 +137,15 @@ def print_case(result: Result) -> None:
                 _optional(summary.wakeups, ".0f"),
                 _optional(summary.faster, ".2f"),
                 _optional(summary.efficiency, ".2f"),
-            )
+            ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    for row in rows:
-        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
+        if compresses:
+            rows[-1] += [
+                _optional(summary.wire, ".1f"),
+                _optional(summary.steady, ".1f"),
+                _optional(summary.compressed, ".2f"),
+            ]
+    _print_table(rows)
     for note in _notes(result):
         print(note)
     print(
@@ -120,6 +153,35 @@ def print_case(result: Result) -> None:
         "all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.\n"
         "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
     )
+    if compresses:
+        print(
+            "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
+            "a run of one method, the others' messages forgotten. ratio: steady B divided by the payload.\n"
+            "Connections of picows have a window of 15 bits and memLevel 8, all others 12 bits and memLevel 5."
+        )
+
+
+def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
+    """Print the table of what connections take of a server's memory."""
+    print(f"\nmemory: {case}")
+    rows = [["server", "KiB/client", "clients MiB", "process MiB"]]
+    for way, weight in weights.items():
+        grown = weight.after - weight.before
+        rows.append([way, f"{weight.each / 2**10:.1f}", f"{grown / 2**20:.1f}", f"{weight.after / 2**20:.1f}"])
+    _print_table(rows)
+    print(
+        "KiB/client, clients MiB: by how much the resident memory of the server's process has grown from right before\n"
+        "the clients connected to the end of a few broadcasts, per client and in all; process MiB: what it is then.\n"
+        "Without the kernel's memory; and of an encoder, what its messages have reached yet: longer ones reach all."
+    )
+    for way in weights:
+        print(f"{way}: {WAYS[way]}")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
 
 
 def describe_verdict(verdict: Verdict) -> str:
@@ -135,6 +197,9 @@ def describe_verdict(verdict: Verdict) -> str:
     return f"WARNING: {line}the clients may be the bottleneck; drained times are theirs"
 
 
+_SYNCHRONOUS = ("floor", "wsfast", "audience", "websockets", "no-takeover", "picows")
+
+
 def _notes(result: Result) -> list[str]:
     """Return warnings about what was measured."""
     notes = []
@@ -146,7 +211,7 @@ def _notes(result: Result) -> list[str]:
                 f"it did less than the others"
             )
     # A call that awaits nothing never gives its processor up; what is missing is what somebody else had.
-    waiting = [result.methods[name] for name in ("floor", "wsfast", "websockets", "picows") if name in result.methods]
+    waiting = [result.methods[name] for name in _SYNCHRONOUS if name in result.methods]
     wall = sum(chain.from_iterable(chain.from_iterable(samples.call for samples in waiting)))
     cpu = sum(chain.from_iterable(chain.from_iterable(samples.cpu for samples in waiting)))
     if wall and cpu < 0.95 * wall:
@@ -171,8 +236,9 @@ def write_json(
     versions: Mapping[str, str],
     processors: tuple[int, int] | None,
     results: Sequence[Result],
+    weights: Mapping[Case, Mapping[str, Weight]],
 ) -> None:
-    """Write everything that was measured: for each method a summary, and all samples in nanoseconds."""
+    """Write everything that was measured: for each method a summary, and all samples, times in nanoseconds."""
     content = {
         "machine": dict(machine),
         "versions": dict(versions),
@@ -188,6 +254,16 @@ def write_json(
                 },
             }
             for result in results
+        ],
+        "memory": [
+            {
+                "case": dataclasses.asdict(case),
+                "servers": {
+                    way: {**dataclasses.asdict(weight), "bytes_per_client": weight.each}
+                    for way, weight in servers.items()
+                },
+            }
+            for case, servers in weights.items()
         ],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -209,7 +285,7 @@ def draw_chart(path: Path, results: Sequence[Result]) -> None:
 
 def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
     names = [name for name in METHODS if name in summaries]
-    colors = {"floor": "0.75", "wsfast": "tab:green", "wsfast-pure": "tab:olive"}
+    colors = {"floor": "0.75", "wsfast": "tab:green", "audience": "tab:green", "wsfast-pure": "tab:olive"}
     bars = plot.barh(
         names, [summaries[name].call for name in names], color=[colors.get(name, "tab:blue") for name in names]
     )

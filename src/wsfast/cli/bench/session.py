@@ -13,16 +13,16 @@ from typing import Any
 
 from wsfast.cli.machine import UnfitError, installed
 
-from .cases import Case, Result
+from .cases import Case, Result, Weight
 
-__all__ = ["Progress", "measure_case"]
+__all__ = ["Progress", "measure_case", "measure_memory"]
 
 
 class Progress:
     """A progress bar on standard error.
 
     Args:
-        total: Rounds of all cases.
+        total: Steps of all cases.
         wanted: Whether to show it; None to show it if standard error is a terminal.
     """
 
@@ -36,7 +36,7 @@ class Progress:
             import tqdm
 
             tqdm.tqdm.monitor_interval = 0  # no thread that redraws while something is measured
-            self._bar = tqdm.tqdm(total=total, unit="round", leave=False, dynamic_ncols=True, mininterval=0)
+            self._bar = tqdm.tqdm(total=total, unit="step", leave=False, dynamic_ncols=True, mininterval=0)
 
     def __enter__(self) -> Progress:
         return self
@@ -53,7 +53,7 @@ class Progress:
             self._bar.set_description(str(case))
 
     def advance(self) -> None:
-        """Count one round."""
+        """Count one step."""
         if self._bar is not None:
             self._bar.update()
 
@@ -70,9 +70,25 @@ def measure_case(case: Case, processors: tuple[int, int] | None, progress: Progr
         UnfitError: If it could not be measured.
     """
     progress.show(case)
-    task = json.dumps({"case": dataclasses.asdict(case), "processors": processors})
+    task = {"case": dataclasses.asdict(case), "processors": processors}
+    return Result.from_json(case, _ask("measure", case, task, progress))
+
+
+def measure_memory(case: Case, way: str, processors: tuple[int, int] | None, progress: Progress) -> Weight:
+    """Measure what the connections of a server take of memory, in a fresh process.
+
+    Raises:
+        UnfitError: If it could not be measured.
+    """
+    progress.show(case)
+    task = {"case": dataclasses.asdict(case), "way": way, "processors": processors}
+    return Weight(**_ask("memory", case, task, progress))
+
+
+def _ask(module: str, case: Case, task: dict[str, Any], progress: Progress) -> Any:
+    """Have a module of this package do a task in a process of its own; return what came of it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "wsfast.cli.bench.measure", task],
+        [sys.executable, "-m", f"wsfast.cli.bench.{module}", json.dumps(task)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -84,7 +100,7 @@ def measure_case(case: Case, processors: tuple[int, int] | None, progress: Progr
         for line in process.stdout:
             answer = json.loads(line)
             if "result" in answer:
-                return Result.from_json(case, answer["result"])
+                return answer["result"]
             if "error" in answer:
                 raise UnfitError(f"{case}: {answer['error']}")
             progress.advance()

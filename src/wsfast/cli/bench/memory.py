@@ -1,0 +1,85 @@
+"""The process in which a server is whose memory is measured: its only one, so that nobody else's memory is in it.
+
+What the kernel keeps for the sockets is not in it either.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+from contextlib import AsyncExitStack, closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .cases import Case, Weight
+from .clients import Clients
+from .gauge import Gauge
+from .measure import Bench, Turn, make_room, tell
+from .methods import CALLS
+from .servers import SERVE, admit
+from .ticks import parcels
+
+__all__ = ["MESSAGES", "main", "weigh"]
+
+MESSAGES = 20
+"""Broadcasts before the memory is measured: encoders that are made late have been made."""
+
+_SERVER_AND_METHOD = {
+    "websockets": ("stock", "websockets"),
+    "wsfast": ("stock", "wsfast"),
+    "wsfast-factory": ("wsfast-factory", "wsfast"),
+    "picows": ("picows", "picows"),
+}
+
+
+async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Weight:
+    """Measure what connections take of this process's memory.
+
+    Args:
+        case: How many, and what they are sent.
+        way: One of `WAYS`.
+        processors: One for this process, one for that of the clients; None if they are not to be bound.
+
+    Raises:
+        UnfitError: If clients cannot connect, or do not read what they are sent.
+    """
+    if processors is not None:
+        os.sched_setaffinity(0, {processors[0]})
+    server, method = _SERVER_AND_METHOD[way]
+    async with AsyncExitStack() as stack:
+        accepted: list[Any] = []
+        port = await stack.enter_async_context(SERVE[server](case, accepted))
+        clients = stack.enter_context(Clients(None if processors is None else processors[1]))
+        before = resident()
+        await admit(clients, case, port, accepted)
+        # Those of the factory are connections of websockets, too.
+        room = make_room(case, {"picows" if server == "picows" else "stock": accepted})
+        call = await stack.enter_async_context(CALLS[method](room))
+        gauge = None if case.compression == "none" else stack.enter_context(closing(Gauge(accepted[0])))
+        turn = Turn(call, gauge)
+        await clients.drain(awake=processors is not None and not case.sleep)
+        bench = Bench(case, clients, room)
+        for parcel in islice(parcels(case, "run"), MESSAGES):
+            await bench.sample(turn, parcel)
+        return Weight(case.clients, before, resident())
+
+
+def resident() -> int:
+    """Return how many bytes of this process are in memory, garbage not included."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    """Measure what is told in the first argument; tell the command line by a line of JSON."""
+    task = json.loads(sys.argv[1])
+    case = Case.from_json(task["case"])
+    tell(case, lambda: weigh(case, task["way"], task["processors"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What is sent: one message again and again, or market ticks of which no two are equal."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from wsfast._impl import core
+
+from .cases import Case
+
+__all__ = ["MEM_LEVEL", "WINDOW_BITS", "Parcel", "deflated", "parcels", "ticks"]
+
+WINDOW_BITS = 12
+MEM_LEVEL = 5
+"""What `serve()` of websockets gives to zlib where it is not told otherwise."""
+
+FRESH = 3
+"""Of so many levels of the order book, one is new in each tick."""
+
+
+class Parcel(NamedTuple):
+    """A message, ready for every method."""
+
+    message: str | bytes
+    frame: bytes
+    """The message in a frame that needs nothing else to be decoded: compressed by itself, if at all."""
+
+
+def parcels(case: Case, seed: str) -> Iterator[Parcel]:
+    """Iterate over the messages of a case, the same ones for the same seed.
+
+    Without compression, it is one message for ever. With it, messages that repeat themselves would be compressed to a
+    few bytes, so each is another.
+    """
+    opcode = 1 if case.type == "text" else 2
+    if case.compression == "deflate":
+        for tick in ticks(case.size, seed):
+            payload = tick.encode()
+            frame = core.encode_frame(0xC0 | opcode, deflated(payload))  # FIN and RSV1: RFC 7692, section 6
+            yield Parcel(tick if case.type == "text" else payload, frame)
+    else:
+        tick = '{"symbol":"BTC-USD","price":64250.0,"size":100,"seq":12345},'
+        text = (tick * (case.size // len(tick) + 1))[: case.size]
+        frame = core.encode_frame(0x80 | opcode, text.encode())
+        yield from itertools.repeat(Parcel(text if case.type == "text" else text.encode(), frame))
+
+
+def ticks(size: int, seed: str) -> Iterator[str]:
+    """Iterate over ticks of a market: JSON in exactly `size` ASCII characters; less than 64 do not hold all of it.
+
+    Price, number and time change from tick to tick; longer ticks have an order book, of which a part changes.
+    """
+    chance = random.Random(seed)
+    price, time, book = 64250.0, 34_567_890, list[str]()
+    for seq in itertools.count(1_000_001):
+        price += chance.gauss(0, 2.5)
+        time += chance.randrange(1, 250)
+        head = f'{{"sym":"BTC-USD","price":{price:.2f},"seq":{seq},"time":{time}'
+        room = size - len(head) - len(',"book":[]}')
+        if room >= len("[64250.00,0.000]"):
+            levels = (room + 1) // len("[64250.00,0.000],")
+            fresh = range(levels) if not book else chance.sample(range(levels), max(levels // FRESH, 1))
+            book += [""] * (levels - len(book))
+            for level in fresh:
+                book[level] = f"[{price + (level - levels / 2) / 10:.2f},{chance.uniform(0.001, 9.999):.3f}]"
+            head += f',"book":[{",".join(book)}]'
+        yield (head + "}").ljust(size)[:size]
+
+
+def deflated(payload: bytes) -> bytes:
+    """Compress a payload by itself, as zlib does with the settings of a stock server (RFC 7692, section 7.2.1)."""
+    encoder = zlib.compressobj(wbits=-WINDOW_BITS, memLevel=MEM_LEVEL)
+    return (encoder.compress(payload) + encoder.flush(zlib.Z_SYNC_FLUSH))[:-4]
