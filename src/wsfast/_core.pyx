@@ -433,6 +433,7 @@ cdef class FanOut:
     cdef list frames    # of the plain ones
     cdef bytes keys     # of the masked ones, WSF_KEY_SIZE octets each
     cdef Py_ssize_t stop, sent, skipped
+    cdef bint encodes   # while an encoding is being chosen
     cdef list cut, waiting, ordinary, lost
 
     def __init__(self, connections, message, cut):
@@ -489,8 +490,10 @@ cdef class FanOut:
             elif not seen.add(route.fd, batch):
                 break  # a duplicate: what may be cut off from its first frame must go out before the second
             else:
+                self.encodes = True
                 encoding = plain if route.encoder is None else PyObject_CallOneArg(encoding_for, route.encoder)
                 (self.masked if route.masked else self.plain).add(route.fd, self.stop, encoding)
+                self.encodes = False
             self.stop += 1
         return 0
 
@@ -608,7 +611,9 @@ def fan_out(
     try:
         batch.gather(start, layouts, transport_layouts, running_loop)
     except Exception:
-        pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
+        if batch.encodes:  # nothing has been sent yet
+            raise
+        # Whatever is odd about the connection at which it stopped, the ordinary path will meet and report it.
     batch.send()
     batch.settle()
     return batch.stop, batch.sent, batch.skipped, batch.waiting, batch.ordinary, batch.lost

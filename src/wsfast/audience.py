@@ -107,9 +107,10 @@ class SharedStream:
         compressed = compress_by(encoder, data)
         if len(compressed) >= len(data) and self.stop - self.start >= self.parameters.window:
             return None
-        self._encoder = encoder
-        self._tail = (self._tail + data)[-self.parameters.window :]
-        self.stop += len(data)
+        tail = (self._tail + data)[-self.parameters.window :]
+        stop = self.stop + len(data)
+        # All or nothing: no call between these, where a signal handler could raise an exception.
+        self._encoder, self._tail, self.stop = encoder, tail, stop
         return compressed
 
     def start_over(self, start: int) -> None:
@@ -129,22 +130,24 @@ class Publication:
 
     def encoding_for(self, encoder: Encoder) -> Encoding:
         """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it."""
+        if not isinstance(encoder, LazyEncoder):
+            return self._message.encoding_for(encoder)
         share = self._shares.get(encoder.parameters)
         if share is None:
             share = self._shares[encoder.parameters] = self._begin(encoder.parameters)
         if share.shared is None:
             return self.plain
-        if not isinstance(encoder, LazyEncoder):
-            return self._message.compressed(encoder.parameters)
         since = share.start
         if encoder.stream is share.stream and encoder.encoder is None and encoder.position == share.start:
             since = encoder.since
-        encoder.follow(share.stream, since, share.stop)
         if since <= share.oldest:
             share.used = True
-            return share.shared
-        share.followed = True
-        return self._message.compressed(encoder.parameters)
+            encoding = share.shared
+        else:
+            share.followed = True
+            encoding = self._message.compressed(encoder.parameters)
+        encoder.follow(share.stream, since, share.stop)  # last, when nothing can fail any more
+        return encoding
 
     def _begin(self, parameters: Parameters) -> Share:
         stream = self._streams.get(parameters)

@@ -149,7 +149,7 @@ class PreparedMessage:
         if encoding is None:
             encoding = self._by_parameters[encoder.parameters] = self._choose(encoder.parameters)
         if encoding is not self._plain:
-            encoder.deliver(self.window)
+            encoder.deliver(self.window)  # last, when nothing can fail any more
         return encoding
 
     def _choose(self, parameters: Parameters) -> Encoding:
@@ -166,9 +166,17 @@ class PreparedMessage:
     def __hash__(self) -> int:
         return hash((self._opcode, self._data))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _prepare_again, (self._data, self.text, self._compress)
+
     def __repr__(self) -> str:
         shown = repr(self._data[:24])[1:] + ("..." if self.size > 24 else "")
         return f"<PreparedMessage {'text' if self.text else 'binary'} {shown} size={self.size}>"
+
+
+def _prepare_again(data: bytes, text: bool, compress: bool) -> PreparedMessage:
+    """Make a copy of a PreparedMessage without the encodings that it has made so far."""
+    return PreparedMessage(data, text=text, compress=None if compress else False)
 
 
 Message: TypeAlias = str | bytes | bytearray | memoryview | PreparedMessage

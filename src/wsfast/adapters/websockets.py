@@ -185,6 +185,7 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
 
     Raises:
         ValueError: If a number is out of range or settings contain `wbits`.
+        TypeError: If settings contain what `zlib.compressobj` does not know.
     """
 
     def __init__(
@@ -204,6 +205,7 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
             {"memLevel": 5} if compress_settings is None else compress_settings,
             require_client_max_window_bits,
         )
+        zlib.compressobj(wbits=-15, **(self.compress_settings or {}))  # to find out now whether it can be made
 
     def process_request_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
