@@ -14,6 +14,7 @@ from websockets.frames import Frame, Opcode
 
 import wsfast._core_py
 from wsfast import PreparedMessage
+from wsfast.message import encodings_of
 
 CORES: dict[str, ModuleType] = {"py": wsfast._core_py}
 try:
@@ -90,7 +91,7 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
         return SimpleNamespace(protocol=protocol, transport=None, loop=None, send_in_progress=None)
 
     connections = [closed() for _ in range(1000)]
-    message = PreparedMessage("tick")
+    message = encodings_of(PreparedMessage("tick"))
     benchmark.group = "fan_out, 1000 connections that are not open"
     result = benchmark(CORES[core].fan_out, connections, 0, message, lambda kind: layout, lambda kind: None, None, [])
     assert result == (1000, 0, 1000, [], [], [])

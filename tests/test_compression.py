@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import os
 import random
 import sys
 import types
@@ -17,10 +19,12 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 
 import wsfast
-from conftest import Ours, Run
+from conftest import Agree, Ours, Run
 from peers import BasePeer, Frame, parse_frames, until
 from stage import Stage, fragmented_send, play
+from wsfast import _core_py
 from wsfast.deflate import LazyEncoder
+from wsfast.message import SelfContained
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
 TICK = '{"symbol":"BTC-USD","price":64250.17,"size":100,"sequence":%06d,"side":"buy","venue":"XNAS","bid":64250.1}'
@@ -306,17 +310,14 @@ def test_exceptions_out_of_nowhere_leave_encoders_right(
     """When a broadcast is interrupted, no encoder refers to a message that its client may not have got."""
     count = 0
 
-    class Interrupting(wsfast.PreparedMessage):
-        """A message during whose encoding for the third connection a signal arrives."""
+    def encoding_for(self: SelfContained, encoder: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise Nowhere
+        return original(self, encoder)
 
-        __slots__ = ()
-
-        def encoding_for(self, encoder: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == 3:
-                raise Nowhere
-            return super().encoding_for(encoder)
+    original = SelfContained.encoding_for
 
     def fan_out(*args: Any) -> Any:
         core.fan_out(*args)
@@ -325,12 +326,13 @@ def test_exceptions_out_of_nowhere_leave_encoders_right(
     async def scenario(stage: Stage) -> None:
         connections = await stage.connect_many(4, "deflate")
         stage.broadcast(connections, tick(0))
-        message = Interrupting(tick(1)) if moment == "encode" else tick(1)
         with monkeypatch.context() as patch:
             if moment == "after":
                 patch.setattr(sys.modules["wsfast.broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
+            else:
+                patch.setattr(SelfContained, "encoding_for", encoding_for)
             with pytest.raises(Nowhere):
-                wsfast.broadcast(connections, message)
+                wsfast.broadcast(connections, tick(1))
         for connection in connections:
             await connection.send(tick(2))
         stage.broadcast(connections, tick(3))
@@ -421,3 +423,92 @@ def test_an_audience_takes_newcomers_and_strays_back_in(ours: Ours) -> None:
 
     outcome = ours(scenario)
     assert [texts(stream) for stream in outcome.streams] == list(expected.values())
+
+
+# ---- What others have to do with it
+
+
+def test_one_connection_that_cannot_compress_hurts_no_other(agree: Agree) -> None:
+    """Settings that zlib does not know fail where websockets fails, for that connection alone."""
+    bad = ServerPerMessageDeflateFactory(server_no_context_takeover=True, compress_settings={"memLevel": 0})
+
+    async def scenario(stage: Stage) -> None:
+        connections = await stage.connect_many(2, "deflate")
+        connections.insert(1, (await stage.connect("deflate", extensions=(bad,)))[0])
+        for raise_exceptions in (False, True):
+            stage.broadcast(connections, tick(0), raise_exceptions)
+
+    outcome = agree(scenario)
+    assert [texts(stream) for stream in outcome.streams] == [[tick(0)] * 2, [tick(0)] * 2, []]
+
+
+def test_a_call_from_another_thread_leaves_encoders_alone(core: Any, tls: Any) -> None:
+    """A broadcast in the wrong thread raises before it has touched anything."""
+
+    async def scenario(stage: Stage) -> None:
+        connection, _ = await stage.connect("deflate")
+        encoder = encoder_of(connection)
+        for broadcast in wsfast.broadcast, wsfast.Audience().broadcast:
+            with pytest.raises(RuntimeError, match="thread of the event loop"):
+                await asyncio.to_thread(broadcast, [connection], tick(0))
+        assert encoder_of(connection) is encoder
+
+    asyncio.run(play(scenario, wsfast.broadcast, tls))
+
+
+def test_an_interrupted_broadcast_spares_those_who_got_it(
+    ours: Ours, core: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a signal arrives while leftovers are listed, no connection is aborted that has got its whole frame."""
+
+    def forget(self: LazyEncoder) -> None:
+        monkeypatch.undo()
+        raise Nowhere
+
+    async def scenario(stage: Stage) -> None:
+        connections = await stage.connect_many(3, "deflate")
+        stalled, _ = await stage.connect("deflate", sndbuf=SMALL, rcvbuf=SMALL)
+        fd = stalled.transport.get_extra_info("socket").fileno()
+        with contextlib.suppress(BlockingIOError):  # what the kernel takes is not the stream's, but never read
+            while True:
+                os.write(fd, b"\x89\x00" * 100)
+        monkeypatch.setattr(LazyEncoder, "forget", forget)
+        with pytest.raises(Nowhere) if core is not _core_py else contextlib.nullcontext():
+            wsfast.broadcast([*connections, stalled], tick(0))
+        monkeypatch.undo()
+        assert not any(connection.transport.is_closing() for connection in connections)
+        stalled.transport.abort()
+        stage.connections.remove(stalled)
+        stage.peers.pop().close()
+
+    assert [texts(stream) for stream in ours(scenario).streams] == [[tick(0)]] * 3
+
+
+class Partial:
+    """What upstream's broadcast() needs of a connection, and no more."""
+
+    def __init__(self, connection: Any) -> None:
+        self.protocol = Sender(connection.protocol)
+        self.logger = connection.logger
+        self.send_in_progress = self.fragmented_send_waiter = None
+        self.send_data = connection.send_data
+
+
+class Sender:
+    """What it needs of a protocol."""
+
+    def __init__(self, protocol: Any) -> None:
+        self.state = protocol.state
+        self.send_text = protocol.send_text
+
+
+def test_stand_ins_need_no_extensions(ours: Ours) -> None:
+    """compress=False is accepted with stand-ins for connections that have no extensions."""
+
+    async def scenario(stage: Stage) -> None:
+        connection, _ = await stage.connect()
+        delivery = stage.broadcast([Partial(connection)], "hello", compress=False)
+        assert delivery is not None
+        assert delivery.failed == 0
+
+    assert ours(scenario).streams == [b"\x81\x05hello"]

@@ -23,6 +23,7 @@ from conftest import CORES, load_core
 from peers import parse_frames
 from wsfast import PreparedMessage, _core_py
 from wsfast.adapters import ConnectionLayout, TransportLayout
+from wsfast.message import encodings_of
 
 LENGTHS = [*range(40), 63, 64, 65, 124, 125, 126, 127, 128, 255, 256, 1000, 4095, 4096, 65535, 65536, 65537, 1 << 20]
 KEYS = st.binary(min_size=4, max_size=4)
@@ -354,7 +355,8 @@ class Network:
         for position, data in cut:
             links[position].wire.write(data)
         for position, encoder in waiting:
-            encoding = message.plain if encoder is None else message.encoding_for(encoder)
+            assert encoder is None
+            encoding = encodings_of(message).plain
             key = os.urandom(4) if type(links[position]) is MaskedLink else None
             links[position].wire.write(_core_py.encode_frame(encoding.first, encoding.payload, key))
 
@@ -375,7 +377,7 @@ def fan_out(core: Any, links: list[Any], start: int = 0, message: PreparedMessag
     message = message or PreparedMessage("hello")
     cut: list[Any] = []
     stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
-        links, start, message, layout_of, transport_layout_of, LOOP, cut
+        links, start, encodings_of(message), layout_of, transport_layout_of, LOOP, cut
     )
     assert lost == []
     return stop, sent, skipped, cut, waiting, ordinary
@@ -513,10 +515,10 @@ def test_fan_out_tells_why_a_connection_was_lost(name: str, network: Network) ->
     far.close()
     message = PreparedMessage("hello")
     cut: list[Any] = []
-    answer = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
+    answer = core.fan_out(links, 0, encodings_of(message), layout_of, transport_layout_of, LOOP, cut)
     assert answer == (3, 2, 0, [(1, None)], [], [(1, errno.ECONNRESET)])
     # From now on, it is only told that there is nobody to write to.
-    answer = core.fan_out(links, 0, message, layout_of, transport_layout_of, LOOP, cut)
+    answer = core.fan_out(links, 0, encodings_of(message), layout_of, transport_layout_of, LOOP, cut)
     assert answer == (3, 2, 0, [(1, None)], [], [])
     assert cut == []
 
@@ -633,7 +635,7 @@ def test_fan_out_does_not_make_frames_in_vain(core: Any, network: Network) -> No
     message = PreparedMessage("hello")
     for links in [closed], [network.link(MaskedLink)], []:
         fan_out(core, links, 0, message)
-        assert message.plain._frame is None
+        assert encodings_of(message).plain._frame is None
 
 
 def test_fan_out_uses_fresh_keys(core: Any, network: Network) -> None:

@@ -19,7 +19,7 @@ import wsfast
 from inflate import Inflater, tick
 from wsfast import PreparedMessage
 from wsfast.deflate import LOOKAHEAD, Encoder, LazyEncoder, Parameters, PerMessageEncoder, Stream, compress_by
-from wsfast.message import prepare
+from wsfast.message import encodings_of, prepare
 
 WINDOW_BITS = range(9, 16)
 SETTINGS: list[dict[str, int]] = [
@@ -125,7 +125,7 @@ def test_compress_by_itself(window_bits: int, settings: dict[str, int]) -> None:
     edges = [limit + d for limit in (window - LOOKAHEAD, window, 2 * window) for d in (-1, 0, 1)]
     for size in (1, 64, 260, *edges):
         for message in (far(size), tick(size, size).encode()):
-            compressed = PreparedMessage(message).compressed(parameters).payload
+            compressed = encodings_of(PreparedMessage(message)).compressed(parameters).payload
             assert Inflater(window_bits).inflate(compressed) == message
             assert Inflater(parameters.fit(size).window_bits).inflate(compressed) == message
             assert used.inflate(compressed) == message
@@ -189,16 +189,16 @@ def test_compress_cannot_be_chosen_again() -> None:
 def test_encoding_for(takeover: bool, data: Any, compress: Any, compressed: bool) -> None:
     """A message is compressed from 64 bytes on, if it shrinks and may be; only then, the encoder is told."""
     message = PreparedMessage(data, compress=compress)
-    assert message.compress is (compress is None)
+    assert message.compress is compress
     old = zlib.compressobj()
     encoder = LazyEncoder(parameters_of(), old) if takeover else parameters_of().per_message
-    encoding = message.encoding_for(encoder)
-    assert encoding.compressed is compressed
+    encodings = encodings_of(message)
+    encoding = encodings.encoding_for(encoder)
     if compressed:
-        assert encoding.first == message.plain.first | 0x40
+        assert encoding.first == encodings.plain.first | 0x40
         assert Inflater(12).inflate(encoding.payload) == message.data
     else:
-        assert encoding is message.plain
+        assert encoding is encodings.plain
         assert encoding.payload is message.data
         assert encoding.frame is message.frame
     if isinstance(encoder, LazyEncoder):
@@ -208,7 +208,7 @@ def test_encoding_for(takeover: bool, data: Any, compress: Any, compressed: bool
 
 def test_encodings_are_made_once(encoders: CountCalls) -> None:
     """Each encoding of a message is made once, and one serves all windows that are larger than the message needs."""
-    message = PreparedMessage(tick(1))
+    message = encodings_of(PreparedMessage(tick(1)))
     both: list[list[Encoder]] = [
         [LazyEncoder(parameters_of(bits)), parameters_of(bits).per_message] for bits in WINDOW_BITS
     ]
@@ -221,12 +221,18 @@ def test_encodings_are_made_once(encoders: CountCalls) -> None:
     assert encoders.calls == 3
 
 
-@pytest.mark.parametrize("size", [1000, 32768, 32769, 100_000])
-def test_window_of_a_message(size: int) -> None:
-    """The window of a message is its end, at most 32 KiB, and is kept."""
-    message = PreparedMessage(far(size))
-    assert message.window == message.data[-32768:]
-    assert message.window is message.window
+@pytest.mark.parametrize("bits", [9, 12, 15])
+@pytest.mark.parametrize("size", [200, 4096, 4097, 32768, 32769, 100_000])
+def test_window_of_a_message(size: int, bits: int) -> None:
+    """What is kept of a message is its end, no more than the receiver's window holds, and once for all of them."""
+    message = PreparedMessage(tick(size, size))
+    windows = []
+    for _ in range(2):
+        lazy = LazyEncoder(parameters_of(bits))
+        encodings_of(message).encoding_for(lazy)
+        windows.append(lazy.window)
+    assert windows[0] == message.data[-(1 << bits) :]
+    assert windows[0] is windows[1]
 
 
 # ---- Encoders
@@ -236,6 +242,7 @@ class Known(Stream):
     """What a stream has compressed."""
 
     def __init__(self, data: bytes) -> None:
+        super().__init__(0)
         self.data = data
 
     def between(self, start: int, stop: int) -> bytes:
@@ -288,7 +295,7 @@ def test_lazy_encoder_is_primed(window_bits: int, note: str) -> None:
     for number in range(10):
         shared = PreparedMessage(tick(number, 200))
         own = shared.data[50:]
-        assert client.inflate(shared.encoding_for(lazy).payload) == shared.data
+        assert client.inflate(encodings_of(shared).encoding_for(lazy).payload) == shared.data
         if note == "follow":
             lazy.follow(Known(b"before" + shared.data), 6, 206)
         elif note == "forget":

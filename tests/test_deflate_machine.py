@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import wsfast
 from inflate import Spec, Wire, connect, message_of, tick
 from stage import upstream
-from wsfast.audience import SharedStream
+from wsfast.audience import SharedEncoder
 from wsfast.deflate import LazyEncoder
 
 T = TypeVar("T")
@@ -404,8 +404,8 @@ def ignore(*_: object) -> None:
     [
         (LazyEncoder, "deliver", ignore),
         (LazyEncoder, "follow", ignore),
-        (SharedStream, "oldest", 1 << 60),
-        (SharedStream, "start_over", lambda self, start: setattr(self, "start", start)),
+        (SharedEncoder, "oldest", 1 << 60),
+        (SharedEncoder, "start_over", lambda self, start: setattr(self, "start", start)),
     ],
     ids=["broadcast not noted", "share not noted", "everybody shares", "encoder kept"],
 )

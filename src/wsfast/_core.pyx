@@ -477,11 +477,12 @@ cdef class FanOut:
                 self.skipped += 1
                 self.stop += 1
                 continue
+            # Ahead of all that changes something: the connection may be that of another thread.
+            if (getattr(connection, layout.loop) if route is None else route.loop) is not running_loop:
+                break
             if route is None:
                 route = route_of(connection, protocol, layout, names, transport_layouts)
                 setattr(connection, ROUTE, route)
-            if route.loop is not running_loop:
-                break
             verdict = look(route, connection)
             if verdict == CONNECTION:
                 self.ordinary.append(self.stop)
@@ -555,18 +556,18 @@ cdef class FanOut:
                     frame = encode_frame(encoding.first, encoding.payload, key)
                     self.leave(self.masked.positions[i], frame, self.masked.results[i])
             self.waiting.sort(key=position_of)
-        except BaseException:  # out of memory
-            self.abandon(self.plain)
-            self.abandon(self.masked)
+        except BaseException:  # out of memory, or a signal handler
+            self.abandon(self.plain, [len(frame) for frame in self.frames])
+            self.abandon(self.masked, [masked_size(encoding) for encoding in self.masked.encodings])
             raise
         return 0
 
-    cdef int abandon(self, Batch batch) except -1:
-        """Abort the connections on which a frame may have been cut off, since its end is lost."""
+    cdef int abandon(self, Batch batch, list sizes) except -1:
+        """Abort the connections on which a frame was cut off, since its end is lost. Sizes are those of whole frames."""
         cdef size_t i
 
         for i in range(batch.size):
-            if batch.results[i] > 0:
+            if 0 < batch.results[i] < <ssize_t>sizes[batch.groups[i]]:
                 connection = self.connections[batch.positions[i]]
                 (<Route>getattr(connection, ROUTE)).transport.abort()
         return 0

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from .broadcast import Delivery, fan_out
-from .deflate import Encoder, LazyEncoder, Parameters, compress_by
-from .message import RSV1, Encoding, Message, PreparedMessage, prepare
+from .deflate import Encoder, LazyEncoder, Parameters, Stream, compress_by
+from .message import RSV1, Encoding, Message, PreparedMessage, encodings_of, prepare
 
 __all__ = ["Audience"]
 
@@ -32,7 +32,7 @@ class Audience:
     """
 
     def __init__(self) -> None:
-        self._streams: dict[Parameters, SharedStream] = {}
+        self._encoders: dict[Parameters, SharedEncoder] = {}
         self._thread: int | None = None
 
     def broadcast(
@@ -53,126 +53,135 @@ class Audience:
             RuntimeError: If the audience has been used from another thread.
         """
         prepared = prepare(message, text, compress)
-        if self._thread is None:
-            self._thread = threading.get_ident()
-        elif self._thread != threading.get_ident():
+        if self._thread not in (None, threading.get_ident()):
             raise RuntimeError("an Audience must always be used from the same thread; use loop.call_soon_threadsafe()")
-        if not prepared.compress or prepared.size < SMALLEST_SHARED:
-            return fan_out(connections, prepared, prepared, raise_exceptions)
-        publication = Publication(self._streams, prepared)
+        if prepared.compress is False or prepared.size < SMALLEST_SHARED:
+            return fan_out(connections, prepared, encodings_of(prepared), raise_exceptions)
+        publication = Publication(self, prepared)
         try:
             return fan_out(connections, prepared, publication, raise_exceptions)
         finally:
             publication.end()
 
+    def encoder(self, parameters: Parameters) -> SharedEncoder:
+        """Return the encoder of all connections with these parameters."""
+        self._thread = threading.get_ident()
+        try:
+            return self._encoders[parameters]
+        except KeyError:
+            return self._encoders.setdefault(parameters, SharedEncoder(parameters))
 
-class SharedStream:
-    """The messages that an audience has compressed, with one set of parameters, one after the other.
 
-    Positions count bytes of messages since the beginning. The invariant that keeps the bytes right: what the encoder
-    makes next may refer to the last bytes of the stream, as many as the window holds, but to none ahead of `start`. It
-    may therefore be sent to whoever holds these, and nothing after them, at the end of the own window.
+class SharedEncoder:
+    """The encoder of an audience, with one set of parameters.
+
+    The invariant that keeps the bytes right: what it makes next may refer to the last bytes of its stream, as many as
+    the window holds, but to none ahead of `start`. It may therefore be sent to whoever holds these, and nothing after
+    them, at the end of the own window.
 
     Args:
         parameters: How the connections compress.
     """
 
-    __slots__ = ("_encoder", "_tail", "parameters", "start", "stop")
+    __slots__ = ("_encoder", "parameters", "start", "stream")
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
-        self.start = self.stop = 0
+        self.stream = Stream(parameters.window)
+        self.start = 0
         self._encoder: Any = None
-        self._tail = b""
 
     @property
     def oldest(self) -> int:
         """Position of the oldest byte that the next message may refer to."""
-        return max(self.start, self.stop - self.parameters.window)
+        return max(self.start, self.stream.stop - self.parameters.window)
 
-    def between(self, start: int, stop: int) -> bytes:
-        """Return the messages from one position to another, or as much of their end as a window holds."""
-        first = self.stop - len(self._tail)
-        return self._tail[max(start - first, 0) : max(stop - first, 0)]
-
-    def append(self, data: bytes) -> bytes | None:
+    def compress(self, data: bytes) -> bytes | None:
         """Compress a message; None if it does not shrink, and then it is not part of the stream.
 
         While the window is not full yet, it always is: the first messages shrink little, but later ones will.
         """
+        start = self.stream.stop
         if self._encoder is None:
-            encoder = self.parameters.encoder(self.between(self.start, self.stop))
+            encoder = self.parameters.encoder(self.stream.between(self.start, start))
         else:
             encoder = self._encoder.copy()
         compressed = compress_by(encoder, data)
-        if len(compressed) >= len(data) and self.stop - self.start >= self.parameters.window:
+        if len(compressed) >= len(data) and start - self.start >= self.parameters.window:
             return None
-        tail = (self._tail + data)[-self.parameters.window :]
-        stop = self.stop + len(data)
-        # All or nothing: no call between these, where a signal handler could raise an exception.
-        self._encoder, self._tail, self.stop = encoder, tail, stop
+        end = self.stream.after(data)
+        # All or nothing: if a signal handler raises an exception in between, the encoder is made anew.
+        self._encoder = None
+        self.stream.move_to(end)
+        self._encoder = encoder
         return compressed
 
     def start_over(self, start: int) -> None:
         """Refer to nothing ahead of a position any more."""
-        self.start = start
         self._encoder = None
+        self.start = start
 
 
 class Publication:
     """A message on its way to an audience: which connection gets it in which encoding."""
 
-    def __init__(self, streams: dict[Parameters, SharedStream], message: PreparedMessage) -> None:
-        self.plain = message.plain
-        self._message = message
-        self._streams = streams
+    def __init__(self, audience: Audience, message: PreparedMessage) -> None:
+        self._audience = audience
+        self._data = message.data
+        self._alone = encodings_of(message)
         self._shares: dict[Parameters, Share] = {}
+        self.plain = self._alone.plain
 
     def encoding_for(self, encoder: Encoder) -> Encoding:
         """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it."""
         if not isinstance(encoder, LazyEncoder):
-            return self._message.encoding_for(encoder)
+            return self._alone.encoding_for(encoder)
         share = self._shares.get(encoder.parameters)
         if share is None:
-            share = self._shares[encoder.parameters] = self._begin(encoder.parameters)
-        if share.shared is None:
+            share = self._begin(encoder.parameters)
+        if share.encoding is None:
             return self.plain
         since = share.start
         if encoder.stream is share.stream and encoder.encoder is None and encoder.position == share.start:
             since = encoder.since
         if since <= share.oldest:
             share.used = True
-            encoding = share.shared
+            encoding = share.encoding
         else:
             share.followed = True
-            encoding = self._message.compressed(encoder.parameters)
+            encoding = self._alone.compressed(encoder.parameters)
         encoder.follow(share.stream, since, share.stop)  # last, when nothing can fail any more
         return encoding
 
     def _begin(self, parameters: Parameters) -> Share:
-        stream = self._streams.get(parameters)
-        if stream is None:
-            stream = self._streams[parameters] = SharedStream(parameters)
-        return Share(stream, self._message)
+        encoder = self._audience.encoder(parameters)
+        share = self._shares[parameters] = Share(encoder.stream, encoder.oldest)
+        compressed = encoder.compress(self._data)
+        share.stop = encoder.stream.stop
+        share.encoding = None if compressed is None else Encoding(RSV1 | self.plain.first, compressed)
+        return share
 
     def end(self) -> None:
         """Take leave of messages that nobody can refer to any more."""
-        for share in self._shares.values():
+        for parameters, share in self._shares.items():
             if share.followed and not share.used and share.stream.stop == share.stop:
-                share.stream.start_over(share.start)
+                self._audience.encoder(parameters).start_over(share.start)
 
 
 class Share:
-    """What is known of a message for all connections with the same parameters."""
+    """What all connections with the same parameters have in common of a message.
 
-    __slots__ = ("followed", "oldest", "shared", "start", "stop", "stream", "used")
+    Args:
+        stream: All messages that the shared encoder has compressed.
+        oldest: Position of the oldest byte that the frame may refer to.
+    """
 
-    def __init__(self, stream: SharedStream, message: PreparedMessage) -> None:
+    __slots__ = ("encoding", "followed", "oldest", "start", "stop", "stream", "used")
+
+    def __init__(self, stream: Stream, oldest: int) -> None:
         self.stream = stream
-        self.start = stream.stop
-        self.oldest = stream.oldest
-        compressed = stream.append(message.data)
-        self.stop = stream.stop
-        self.shared = None if compressed is None else Encoding(message.plain.first | RSV1, compressed)
-        self.used = False  # by connections that share it
+        self.oldest = oldest
+        self.start = self.stop = stream.stop
+        self.encoding: Encoding | None = None
+        self.used = False  # by connections that share the frame
         self.followed = False  # by connections that do not share it yet

@@ -21,7 +21,7 @@ from .adapters import unsupported
 from .adapters.transports import transport_layout
 from .adapters.websockets import SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, without_deflate
 from .deflate import Encoder
-from .message import Message, PreparedMessage, prepare
+from .message import Message, PreparedMessage, encodings_of, prepare
 
 __all__ = ["Delivery", "broadcast", "fan_out"]
 
@@ -82,7 +82,8 @@ def broadcast(
         How many connections the message was sent to, buffered for, skipped and not written to.
 
     Raises:
-        TypeError: If `message` has none of these types; then nothing was sent. Or if one of `connections` is no
+        TypeError: If `message` has none of these types, or `text` or `compress` is given with a `PreparedMessage`; then
+            nothing was sent. Or if one of `connections` is no
             supported connection; then the message was sent to those ahead of it.
         UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
         ValueError: If `compress` is neither None nor False; then nothing was sent.
@@ -91,7 +92,7 @@ def broadcast(
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
     prepared = prepare(message, text, compress)
-    return fan_out(connections, prepared, prepared, raise_exceptions)
+    return fan_out(connections, prepared, encodings_of(prepared), raise_exceptions)
 
 
 def fan_out(
@@ -160,7 +161,7 @@ class _FanOut:
                 self.write_frame(connections, position, encoder, failures)
                 written.append(position)
         except BaseException:
-            for encoder in _encoders(connections[start:]):
+            for encoder in self.encoders(connections[start:]):
                 encoder.forget()
             raise
         finally:
@@ -181,6 +182,17 @@ class _FanOut:
             else:
                 self.send_ordinarily(connections[position])
         return stop
+
+    def encoders(self, connections: list[Any]) -> Iterator[Encoder]:
+        """Yield the encoders of those connections of this event loop that may share compressed frames."""
+        for connection in connections:
+            layout = connection_layout(type(connection))
+            if layout is None or getattr(connection, layout.loop) is not self.running_loop:
+                continue
+            protocol = getattr(connection, layout.protocol)
+            encoder = type(protocol) is layout.protocol_type and layout.encoder(getattr(protocol, layout.extensions))
+            if encoder:
+                yield encoder
 
     def write_frame(
         self, connections: list[Any], position: int, encoder: Encoder | None, failures: dict[int, Exception]
@@ -236,7 +248,7 @@ class _FanOut:
                 connection.logger.warning("skipped broadcast: sending a fragmented message")
             return
         try:
-            with contextlib.nullcontext() if self.message.compress else without_deflate(connection.protocol):
+            with contextlib.nullcontext() if self.message.compress is None else without_deflate(connection.protocol):
                 if self.message.text:
                     connection.protocol.send_text(self.message.data)
                 else:
@@ -259,14 +271,3 @@ class _FanOut:
                 "skipped broadcast: failed to write message: %s",
                 traceback.format_exception_only(cause)[0].strip(),
             )
-
-
-def _encoders(connections: list[Any]) -> Iterator[Encoder]:
-    """Yield the encoders of those connections that may share compressed frames."""
-    for connection in connections:
-        layout = connection_layout(type(connection))
-        protocol = None if layout is None else getattr(connection, layout.protocol)
-        if layout is not None and type(protocol) is layout.protocol_type:
-            encoder = layout.encoder(getattr(protocol, layout.extensions))
-            if encoder:
-                yield encoder

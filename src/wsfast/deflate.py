@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-__all__ = ["LARGEST_WINDOW", "Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Stream"]
-
-LARGEST_WINDOW = 1 << 15
-"""Bytes."""
+__all__ = ["Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Stream", "compress_by"]
 
 SYNC_FLUSH_END = b"\x00\x00\xff\xff"
 """What ends a compressed message and is left out of its last frame (RFC 7692, section 7.2.1)."""
@@ -46,7 +43,7 @@ class Parameters:
 
     @classmethod
     def of(cls, window_bits: int, settings: Mapping[str, Any]) -> Parameters | None:
-        """Return those of a connection, or None if its settings are such that its receiver may need to know them.
+        """Return those of a connection, or None if nobody can compress so, or its receiver may have to know how.
 
         Raises:
             ValueError: If zlib has no such window: it must have 9 to 15 bits.
@@ -55,7 +52,10 @@ class Parameters:
             raise ValueError(f"window_bits must be between 9 and 15, not {window_bits}")
         if not settings.keys() <= KNOWN_SETTINGS or not all(isinstance(value, int) for value in settings.values()):
             return None
-        return cls._of(window_bits, tuple(sorted(settings.items())))
+        try:
+            return cls._of(window_bits, tuple(sorted(settings.items())))
+        except (ValueError, OverflowError):  # of zlib, which does not know such settings
+            return None
 
     @classmethod
     def _of(cls, window_bits: int, settings: tuple[tuple[str, int], ...]) -> Parameters:
@@ -67,6 +67,7 @@ class Parameters:
             self.window = 1 << window_bits
             self.settings = settings
             self.per_message = PerMessageEncoder(self)
+            self.encoder()
             return cls._all.setdefault((window_bits, settings), self)
 
     def __repr__(self) -> str:
@@ -103,11 +104,40 @@ def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
     return compressed[: -len(SYNC_FLUSH_END)]
 
 
-class Stream(Protocol):
-    """Messages that were compressed one after the other for several connections."""
+class Stream:
+    """The end of all messages that were compressed one after the other for several connections.
+
+    Positions count bytes of messages since the beginning.
+
+    Args:
+        size: How many bytes are kept.
+    """
+
+    __slots__ = ("_end", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._end = 0, b""
+
+    @property
+    def stop(self) -> int:
+        """Position of the end."""
+        return self._end[0]
+
+    def after(self, data: bytes) -> tuple[int, bytes]:
+        """Return what `move_to` must be given to add a message."""
+        stop, tail = self._end
+        return stop + len(data), data[-self._size :] if len(data) >= self._size else (tail + data)[-self._size :]
+
+    def move_to(self, end: tuple[int, bytes]) -> None:
+        """Add the message for which `after` has returned this."""
+        self._end = end
 
     def between(self, start: int, stop: int) -> bytes:
-        """Return what was compressed from one position to another, or as much of the end of that as is still known."""
+        """Return the messages from one position to another, or as much of the end of that as is kept."""
+        end, tail = self._end
+        first = end - len(tail)
+        return tail[max(start - first, 0) : max(stop - first, 0)]
 
 
 class LazyEncoder:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal, TypeAlias
 
 from ._impl import core
-from .deflate import LARGEST_WINDOW, Encoder, Parameters
+from .deflate import Encoder, Parameters
 
-__all__ = ["SMALLEST_COMPRESSED", "TEXT", "Encoding", "Message", "PreparedMessage", "prepare"]
+__all__ = [
+    "RSV1",
+    "SMALLEST_COMPRESSED",
+    "TEXT",
+    "Encoding",
+    "Message",
+    "PreparedMessage",
+    "SelfContained",
+    "encodings_of",
+    "prepare",
+]
 
 TEXT, BINARY = 1, 2  # opcodes, RFC 6455, section 11.8
 FIN, RSV1 = 0x80, 0x40
@@ -22,13 +33,15 @@ class Encoding:
     Args:
         first: First octet of the frame (RFC 6455, section 5.2).
         payload: Payload as it stands in the frame, but for the mask.
+        window: End of the message before it was compressed by itself, as much as a receiver's window holds.
     """
 
-    __slots__ = ("_frame", "first", "payload")
+    __slots__ = ("_frame", "first", "payload", "window")
 
-    def __init__(self, first: int, payload: bytes) -> None:
+    def __init__(self, first: int, payload: bytes, window: bytes = b"") -> None:
         self.first = first
         self.payload = payload
+        self.window = window
         self._frame: bytes | None = None
 
     @property
@@ -38,17 +51,62 @@ class Encoding:
             self._frame = core.encode_frame(self.first, self.payload)
         return self._frame
 
-    @property
-    def compressed(self) -> bool:
-        """Whether the payload is compressed (RFC 7692, section 6)."""
-        return bool(self.first & RSV1)
+
+class SelfContained:
+    """The encodings of a message that need no other message to be decoded: each is made once, when first asked for.
+
+    Args:
+        opcode: 1 for text, 2 for binary.
+        data: Payload.
+        compress: Whether it may be compressed.
+    """
+
+    __slots__ = ("_by_parameters", "_compress", "_compressed", "_data", "plain")
+
+    plain: Encoding
+    """The message as it is."""
+
+    def __init__(self, opcode: int, data: bytes, compress: bool) -> None:
+        self.plain = Encoding(FIN | opcode, data)
+        self._data = data
+        self._compress = compress
+        self._compressed: dict[Parameters, Encoding] = {}
+        self._by_parameters: dict[Parameters, Encoding] = {}
+
+    def encoding_for(self, encoder: Encoder) -> Encoding:
+        """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it.
+
+        Who does not send it must tell the encoder to forget it.
+        """
+        encoding = self._by_parameters.get(encoder.parameters)
+        if encoding is None:
+            encoding = self._by_parameters[encoder.parameters] = self._choose(encoder.parameters)
+        if encoding is not self.plain:
+            encoder.deliver(encoding.window)  # last, when nothing can fail any more
+        return encoding
+
+    def _choose(self, parameters: Parameters) -> Encoding:
+        if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
+            return self.plain
+        encoding = self.compressed(parameters)
+        return encoding if len(encoding.payload) < len(self._data) else self.plain
+
+    def compressed(self, parameters: Parameters) -> Encoding:
+        """Return the message, which must not be empty, compressed by itself, whether it shrinks or not."""
+        parameters = parameters.fit(len(self._data))
+        encoding = self._compressed.get(parameters)
+        if encoding is None:
+            payload = parameters.compress(self._data)
+            encoding = Encoding(RSV1 | self.plain.first, payload, self._data[-parameters.window :])
+            encoding = self._compressed.setdefault(parameters, encoding)
+        return encoding
 
 
 class PreparedMessage:
     """A message that is framed and compressed at most once per encoding and can be sent any number of times.
 
     It is accepted wherever a message is, and immutable: later changes to a `bytearray` or `memoryview` that it was
-    made of do not show. Two are equal if they have the same payload and are of the same type.
+    made of do not show. Two are equal if they have the same payload, are of the same type, and may be compressed alike.
 
     Args:
         data: `str` for a Text frame; `bytes`, `bytearray` or `memoryview` for a Binary frame. A memoryview counts as
@@ -64,7 +122,7 @@ class PreparedMessage:
         ValueError: If `compress` is neither None nor False.
     """
 
-    __slots__ = ("_by_parameters", "_compress", "_compressed", "_data", "_opcode", "_plain", "_window")
+    __slots__ = ("_compress", "_data", "_encodings", "_opcode")
 
     def __init__(
         self,
@@ -83,11 +141,8 @@ class PreparedMessage:
             self._opcode = TEXT if text is True else BINARY
         else:
             raise TypeError("data must be str or bytes")
-        self._compress = compress is None
-        self._plain = Encoding(FIN | self._opcode, self._data)
-        self._window: bytes | None = None
-        self._compressed: dict[Parameters, Encoding] = {}
-        self._by_parameters: dict[Parameters, Encoding] = {}
+        self._compress: Literal[False] | None = compress
+        self._encodings = SelfContained(self._opcode, self._data, compress is None)
 
     @property
     def data(self) -> bytes:
@@ -112,71 +167,28 @@ class PreparedMessage:
     @property
     def frame(self) -> bytes:
         """The frame that a server sends: unmasked, not compressed. It is made when first asked for."""
-        return self._plain.frame
+        return self._encodings.plain.frame
 
     @property
-    def compress(self) -> bool:
-        """Whether it may be compressed."""
+    def compress(self) -> Literal[False] | None:
+        """False if it is never compressed; None if that depends on its size."""
         return self._compress
-
-    @property
-    def plain(self) -> Encoding:
-        """The message as it is, not compressed."""
-        return self._plain
-
-    @property
-    def window(self) -> bytes:
-        """The end of the payload, as much as the largest window of a receiver holds."""
-        if self._window is None:
-            self._window = self._data[-LARGEST_WINDOW:]
-        return self._window
-
-    def compressed(self, parameters: Parameters) -> Encoding:
-        """Return the message compressed by itself, for all receivers whose windows are at least that large.
-
-        The message must not be empty.
-        """
-        parameters = parameters.fit(len(self._data))
-        encoding = self._compressed.get(parameters)
-        if encoding is None:
-            encoding = Encoding(FIN | RSV1 | self._opcode, parameters.compress(self._data))
-            encoding = self._compressed.setdefault(parameters, encoding)
-        return encoding
-
-    def encoding_for(self, encoder: Encoder) -> Encoding:
-        """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it."""
-        encoding = self._by_parameters.get(encoder.parameters)
-        if encoding is None:
-            encoding = self._by_parameters[encoder.parameters] = self._choose(encoder.parameters)
-        if encoding is not self._plain:
-            encoder.deliver(self.window)  # last, when nothing can fail any more
-        return encoding
-
-    def _choose(self, parameters: Parameters) -> Encoding:
-        if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
-            return self._plain
-        encoding = self.compressed(parameters)
-        return encoding if len(encoding.payload) < len(self._data) else self._plain
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PreparedMessage):
             return NotImplemented
-        return self._opcode == other._opcode and self._data == other._data
+        return (self._opcode, self._compress, self._data) == (other._opcode, other._compress, other._data)
 
     def __hash__(self) -> int:
-        return hash((self._opcode, self._data))
+        return hash((self._opcode, self._compress, self._data))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _prepare_again, (self._data, self.text, self._compress)
+        # Without the encodings that have been made so far.
+        return functools.partial(PreparedMessage, text=self.text, compress=self._compress), (self._data,)
 
     def __repr__(self) -> str:
         shown = repr(self._data[:24])[1:] + ("..." if self.size > 24 else "")
         return f"<PreparedMessage {'text' if self.text else 'binary'} {shown} size={self.size}>"
-
-
-def _prepare_again(data: bytes, text: bool, compress: bool) -> PreparedMessage:
-    """Make a copy of a PreparedMessage without the encodings that it has made so far."""
-    return PreparedMessage(data, text=text, compress=None if compress else False)
 
 
 Message: TypeAlias = str | bytes | bytearray | memoryview | PreparedMessage
@@ -199,3 +211,8 @@ def prepare(
         if choice is not None:
             raise TypeError(f"{name} cannot be chosen for a PreparedMessage: give it when the message is prepared")
     return message
+
+
+def encodings_of(message: PreparedMessage) -> SelfContained:
+    """Return the encodings of a message. They are not public, since to ask for one obliges to send it."""
+    return message._encodings

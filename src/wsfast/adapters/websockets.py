@@ -143,12 +143,14 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
 @contextlib.contextmanager
 def without_deflate(protocol: Any) -> Iterator[None]:
     """Have a protocol send messages that are not compressed, which is always allowed (RFC 7692, section 6)."""
-    extensions = protocol.extensions
-    protocol.extensions = [extension for extension in extensions if extension.name != PerMessageDeflate.name]
+    extensions = getattr(protocol, "extensions", [])  # what stands in for a connection may have none
+    if extensions:
+        protocol.extensions = [extension for extension in extensions if extension.name != PerMessageDeflate.name]
     try:
         yield
     finally:
-        protocol.extensions = extensions
+        if extensions:
+            protocol.extensions = extensions
 
 
 def is_connection(connection: Any) -> bool:
