@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
+import termios
+from array import array
 from typing import Any
 
 from wsfast.cli.machine import UnfitError
 
 __all__ = ["Gauge"]
 
-# struct tcp_info of linux/tcp.h, from tcpi_notsent_bytes to tcpi_bytes_retrans, which Linux 4.19 has as the first.
-_FIELDS = struct.Struct("=I52xQQ")
-_OFFSET = 144
+# struct tcp_info of linux/tcp.h, tcpi_bytes_acked, which is there since Linux 4.1.
+_ACKNOWLEDGED = struct.Struct("=Q")
+_OFFSET = 120
 
 
 class Gauge:
@@ -40,17 +43,26 @@ class Gauge:
         Those that wait in the transport are included, except in one of picows, where there are only such as the socket
         had no room for.
         """
-        # What TCP has sent, and sent again, and has not sent yet; asked at once, so that nothing moves meanwhile.
-        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        if len(info) < _OFFSET + _FIELDS.size:
-            self.close()
-            raise UnfitError("with compression, Linux must tell how much was sent, as it does since version 4.19")
-        waiting, sent, repeated = _FIELDS.unpack_from(info, _OFFSET)
-        written: int = sent - repeated + waiting
+        # What has been acknowledged, and what has not; and the first once more, since it moves by itself.
+        waiting = array("i", [0])
+        written = -1
+        while written < 0:
+            acknowledged = self._acknowledged()
+            fcntl.ioctl(self._socket, termios.TIOCOUTQ, waiting)
+            if self._acknowledged() == acknowledged:
+                written = acknowledged + waiting[0]
         if self._transport is not None:
             written += self._transport.get_write_buffer_size()
         before, self._written = self._written, written
         return written - before
+
+    def _acknowledged(self) -> int:
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        if len(info) < _OFFSET + _ACKNOWLEDGED.size:
+            self.close()
+            raise UnfitError("with compression, Linux must tell how much was acknowledged, as since version 4.1")
+        count: int = _ACKNOWLEDGED.unpack_from(info, _OFFSET)[0]
+        return count
 
     def close(self) -> None:
         """Let go of the connection."""
