@@ -4,6 +4,8 @@ from wsfast._core_py import Cut as Cut
 from wsfast._core_py import Encoding as Encoding
 from wsfast._core_py import Encodings as Encodings
 from wsfast._core_py import Lost as Lost
+from wsfast._core_py import Members as Members
+from wsfast._core_py import Roster as Roster
 from wsfast._core_py import Waiting as Waiting
 from wsfast._core_py import apply_mask as apply_mask
 from wsfast._core_py import drain as drain

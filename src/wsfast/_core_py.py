@@ -11,7 +11,7 @@ import os
 import selectors
 import struct
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ __all__ = [
     "Encoding",
     "Encodings",
     "Lost",
+    "Members",
+    "Roster",
     "Waiting",
     "apply_mask",
     "drain",
@@ -77,7 +79,10 @@ class Encodings(Protocol):
         """For connections that do not compress."""
 
     def encoding_for(self, encoder: Encoder) -> Encoding:
-        """For one that does. The connection counts as having got it; if it has not, tell the encoder to forget it."""
+        """For one that does. The connection counts as having got it; if it has not, it must be taken back."""
+
+    def take_back(self, encoder: Encoder) -> None:
+        """Take note that nothing was sent of what was last chosen for a connection."""
 
 
 def encode_frame(first: int, payload: Buffer, mask_key: Buffer | None = None) -> bytes:
@@ -221,6 +226,134 @@ def _encoder_of(
 def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
     """Whether an object has other methods than those of its class."""
     return any(getattr(getattr(owner, name), "__func__", None) is not function for name, function in methods.items())
+
+
+class Members:
+    """Slots of a roster that receive the same messages."""
+
+    __slots__ = ("_indexes", "slots")
+
+    def __init__(self) -> None:
+        self.slots: list[int] = []
+        self._indexes: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def add(self, slot: int) -> None:
+        """Add a slot that is not among them."""
+        self._indexes[slot] = len(self.slots)
+        self.slots.append(slot)
+
+    def remove(self, slot: int) -> None:
+        """Remove a slot that is among them; the last one takes its place."""
+        index = self._indexes.pop(slot)
+        last = self.slots.pop()
+        if last != slot:
+            self.slots[index] = last
+            self._indexes[last] = index
+
+
+class Roster:
+    """What each subscriber of an event loop is to be sent in this tick, and whether it may be written to directly.
+
+    Each has a slot: a small number that is given out again when it has left. What is published is an *entry*, a number
+    that means something to the caller. Subscribers that get the same sequence of entries are at the same *node*; from
+    each node, every further entry leads to another one. At node 0 are those that get nothing.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[int] = []  # of each slot
+        self._free: list[int] = []
+        self._touched: list[int] = []  # slots that are not at node 0, in the order in which they left it
+        self._done = 0  # how many of them have been taken
+        self._steps: list[tuple[int, int]] = [(0, -1)]  # of each node, where it came from, and by which entry
+        self._children: dict[tuple[int, int], int] = {}
+
+    def add(self) -> int:
+        """Return a new slot. It is not ready."""
+        if self._free:
+            return self._free.pop()
+        self._nodes.append(0)
+        return len(self._nodes) - 1
+
+    def remove(self, slot: int) -> None:
+        """Give a slot back. Nothing that was published for it is sent any more."""
+        if self._nodes[slot]:
+            self._nodes[slot] = 0
+            self._touched.remove(slot)
+        self._free.append(slot)
+
+    def set_ready(self, slot: int, fd: int) -> None:
+        """Say which descriptor unmasked frames may be written to at any moment; -1 if that must be asked each time."""
+
+    @property
+    def pending(self) -> int:
+        """How many slots have something to be sent."""
+        return len(self._touched) - self._done
+
+    def is_pending(self, slot: int) -> bool:
+        """Whether there is something to be sent to a slot."""
+        return self._nodes[slot] != 0
+
+    def publish(self, members: Members, entry: int, excluded: Collection[int] = ()) -> None:
+        """Have all members but the excluded ones get an entry, after all that was published before."""
+        for slot in members.slots:
+            if not excluded or slot not in excluded:
+                self.append(slot, entry)
+
+    def append(self, slot: int, entry: int) -> None:
+        """Have one slot get an entry."""
+        node = self._nodes[slot]
+        if node == 0:
+            self._touched.append(slot)
+        child = self._children.get((node, entry))
+        if child is None:
+            child = self._children[node, entry] = len(self._steps)
+            self._steps.append((node, entry))
+        self._nodes[slot] = child
+
+    def sequence(self, node: int) -> list[int]:
+        """Return the entries that those at a node get, the first one first."""
+        entries = []
+        while node:
+            node, entry = self._steps[node]
+            entries.append(entry)
+        return entries[::-1]
+
+    def send(
+        self, count: int, start: int, frames: Callable[[int], bytes]
+    ) -> tuple[int, list[tuple[int, int, int]], dict[int, list[int]]]:
+        """Send to the next slots what they are to get, and bring them back to node 0.
+
+        Args:
+            count: How many slots at most.
+            start: Where among all that is pending to begin, if none has been sent to yet; modulo their number.
+            frames: Function of a node: all frames for it, one behind the other.
+
+        Returns:
+            How many kernels took everything; slots whose kernels did not, each with its node and what `wsf.h` calls
+            the result; and for each node the slots that are not ready.
+        """
+        if self._done == 0 and self._touched:
+            start %= len(self._touched)
+            self._touched = self._touched[start:] + self._touched[:start]
+        asked: dict[int, list[int]] = {}
+        slots = self._touched[self._done : self._done + count]
+        for slot in slots:
+            asked.setdefault(self._nodes[slot], []).append(slot)
+            self._nodes[slot] = 0
+        self._done += len(slots)
+        return 0, [], asked
+
+    def reset(self) -> None:
+        """Forget all nodes, once nothing is pending."""
+        if self.pending:
+            raise ValueError(f"{self.pending} slots are pending")
+        self._touched.clear()
+        self._done = 0
+        del self._steps[1:]
+        self._children.clear()
 
 
 def send_many(fds: array[int], data: bytes) -> int:

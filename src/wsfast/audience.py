@@ -153,6 +153,14 @@ class Publication:
         encoder.follow(share.stream, since, share.stop)  # last, when nothing can fail any more
         return encoding
 
+    def take_back(self, encoder: Encoder) -> None:
+        """Take note that what was last chosen for a connection was not sent."""
+        share = self._shares.get(encoder.parameters)
+        if share is None or not isinstance(encoder, LazyEncoder):
+            encoder.forget()
+        else:
+            encoder.rewind(share.stream, share.start)
+
     def _begin(self, parameters: Parameters) -> Share:
         encoder = self._audience.encoder(parameters)
         share = self._shares[parameters] = Share(encoder.stream, encoder.oldest)

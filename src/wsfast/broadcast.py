@@ -205,7 +205,7 @@ class _FanOut:
         frame = core.encode_frame(encoding.first, encoding.payload, os.urandom(4)) if layout.masked else encoding.frame
         self.write(connections, position, frame, failures)
         if encoder is not None and position in failures:
-            encoder.forget()
+            self.encodings.take_back(encoder)
 
     def write(self, connections: list[Any], position: int, data: Buffer, failures: dict[int, Exception]) -> None:
         """Write to the transport of a connection, or keep the exception that this raises."""

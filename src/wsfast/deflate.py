@@ -180,6 +180,13 @@ class LazyEncoder:
         self.stream = None
         self.window = b""
 
+    def rewind(self, stream: Stream, position: int) -> None:
+        """Take note that what `stream` has compressed from a position on was not sent."""
+        if self.stream is stream and self.since < position <= self.position:
+            self.position = position
+        else:
+            self.forget()
+
     def _make(self) -> zlib._Compress:
         window = self.window if self.stream is None else self.stream.between(self.since, self.position)
         self.encoder = self.parameters.encoder(window)

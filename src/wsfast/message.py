@@ -76,7 +76,7 @@ class SelfContained:
     def encoding_for(self, encoder: Encoder) -> Encoding:
         """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it.
 
-        Who does not send it must tell the encoder to forget it.
+        Who does not send it must take it back.
         """
         encoding = self._by_parameters.get(encoder.parameters)
         if encoding is None:
@@ -84,6 +84,10 @@ class SelfContained:
         if encoding is not self.plain:
             encoder.deliver(encoding.window)  # last, when nothing can fail any more
         return encoding
+
+    def take_back(self, encoder: Encoder) -> None:
+        """Take note that what was last chosen for a connection was not sent."""
+        encoder.forget()
 
     def _choose(self, parameters: Parameters) -> Encoding:
         if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
