@@ -6,8 +6,25 @@ Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(co
 from .adapters.websockets import ServerPerMessageDeflateFactory
 from .audience import Audience
 from .broadcast import Delivery, broadcast
+from .channel import Channel, Subscription
 from .message import PreparedMessage
+from .policies import Conflate, Disconnect, DropNewest, DropOldest
+from .server import ServerConnection, serve
 
-__all__ = ["Audience", "Delivery", "PreparedMessage", "ServerPerMessageDeflateFactory", "broadcast"]
+__all__ = [
+    "Audience",
+    "Channel",
+    "Conflate",
+    "Delivery",
+    "Disconnect",
+    "DropNewest",
+    "DropOldest",
+    "PreparedMessage",
+    "ServerConnection",
+    "ServerPerMessageDeflateFactory",
+    "Subscription",
+    "broadcast",
+    "serve",
+]
 
 __version__ = "0.1.0"

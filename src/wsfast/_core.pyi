@@ -13,4 +13,5 @@ from wsfast._core_py import encode_frame as encode_frame
 from wsfast._core_py import fan_out as fan_out
 from wsfast._core_py import send_many as send_many
 
+sends_directly: bool
 simd: str

@@ -47,6 +47,8 @@ cdef enum:
     NOGIL_MASK = 65536
 
 cdef object position_of = itemgetter(0)
+sends_directly = True
+
 cdef object EMPTY = b""
 cdef object ROUTE = "_wsfast_route"
 
@@ -749,6 +751,10 @@ cdef class Roster:
     @property
     def pending(self):
         return self.touched_size - self.done
+
+    def node(self, Py_ssize_t slot):
+        self.check(slot)
+        return self.nodes[slot]
 
     def is_pending(self, Py_ssize_t slot):
         self.check(slot)

@@ -32,6 +32,7 @@ __all__ = [
     "encode_frame",
     "fan_out",
     "send_many",
+    "sends_directly",
     "simd",
 ]
 
@@ -50,6 +51,9 @@ Lost: TypeAlias = list[tuple[int, int]]
 once, and not to the transport."""
 
 ENCODER = "_wsfast_encoder"
+
+sends_directly = False
+"""Whether this core writes to descriptors itself."""
 
 simd = "none"
 """Level of SIMD instructions with which masks are applied."""
@@ -281,7 +285,7 @@ class Roster:
         """Give a slot back. Nothing that was published for it is sent any more."""
         if self._nodes[slot]:
             self._nodes[slot] = 0
-            self._touched.remove(slot)
+            del self._touched[self._touched.index(slot, self._done)]
         self._free.append(slot)
 
     def set_ready(self, slot: int, fd: int) -> None:
@@ -291,6 +295,10 @@ class Roster:
     def pending(self) -> int:
         """How many slots have something to be sent."""
         return len(self._touched) - self._done
+
+    def node(self, slot: int) -> int:
+        """Return where a slot is."""
+        return self._nodes[slot]
 
     def is_pending(self, slot: int) -> bool:
         """Whether there is something to be sent to a slot."""

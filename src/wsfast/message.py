@@ -44,6 +44,13 @@ class Encoding:
         self.window = window
         self._frame: bytes | None = None
 
+    @classmethod
+    def of_frames(cls, frames: bytes) -> Encoding:
+        """Return what stands for several frames of a server, one behind the other."""
+        encoding = cls(0, b"")
+        encoding._frame = frames
+        return encoding
+
     @property
     def frame(self) -> bytes:
         """The frame that a server sends: unmasked. It is made when first asked for."""

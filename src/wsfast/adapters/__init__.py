@@ -92,11 +92,11 @@ class TransportLayout:
     """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
 
 
-def unsupported(connection: Any) -> TypeError:
+def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
     """Return the error that tells that `connection` is none, and what is supported."""
     kind = type(connection)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return TypeError(
-        f"cannot broadcast to {name}; supported are connections of websockets.asyncio "
+        f"cannot {what} {name}; supported are connections of websockets.asyncio "
         f"(ServerConnection, ClientConnection and their subclasses)"
     )

@@ -38,12 +38,16 @@ from websockets.typing import ExtensionParameter
 from wsfast.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
+from .transports import transport_layout
 
 __all__ = [
+    "LOST",
     "SEND_IN_PROGRESS",
     "SET_EXCEPTION",
+    "EventedConnection",
     "ServerPerMessageDeflateFactory",
     "connection_layout",
+    "direct_descriptor",
     "is_connection",
     "without_deflate",
 ]
@@ -52,6 +56,9 @@ _MAJOR = int(websockets.version.version.split(".")[0])
 
 SEND_IN_PROGRESS = "send_in_progress" if _MAJOR >= 16 else "fragmented_send_waiter"
 """Attribute of a connection: None, unless a fragmented message is being sent."""
+
+LOST = "connection_lost_waiter"
+"""Attribute of a connection: a future that is done when the connection is lost."""
 
 SET_EXCEPTION = "set_connection_exc" if hasattr(Connection, "set_connection_exc") else "set_recv_exc"
 """Method of a connection: keeps an exception as the reason why the connection was lost, unless it has one already."""
@@ -113,11 +120,43 @@ def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
         encoder=_encoder,
         expect_continuation="expect_continuation_frame",
         writes="writes",
-        methods=_METHODS,
+        methods=dict(_METHODS),
         protocol_methods=_PROTOCOL_METHODS,
         masked=masked,
     )
 
+
+class EventedConnection(ServerConnection):
+    """A connection that tells its outlet what happens to it, and whose own messages do not overtake what was published.
+
+    That is done where all that it writes passes: every change of its state is followed by `send_data()`.
+    """
+
+    _wsfast_outlet: Any = None
+
+    def send_data(self) -> None:
+        """Send outgoing data."""
+        super().send_data()
+        if self._wsfast_outlet is not None:
+            self._wsfast_outlet.refresh()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take leave, before the descriptor is closed."""
+        if self._wsfast_outlet is not None:
+            self._wsfast_outlet.close()
+        super().connection_lost(exc)
+
+    async def send(self, message: Any, *args: Any, **options: Any) -> None:
+        """Send a message, after all that was published for this connection before."""
+        outlet = self._wsfast_outlet
+        if outlet is not None:
+            outlet.flush()
+            await outlet.caught_up()
+        await super().send(message, *args, **options)
+
+
+_EVENTED = _layout(websockets.server.ServerProtocol, masked=False)
+_EVENTED.methods["send_data"] = EventedConnection.send_data  # type: ignore[index]
 
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
 _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
@@ -131,13 +170,47 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
     if not issubclass(kind, Connection):
         return None
-    if any(_static(kind, name) is not _static(Connection, name) for name in (*_METHODS, *_READ)):
+    evented = issubclass(kind, EventedConnection)
+    original = EventedConnection if evented else Connection
+    if any(_static(kind, name) is not _static(original, name) for name in (*_METHODS, *_READ)):
         return None
+    if evented:
+        return _EVENTED
     if issubclass(kind, ServerConnection):
         return _SERVER
     if issubclass(kind, ClientConnection):
         return _CLIENT
     return None
+
+
+def direct_descriptor(connection: Any) -> int:
+    """Return the descriptor that unmasked frames may be written to as long as the connection says so; -1 if none.
+
+    That is: it tells what happens to it, nothing compresses or logs its messages, and nobody has replaced a method.
+    """
+    layout = connection_layout(type(connection))
+    if layout is None or layout is not _EVENTED or type(connection.protocol) is not layout.protocol_type:
+        return -1
+    protocol: Any = connection.protocol
+    transport = connection.transport
+    transports = transport_layout(type(transport))
+    if (
+        transports is None
+        or not transports.direct
+        or protocol.debug
+        or protocol.extensions
+        or any(
+            getattr(getattr(owner, name), "__func__", None) is not function
+            for owner, methods in (
+                (connection, layout.methods),
+                (protocol, layout.protocol_methods),
+                (transport, transports.methods),
+            )
+            for name, function in methods.items()
+        )
+    ):
+        return -1
+    return int(transport.get_extra_info("socket").fileno())
 
 
 @contextlib.contextmanager

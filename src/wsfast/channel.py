@@ -1,0 +1,603 @@
+"""Channels: messages to all who are subscribed, bounded queues for those who do not keep up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+from ._impl import core
+from .audience import SMALLEST_SHARED, Audience, Publication
+from .message import Message, PreparedMessage, encodings_of, prepare
+from .outlet import Entry, Item, Lag, Outbox, Outlet, logger
+from .policies import Conflate, Disconnect, DropNewest, Policy
+
+__all__ = ["Channel", "ChannelStats", "Subscription", "SubscriptionStats", "Waiting"]
+
+NOTSENT_LOWAT = 16384
+"""Bytes that the kernel keeps for a subscriber and has not sent yet: beyond, it takes no more."""
+
+STREAM_BOUND = 1024
+"""Messages that wait in an iterator over a channel."""
+
+
+class Waiting(NamedTuple):
+    """What waits for a subscriber."""
+
+    messages: int
+    """Messages that were published and not taken by the kernel, nor by the transport."""
+    bytes: int
+    """Bytes of their payloads."""
+    seconds: float
+    """Seconds since the oldest of them was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionStats:
+    """What became of the messages for one subscriber: published = sent + dropped + conflated + queued."""
+
+    published: int
+    """Messages that were for it."""
+    sent: int
+    """Messages that the kernel, or the transport, has taken."""
+    dropped: int
+    """Messages that it never gets."""
+    conflated: int
+    """Messages that were replaced by newer ones of the same key."""
+    queued: int
+    """Messages that wait for it, those of this tick included."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStats:
+    """What became of the messages of a channel, over all of its subscribers, those that have left included."""
+
+    messages: int
+    """Messages that were published, each counted once."""
+    bytes: int
+    """Bytes of their payloads."""
+    subscribers: int
+    """Connections that are subscribed now."""
+    published: int
+    """Messages times the subscribers that they were for: published = sent + dropped + conflated + queued."""
+    sent: int
+    dropped: int
+    conflated: int
+    queued: int
+    lagging: int
+    """Subscribers for which something waits."""
+    disconnected: int
+    """Connections that were closed since they did not keep up."""
+
+
+class Subscription:
+    """That a connection receives what is published in a channel, until it is closed or this is ended.
+
+    It is a context manager, which ends it.
+    """
+
+    __slots__ = (
+        "_excluded",
+        "_items",
+        "_keys",
+        "_published",
+        "_since",
+        "_stats",
+        "arriving",
+        "bytes",
+        "channel",
+        "conflated",
+        "dropped",
+        "next",
+        "outlet",
+        "previous",
+        "queued",
+    )
+
+    channel: Channel
+    """The channel."""
+    dropped: int
+    """Messages that it never gets."""
+    conflated: int
+    """Messages that were replaced by newer ones of the same key."""
+    queued: int
+    """Messages that wait for it, but for those of this tick."""
+    bytes: int
+    """Bytes of their payloads."""
+
+    def __init__(self, channel: Channel, outlet: Outlet) -> None:
+        self.channel = channel
+        self.outlet: Outlet | None = outlet
+        self.dropped = self.conflated = self.queued = self.bytes = 0
+        self.arriving = 0  # messages that the connection has not taken, on their way to `hold`
+        self._since = channel.messages
+        self._excluded = 0  # may be negative: messages of the channel's history are added
+        self._items: deque[Item] | None = None
+        self._keys: dict[Hashable, Item] | None = None
+        self._stats: SubscriptionStats | None = None
+        self.previous: Subscription | None = None
+        self.next: Subscription | None = outlet.first
+        if self.next is not None:
+            self.next.previous = self
+        outlet.first = self
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unsubscribe()
+
+    def __repr__(self) -> str:
+        return f"<Subscription to {self.channel!r}{'' if self.active else ', ended'}>"
+
+    @property
+    def active(self) -> bool:
+        """Whether it has not ended."""
+        return self.outlet is not None
+
+    @property
+    def connection(self) -> Any:
+        """The connection; None once it has ended."""
+        return None if self.outlet is None else self.outlet.connection
+
+    @property
+    def lag(self) -> Waiting:
+        """What waits for it, messages of this tick included."""
+        pending = self._pending()
+        oldest = next((item.entry.time for item in self._items or () if item.entry is not None), None)
+        if oldest is None and pending:
+            oldest = pending[0].time
+        size = self.bytes + sum(entry.message.size for entry in pending)
+        return Waiting(self.queued + len(pending), size, 0.0 if oldest is None else time.monotonic() - oldest)
+
+    def stats(self) -> SubscriptionStats:
+        """Return what became of the messages for it so far; once it has ended, until then."""
+        if self._stats is not None:
+            return self._stats
+        published = self.channel.messages - self._since - self._excluded
+        queued = self.queued + (len(self._pending()) if self.outlet is not None else 0)
+        sent = published - self.dropped - self.conflated - queued
+        return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
+
+    def unsubscribe(self) -> None:
+        """End it. What was published in this tick is sent now; what waits is dropped. A second time does nothing."""
+        outlet = self.outlet
+        if outlet is None:
+            return
+        outlet.flush()
+        if self.outlet is None:
+            return  # it was ended meanwhile
+        for item in list(self._items or ()):
+            if item.entry is not None and outlet.lag is not None:
+                outlet.discard(outlet.lag, item)
+                self.dropped += 1
+        self.dropped += self.arriving + len(self._pending())
+        self._stats = self.stats()
+        self.outlet = None
+        self.channel.remove(self, outlet)
+        if self.previous is None:
+            outlet.first = self.next
+        else:
+            self.previous.next = self.next
+        if self.next is not None:
+            self.next.previous = self.previous
+        self.next = self.previous = None
+        if outlet.first is None:
+            outlet.release()
+
+    def _pending(self) -> list[Entry]:
+        if self.outlet is None:
+            return []
+        return [entry for entry in self.outlet.outbox.pending(self.outlet) if entry.channel is self.channel]
+
+    # ---- For the outlet
+
+    def exclude(self, count: int = 1) -> None:
+        """Take note that messages of the channel were not for it."""
+        self._excluded += count
+
+    def hold(self, lag: Lag, entry: Entry) -> None:
+        """Have a message wait, as far as the policy allows."""
+        policy = self.channel.slow
+        if isinstance(policy, Conflate) and entry.key is not None:
+            if self._keys is None:
+                self._keys = {}
+            item = self._keys.get(entry.key)
+            if item is not None and item.entry is not None:
+                self.bytes += entry.message.size - item.entry.message.size
+                item.entry = entry
+                self.conflated += 1
+                self._act(lag, "conflates")
+                return
+        self.expire(lag)
+        if self.outlet is None:
+            return  # it has counted what was arriving
+        while self._is_full(policy, entry):
+            if isinstance(policy, Disconnect):
+                self._disconnect(lag, policy)
+                return
+            if isinstance(policy, DropNewest):
+                self._drop(lag)
+                return
+            self._drop_oldest(lag)
+        item = Item(entry, self)
+        if self._items is None:
+            self._items = deque()
+        self._items.append(item)
+        if self._keys is not None and entry.key is not None:
+            self._keys[entry.key] = item
+        lag.queue.append(item)
+        lag.alive += 1
+        self.queued += 1
+        self.bytes += entry.message.size
+
+    def _is_full(self, policy: Policy, entry: Entry) -> bool:
+        oldest = self._oldest()
+        if oldest is None or oldest.entry is None:
+            return False  # one message may always wait
+        return (
+            (policy.max_messages is not None and self.queued >= policy.max_messages)
+            or (policy.max_bytes is not None and self.bytes + entry.message.size > policy.max_bytes)
+            or (policy.max_age is not None and oldest.entry.time < time.monotonic() - policy.max_age)
+        )
+
+    def expire(self, lag: Lag) -> None:
+        """Do what the policy says about messages that have waited for too long."""
+        policy = self.channel.slow
+        if policy.max_age is None or isinstance(policy, DropNewest):
+            return
+        limit = time.monotonic() - policy.max_age
+        while (item := self._oldest()) is not None and item.entry is not None and item.entry.time < limit:
+            if isinstance(policy, Disconnect):
+                self._disconnect(lag, policy)
+                return
+            self._drop_oldest(lag)
+
+    def _oldest(self) -> Item | None:
+        while self._items and self._items[0].entry is None:
+            self._items.popleft()
+        return self._items[0] if self._items else None
+
+    def _drop_oldest(self, lag: Lag) -> None:
+        item = self._oldest()
+        assert item is not None
+        assert self.outlet is not None
+        self.outlet.discard(lag, item)
+        self._drop(lag)
+
+    def let_go(self, item: Item) -> None:
+        """Take note that an item does not wait any more."""
+        entry = item.entry
+        assert entry is not None
+        self.queued -= 1
+        self.bytes -= entry.message.size
+        if self._keys is not None and self._keys.get(entry.key) is item:
+            del self._keys[entry.key]
+        if self._items and self._items[0] is item:
+            self._items.popleft()
+
+    def _drop(self, lag: Lag) -> None:
+        self.dropped += 1
+        self._act(lag, "drops messages")
+        self.channel.report(self.channel.on_drop, self, 1)
+
+    def _act(self, lag: Lag, what: str) -> None:
+        if not lag.acted:
+            lag.acted = True
+            logger.warning("%s does not keep up with %r, which %s", self.connection.id, self.channel, what)
+
+    def _disconnect(self, lag: Lag, policy: Disconnect) -> None:
+        outlet = self.outlet
+        assert outlet is not None
+        self._act(lag, "disconnects it")
+        self.channel.disconnected += 1
+        self.channel.report(self.channel.on_disconnect, self)
+        outlet.disconnect(policy.code, policy.reason)
+
+    def recover(self, lag: Lag) -> None:
+        """Take note that nothing waits for the connection any more."""
+        self._items = self._keys = None
+        if lag.acted and self.outlet is not None and self.outlet.open:
+            self.channel.report(self.channel.on_recover, self)
+
+
+class Channel:
+    """Publishes messages to all connections that are subscribed.
+
+    What is published in one iteration of the event loop leaves at its end, or at `flush()`, in a single system call for
+    each connection, together with what other channels have for it, in the order in which it was published. When a
+    connection does not take everything, its messages wait in a queue of references, and the policy says how many.
+
+    On connections of `wsfast.serve()`, a `send()` of the connection's own never overtakes what was published before it.
+    On stock connections of websockets, it overtakes what was published in the same iteration, and what waits. Pings,
+    pongs and close frames never wait.
+
+    A channel belongs to the event loop that was running when it was first used; another one, or a thread without one,
+    is a RuntimeError, but for `publish_threadsafe()`.
+
+    Args:
+        name: What it is called in log records.
+        slow: What is done about subscribers that do not keep up.
+        history: How many of the last messages a new subscriber gets first.
+        notsent_lowat: TCP_NOTSENT_LOWAT of the sockets of subscribers, in bytes, where there is such a thing: the
+            policy would else act megabytes too late, since the kernel takes so much from one that reads nothing. None
+            to leave it alone.
+        on_drop: Called with a subscription and the number of messages that were dropped, soon after.
+        on_disconnect: Called with the subscription that was the reason to close its connection.
+        on_recover: Called with a subscription when nothing waits any more, after it had lost messages.
+
+    Raises:
+        TypeError: If `slow` is no policy.
+        ValueError: If `history` is negative or `notsent_lowat` is not positive.
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        slow: Policy | None = None,
+        history: int = 0,
+        notsent_lowat: int | None = NOTSENT_LOWAT,
+        on_drop: Callable[[Subscription, int], object] | None = None,
+        on_disconnect: Callable[[Subscription], object] | None = None,
+        on_recover: Callable[[Subscription], object] | None = None,
+    ) -> None:
+        if slow is None:
+            slow = Disconnect()
+        if not isinstance(slow, Policy) or type(slow) is Policy:
+            raise TypeError(f"slow must be Disconnect(), DropNewest(), DropOldest() or Conflate(), not {slow!r}")
+        if history < 0:
+            raise ValueError(f"history must not be negative, but is {history}")
+        if notsent_lowat is not None and notsent_lowat <= 0:
+            raise ValueError(f"notsent_lowat must be positive or None, not {notsent_lowat}")
+        self.name = name
+        self.slow = slow
+        self.messages = 0
+        self.bytes = 0
+        self.disconnected = 0
+        self.on_drop = on_drop
+        self.on_disconnect = on_disconnect
+        self.on_recover = on_recover
+        self._notsent_lowat = notsent_lowat
+        self._history: deque[Entry] = deque(maxlen=history)
+        self._audience = Audience()
+        self._members = core.Members()
+        self._subscriptions: dict[int, Subscription] = {}
+        self._outbox: Outbox | None = None
+        self._streams: WeakSet[Stream] = WeakSet()
+        self._left = [0, 0, 0, 0]  # published, sent, dropped, conflated of those that have left
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.name!r}>" if self.name else "<Channel>"
+
+    def __len__(self) -> int:
+        """How many connections are subscribed."""
+        return len(self._subscriptions)
+
+    def _bind(self) -> Outbox:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if self._outbox is None:
+            if loop is None:
+                raise RuntimeError("a Channel must be used in a running event loop")
+            self._outbox = Outbox.of(loop)
+        elif loop is not self._outbox.loop:
+            raise RuntimeError(
+                "a Channel must always be used in the same event loop; from other threads, use publish_threadsafe()"
+            )
+        return self._outbox
+
+    # ---- Subscribing
+
+    def subscribe(self, connection: Any) -> Subscription:
+        """Have a connection get what is published from now on, after the channel's history, if it keeps one.
+
+        A connection that is subscribed already has one subscription, which is returned.
+
+        Raises:
+            TypeError: If it is no connection, or of a kind that is not supported.
+            RuntimeError: If it belongs to another event loop, or is not open.
+        """
+        outbox = self._bind()
+        outlet = outbox.outlet_of(connection)
+        subscription = self._subscriptions.get(outlet.slot)
+        if subscription is not None:
+            return subscription
+        subscription = Subscription(self, outlet)
+        self._subscriptions[outlet.slot] = subscription
+        self._members.add(outlet.slot)
+        if self._notsent_lowat is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            sock = connection.transport.get_extra_info("socket")
+            if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
+        for entry in self._history:
+            outbox.roster.append(outlet.slot, outbox.enter(entry))
+        subscription.exclude(-len(self._history))
+        return subscription
+
+    def subscription_of(self, outlet: Outlet) -> Subscription | None:
+        """Return the subscription of a connection, if it has one."""
+        return self._subscriptions.get(outlet.slot)
+
+    def remove(self, subscription: Subscription, outlet: Outlet) -> None:
+        """Take leave of a subscription that has ended."""
+        del self._subscriptions[outlet.slot]
+        self._members.remove(outlet.slot)
+        stats = subscription.stats()
+        for index, count in enumerate((stats.published, stats.sent, stats.dropped, stats.conflated)):
+            self._left[index] += count
+
+    # ---- Publishing
+
+    def publish(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
+        """Send a message to all that are subscribed, at the end of this iteration of the event loop.
+
+        Args:
+            message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
+                `PreparedMessage` as what it was prepared for.
+            key: For `Conflate`: what the message is about. A newer one about the same replaces it, as long as it waits.
+            exclude: Connections that are not to get it, as the one that it came from.
+
+        Raises:
+            TypeError: If `message` has none of these types, or `key` is not hashable.
+            RuntimeError: In another event loop than the channel's, or none.
+        """
+        outbox = self._bind()
+        prepared = prepare(message)
+        hash(key)
+        excluded: set[int] = set()
+        for connection in exclude:
+            outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
+            if outlet is not None and outlet.slot in self._subscriptions and outlet.slot not in excluded:
+                self._subscriptions[outlet.slot].exclude()
+                excluded.add(outlet.slot)
+        entry = Entry(self, prepared, self._encodings(prepared), key)
+        self.messages += 1
+        self.bytes += prepared.size
+        self._history.append(entry)
+        if self._subscriptions:
+            outbox.roster.publish(self._members, outbox.enter(entry), excluded)
+        for stream in list(self._streams):
+            stream.put(prepared)
+
+    def _encodings(self, message: PreparedMessage) -> Any:
+        if message.compress is False or message.size < SMALLEST_SHARED:
+            return encodings_of(message)
+        return Publication(self._audience, message)
+
+    def sent(self, entry: Entry) -> None:
+        """Take note that a message has left, or waits."""
+        if isinstance(entry.encodings, Publication):
+            entry.encodings.end()
+
+    def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
+        """Publish from any thread: soon, in the channel's event loop.
+
+        Raises:
+            TypeError: If `message` has none of the types that can be published, or `key` is not hashable.
+            RuntimeError: If the channel has not been used in its event loop yet, or that is closed.
+        """
+        if self._outbox is None:
+            raise RuntimeError("the Channel has no event loop yet: subscribe or publish in it first")
+        hash(key)
+        prepared, excluded = prepare(message), list(exclude)
+        self._outbox.loop.call_soon_threadsafe(lambda: self.publish(prepared, key=key, exclude=excluded))
+
+    def flush(self) -> None:
+        """Send now what was published in this iteration of the event loop, by all of its channels."""
+        self._bind().flush()
+
+    # ---- Looking
+
+    def stats(self) -> ChannelStats:
+        """Return what became of the messages so far."""
+        published, sent, dropped, conflated = self._left
+        queued = lagging = 0
+        for subscription in self._subscriptions.values():
+            stats = subscription.stats()
+            published += stats.published
+            sent += stats.sent
+            dropped += stats.dropped
+            conflated += stats.conflated
+            queued += stats.queued
+            lagging += subscription.queued > 0
+        return ChannelStats(
+            self.messages,
+            self.bytes,
+            len(self._subscriptions),
+            published,
+            sent,
+            dropped,
+            conflated,
+            queued,
+            lagging,
+            self.disconnected,
+        )
+
+    def report(self, callback: Callable[..., object] | None, *arguments: Any) -> None:
+        """Call back soon: not in the middle of sending."""
+        if callback is not None and self._outbox is not None:
+            self._outbox.loop.call_soon(callback, *arguments)
+
+    # ---- As a stream
+
+    def stream(self, *, max_messages: int = STREAM_BOUND) -> Stream:
+        """Return an iterator over what is published from now on, which is what `async for message in channel` uses.
+
+        Args:
+            max_messages: How many messages wait at most, if whoever iterates does not keep up. Beyond, the oldest are
+                dropped.
+
+        Raises:
+            ValueError: If `max_messages` is not positive.
+        """
+        if max_messages <= 0:
+            raise ValueError(f"max_messages must be positive, not {max_messages}")
+        self._bind()
+        return Stream(self._streams, max_messages)
+
+    def __aiter__(self) -> AsyncIterator[str | bytes]:
+        return self.stream()
+
+
+class Stream(AsyncIterator[str | bytes]):
+    """The messages of a channel, as they are published.
+
+    It ends when it is closed, which ends the iteration after what waits, or when nobody refers to it any more.
+    """
+
+    def __init__(self, streams: WeakSet[Stream], max_messages: int) -> None:
+        self.dropped = 0
+        """Messages that were dropped since too many waited."""
+        self._streams = streams
+        self._messages: deque[PreparedMessage] = deque()
+        self._max_messages = max_messages
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
+        streams.add(self)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
+        self._closed = True
+        self._streams.discard(self)
+        self._wake()
+
+    def put(self, message: PreparedMessage) -> None:
+        """Add a message."""
+        if len(self._messages) == self._max_messages:
+            self._messages.popleft()
+            self.dropped += 1
+        self._messages.append(message)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def __anext__(self) -> str | bytes:
+        while not self._messages:
+            if self._closed:
+                raise StopAsyncIteration
+            if self._waiter is None or self._waiter.done():
+                self._waiter = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._waiter)
+        message = self._messages.popleft()
+        return message.data.decode() if message.text else message.data

@@ -1,0 +1,654 @@
+"""What leaves an event loop in one tick, and what waits for connections that do not keep up.
+
+An `Outbox` belongs to an event loop, an `Outlet` to a connection. Whatever channels publish in one iteration of the
+loop is noted in the outbox's roster and leaves together: what all channels have for a connection goes out in one system
+call, in the order in which it was published, and is put together once for all connections that get the same.
+
+When a kernel does not take everything, the rest of the frame that it cut goes to the transport at once, since pings and
+close frames may follow; whole messages wait in the outlet, as references to what all share, until the socket has room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import logging
+import os
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary, ref
+
+from websockets.protocol import OPEN
+
+from ._impl import core
+from .adapters import unsupported
+from .adapters.transports import transport_layout
+from .adapters.websockets import LOST, SEND_IN_PROGRESS, connection_layout, direct_descriptor, is_connection
+from .deflate import Encoder
+from .message import Encoding, PreparedMessage
+
+if TYPE_CHECKING:
+    from .channel import Channel, Subscription
+
+__all__ = ["Entry", "Outbox", "Outlet", "logger"]
+
+logger = logging.getLogger("wsfast")
+
+SLICE = 500
+"""Connections that are sent to before the clock is looked at."""
+
+BUDGET = 0.02
+"""Seconds after which a flush that nobody asked for lets the event loop do something else."""
+
+AGE_INTERVAL = 0.1
+"""Seconds between two looks at how long messages have waited."""
+
+BATCH = 65536
+"""Bytes of payload that are put together for a connection that catches up."""
+
+
+class Entry:
+    """A message that was published: held once, whoever waits for it."""
+
+    __slots__ = ("channel", "encodings", "key", "message", "time")
+
+    def __init__(self, channel: Channel, message: PreparedMessage, encodings: Any, key: Any) -> None:
+        self.channel = channel
+        self.message = message
+        self.encodings = encodings
+        self.key = key
+        self.time = time.monotonic()
+
+
+class Joined:
+    """The encodings of several messages, one behind the other: what the core asks for instead of a message's."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = entries
+        self._choices: dict[tuple[Encoding, ...], Encoding] = {}
+        self._ends: dict[int, list[int]] = {}
+        self._plain: Encoding | None = None
+
+    @property
+    def plain(self) -> Encoding:
+        """All messages, not compressed."""
+        if self._plain is None:
+            self._plain = self._join(tuple(entry.encodings.plain for entry in self.entries))
+        return self._plain
+
+    def encoding_for(self, encoder: Encoder) -> Encoding:
+        """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it."""
+        return self._join(tuple(entry.encodings.encoding_for(encoder) for entry in self.entries))
+
+    def take_back(self, encoder: Encoder, taken: int = 0) -> None:
+        """Take note that of the messages that were last chosen for a connection, only the first ones were sent."""
+        for entry in reversed(self.entries[taken:]):
+            entry.encodings.take_back(encoder)
+
+    def ends(self, frame: bytes) -> list[int]:
+        """Return where each message ends in a frame that was made here."""
+        return self._ends[id(frame)]
+
+    def _join(self, parts: tuple[Encoding, ...]) -> Encoding:
+        encoding = self._choices.get(parts)
+        if encoding is None:
+            if len(parts) == 1:
+                encoding = parts[0]
+                sizes = [len(encoding.frame)]
+            else:
+                frames = [part.frame for part in parts]
+                encoding = Encoding.of_frames(b"".join(frames))
+                sizes = [len(frame) for frame in frames]
+            self._choices[parts] = encoding
+            self._ends[id(encoding.frame)] = list(itertools.accumulate(sizes))
+        return encoding
+
+
+class Item:
+    """An entry that waits for one subscriber. Without an entry, nothing does any more."""
+
+    __slots__ = ("entry", "subscription")
+
+    def __init__(self, entry: Entry, subscription: Subscription) -> None:
+        self.entry: Entry | None = entry
+        self.subscription = subscription
+
+
+class Lag:
+    """What waits for a connection that does not keep up, from the first message that it could not take to the last."""
+
+    __slots__ = ("acted", "alive", "queue", "recovered", "since")
+
+    def __init__(self) -> None:
+        self.queue: deque[Item] = deque()
+        self.alive = 0
+        self.since = time.monotonic()
+        self.acted = False  # whether a policy had to do something about it
+        self.recovered: asyncio.Future[None] | None = None
+
+
+class Outlet:
+    """One connection that channels send to."""
+
+    __slots__ = ("__weakref__", "connection", "fd", "first", "lag", "masked", "outbox", "ready", "slot")
+
+    def __init__(self, outbox: Outbox, connection: Any) -> None:
+        self.outbox = outbox
+        self.connection = connection
+        self.first: Subscription | None = None  # of a linked list of all
+        self.lag: Lag | None = None
+        layout = connection_layout(type(connection))
+        self.masked = layout is not None and layout.masked
+        self.fd = direct_descriptor(connection)
+        self.ready = False
+        self.slot = outbox.add(self)
+        if self.evented:
+            self.refresh()
+        else:
+            getattr(connection, LOST).add_done_callback(self._on_lost)
+
+    @property
+    def evented(self) -> bool:
+        """Whether the connection tells what happens to it."""
+        return hasattr(type(self.connection), "_wsfast_outlet")
+
+    @property
+    def open(self) -> bool:
+        """Whether messages may be sent."""
+        return self.connection.protocol.state is OPEN
+
+    def subscriptions(self) -> Iterator[Subscription]:
+        """Yield all subscriptions of the connection."""
+        subscription = self.first
+        while subscription is not None:
+            following = subscription.next
+            yield subscription
+            subscription = following
+
+    def _on_lost(self, _: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all subscriptions: the connection is lost."""
+        if self.slot < 0:
+            return
+        self.fd = -1
+        self.outbox.roster.set_ready(self.slot, -1)
+        for subscription in list(self.subscriptions()):
+            subscription.unsubscribe()
+
+    def disconnect(self, code: int, reason: str) -> None:
+        """End all subscriptions, and close the connection."""
+        self.close()
+        task = self.outbox.loop.create_task(self.connection.close(code, reason))
+        self.outbox.tasks.add(task)
+        task.add_done_callback(self.outbox.tasks.discard)
+
+    def release(self) -> None:
+        """Leave the outbox: nobody is subscribed any more."""
+        self._end_lag()
+        self.outbox.remove(self)
+        self.slot = -1
+        if self.evented:
+            self.connection._wsfast_outlet = None
+        else:
+            getattr(self.connection, LOST).remove_done_callback(self._on_lost)
+            with contextlib.suppress(AttributeError):
+                del self.connection._wsfast_outlet
+
+    def refresh(self) -> None:
+        """Find out whether the connection may be written to at any moment, until it says otherwise."""
+        if self.fd < 0 or self.slot < 0:
+            return
+        connection = self.connection
+        protocol, transport = connection.protocol, connection.transport
+        ready = (
+            self.lag is None
+            and protocol.state is OPEN
+            and getattr(connection, SEND_IN_PROGRESS) is None
+            and not protocol.expect_continuation_frame
+            and not protocol.writes
+            and not transport.is_closing()
+            and transport.get_write_buffer_size() == 0
+        )
+        if ready is not self.ready:
+            self.ready = ready
+            self.outbox.roster.set_ready(self.slot, self.fd if ready else -1)
+
+    def flush(self) -> None:
+        """Send what was published in this tick."""
+        if self.slot >= 0 and self.outbox.roster.is_pending(self.slot):
+            self.outbox.flush()
+
+    async def caught_up(self) -> None:
+        """Wait until nothing waits for the connection any more."""
+        while (lag := self.lag) is not None:
+            if lag.recovered is None:
+                lag.recovered = self.outbox.loop.create_future()
+            await asyncio.shield(lag.recovered)
+
+    # ---- Lagging
+
+    def hold(self, entries: Sequence[Entry]) -> None:
+        """Have messages wait, as far as the policies of their channels allow."""
+        arriving = [(entry.channel.subscription_of(self), entry) for entry in entries]
+        for subscription, _ in arriving:
+            if subscription is not None:
+                subscription.arriving += 1
+        for subscription, entry in arriving:
+            if subscription is None or subscription.outlet is None:
+                continue
+            subscription.arriving -= 1
+            if not self.open:
+                subscription.dropped += 1
+                continue
+            if self.lag is None:
+                self.lag = Lag()
+                self.outbox.watch_age(self)
+                self.refresh()
+                self.watch()
+            subscription.arriving += 1
+            subscription.hold(self.lag, entry)
+            if subscription.outlet is not None:
+                subscription.arriving -= 1
+
+    def watch(self, *, later: bool = False) -> None:
+        """Look again when the socket has room, or a bit later if it cannot be told when."""
+        plain = transport_layout(type(self.connection.transport))
+        fd = -1
+        if not later and plain is not None and plain.direct:
+            fd = self.connection.transport.get_extra_info("socket").fileno()
+        if fd >= 0:
+            self.outbox.watch.once_writable(fd, self.catch_up)
+        else:
+            self.outbox.watch.once_later(self, self.catch_up)
+
+    def catch_up(self) -> None:
+        """Send what waits, as much as the kernel takes."""
+        lag = self.lag
+        if lag is None or not self.open:
+            return
+        taken = True
+        budget = 4
+        while lag.alive and taken and budget:
+            budget -= 1
+            items: list[Item] = []
+            size = 0
+            for item in lag.queue:
+                if item.entry is not None:
+                    if items and size + item.entry.message.size > BATCH:
+                        break
+                    items.append(item)
+                    size += item.entry.message.size
+                    if self.masked:
+                        break
+            entries = [item.entry for item in items if item.entry is not None]
+            count = self.outbox.offer([self], entries)[0]
+            if self.lag is not lag:
+                return  # it was closed meanwhile
+            for item in items[: max(count, 0)]:
+                item.subscription.let_go(item)
+                item.entry = None
+                lag.alive -= 1
+            while lag.queue and lag.queue[0].entry is None:
+                lag.queue.popleft()
+            taken = count == len(items)
+        if lag.alive:
+            blocked = getattr(self.connection, SEND_IN_PROGRESS) is not None
+            self.watch(later=blocked or (taken and not budget))
+            return
+        self._end_lag()
+        self.refresh()
+
+    def discard(self, lag: Lag, item: Item) -> None:
+        """Have an item not wait any more."""
+        item.subscription.let_go(item)
+        item.entry = None
+        lag.alive -= 1
+        if len(lag.queue) > 2 * lag.alive + 64:
+            lag.queue = deque(item for item in lag.queue if item.entry is not None)
+
+    def _end_lag(self) -> None:
+        lag, self.lag = self.lag, None
+        if lag is None:
+            return
+        fd = -1
+        with contextlib.suppress(Exception):
+            fd = self.connection.transport.get_extra_info("socket").fileno()
+        self.outbox.watch.forget(fd, self)
+        if lag.recovered is not None and not lag.recovered.done():
+            lag.recovered.set_result(None)
+        if lag.acted and self.open:
+            logger.info("%s has recovered", self.connection.id)
+        for subscription in self.subscriptions():
+            subscription.recover(lag)
+
+
+class Outbox:
+    """What leaves one event loop."""
+
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Outbox]]] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Outbox:
+        """Return that of an event loop."""
+        reference = cls._all.get(loop)
+        outbox = None if reference is None else reference()
+        if outbox is None:
+            from .watch import Watch
+
+            outbox = cls()
+            outbox.loop = loop
+            outbox.watch = Watch(loop)
+            cls._all[loop] = ref(outbox)
+        return outbox
+
+    loop: asyncio.AbstractEventLoop
+    watch: Any
+
+    def __init__(self) -> None:
+        self.roster = core.Roster()
+        self.outlets: list[Outlet | None] = []
+        self.entries: list[Entry] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._handle: asyncio.Handle | None = None
+        self._ages: asyncio.TimerHandle | None = None
+        self._lagging: set[Outlet] = set()
+        self._turn = 0
+        self._flushing = False
+
+    def outlet_of(self, connection: Any) -> Outlet:
+        """Return the outlet of a connection; a new one if nobody is subscribed yet.
+
+        Raises:
+            TypeError: If it is none that is supported.
+            RuntimeError: If it belongs to another event loop.
+        """
+        outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
+        if outlet is None:
+            if not is_connection(connection) or not hasattr(connection, LOST):
+                raise unsupported(connection, "subscribe")
+            if connection.protocol.state is not OPEN:
+                raise RuntimeError("the connection is not open")
+            if connection.loop is not self.loop:
+                raise RuntimeError("the connection belongs to another event loop than the channel")
+            outlet = Outlet(self, connection)
+            connection._wsfast_outlet = outlet
+        return outlet
+
+    def add(self, outlet: Outlet) -> int:
+        """Give a slot to an outlet."""
+        slot = self.roster.add()
+        if slot == len(self.outlets):
+            self.outlets.append(outlet)
+        else:
+            self.outlets[slot] = outlet
+        return slot
+
+    def remove(self, outlet: Outlet) -> None:
+        """Take the slot of an outlet back."""
+        self.outlets[outlet.slot] = None
+        self.roster.remove(outlet.slot)
+
+    def enter(self, entry: Entry) -> int:
+        """Return the number of an entry in this tick, at the end of which it is sent."""
+        if self._handle is None:
+            self._handle = self.loop.call_soon(self._on_tick)
+        self.entries.append(entry)
+        return len(self.entries) - 1
+
+    def pending(self, outlet: Outlet) -> list[Entry]:
+        """Return what is to be sent to an outlet at the end of this tick."""
+        return [self.entries[number] for number in self.roster.sequence(self.roster.node(outlet.slot))]
+
+    def watch_age(self, outlet: Outlet) -> None:
+        """See to it that what waits for a connection does not get too old, though nothing is published any more."""
+        self._lagging.add(outlet)
+        if self._ages is None:
+            self._ages = self.loop.call_later(AGE_INTERVAL, self._on_age)
+
+    def _on_age(self) -> None:
+        self._ages = None
+        for outlet in list(self._lagging):
+            if outlet.lag is None:
+                self._lagging.discard(outlet)
+                continue
+            for subscription in list(outlet.subscriptions()):
+                if outlet.lag is not None:
+                    subscription.expire(outlet.lag)
+        if self._lagging:
+            self._ages = self.loop.call_later(AGE_INTERVAL, self._on_age)
+
+    def _on_tick(self) -> None:
+        self._handle = None
+        self.flush(BUDGET)
+
+    def flush(self, budget: float | None = None) -> None:
+        """Send all that was published.
+
+        Args:
+            budget: Seconds after which to go on in the next iteration of the event loop; None to send all now.
+        """
+        if self._flushing or not self.entries:
+            return
+        self._flushing = True
+        deadline = None if budget is None else time.monotonic() + budget
+        try:
+            while self.roster.pending:
+                self._send_some(SLICE if budget is not None else len(self.outlets))
+                if deadline is not None and self.roster.pending and time.monotonic() > deadline:
+                    if self._handle is None:
+                        self._handle = self.loop.call_soon(self._on_tick)
+                    return
+            self._turn += 1
+            self.roster.reset()
+            entries, self.entries = self.entries, []
+            for entry in entries:
+                entry.channel.sent(entry)
+            if self._handle is not None:
+                self._handle.cancel()
+                self._handle = None
+        finally:
+            self._flushing = False
+
+    def _send_some(self, count: int) -> None:
+        joined: dict[int, Joined] = {}
+
+        def frames(node: int) -> bytes:
+            joined[node] = Joined([self.entries[number] for number in self.roster.sequence(node)])
+            return joined[node].plain.frame
+
+        left: list[tuple[Outlet, Sequence[Entry]]] = []
+        collects = gc.isenabled()
+        gc.disable()
+        cut: list[tuple[Outlet, memoryview]] = []
+        try:
+            _, leftovers, asked = self.roster.send(count, self._turn, frames)
+            for slot, node, result in leftovers:
+                outlet = self.outlets[slot]
+                assert outlet is not None
+                entries = joined[node].entries
+                if result > 0:
+                    frame = joined[node].plain.frame
+                    ends = joined[node].ends(frame)
+                    index = bisect_left(ends, result)
+                    cut.append((outlet, memoryview(frame)[result : ends[index]]))
+                    left.append((outlet, entries[index + 1 :]))
+                else:
+                    left.append((outlet, entries))
+            while cut:
+                outlet, rest = cut[-1]
+                _write(outlet.connection, rest)
+                cut.pop()
+        finally:
+            for outlet, _ in cut:
+                outlet.connection.transport.abort()
+            if collects:
+                gc.enable()
+        for outlet, entries in left:
+            outlet.refresh()
+            if entries:
+                outlet.hold(entries)
+        for node, slots in asked.items():
+            entries = [self.entries[number] for number in self.roster.sequence(node)]
+            outlets = [outlet for slot in slots if (outlet := self.outlets[slot]) is not None]
+            self.send(outlets, entries)
+
+    def send(self, outlets: list[Outlet], entries: Sequence[Entry]) -> None:
+        """Send messages to connections that must be asked whether they can take them."""
+        fit: list[Outlet] = []
+        for outlet in outlets:
+            if outlet.lag is not None:
+                outlet.hold(entries)
+            else:
+                fit.append(outlet)
+        masked = [outlet for outlet in fit if outlet.masked] if len(entries) > 1 else []
+        if masked:
+            fit = [outlet for outlet in fit if not outlet.masked]
+            for outlet in masked:  # a mask belongs to one frame
+                for index in range(len(entries)):
+                    count = self.offer([outlet], entries[index : index + 1])[0]
+                    if count != 1:
+                        self._leave(outlet, entries[index:], count)
+                        break
+        if fit:
+            for outlet, count in zip(fit, self.offer(fit, entries), strict=True):
+                if count != len(entries):
+                    self._leave(outlet, entries, count)
+                elif outlet.fd >= 0:
+                    outlet.refresh()
+
+    def _leave(self, outlet: Outlet, entries: Sequence[Entry], count: int) -> None:
+        if count >= 0:
+            outlet.hold(entries[count:])
+            return
+        for entry in entries:
+            subscription = entry.channel.subscription_of(outlet)
+            if subscription is not None:
+                subscription.dropped += 1
+
+    def offer(self, outlets: list[Outlet], entries: Sequence[Entry]) -> list[int]:
+        """Offer messages to connections for which nothing waits; return how many of them each has taken.
+
+        -1 stands for a connection that takes nothing any more.
+        """
+        joined = Joined(entries)
+        taken = [len(entries)] * len(outlets)
+        connections = [outlet.connection for outlet in outlets]
+        start = 0
+        while start < len(outlets):
+            stop = self._sweep(connections, start, joined, taken)
+            if stop == start:
+                taken[start] = self._send_ordinarily(outlets[start], entries)
+                stop += 1
+            start = stop
+        return taken
+
+    def _sweep(self, connections: list[Any], start: int, joined: Joined, taken: list[int]) -> int:
+        """As `broadcast()` does; see there about what must not happen in between."""
+        cut: Any = []
+        ends: list[tuple[int, int]] = []
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            stop, _, skipped, waiting, ordinary, _ = core.fan_out(
+                connections, start, joined, connection_layout, transport_layout, self.loop, cut
+            )
+            while cut:
+                position, rest = cut[-1]
+                frame = rest.obj
+                sizes = [len(frame)] if connections[position]._wsfast_outlet.masked else joined.ends(frame)
+                offset = len(frame) - len(rest)
+                index = bisect_left(sizes, offset)
+                _write(connections[position], memoryview(frame)[offset : sizes[index]])
+                cut.pop()
+                ends.append((position, index + 1))
+            for position, encoder in waiting:
+                taken[position] = self._give(connections[position], encoder, joined)
+        except BaseException:
+            for connection in connections[start:]:
+                _forget(connection)
+            raise
+        finally:
+            for position, _ in cut:
+                connections[position].transport.abort()
+            if collects:
+                gc.enable()
+        for position, count in ends:
+            taken[position] = count
+            if count < len(joined.entries) and (encoder := _encoder_of(connections[position])) is not None:
+                joined.take_back(encoder, count)
+        if skipped:
+            for position in range(start, stop):
+                if connections[position].protocol.state is not OPEN:
+                    taken[position] = -1
+        for position in ordinary:
+            outlet = connections[position]._wsfast_outlet
+            taken[position] = -1 if outlet is None else self._send_ordinarily(outlet, joined.entries)
+        return stop
+
+    def _give(self, connection: Any, encoder: Encoder | None, joined: Joined) -> int:
+        """Give messages to a transport that has nothing to write, and that only itself may write to."""
+        layout = transport_layout(type(connection.transport))
+        refused = layout is not None and layout.direct and core.sends_directly
+        if refused or connection.transport.get_write_buffer_size():
+            return 0
+        encoding = joined.plain if encoder is None else joined.encoding_for(encoder)
+        connection_kind = connection_layout(type(connection))
+        assert connection_kind is not None
+        frame = encoding.frame
+        if connection_kind.masked:
+            frame = core.encode_frame(encoding.first, encoding.payload, os.urandom(4))
+        if _write(connection, frame):
+            return len(joined.entries)
+        if encoder is not None:
+            joined.take_back(encoder)
+        return -1
+
+    def _send_ordinarily(self, outlet: Outlet, entries: Sequence[Entry]) -> int:
+        """Send messages by the connection's own methods."""
+        connection = outlet.connection
+        if not outlet.open or connection.transport.is_closing():
+            return -1
+        if getattr(connection, SEND_IN_PROGRESS) is not None or connection.transport.get_write_buffer_size():
+            return 0
+        for entry in entries:
+            try:
+                if entry.message.text:
+                    connection.protocol.send_text(entry.message.data)
+                else:
+                    connection.protocol.send_binary(entry.message.data)
+                connection.send_data()
+            except Exception:
+                logger.warning("could not write to %s", connection.id, exc_info=True)
+                return -1
+        return len(entries)
+
+
+def _write(connection: Any, data: bytes | memoryview) -> bool:
+    """Write to a transport; tell whether it has taken it."""
+    try:
+        connection.transport.write(data)
+    except Exception:
+        logger.warning("could not write to %s", connection.id, exc_info=True)
+        connection.transport.abort()
+        return False
+    return True
+
+
+def _encoder_of(connection: Any) -> Encoder | None:
+    layout = connection_layout(type(connection))
+    if layout is None or type(connection.protocol) is not layout.protocol_type:
+        return None
+    return layout.encoder(getattr(connection.protocol, layout.extensions)) or None
+
+
+def _forget(connection: Any) -> None:
+    encoder = _encoder_of(connection)
+    if encoder is not None:
+        encoder.forget()
