@@ -27,6 +27,9 @@ from wsfast import _core_py
 PURE_ONLY = os.environ.get("WSFAST_TEST_PURE_ONLY", "0") not in ("", "0")
 CORES = ["py"] if PURE_ONLY else ["c", "py"]
 
+USERS = ["broadcast", "channel", "message", "outlet"]
+"""Modules that use the core."""
+
 
 def load_core(name: str) -> Any:
     return importlib.import_module("wsfast._core") if name == "c" else _core_py
@@ -36,9 +39,8 @@ def load_core(name: str) -> Any:
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One of the two cores, in use by the whole package."""
     module = load_core(request.param)
-    # The package has a function of the same name as its module broadcast, so that imports would find that.
-    monkeypatch.setattr(sys.modules["wsfast.broadcast"], "core", module)
-    monkeypatch.setattr(sys.modules["wsfast.message"], "core", module)
+    for name in USERS:  # by name, since the package has a function of the same name as its module broadcast
+        monkeypatch.setattr(sys.modules[f"wsfast.{name}"], "core", module)
     return module
 
 

@@ -19,7 +19,7 @@ from ._core_py import Buffer
 from ._impl import core
 from .adapters import unsupported
 from .adapters.transports import transport_layout
-from .adapters.websockets import SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, without_deflate
+from .adapters.websockets import SEND_IN_PROGRESS, connection_layout, is_connection, keep_reason, without_deflate
 from .deflate import Encoder
 from .message import Message, PreparedMessage, encodings_of, prepare
 
@@ -172,7 +172,7 @@ class _FanOut:
 
         # From here on, code of the user's may run.
         for position, errno in lost:
-            getattr(connections[position], SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
+            keep_reason(connections[position], errno)
         for position in written:
             if position not in failures:
                 self.count(connections[position])

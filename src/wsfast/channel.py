@@ -379,6 +379,11 @@ class Channel:
     def __repr__(self) -> str:
         return f"<Channel {self.name!r}>" if self.name else "<Channel>"
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it belongs to; None if it has not been used yet."""
+        return None if self._outbox is None else self._outbox.loop
+
     def __len__(self) -> int:
         """How many connections are subscribed."""
         return len(self._subscriptions)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno as errors
 import gc
 import itertools
 import logging
@@ -28,7 +29,14 @@ from websockets.protocol import OPEN
 from ._impl import core
 from .adapters import unsupported
 from .adapters.transports import transport_layout
-from .adapters.websockets import LOST, SEND_IN_PROGRESS, connection_layout, direct_descriptor, is_connection
+from .adapters.websockets import (
+    LOST,
+    SEND_IN_PROGRESS,
+    connection_layout,
+    direct_descriptor,
+    is_connection,
+    keep_reason,
+)
 from .deflate import Encoder
 from .message import Encoding, PreparedMessage
 
@@ -50,6 +58,13 @@ AGE_INTERVAL = 0.1
 
 BATCH = 65536
 """Bytes of payload that are put together for a connection that catches up."""
+
+BATCHES = 4
+"""How many of these it is sent before others have their turn."""
+
+
+HARMLESS = frozenset({0, errors.EAGAIN, errors.EINTR, errors.EPIPE, errors.ENOBUFS, errors.ENOMEM})
+"""What a send may come to that the transport would be told again."""
 
 
 class Entry:
@@ -274,9 +289,8 @@ class Outlet:
         if lag is None or not self.open:
             return
         taken = True
-        budget = 4
+        budget = BATCHES
         while lag.alive and taken and budget:
-            budget -= 1
             items: list[Item] = []
             size = 0
             for item in lag.queue:
@@ -288,7 +302,8 @@ class Outlet:
                     if self.masked:
                         break
             entries = [item.entry for item in items if item.entry is not None]
-            count = self.outbox.offer([self], entries)[0]
+            count = self.outbox.offer([self], entries, insist=budget == BATCHES)[0]
+            budget -= 1
             if self.lag is not lag:
                 return  # it was closed meanwhile
             for item in items[: max(count, 0)]:
@@ -464,6 +479,7 @@ class Outbox:
             return joined[node].plain.frame
 
         left: list[tuple[Outlet, Sequence[Entry]]] = []
+        lost: list[tuple[Outlet, int]] = []
         collects = gc.isenabled()
         gc.disable()
         cut: list[tuple[Outlet, memoryview]] = []
@@ -481,15 +497,20 @@ class Outbox:
                     left.append((outlet, entries[index + 1 :]))
                 else:
                     left.append((outlet, entries))
+                    if -result not in HARMLESS:
+                        lost.append((outlet, -result))
             while cut:
                 outlet, rest = cut[-1]
-                _write(outlet.connection, rest)
+                if not _write(outlet.connection, rest):
+                    outlet.connection.transport.abort()
                 cut.pop()
         finally:
             for outlet, _ in cut:
                 outlet.connection.transport.abort()
             if collects:
                 gc.enable()
+        for outlet, errno in lost:
+            keep_reason(outlet.connection, errno)
         for outlet, entries in left:
             outlet.refresh()
             if entries:
@@ -516,12 +537,16 @@ class Outbox:
                     if count != 1:
                         self._leave(outlet, entries[index:], count)
                         break
-        if fit:
-            for outlet, count in zip(fit, self.offer(fit, entries), strict=True):
+        if not fit:
+            return
+        taken = self.offer(fit, entries)
+        if taken != [len(entries)] * len(fit):
+            for outlet, count in zip(fit, taken, strict=True):
                 if count != len(entries):
                     self._leave(outlet, entries, count)
-                elif outlet.fd >= 0:
-                    outlet.refresh()
+        for outlet in fit:
+            if outlet.fd >= 0:
+                outlet.refresh()
 
     def _leave(self, outlet: Outlet, entries: Sequence[Entry], count: int) -> None:
         if count >= 0:
@@ -532,31 +557,37 @@ class Outbox:
             if subscription is not None:
                 subscription.dropped += 1
 
-    def offer(self, outlets: list[Outlet], entries: Sequence[Entry]) -> list[int]:
+    def offer(self, outlets: list[Outlet], entries: Sequence[Entry], *, insist: bool = False) -> list[int]:
         """Offer messages to connections for which nothing waits; return how many of them each has taken.
 
         -1 stands for a connection that takes nothing any more.
+
+        Args:
+            outlets: The connections.
+            entries: The messages.
+            insist: Whether to give them to the transport if the kernel takes nothing, although it was said to have
+                room: then it is not for the lack of room, and the transport is to find out what else it is.
         """
         joined = Joined(entries)
         taken = [len(entries)] * len(outlets)
         connections = [outlet.connection for outlet in outlets]
         start = 0
         while start < len(outlets):
-            stop = self._sweep(connections, start, joined, taken)
+            stop = self._sweep(connections, start, joined, taken, insist)
             if stop == start:
                 taken[start] = self._send_ordinarily(outlets[start], entries)
                 stop += 1
             start = stop
         return taken
 
-    def _sweep(self, connections: list[Any], start: int, joined: Joined, taken: list[int]) -> int:
+    def _sweep(self, connections: list[Any], start: int, joined: Joined, taken: list[int], insist: bool) -> int:
         """As `broadcast()` does; see there about what must not happen in between."""
         cut: Any = []
         ends: list[tuple[int, int]] = []
         collects = gc.isenabled()
         gc.disable()
         try:
-            stop, _, skipped, waiting, ordinary, _ = core.fan_out(
+            stop, _, skipped, waiting, ordinary, lost = core.fan_out(
                 connections, start, joined, connection_layout, transport_layout, self.loop, cut
             )
             while cut:
@@ -565,11 +596,12 @@ class Outbox:
                 sizes = [len(frame)] if connections[position]._wsfast_outlet.masked else joined.ends(frame)
                 offset = len(frame) - len(rest)
                 index = bisect_left(sizes, offset)
-                _write(connections[position], memoryview(frame)[offset : sizes[index]])
+                if not _write(connections[position], memoryview(frame)[offset : sizes[index]]):
+                    connections[position].transport.abort()
                 cut.pop()
                 ends.append((position, index + 1))
             for position, encoder in waiting:
-                taken[position] = self._give(connections[position], encoder, joined)
+                taken[position] = self._give(connections[position], encoder, joined, insist)
         except BaseException:
             for connection in connections[start:]:
                 _forget(connection)
@@ -579,6 +611,8 @@ class Outbox:
                 connections[position].transport.abort()
             if collects:
                 gc.enable()
+        for position, errno in lost:
+            keep_reason(connections[position], errno)
         for position, count in ends:
             taken[position] = count
             if count < len(joined.entries) and (encoder := _encoder_of(connections[position])) is not None:
@@ -592,10 +626,10 @@ class Outbox:
             taken[position] = -1 if outlet is None else self._send_ordinarily(outlet, joined.entries)
         return stop
 
-    def _give(self, connection: Any, encoder: Encoder | None, joined: Joined) -> int:
+    def _give(self, connection: Any, encoder: Encoder | None, joined: Joined, insist: bool) -> int:
         """Give messages to a transport that has nothing to write, and that only itself may write to."""
         layout = transport_layout(type(connection.transport))
-        refused = layout is not None and layout.direct and core.sends_directly
+        refused = layout is not None and layout.direct and core.sends_directly and not insist
         if refused or connection.transport.get_write_buffer_size():
             return 0
         encoding = joined.plain if encoder is None else joined.encoding_for(encoder)
@@ -636,7 +670,6 @@ def _write(connection: Any, data: bytes | memoryview) -> bool:
         connection.transport.write(data)
     except Exception:
         logger.warning("could not write to %s", connection.id, exc_info=True)
-        connection.transport.abort()
         return False
     return True
 

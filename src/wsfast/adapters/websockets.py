@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -43,12 +44,12 @@ from .transports import transport_layout
 __all__ = [
     "LOST",
     "SEND_IN_PROGRESS",
-    "SET_EXCEPTION",
     "EventedConnection",
     "ServerPerMessageDeflateFactory",
     "connection_layout",
     "direct_descriptor",
     "is_connection",
+    "keep_reason",
     "without_deflate",
 ]
 
@@ -181,6 +182,11 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     if issubclass(kind, ClientConnection):
         return _CLIENT
     return None
+
+
+def keep_reason(connection: Any, errno: int) -> None:
+    """Keep what the kernel has told, once, as the reason why a connection was lost."""
+    getattr(connection, SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
 
 
 def direct_descriptor(connection: Any) -> int:
