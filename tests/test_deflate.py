@@ -17,7 +17,8 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 import wsfast
 from inflate import Inflater, tick
-from wsfast import PreparedMessage
+from wsfast import Audience, PreparedMessage
+from wsfast.audience import Publication
 from wsfast.deflate import LOOKAHEAD, Encoder, LazyEncoder, Parameters, PerMessageEncoder, Stream, compress_by
 from wsfast.message import encodings_of, prepare
 
@@ -445,3 +446,57 @@ def test_factory_leaves_unknown_settings_alone() -> None:
     factory = wsfast.ServerPerMessageDeflateFactory(compress_settings={"zdict": b"hello"})
     extension: Any = factory.process_request_params([], [])[1]
     assert type(extension.encoder) is type(zlib.compressobj())
+
+
+# ---- Taking back
+
+
+def stream_of(*messages: bytes) -> tuple[Stream, list[int]]:
+    """Return a stream of messages, and the positions at which they end."""
+    stream = Stream(4096)
+    stops = [0]
+    for message in messages:
+        stream.move_to(stream.after(message))
+        stops.append(stream.stop)
+    return stream, stops
+
+
+def test_rewind_takes_back_the_last_note_alone() -> None:
+    """What was noted last can be taken back; where anything else was noted, all is forgotten."""
+    stream, stops = stream_of(b"one", b"two", b"three")
+    lazy = LazyEncoder(parameters_of())
+    lazy.follow(stream, 0, stops[3])
+    lazy.rewind(stream, stops[2], stops[3])
+    assert (lazy.stream, lazy.since, lazy.position) == (stream, 0, stops[2])
+    assert stream.between(lazy.since, lazy.position) == b"onetwo"
+    lazy.rewind(stream, stops[2], stops[3])  # a second time
+    assert lazy.stream is None
+    lazy.follow(stream, stops[2], stops[3])
+    lazy.rewind(stream, stops[2], stops[3])  # there is nothing ahead of it
+    assert lazy.stream is None
+    lazy.follow(stream, 0, stops[2])
+    lazy.rewind(stream_of(b"one", b"two")[0], stops[1], stops[2])  # of another stream
+    assert lazy.stream is None
+
+
+def test_what_was_not_compressed_is_taken_back_without_a_trace() -> None:
+    """To take back a message that was sent as it is leaves the encoder alone."""
+    lazy = LazyEncoder(parameters_of())
+    lazy.deliver(b"window")
+    for message in PreparedMessage("x"), PreparedMessage(tick(1), compress=False):
+        encodings = encodings_of(message)
+        assert encodings.encoding_for(lazy) is encodings.plain
+        encodings.take_back(lazy)
+        assert lazy.window == b"window"
+    audience = Audience()
+    other = LazyEncoder(parameters_of())
+    for number in range(40):
+        Publication(audience, PreparedMessage(random.Random(number).randbytes(200))).encoding_for(other)
+    noise = Publication(audience, PreparedMessage(random.Random(40).randbytes(200)))  # which does not shrink
+    assert noise.encoding_for(other) is noise.plain
+    position = other.position
+    Publication(audience, PreparedMessage(tick(1))).encoding_for(other)
+    assert other.position > position
+    position = other.position
+    noise.take_back(other)
+    assert (other.position, other.stream is None) == (position, False)

@@ -158,8 +158,8 @@ class Publication:
         share = self._shares.get(encoder.parameters)
         if share is None or not isinstance(encoder, LazyEncoder):
             encoder.forget()
-        else:
-            encoder.rewind(share.stream, share.start)
+        elif share.encoding is not None:
+            encoder.rewind(share.stream, share.start, share.stop)
 
     def _begin(self, parameters: Parameters) -> Share:
         encoder = self._audience.encoder(parameters)

@@ -180,10 +180,10 @@ class LazyEncoder:
         self.stream = None
         self.window = b""
 
-    def rewind(self, stream: Stream, position: int) -> None:
-        """Take note that what `stream` has compressed from a position on was not sent."""
-        if self.stream is stream and self.since < position <= self.position:
-            self.position = position
+    def rewind(self, stream: Stream, start: int, stop: int) -> None:
+        """Take note that what `stream` has compressed from one position to another, which was noted last, was not sent."""
+        if self.stream is stream and self.position == stop and self.since < start:
+            self.position = start
         else:
             self.forget()
 

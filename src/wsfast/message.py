@@ -94,7 +94,8 @@ class SelfContained:
 
     def take_back(self, encoder: Encoder) -> None:
         """Take note that what was last chosen for a connection was not sent."""
-        encoder.forget()
+        if self._by_parameters.get(encoder.parameters) is not self.plain:
+            encoder.forget()
 
     def _choose(self, parameters: Parameters) -> Encoding:
         if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
