@@ -22,7 +22,7 @@ from conftest import Run
 from wsfast import _core_py
 from wsfast._impl import core
 from wsfast.cli import main
-from wsfast.cli.bench.cases import METHODS, WAYS, Case, Weight, combine
+from wsfast.cli.bench.cases import FEATURES, METHODS, WAYS, Case, Weight, combine
 from wsfast.cli.bench.clients import Clients
 from wsfast.cli.bench.gauge import Gauge
 from wsfast.cli.bench.measure import RUN, measure
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
 ABSENT = {
-    *(("floor", "wsfast", "audience") if core is _core_py else ()),
+    *((name for name, feature in FEATURES.items() if feature == "extension") if core is _core_py else ()),
     *(() if importlib.util.find_spec("picows") else ("picows",)),
 }
 
@@ -227,13 +227,14 @@ def test_bench_deflate(loop: str, kind: str, tmp_path: Path, capsys: pytest.Capt
         for sizes, compressor in ((alone, stranger), (shared, encoder)):
             size = len(compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)) - 4
             sizes.append(size + (2 if size < 126 else 4))
-    for name in ("floor", "no-takeover"):
+    for name in ("floor", "floor-served", "no-takeover"):
         if name in runs:
             assert runs[name] == alone, name
     last = slice(RUN // 4, None)
     for name in ("websockets", "await", "tasks", "wait", "queues", "pubsub"):
         assert runs[name][last] == shared[last], name
-    for name, like in (("wsfast", alone), ("wsfast-pure", alone), ("audience", shared)):
+    sharing = [(name, shared) for name in ("audience", "channel", "channel-stock")]
+    for name, like in (("wsfast", alone), ("wsfast-pure", alone), *sharing):
         if name in runs:
             assert steady(runs[name]) == pytest.approx(steady(like), rel=0.02), name
 

@@ -18,7 +18,7 @@ import wsfast
 from wsfast import _core_py
 from wsfast._impl import core
 from wsfast.cli import bench, machine, main
-from wsfast.cli.bench.cases import COMPRESSED, METHODS, Case, Result, Samples, Verdict
+from wsfast.cli.bench.cases import COMPRESSED, FEATURES, METHODS, Case, Result, Samples, Verdict
 from wsfast.cli.bench.methods import core_in_use
 from wsfast.cli.bench.report import describe_verdict, percentile, print_case, ratio, summarize
 from wsfast.demo import server
@@ -28,10 +28,12 @@ TINY = ["--clients", "5", "--rounds", "2", "--calls", "2"]
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
+EXTENDED = [name for name, feature in FEATURES.items() if feature == "extension"]
+
 PRESENT = [
     name
     for name in METHODS
-    if name not in ("picows", *COMPRESSED, *(("floor", "wsfast") if core is _core_py else ()))
+    if name not in ("picows", *COMPRESSED, *(EXTENDED if core is _core_py else ()))
     or (name == "picows" and importlib.util.find_spec("picows"))
 ]
 
@@ -80,7 +82,7 @@ def test_wrong_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--methods", "floor,flor", "unknown method 'flor'; known are floor, wsfast,"),
+        ("--methods", "floor,flor", "unknown method 'flor'; known are floor, floor-served, wsfast,"),
         ("--loops", "trio", "unknown loop 'trio'; known are asyncio, uvloop"),
         ("--types", "json", "unknown type 'json'; known are text, binary"),
     ],

@@ -630,10 +630,6 @@ cdef class Members:
 
     cdef uint32_t *_slots
     cdef size_t _size, _room
-    cdef dict _indexes
-
-    def __cinit__(self):
-        self._indexes = {}
 
     def __dealloc__(self):
         PyMem_Free(self._slots)
@@ -652,19 +648,18 @@ cdef class Members:
             room = max(8, 2 * self._room)
             self._slots = <uint32_t *>resized(self._slots, room * sizeof(uint32_t))
             self._room = room
-        self._indexes[slot] = self._size
         self._slots[self._size] = slot
         self._size += 1
 
     def remove(self, uint32_t slot):
-        cdef size_t index = self._indexes.pop(slot)
-        cdef uint32_t last
+        cdef size_t index = 0
 
+        while index < self._size and self._slots[index] != slot:
+            index += 1
+        if index == self._size:
+            raise ValueError(f"slot {slot} is not a member")
         self._size -= 1
-        last = self._slots[self._size]
-        if last != slot:
-            self._slots[index] = last
-            self._indexes[last] = index
+        self._slots[index] = self._slots[self._size]
 
 
 cdef struct Node:
@@ -805,7 +800,7 @@ cdef class Roster:
         entries.reverse()
         return entries
 
-    def send(self, size_t count, size_t start, frames):
+    def send(self, size_t count, size_t start, frames, list leftovers not None, dict asked not None):
         cdef size_t stop, i, n = 0, complete
         cdef uint32_t slot, node
         cdef int *fds = NULL
@@ -813,8 +808,7 @@ cdef class Roster:
         cdef uint32_t *slots = NULL
         cdef ssize_t *results = NULL
         cdef wsf_buffer *buffers = NULL
-        cdef list data = [], nodes = [], leftovers = []
-        cdef dict asked = {}
+        cdef list data = [], nodes = []
 
         if self.done == 0 and self.touched_size:
             self.rotate(start % self.touched_size)
@@ -860,7 +854,7 @@ cdef class Roster:
             PyMem_Free(slots)
             PyMem_Free(results)
             PyMem_Free(buffers)
-        return complete, leftovers, asked
+        return complete
 
     cdef int rotate(self, size_t start) except -1:
         """Have the pending slot with that index be the first."""

@@ -235,27 +235,33 @@ def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
 class Members:
     """Slots of a roster that receive the same messages."""
 
-    __slots__ = ("_indexes", "slots")
+    __slots__ = ("slots",)
 
     def __init__(self) -> None:
         self.slots: list[int] = []
-        self._indexes: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def add(self, slot: int) -> None:
         """Add a slot that is not among them."""
-        self._indexes[slot] = len(self.slots)
         self.slots.append(slot)
 
     def remove(self, slot: int) -> None:
-        """Remove a slot that is among them; the last one takes its place."""
-        index = self._indexes.pop(slot)
+        """Remove a slot that is among them; the last one takes its place.
+
+        It is searched for: leaving is rarer than publishing, and an index would cost more memory than all the rest.
+
+        Raises:
+            ValueError: If it is not among them.
+        """
+        try:
+            index = self.slots.index(slot)
+        except ValueError:
+            raise ValueError(f"slot {slot} is not a member") from None
         last = self.slots.pop()
-        if last != slot:
+        if index < len(self.slots):
             self.slots[index] = last
-            self._indexes[last] = index
 
 
 class Roster:
@@ -330,29 +336,38 @@ class Roster:
         return entries[::-1]
 
     def send(
-        self, count: int, start: int, frames: Callable[[int], bytes]
-    ) -> tuple[int, list[tuple[int, int, int]], dict[int, list[int]]]:
+        self,
+        count: int,
+        start: int,
+        frames: Callable[[int], bytes],
+        leftovers: list[tuple[int, int, int]],
+        asked: dict[int, list[int]],
+    ) -> int:
         """Send to the next slots what they are to get, and bring them back to node 0.
 
         Args:
             count: How many slots at most.
             start: Where among all that is pending to begin, if none has been sent to yet; modulo their number.
             frames: Function of a node: all frames for it, one behind the other.
+            leftovers: List to which are added the slots whose kernels did not take everything, each with its node and
+                what `wsf.h` calls the result. The caller has it even if an exception is raised on the way.
+            asked: For each node the slots that are not ready; as above.
 
         Returns:
-            How many kernels took everything; slots whose kernels did not, each with its node and what `wsf.h` calls
-            the result; and for each node the slots that are not ready.
+            How many kernels took everything.
+
+        Raises:
+            MemoryError: If something may have been cut off that could not be listed.
         """
         if self._done == 0 and self._touched:
             start %= len(self._touched)
             self._touched = self._touched[start:] + self._touched[:start]
-        asked: dict[int, list[int]] = {}
         slots = self._touched[self._done : self._done + count]
         for slot in slots:
             asked.setdefault(self._nodes[slot], []).append(slot)
             self._nodes[slot] = 0
         self._done += len(slots)
-        return 0, [], asked
+        return 0
 
     def reset(self) -> None:
         """Forget all nodes, once nothing is pending."""

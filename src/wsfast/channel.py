@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from weakref import WeakSet
 from ._impl import core
 from .audience import SMALLEST_SHARED, Audience, Publication
 from .message import Message, PreparedMessage, encodings_of, prepare
-from .outlet import Entry, Item, Lag, Outbox, Outlet, logger
+from .outlet import Entry, Item, Lag, Outbox, Outlet
 from .policies import Conflate, Disconnect, DropNewest, Policy
 
 __all__ = ["Channel", "ChannelStats", "Subscription", "SubscriptionStats", "Waiting"]
@@ -153,18 +154,17 @@ class Subscription:
     def lag(self) -> Waiting:
         """What waits for it, messages of this tick included."""
         pending = self._pending()
-        oldest = next((item.entry.time for item in self._items or () if item.entry is not None), None)
-        if oldest is None and pending:
-            oldest = pending[0].time
+        times = [item.entry.time for item in self._items or () if item.entry is not None]
+        times += [entry.time for entry in pending]
         size = self.bytes + sum(entry.message.size for entry in pending)
-        return Waiting(self.queued + len(pending), size, 0.0 if oldest is None else time.monotonic() - oldest)
+        return Waiting(self.queued + len(pending), size, time.monotonic() - min(times) if times else 0.0)
 
     def stats(self) -> SubscriptionStats:
         """Return what became of the messages for it so far; once it has ended, until then."""
         if self._stats is not None:
             return self._stats
         published = self.channel.messages - self._since - self._excluded
-        queued = self.queued + (len(self._pending()) if self.outlet is not None else 0)
+        queued = self.queued + self.arriving * (self.outlet is not None) + len(self._pending())
         sent = published - self.dropped - self.conflated - queued
         return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
 
@@ -181,8 +181,8 @@ class Subscription:
                 outlet.discard(outlet.lag, item)
                 self.dropped += 1
         self.dropped += self.arriving + len(self._pending())
-        self._stats = self.stats()
         self.outlet = None
+        self._stats = self.stats()
         self.channel.remove(self, outlet)
         if self.previous is None:
             outlet.first = self.next
@@ -216,17 +216,20 @@ class Subscription:
                 self.bytes += entry.message.size - item.entry.message.size
                 item.entry = entry
                 self.conflated += 1
-                self._act(lag, "conflates")
+                self._act("conflates")
+                while policy.max_bytes is not None and self.bytes > policy.max_bytes and self.queued > 1:
+                    self._drop_oldest(lag)
                 return
-        self.expire(lag)
+        if not isinstance(policy, Conflate):  # whose messages are not in the order of their age: time tells
+            self.expire(lag)
         if self.outlet is None:
             return  # it has counted what was arriving
         while self._is_full(policy, entry):
             if isinstance(policy, Disconnect):
-                self._disconnect(lag, policy)
+                self._disconnect(policy)
                 return
             if isinstance(policy, DropNewest):
-                self._drop(lag)
+                self._drop()
                 return
             self._drop_oldest(lag)
         item = Item(entry, self)
@@ -256,9 +259,15 @@ class Subscription:
         if policy.max_age is None or isinstance(policy, DropNewest):
             return
         limit = time.monotonic() - policy.max_age
+        if isinstance(policy, Conflate):
+            for old in list(self._items or ()):
+                if old.entry is not None and old.entry.time < limit and self.outlet is not None:
+                    self.outlet.discard(lag, old)
+                    self._drop()
+            return
         while (item := self._oldest()) is not None and item.entry is not None and item.entry.time < limit:
             if isinstance(policy, Disconnect):
-                self._disconnect(lag, policy)
+                self._disconnect(policy)
                 return
             self._drop_oldest(lag)
 
@@ -272,7 +281,7 @@ class Subscription:
         assert item is not None
         assert self.outlet is not None
         self.outlet.discard(lag, item)
-        self._drop(lag)
+        self._drop()
 
     def let_go(self, item: Item) -> None:
         """Take note that an item does not wait any more."""
@@ -285,28 +294,35 @@ class Subscription:
         if self._items and self._items[0] is item:
             self._items.popleft()
 
-    def _drop(self, lag: Lag) -> None:
+    def _drop(self) -> None:
         self.dropped += 1
-        self._act(lag, "drops messages")
+        self._act("drops messages")
         self.channel.report(self.channel.on_drop, self, 1)
 
-    def _act(self, lag: Lag, what: str) -> None:
-        if not lag.acted:
-            lag.acted = True
-            logger.warning("%s does not keep up with %r, which %s", self.connection.id, self.channel, what)
-
-    def _disconnect(self, lag: Lag, policy: Disconnect) -> None:
+    def _act(self, what: str) -> None:
+        """Warn that the policy has to do something, once for each episode."""
         outlet = self.outlet
         assert outlet is not None
-        self._act(lag, "disconnects it")
+        if outlet.outbox.act(outlet, self):
+            outlet.outbox.log(
+                logging.WARNING, "%s does not keep up with %r, which %s", outlet.connection.id, self.channel, what
+            )
+
+    def _disconnect(self, policy: Disconnect) -> None:
+        outlet = self.outlet
+        assert outlet is not None
+        self._act("disconnects it")
         self.channel.disconnected += 1
         self.channel.report(self.channel.on_disconnect, self)
         outlet.disconnect(policy.code, policy.reason)
 
-    def recover(self, lag: Lag) -> None:
+    def catch_up(self) -> None:
         """Take note that nothing waits for the connection any more."""
         self._items = self._keys = None
-        if lag.acted and self.outlet is not None and self.outlet.open:
+
+    def recover(self) -> None:
+        """Take note that the connection has kept up for a while."""
+        if self.outlet is not None:
             self.channel.report(self.channel.on_recover, self)
 
 
@@ -333,7 +349,7 @@ class Channel:
             to leave it alone.
         on_drop: Called with a subscription and the number of messages that were dropped, soon after.
         on_disconnect: Called with the subscription that was the reason to close its connection.
-        on_recover: Called with a subscription when nothing waits any more, after it had lost messages.
+        on_recover: Called with a subscription that had lost messages, when it has kept up for a second.
 
     Raises:
         TypeError: If `slow` is no policy.
@@ -465,9 +481,10 @@ class Channel:
         excluded: set[int] = set()
         for connection in exclude:
             outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
-            if outlet is not None and outlet.slot in self._subscriptions and outlet.slot not in excluded:
-                self._subscriptions[outlet.slot].exclude()
+            if outlet is not None and outlet.outbox is outbox and outlet.slot in self._subscriptions:
                 excluded.add(outlet.slot)
+        for slot in excluded:
+            self._subscriptions[slot].exclude()
         entry = Entry(self, prepared, self._encodings(prepared), key)
         self.messages += 1
         self.bytes += prepared.size

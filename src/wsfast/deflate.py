@@ -181,7 +181,7 @@ class LazyEncoder:
         self.window = b""
 
     def rewind(self, stream: Stream, start: int, stop: int) -> None:
-        """Take note that what `stream` has compressed from one position to another, which was noted last, was not sent."""
+        """Take back what was noted last: what `stream` has compressed from one position to another was not sent."""
         if self.stream is stream and self.position == stop and self.since < start:
             self.position = start
         else:

@@ -53,8 +53,14 @@ SLICE = 500
 BUDGET = 0.02
 """Seconds after which a flush that nobody asked for lets the event loop do something else."""
 
+GONE, ORDINARY = -1, -2
+"""What `Outbox.offer` says of connections that take nothing any more, or must be sent to by their own methods."""
+
 AGE_INTERVAL = 0.1
 """Seconds between two looks at how long messages have waited."""
+
+EPISODE_GAP = 1.0
+"""Seconds for which a connection must keep up before it counts as recovered."""
 
 BATCH = 65536
 """Bytes of payload that are put together for a connection that catches up."""
@@ -137,14 +143,23 @@ class Item:
 class Lag:
     """What waits for a connection that does not keep up, from the first message that it could not take to the last."""
 
-    __slots__ = ("acted", "alive", "queue", "recovered", "since")
+    __slots__ = ("alive", "fd", "queue", "recovered")
 
     def __init__(self) -> None:
         self.queue: deque[Item] = deque()
         self.alive = 0
-        self.since = time.monotonic()
-        self.acted = False  # whether a policy had to do something about it
+        self.fd = -1  # that is watched
         self.recovered: asyncio.Future[None] | None = None
+
+
+class Episode:
+    """A time during which policies have had to do something about a connection."""
+
+    __slots__ = ("last", "subscriptions")
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.subscriptions: set[Subscription] = set()
 
 
 class Outlet:
@@ -193,7 +208,7 @@ class Outlet:
         if self.slot < 0:
             return
         self.fd = -1
-        self.outbox.roster.set_ready(self.slot, -1)
+        self.unready()
         for subscription in list(self.subscriptions()):
             subscription.unsubscribe()
 
@@ -207,6 +222,7 @@ class Outlet:
     def release(self) -> None:
         """Leave the outbox: nobody is subscribed any more."""
         self._end_lag()
+        self.outbox.episodes.pop(self, None)
         self.outbox.remove(self)
         self.slot = -1
         if self.evented:
@@ -234,6 +250,25 @@ class Outlet:
         if ready is not self.ready:
             self.ready = ready
             self.outbox.roster.set_ready(self.slot, self.fd if ready else -1)
+
+    def unready(self) -> None:
+        """Have the connection be asked from now on."""
+        if self.slot >= 0:
+            self.ready = False
+            self.outbox.roster.set_ready(self.slot, -1)
+
+    def abort(self) -> None:
+        """Drop the connection, on which half a frame would be followed by something else."""
+        self.fd = -1
+        self.unready()
+        self.connection.transport.abort()
+
+    def expect(self, entries: Sequence[Entry], change: int = 1) -> None:
+        """Take note that messages have not been sent, and are not counted anywhere."""
+        for entry in entries:
+            subscription = entry.channel.subscription_of(self)
+            if subscription is not None:
+                subscription.arriving += change
 
     def flush(self) -> None:
         """Send what was published in this tick."""
@@ -274,12 +309,13 @@ class Outlet:
 
     def watch(self, *, later: bool = False) -> None:
         """Look again when the socket has room, or a bit later if it cannot be told when."""
+        lag = self.lag
+        assert lag is not None
         plain = transport_layout(type(self.connection.transport))
-        fd = -1
         if not later and plain is not None and plain.direct:
-            fd = self.connection.transport.get_extra_info("socket").fileno()
-        if fd >= 0:
-            self.outbox.watch.once_writable(fd, self.catch_up)
+            lag.fd = self.connection.transport.get_extra_info("socket").fileno()
+        if not later and lag.fd >= 0:
+            self.outbox.watch.once_writable(lag.fd, self, self.catch_up)
         else:
             self.outbox.watch.once_later(self, self.catch_up)
 
@@ -288,9 +324,24 @@ class Outlet:
         lag = self.lag
         if lag is None or not self.open:
             return
-        taken = True
-        budget = BATCHES
-        while lag.alive and taken and budget:
+        try:
+            finished = self._catch_up(lag)
+        except BaseException:
+            if self.lag is lag:
+                self.watch(later=True)
+            raise
+        if self.lag is not lag:
+            return  # it was closed meanwhile
+        if lag.alive:
+            blocked = getattr(self.connection, SEND_IN_PROGRESS) is not None
+            self.watch(later=blocked or finished)
+        else:
+            self._end_lag()
+            self.refresh()
+
+    def _catch_up(self, lag: Lag) -> bool:
+        """Send some of what waits; return whether everything that was offered has been taken."""
+        for turn in range(BATCHES):
             items: list[Item] = []
             size = 0
             for item in lag.queue:
@@ -301,24 +352,22 @@ class Outlet:
                     size += item.entry.message.size
                     if self.masked:
                         break
-            entries = [item.entry for item in items if item.entry is not None]
-            count = self.outbox.offer([self], entries, insist=budget == BATCHES)[0]
-            budget -= 1
+            if not items:
+                return True
+            count = self.outbox.offer_one(self, [item.entry for item in items if item.entry], insist=turn == 0)
             if self.lag is not lag:
-                return  # it was closed meanwhile
-            for item in items[: max(count, 0)]:
-                item.subscription.let_go(item)
-                item.entry = None
-                lag.alive -= 1
+                return False
+            for item in items[: len(items) if count == GONE else count]:
+                if item.entry is None:
+                    continue
+                if count == GONE:
+                    item.subscription.dropped += 1
+                self.discard(lag, item)
             while lag.queue and lag.queue[0].entry is None:
                 lag.queue.popleft()
-            taken = count == len(items)
-        if lag.alive:
-            blocked = getattr(self.connection, SEND_IN_PROGRESS) is not None
-            self.watch(later=blocked or (taken and not budget))
-            return
-        self._end_lag()
-        self.refresh()
+            if 0 <= count < len(items):
+                return False
+        return True
 
     def discard(self, lag: Lag, item: Item) -> None:
         """Have an item not wait any more."""
@@ -332,16 +381,11 @@ class Outlet:
         lag, self.lag = self.lag, None
         if lag is None:
             return
-        fd = -1
-        with contextlib.suppress(Exception):
-            fd = self.connection.transport.get_extra_info("socket").fileno()
-        self.outbox.watch.forget(fd, self)
+        self.outbox.watch.forget(lag.fd, self)
         if lag.recovered is not None and not lag.recovered.done():
             lag.recovered.set_result(None)
-        if lag.acted and self.open:
-            logger.info("%s has recovered", self.connection.id)
         for subscription in self.subscriptions():
-            subscription.recover(lag)
+            subscription.catch_up()
 
 
 class Outbox:
@@ -374,6 +418,7 @@ class Outbox:
         self._handle: asyncio.Handle | None = None
         self._ages: asyncio.TimerHandle | None = None
         self._lagging: set[Outlet] = set()
+        self.episodes: dict[Outlet, Episode] = {}
         self._turn = 0
         self._flushing = False
 
@@ -385,13 +430,13 @@ class Outbox:
             RuntimeError: If it belongs to another event loop.
         """
         outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
+        if not is_connection(connection) or not hasattr(connection, LOST):
+            raise unsupported(connection, "subscribe")
+        if connection.loop is not self.loop:
+            raise RuntimeError("the connection belongs to another event loop than the channel")
+        if connection.protocol.state is not OPEN:
+            raise RuntimeError("the connection is not open")
         if outlet is None:
-            if not is_connection(connection) or not hasattr(connection, LOST):
-                raise unsupported(connection, "subscribe")
-            if connection.protocol.state is not OPEN:
-                raise RuntimeError("the connection is not open")
-            if connection.loop is not self.loop:
-                raise RuntimeError("the connection belongs to another event loop than the channel")
             outlet = Outlet(self, connection)
             connection._wsfast_outlet = outlet
         return outlet
@@ -436,8 +481,27 @@ class Outbox:
             for subscription in list(outlet.subscriptions()):
                 if outlet.lag is not None:
                     subscription.expire(outlet.lag)
-        if self._lagging:
+        now = time.monotonic()
+        for outlet, episode in list(self.episodes.items()):
+            if outlet.lag is not None:
+                episode.last = now
+            elif now - episode.last > EPISODE_GAP:
+                del self.episodes[outlet]
+                self.log(logging.INFO, "%s has recovered", outlet.connection.id)
+                for subscription in episode.subscriptions:
+                    subscription.recover()
+        if self._lagging or self.episodes:
             self._ages = self.loop.call_later(AGE_INTERVAL, self._on_age)
+
+    def act(self, outlet: Outlet, subscription: Subscription) -> bool:
+        """Take note that a policy has to do something; return whether an episode begins with that."""
+        episode = self.episodes.get(outlet)
+        begins = episode is None
+        if episode is None:
+            episode = self.episodes[outlet] = Episode()
+        episode.last = time.monotonic()
+        episode.subscriptions.add(subscription)
+        return begins
 
     def _on_tick(self) -> None:
         self._handle = None
@@ -472,56 +536,99 @@ class Outbox:
             self._flushing = False
 
     def _send_some(self, count: int) -> None:
+        """Send to some of those for whom something was published.
+
+        No code of the user's runs before all frames are whole and all messages have been counted: log records and
+        callbacks wait for the next iteration, and connections with methods of their own come last.
+        """
         joined: dict[int, Joined] = {}
 
         def frames(node: int) -> bytes:
             joined[node] = Joined([self.entries[number] for number in self.roster.sequence(node)])
             return joined[node].plain.frame
 
+        leftovers: list[tuple[int, int, int]] = []
+        asked: dict[int, list[int]] = {}
         left: list[tuple[Outlet, Sequence[Entry]]] = []
-        lost: list[tuple[Outlet, int]] = []
         collects = gc.isenabled()
         gc.disable()
-        cut: list[tuple[Outlet, memoryview]] = []
         try:
-            _, leftovers, asked = self.roster.send(count, self._turn, frames)
-            for slot, node, result in leftovers:
-                outlet = self.outlets[slot]
-                assert outlet is not None
-                entries = joined[node].entries
-                if result > 0:
-                    frame = joined[node].plain.frame
-                    ends = joined[node].ends(frame)
-                    index = bisect_left(ends, result)
-                    cut.append((outlet, memoryview(frame)[result : ends[index]]))
-                    left.append((outlet, entries[index + 1 :]))
-                else:
-                    left.append((outlet, entries))
-                    if -result not in HARMLESS:
-                        lost.append((outlet, -result))
-            while cut:
-                outlet, rest = cut[-1]
-                if not _write(outlet.connection, rest):
-                    outlet.connection.transport.abort()
-                cut.pop()
+            self.roster.send(count, self._turn, frames, leftovers, asked)
+            while leftovers:
+                left.append(self._settle(*leftovers[-1], joined))
+                leftovers.pop()
+        except BaseException as exc:
+            outlets = [self.outlets[slot] for slot, _, result in leftovers if result > 0]
+            if isinstance(exc, MemoryError):  # nobody knows whose
+                outlets = [outlet for outlet in self.outlets if outlet is not None and outlet.ready]
+            for outlet in outlets:
+                if outlet is not None:
+                    outlet.abort()
+            for slot, node, _ in leftovers:
+                self._lose(self.outlets[slot], joined[node].entries)
+            for outlet, entries in left:
+                self._lose(outlet, entries)
+            for node, slots in asked.items():
+                for slot in slots:
+                    self._lose(self.outlets[slot], [self.entries[number] for number in self.roster.sequence(node)])
+            raise
         finally:
-            for outlet, _ in cut:
-                outlet.connection.transport.abort()
             if collects:
                 gc.enable()
-        for outlet, errno in lost:
-            keep_reason(outlet.connection, errno)
-        for outlet, entries in left:
-            outlet.refresh()
+        todo = [
+            ([outlet for slot in slots if (outlet := self.outlets[slot]) is not None], self._sequence(node))
+            for node, slots in asked.items()
+        ]
+        while left:
+            outlet, entries = left.pop()
             if entries:
                 outlet.hold(entries)
-        for node, slots in asked.items():
-            entries = [self.entries[number] for number in self.roster.sequence(node)]
-            outlets = [outlet for slot in slots if (outlet := self.outlets[slot]) is not None]
-            self.send(outlets, entries)
+        ordinary: list[tuple[Outlet, Sequence[Entry]]] = []
+        while todo:
+            self.send(*todo.pop(), ordinary)
+        for outlet, entries in ordinary:
+            outlet.expect(entries)
+        for outlet, entries in ordinary:
+            outlet.expect(entries, -1)
+            count = self._send_ordinarily(outlet, entries)
+            if count != len(entries):
+                self._leave(outlet, entries, count)
 
-    def send(self, outlets: list[Outlet], entries: Sequence[Entry]) -> None:
-        """Send messages to connections that must be asked whether they can take them."""
+    def _sequence(self, node: int) -> list[Entry]:
+        return [self.entries[number] for number in self.roster.sequence(node)]
+
+    def _settle(self, slot: int, node: int, result: int, joined: dict[int, Joined]) -> tuple[Outlet, Sequence[Entry]]:
+        """Give the end of the frame that was cut to the transport; return the messages behind it."""
+        outlet = self.outlets[slot]
+        assert outlet is not None
+        entries = joined[node].entries
+        if result <= 0:
+            outlet.unready()
+            if -result not in HARMLESS:
+                keep_reason(outlet.connection, -result)
+            return outlet, entries
+        frame = joined[node].plain.frame
+        ends = joined[node].ends(frame)
+        index = bisect_left(ends, result)
+        if not self._write(outlet.connection, memoryview(frame)[result : ends[index]]):
+            outlet.abort()
+        outlet.unready()
+        return outlet, entries[index + 1 :]
+
+    def _lose(self, outlet: Outlet | None, entries: Sequence[Entry]) -> None:
+        """Count messages that a connection never gets."""
+        for entry in entries:
+            subscription = None if outlet is None else entry.channel.subscription_of(outlet)
+            if subscription is not None:
+                subscription.dropped += 1
+
+    def send(
+        self, outlets: list[Outlet], entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]
+    ) -> None:
+        """Send messages to connections that must be asked whether they can take them.
+
+        To `ordinary` are added those that must be sent to by their own methods.
+        """
         fit: list[Outlet] = []
         for outlet in outlets:
             if outlet.lag is not None:
@@ -534,15 +641,20 @@ class Outbox:
             for outlet in masked:  # a mask belongs to one frame
                 for index in range(len(entries)):
                     count = self.offer([outlet], entries[index : index + 1])[0]
-                    if count != 1:
+                    if count == ORDINARY:
+                        ordinary.append((outlet, entries[index:]))
+                    elif count != 1:
                         self._leave(outlet, entries[index:], count)
+                    if count != 1:
                         break
         if not fit:
             return
         taken = self.offer(fit, entries)
         if taken != [len(entries)] * len(fit):
             for outlet, count in zip(fit, taken, strict=True):
-                if count != len(entries):
+                if count == ORDINARY:
+                    ordinary.append((outlet, entries))
+                elif count != len(entries):
                     self._leave(outlet, entries, count)
         for outlet in fit:
             if outlet.fd >= 0:
@@ -552,15 +664,18 @@ class Outbox:
         if count >= 0:
             outlet.hold(entries[count:])
             return
-        for entry in entries:
-            subscription = entry.channel.subscription_of(outlet)
-            if subscription is not None:
-                subscription.dropped += 1
+        self._lose(outlet, entries)
+
+    def offer_one(self, outlet: Outlet, entries: Sequence[Entry], *, insist: bool) -> int:
+        """Offer messages to one connection, by its own methods if it must be."""
+        count = self.offer([outlet], entries, insist=insist)[0]
+        return self._send_ordinarily(outlet, entries) if count == ORDINARY else count
 
     def offer(self, outlets: list[Outlet], entries: Sequence[Entry], *, insist: bool = False) -> list[int]:
         """Offer messages to connections for which nothing waits; return how many of them each has taken.
 
-        -1 stands for a connection that takes nothing any more.
+        GONE stands for a connection that takes nothing any more, ORDINARY for one that must be sent to by its own
+        methods.
 
         Args:
             outlets: The connections.
@@ -575,7 +690,7 @@ class Outbox:
         while start < len(outlets):
             stop = self._sweep(connections, start, joined, taken, insist)
             if stop == start:
-                taken[start] = self._send_ordinarily(outlets[start], entries)
+                taken[start] = ORDINARY
                 stop += 1
             start = stop
         return taken
@@ -596,7 +711,7 @@ class Outbox:
                 sizes = [len(frame)] if connections[position]._wsfast_outlet.masked else joined.ends(frame)
                 offset = len(frame) - len(rest)
                 index = bisect_left(sizes, offset)
-                if not _write(connections[position], memoryview(frame)[offset : sizes[index]]):
+                if not self._write(connections[position], memoryview(frame)[offset : sizes[index]]):
                     connections[position].transport.abort()
                 cut.pop()
                 ends.append((position, index + 1))
@@ -620,10 +735,9 @@ class Outbox:
         if skipped:
             for position in range(start, stop):
                 if connections[position].protocol.state is not OPEN:
-                    taken[position] = -1
+                    taken[position] = GONE
         for position in ordinary:
-            outlet = connections[position]._wsfast_outlet
-            taken[position] = -1 if outlet is None else self._send_ordinarily(outlet, joined.entries)
+            taken[position] = ORDINARY
         return stop
 
     def _give(self, connection: Any, encoder: Encoder | None, joined: Joined, insist: bool) -> int:
@@ -638,40 +752,43 @@ class Outbox:
         frame = encoding.frame
         if connection_kind.masked:
             frame = core.encode_frame(encoding.first, encoding.payload, os.urandom(4))
-        if _write(connection, frame):
+        if self._write(connection, frame):
             return len(joined.entries)
         if encoder is not None:
             joined.take_back(encoder)
-        return -1
+        return GONE
 
     def _send_ordinarily(self, outlet: Outlet, entries: Sequence[Entry]) -> int:
         """Send messages by the connection's own methods."""
         connection = outlet.connection
-        if not outlet.open or connection.transport.is_closing():
-            return -1
+        if outlet.slot < 0 or not outlet.open or connection.transport.is_closing():
+            return GONE
         if getattr(connection, SEND_IN_PROGRESS) is not None or connection.transport.get_write_buffer_size():
             return 0
-        for entry in entries:
+        for index, entry in enumerate(entries):
             try:
                 if entry.message.text:
                     connection.protocol.send_text(entry.message.data)
                 else:
                     connection.protocol.send_binary(entry.message.data)
                 connection.send_data()
-            except Exception:
-                logger.warning("could not write to %s", connection.id, exc_info=True)
-                return -1
+            except Exception as exc:
+                self.log(logging.WARNING, "could not write to %s: %r", connection.id, exc)
+                return index or GONE
         return len(entries)
 
+    def _write(self, connection: Any, data: bytes | memoryview) -> bool:
+        """Write to a transport; tell whether it has taken it."""
+        try:
+            connection.transport.write(data)
+        except Exception as exc:
+            self.log(logging.WARNING, "could not write to %s: %r", connection.id, exc)
+            return False
+        return True
 
-def _write(connection: Any, data: bytes | memoryview) -> bool:
-    """Write to a transport; tell whether it has taken it."""
-    try:
-        connection.transport.write(data)
-    except Exception:
-        logger.warning("could not write to %s", connection.id, exc_info=True)
-        return False
-    return True
+    def log(self, level: int, message: str, *arguments: object) -> None:
+        """Log soon: what handlers do must not get in between."""
+        self.loop.call_soon(logger.log, level, message, *arguments)
 
 
 def _encoder_of(connection: Any) -> Encoder | None:

@@ -8,6 +8,7 @@ has no socket of its own, time tells.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 from collections.abc import Callable
 from typing import Any
@@ -28,27 +29,39 @@ class Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._poller: Any = None
-        self._callbacks: dict[int, Callable[[], None]] = {}
-        self._known: set[int] = set()
+        self._callbacks: dict[int, tuple[object, Callable[[], None]]] = {}
         self._later: dict[object, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def once_writable(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back, once, when the socket has room; it must be forgotten before it is closed."""
+    def once_writable(self, fd: int, key: object, callback: Callable[[], None]) -> None:
+        """Call back, once, when the socket has room; it must be forgotten before another gets its descriptor."""
+        try:
+            self._watch(fd)
+        except OSError:  # as when there are no more descriptors
+            self.once_later(key, callback)
+        else:
+            self._callbacks[fd] = key, callback
+
+    def _watch(self, fd: int) -> None:
         if not hasattr(select, "epoll") and not hasattr(select, "kqueue"):
-            self.once_later(fd, callback)
-            return
+            raise OSError("there is nothing to watch it with")
         if self._poller is None:
-            self._poller = select.epoll() if hasattr(select, "epoll") else select.kqueue()  # type: ignore[attr-defined]
-            self._loop.add_reader(self._poller.fileno(), self._on_ready)
-        self._callbacks[fd] = callback
+            poller = select.epoll() if hasattr(select, "epoll") else select.kqueue()  # type: ignore[attr-defined]
+            try:
+                self._loop.add_reader(poller.fileno(), self._on_ready)
+            except BaseException:
+                poller.close()
+                raise
+            self._poller = poller
         if hasattr(select, "epoll"):
-            change = self._poller.modify if fd in self._known else self._poller.register
-            change(fd, select.EPOLLOUT | select.EPOLLONESHOT)
+            events = select.EPOLLOUT | select.EPOLLONESHOT
+            try:
+                self._poller.modify(fd, events)
+            except FileNotFoundError:
+                self._poller.register(fd, events)
         else:
             flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT  # type: ignore[attr-defined]
             self._poller.control([select.kevent(fd, select.KQ_FILTER_WRITE, flags)], 0, 0)  # type: ignore[attr-defined]
-        self._known.add(fd)
 
     def once_later(self, key: object, callback: Callable[[], None]) -> None:
         """Call back, once, after a short while."""
@@ -59,35 +72,40 @@ class Watch:
     def forget(self, fd: int, key: object) -> None:
         """Do not call back for them any more."""
         self._later.pop(key, None)
-        self._later.pop(fd, None)
-        self._callbacks.pop(fd, None)
-        if fd in self._known:
-            self._known.remove(fd)
+        if fd in self._callbacks and self._callbacks[fd][0] is key:
+            del self._callbacks[fd]
             if hasattr(select, "epoll"):
-                self._poller.unregister(fd)
-            if not self._known:
-                self._end()
+                with contextlib.suppress(OSError):  # it may be closed
+                    self._poller.unregister(fd)
 
-    def _end(self) -> None:
+    def __del__(self) -> None:
         if self._poller is not None:
             if not self._loop.is_closed():
                 self._loop.remove_reader(self._poller.fileno())
             self._poller.close()
-            self._poller = None
 
     def _on_ready(self) -> None:
         if hasattr(select, "epoll"):
             ready = [fd for fd, _ in self._poller.poll(0)]
         else:
             ready = [event.ident for event in self._poller.control(None, 256, 0)]
-        for fd in ready:
-            if (callback := self._callbacks.pop(fd, None)) is not None:
-                callback()
-            if self._poller is None:
-                break
+        self._call([call for fd in ready if (call := self._callbacks.pop(fd, None)) is not None])
 
     def _on_time(self) -> None:
         self._timer = None
-        callbacks, self._later = self._later, {}
-        for callback in callbacks.values():
-            callback()
+        calls, self._later = list(self._later.items()), {}
+        self._call(calls)
+
+    def _call(self, calls: list[tuple[object, Callable[[], None]]]) -> None:
+        """Call back all of them, though some may fail."""
+        while calls:
+            _, callback = calls.pop()
+            try:
+                callback()
+            except Exception as exc:
+                context = {"message": "a subscriber could not catch up", "exception": exc}
+                self._loop.call_exception_handler(context)
+            except BaseException:
+                for other, later in calls:
+                    self.once_later(other, later)
+                raise

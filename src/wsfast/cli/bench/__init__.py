@@ -5,6 +5,10 @@ and prints what it is told (`report`). The server has its clients in a process o
 end of it, `peer` is that process) that only reads. The methods that are compared are in `methods`, the servers in
 `servers`, what they send in `ticks`; `gauge` tells how much that has become by compression. `memory` is the process of
 a server whose memory is measured instead.
+
+What a channel is for cannot be told by the time of a call; `scenarios` are for that. Each has a module, which is the
+server's process: `stalled`, `conflation`, `topics`, `subscriptions`. The clients of the first two look at what they
+read: `readers` is their process, `reading` the server's end of it, `numbered` what they are sent.
 """
 
 from __future__ import annotations
@@ -16,7 +20,20 @@ from pathlib import Path
 from wsfast.cli.machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
 from wsfast.cli.options import choices, positive, positives
 
-from .cases import COMPRESSED, FEATURES, LOOPS, METHODS, SERVERS, WAYS, Case, Weight, combine, extension_present
+from .cases import (
+    COMPRESSED,
+    FEATURES,
+    LOOPS,
+    METHODS,
+    PATTERNS,
+    SERVERS,
+    WAYS,
+    Case,
+    Weight,
+    combine,
+    extension_present,
+)
+from .scenarios import SCENARIOS, play
 
 __all__ = ["DESCRIPTION", "HELP", "add_arguments", "run"]
 
@@ -54,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds, each with a turn of every method (40)")
     parser.add_argument("--calls", type=positive, default=3, metavar="N", help="measured calls in a turn (3)")
     parser.add_argument(
+        "--burst",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="messages in one call; times are per message; the floor sends them joined (1)",
+    )
+    parser.add_argument(
         "--collection",
         choices=("list", "set"),
         default="list",
@@ -73,6 +97,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="only",
         help=f"measure what a connection takes of the server's memory, too, or only that, of these servers: {ways}",
     )
+    parser.add_argument(
+        "--scenario",
+        type=choices("scenario", tuple(SCENARIOS)),
+        metavar="NAME,...",
+        help="play these instead, about channels: " + "; ".join(f"{name}: {what}" for name, what in SCENARIOS.items()),
+    )
+    parser.add_argument("--messages", type=positive, metavar="N", help="of scenario stalled: messages (20000)")
+    parser.add_argument(
+        "--seconds", type=positive, metavar="N", help="of scenario conflate (60) and topics (10): how long"
+    )
+    parser.add_argument("--topics", type=positive, metavar="N", help="of scenario topics: how many (1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
     parser.add_argument("--quick", action="store_true", help="200 clients and 8 rounds, to see that it works")
@@ -87,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     from .report import draw_chart, print_case, print_machine, print_memory, write_json
     from .session import Progress, measure_case, measure_memory
 
+    if arguments.scenario is not None:
+        return play(arguments, _available("loop", arguments.loops or ("asyncio",)))
     plan = _plan(arguments)
     weighed = _weighed(arguments)
     chart: Path | None = arguments.chart
@@ -131,6 +168,8 @@ def _plan(arguments: argparse.Namespace) -> list[Case]:
     for name in methods:
         if arguments.methods and name in COMPRESSED and any(name not in case.methods for case in cases):
             print(f"Skipping method {name} without compression: there it would be nothing new")
+    if arguments.burst > 1 and not PATTERNS.isdisjoint(methods):
+        print(f"Skipping methods {', '.join(name for name in methods if name in PATTERNS)} in bursts")
     plan = [case for case in cases if case.methods]
     if not plan:
         raise UnfitError("no method is left to measure")
@@ -172,6 +211,7 @@ def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Ca
         collection=arguments.collection,
         sleep=arguments.sleep,
         compressions=_available("compression", arguments.compression),
+        burst=arguments.burst,
     )
 
 

@@ -12,8 +12,10 @@ from wsfast._impl import core
 __all__ = [
     "COMPRESSED",
     "FEATURES",
+    "FLOORS",
     "LOOPS",
     "METHODS",
+    "PATTERNS",
     "SERVERS",
     "WAYS",
     "Case",
@@ -27,7 +29,10 @@ __all__ = [
 
 METHODS = {
     "floor": "a bare loop of send() in C over the same sockets",
+    "floor-served": "the same loop over connections of wsfast.serve()",
     "wsfast": "wsfast.broadcast()",
+    "channel": "publish() and flush() of a wsfast.Channel, on connections of wsfast.serve()",
+    "channel-stock": "publish() and flush() of a wsfast.Channel, on stock connections",
     "audience": "broadcast() of a wsfast.Audience (with compression only)",
     "wsfast-pure": "wsfast.broadcast() by its twin in plain Python",
     "websockets": "websockets.broadcast()",
@@ -45,14 +50,23 @@ METHODS = {
 COMPRESSED = frozenset({"audience", "no-takeover"})
 """Methods that mean nothing without compression."""
 
-SERVERS = {"picows": "picows", "no-takeover": "no-takeover"}
-"""Methods that have a server of their own, and its name; the others share one, `stock`."""
+PATTERNS = frozenset({"await", "tasks", "wait", "queues", "pubsub"})
+"""Methods that are left out of bursts: they send one message after the other, as ever."""
+
+SERVERS = {"picows": "picows", "no-takeover": "no-takeover", "floor-served": "served", "channel": "served"}
+"""Methods that have another server than most, and its name; the others share one, `stock`."""
+
+FLOORS = {"floor-served": "floor-served", "channel": "floor-served"}
+"""Methods whose efficiency is told against another floor, that of their own sockets, if it is measured."""
 
 LOOPS = ("asyncio", "uvloop")
 
 FEATURES = {
     "floor": "extension",
+    "floor-served": "extension",
     "wsfast": "extension",
+    "channel": "extension",
+    "channel-stock": "extension",
     "audience": "extension",
     "picows": "picows",
     "uvloop": "uvloop",
@@ -96,6 +110,8 @@ class Case:
     """Whether the process of the clients sleeps when there is nothing to read."""
     compression: str = "none"
     """`none` or `deflate`."""
+    burst: int = 1
+    """Messages that are sent in one call."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Case:
@@ -111,7 +127,8 @@ class Case:
         kept = "" if self.collection == "list" else f", in a {self.collection}"
         sleepy = ", clients that sleep" if self.sleep else ""
         how = "" if self.compression == "none" else f", {self.compression}"
-        return f"{self.clients} clients, {self.size} B {self.type}{how}, {self.loop}{kept}{sleepy}"
+        many = "" if self.burst == 1 else f", bursts of {self.burst}"
+        return f"{self.clients} clients, {self.size} B {self.type}{how}{many}, {self.loop}{kept}{sleepy}"
 
 
 def combine(
@@ -126,6 +143,7 @@ def combine(
     collection: str,
     sleep: bool,
     compressions: tuple[str, ...],
+    burst: int = 1,
 ) -> list[Case]:
     """Return one case for each combination, with those of the methods that mean something in it."""
     return [
@@ -134,12 +152,19 @@ def combine(
             size,
             loop,
             kind,
-            tuple(name for name in METHODS if name in methods and (how != "none" or name not in COMPRESSED)),
+            tuple(
+                name
+                for name in METHODS
+                if name in methods
+                and (how != "none" or name not in COMPRESSED)
+                and (burst == 1 or name not in PATTERNS)
+            ),
             rounds,
             calls,
             collection,
             sleep,
             how,
+            burst,
         )
         for loop, count, size, kind, how in itertools.product(loops, clients, sizes, types, compressions)
     ]
@@ -162,7 +187,7 @@ class Samples:
     octets: list[list[int]] = field(default_factory=list)
     """For each round and each call in it, bytes that one client was sent; with compression only."""
     run: list[int] = field(default_factory=list)
-    """The same for each message of a run in which no other method takes turns; with compression only."""
+    """The same for each call of a run in which no other method takes turns; with compression only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +197,7 @@ class Verdict:
     sender: str
     """The method that sent."""
     clients: int
+    """Messages that are sent in a call: as many as there are clients, times those of a burst."""
     drained: float
     """Messages per second that the clients read, one from each connection, while the server does nothing."""
     size: int

@@ -31,6 +31,7 @@ class Gauge:
     """
 
     def __init__(self, connection: Any) -> None:
+        self._connection = connection
         self._transport = getattr(connection, "transport", None)
         # Those of picows hide theirs, and with it their sockets.
         self._socket = _socket_to(connection.remote_address)
@@ -55,6 +56,12 @@ class Gauge:
             written += self._transport.get_write_buffer_size()
         before, self._written = self._written, written
         return written - before
+
+    @property
+    def behind(self) -> bool:
+        """Whether something waits in a channel, of which nobody knows how long it will be."""
+        outlet = getattr(self._connection, "_wsfast_outlet", None)
+        return outlet is not None and outlet.lag is not None
 
     def _acknowledged(self) -> int:
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)

@@ -41,7 +41,7 @@ from .clients import Clients
 from .gauge import Gauge
 from .methods import CALLS, Call, Room
 from .servers import PATIENCE, SERVE, admit
-from .ticks import Parcel, parcels
+from .ticks import Burst, bursts
 
 __all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
 
@@ -98,13 +98,21 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
 def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
     """Return what the methods need: all have collections of the same kind."""
     kind: Callable[[list[Any]], Collection[Any]] = {"list": list, "set": set}[case.collection]
-    connections: Collection[ServerConnection] = kind(crowds.get("stock", []))
+    stock, served = crowds.get("stock", []), crowds.get("served", [])
+    connections: Collection[ServerConnection] = kind(stock)
     return Room(
         connections=connections,
-        descriptors=array("i", [connection.transport.get_extra_info("socket").fileno() for connection in connections]),
+        descriptors=_descriptors(connections),
         strangers=kind(crowds.get("picows", [])),
         forgetful=kind(crowds.get("no-takeover", [])),
+        stock=stock,
+        served=served,
+        served_descriptors=_descriptors(served),
     )
+
+
+def _descriptors(connections: Collection[ServerConnection]) -> array[int]:
+    return array("i", [connection.transport.get_extra_info("socket").fileno() for connection in connections])
 
 
 class Turn(NamedTuple):
@@ -131,7 +139,7 @@ class Bench:
         self.case = case
         self.clients = clients
         self.room = room
-        self.parcels = parcels(case, "turns")
+        self.bursts = bursts(case, "turns")
         self.expected = 0
         """Bytes that the clients will have read."""
 
@@ -154,20 +162,20 @@ class Bench:
                 short = self.room.short
                 # All methods send the same messages here. Those of the method before have left the window when the
                 # first of them that count come.
-                for parcel in islice(parcels(self.case, "run"), RUN):
-                    samples[name].run.append((await self.sample(turn, parcel)).octets)
+                for burst in islice(bursts(self.case, "run"), RUN):
+                    samples[name].run.append((await self.sample(turn, burst)).octets)
                 self.room.short = short
                 after_step()
         return Result(self.case, samples, verdict)
 
     async def take_turn(self, turn: Turn, samples: Samples) -> None:
         """Make one call that is not measured, and those that are."""
-        first, *rest = islice(self.parcels, self.case.calls + 1)
+        first, *rest = islice(self.bursts, self.case.calls + 1)
         gc.collect()
         await self.sample(turn, first)
         short = self.room.short
         wakeups = self.clients.wakeups()
-        taken = [await self.sample(turn, parcel) for parcel in rest]
+        taken = [await self.sample(turn, burst) for burst in rest]
         samples.call.append([sample.call for sample in taken])
         samples.cpu.append([sample.cpu for sample in taken])
         samples.drained.append([sample.drained for sample in taken])
@@ -177,9 +185,9 @@ class Bench:
         if wakeups is not None:
             samples.wakeups.append((self.clients.wakeups() or wakeups) - wakeups)
 
-    async def sample(self, turn: Turn, parcel: Parcel) -> Sample:
-        """Send a message by a method, and wait until all has arrived."""
-        self.room.take(parcel)
+    async def sample(self, turn: Turn, burst: Burst) -> Sample:
+        """Make one call of a method, and wait until all has arrived."""
+        self.room.take(burst)
         short = self.room.short
         call = turn.call
         waits = inspect.iscoroutinefunction(call)
@@ -198,7 +206,7 @@ class Bench:
 
     def expect(self, turn: Turn) -> bool:
         """Expect what a method has sent since the last time to arrive; return whether that is anything."""
-        octets = len(self.room.frame) if turn.gauge is None else turn.gauge.advance()
+        octets = len(self.room.frames) if turn.gauge is None else turn.gauge.advance()
         self.expected += self.case.clients * octets
         return octets > 0
 
@@ -212,7 +220,9 @@ class Bench:
         # than to spin would put the processor to rest, and each method to the trouble of waking it up.
         clients = self.clients
         seen, since = clients.octets, time.perf_counter_ns()
-        while (octets := clients.octets) < self.expected or (turn.gauge is not None and self.expect(turn)):
+        while (octets := clients.octets) < self.expected or (
+            turn.gauge is not None and (self.expect(turn) or turn.gauge.behind)
+        ):
             now = time.perf_counter_ns()
             if octets != seen:
                 seen, since = octets, now
@@ -241,8 +251,8 @@ class Bench:
     async def try_clients(self, sender: str, turn: Turn) -> Verdict:
         """Find out how fast the clients read, and whether they keep up with the server."""
         drained = []
-        for parcel in islice(self.parcels, TRIALS):
-            self.room.take(parcel)
+        for burst in islice(self.bursts, TRIALS):
+            self.room.take(burst)
             self.clients.stop()
             short = self.room.short
             result = turn.call()
@@ -257,13 +267,14 @@ class Bench:
             self.expect(turn)
             arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
             drained.append(arrival - start)
-        together = [await self.sample(turn, parcel) for parcel in islice(self.parcels, TRIALS)]
+        together = [await self.sample(turn, burst) for burst in islice(self.bursts, TRIALS)]
         self.room.short = 0
+        messages = self.case.clients * self.case.burst
         return Verdict(
             sender=sender,
-            clients=self.case.clients,
-            drained=self.case.clients * 1e9 / statistics.median(drained),
-            size=round(statistics.mean(sample.octets for sample in together)),
+            clients=messages,
+            drained=messages * 1e9 / statistics.median(drained),
+            size=round(statistics.mean(sample.octets for sample in together) / self.case.burst),
             behind=int(statistics.median(sample.drained - sample.call for sample in together)),
             call=int(statistics.median(sample.call for sample in together)),
         )

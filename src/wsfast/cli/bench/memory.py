@@ -21,7 +21,7 @@ from .gauge import Gauge
 from .measure import Bench, Turn, make_room, tell
 from .methods import CALLS
 from .servers import SERVE, admit
-from .ticks import parcels
+from .ticks import bursts
 
 __all__ = ["MESSAGES", "main", "weigh"]
 
@@ -63,8 +63,8 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
         turn = Turn(call, gauge)
         await clients.drain(awake=processors is not None and not case.sleep)
         bench = Bench(case, clients, room)
-        for parcel in islice(parcels(case, "run"), MESSAGES):
-            await bench.sample(turn, parcel)
+        for burst in islice(bursts(case, "run"), MESSAGES):
+            await bench.sample(turn, burst)
         return Weight(case.clients, before, resident())
 
 

@@ -1,6 +1,7 @@
 """The methods that are compared: each makes one call that sends the message to all clients.
 
-The last five are the patterns of the websockets documentation (topics/broadcast) that precede `broadcast()` there.
+A call sends one message, or those of a burst. The last five are the patterns of the websockets documentation
+(topics/broadcast) that precede `broadcast()` there.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import asyncio
 import contextlib
 import sys
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from websockets.asyncio.server import ServerConnection
@@ -22,7 +23,7 @@ import wsfast
 from wsfast import _core_py
 from wsfast._impl import core
 
-from .ticks import Parcel
+from .ticks import Burst
 
 __all__ = ["CALLS", "Call", "Room", "core_in_use"]
 
@@ -39,15 +40,32 @@ class Room:
     """Connections of picows; as many, in a collection of the same type."""
     forgetful: Collection[ServerConnection]
     """Connections of websockets that compress each message by itself; as many, in a collection of the same type."""
-    message: str | bytes = ""
-    frame: bytes = b""
+    stock: Sequence[ServerConnection] = ()
+    """Those of websockets in the order in which they were accepted."""
+    served: Sequence[ServerConnection] = ()
+    """Connections of `wsfast.serve()`, as many, in that order too."""
+    served_descriptors: array[int] = field(default_factory=lambda: array("i"))
+    """Those of the latter."""
+    messages: tuple[str | bytes, ...] = ()
+    """What one call sends."""
+    frames: bytes = b""
+    """The same as frames, joined."""
     short: int = 0
     """How many sends of the floor the kernel has not taken completely."""
 
-    def take(self, parcel: Parcel) -> None:
+    def take(self, burst: Burst) -> None:
         """Have this sent by the next call."""
-        self.message, self.frame = parcel
+        self.messages, self.frames = burst
 
+    @property
+    def message(self) -> str | bytes:
+        """What a method sends that sends one message in a call."""
+        (message,) = self.messages
+        return message
+
+
+UNBOUNDED = wsfast.Disconnect(max_bytes=None)
+"""All messages of a call are to arrive."""
 
 Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]
 """Sends the message to all clients. A coroutine function is done when all of its sends are."""
@@ -97,7 +115,18 @@ async def floor(room: Room) -> AsyncIterator[Call]:
     descriptors, count = room.descriptors, len(room.descriptors)
 
     def call() -> None:
-        room.short += count - core.send_many(descriptors, room.frame)
+        room.short += count - core.send_many(descriptors, room.frames)
+
+    yield call
+
+
+@asynccontextmanager
+async def floor_of_served(room: Room) -> AsyncIterator[Call]:
+    """Do the same over the sockets of `wsfast.serve()`: how many sockets a server has matters to the kernel."""
+    descriptors, count = room.served_descriptors, len(room.served_descriptors)
+
+    def call() -> None:
+        room.short += count - core.send_many(descriptors, room.frames)
 
     yield call
 
@@ -107,7 +136,8 @@ async def by_wsfast(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()`, which has the extension."""
 
     def call() -> None:
-        wsfast.broadcast(room.connections, room.message)
+        for message in room.messages:
+            wsfast.broadcast(room.connections, message)
 
     yield call
 
@@ -118,9 +148,37 @@ async def by_audience(room: Room) -> AsyncIterator[Call]:
     audience = wsfast.Audience()
 
     def call() -> None:
-        audience.broadcast(room.connections, room.message)
+        for message in room.messages:
+            audience.broadcast(room.connections, message)
 
     yield call
+
+
+@asynccontextmanager
+async def by_channel(room: Room) -> AsyncIterator[Call]:
+    """Publish in a channel and flush it, on connections that tell it what happens to them."""
+    yield _publisher(room, wsfast.Channel(slow=UNBOUNDED), room.served)
+
+
+@asynccontextmanager
+async def by_channel_stock(room: Room) -> AsyncIterator[Call]:
+    """Publish in a channel and flush it, on connections that must be asked.
+
+    They are those of other methods, too, so their sockets are left as they are.
+    """
+    yield _publisher(room, wsfast.Channel(slow=UNBOUNDED, notsent_lowat=None), room.stock)
+
+
+def _publisher(room: Room, channel: wsfast.Channel, connections: Sequence[ServerConnection]) -> Call:
+    for connection in connections:
+        channel.subscribe(connection)
+
+    def call() -> None:
+        for message in room.messages:
+            channel.publish(message)
+        channel.flush()
+
+    return call
 
 
 @asynccontextmanager
@@ -129,7 +187,8 @@ async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
 
     def call() -> None:
         with core_in_use(_core_py):
-            wsfast.broadcast(room.connections, room.message)
+            for message in room.messages:
+                wsfast.broadcast(room.connections, message)
 
     yield call
 
@@ -139,7 +198,8 @@ async def by_websockets(room: Room) -> AsyncIterator[Call]:
     """Call `websockets.broadcast()`."""
 
     def call() -> None:
-        websockets_broadcast(room.connections, room.message)
+        for message in room.messages:
+            websockets_broadcast(room.connections, message)
 
     yield call
 
@@ -149,7 +209,8 @@ async def without_takeover(room: Room) -> AsyncIterator[Call]:
     """Call `websockets.broadcast()` on connections whose encoders forget each message, as many a server's do."""
 
     def call() -> None:
-        websockets_broadcast(room.forgetful, room.message)
+        for message in room.messages:
+            websockets_broadcast(room.forgetful, message)
 
     yield call
 
@@ -160,7 +221,8 @@ async def by_picows(room: Room) -> AsyncIterator[Call]:
     from picows.websockets import broadcast as picows_broadcast
 
     def call() -> None:
-        picows_broadcast(room.strangers, room.message)
+        for message in room.messages:
+            picows_broadcast(room.strangers, message)
 
     yield call
 
@@ -291,7 +353,10 @@ async def _running(coroutines: list[Coroutine[Any, Any, None]]) -> AsyncIterator
 
 CALLS: dict[str, Callable[[Room], AbstractAsyncContextManager[Call]]] = {
     "floor": floor,
+    "floor-served": floor_of_served,
     "wsfast": by_wsfast,
+    "channel": by_channel,
+    "channel-stock": by_channel_stock,
     "audience": by_audience,
     "wsfast-pure": by_wsfast_pure,
     "websockets": by_websockets,

@@ -12,7 +12,7 @@ from base64 import b64encode
 
 from wsfast._impl import core
 
-__all__ = ["connect", "main"]
+__all__ = ["connect", "main", "read_line"]
 
 BATCH = 64
 """Connections that are opened at once; less than the backlog of a server of asyncio, 100."""
@@ -22,13 +22,14 @@ OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\
 """What websockets' clients and browsers offer (RFC 7692, section 7.1)."""
 
 
-def connect(port: int, count: int, *, deflate: bool) -> list[socket.socket]:
+def connect(port: int, count: int, *, deflate: bool, receive_buffer: int | None = None) -> list[socket.socket]:
     """Open connections to a WebSocket server at 127.0.0.1.
 
     Args:
         port: Its port.
         count: How many.
         deflate: Whether to offer permessage-deflate, which the server must accept; else there are no extensions.
+        receive_buffer: SO_RCVBUF of the sockets; None to leave it to the kernel.
 
     Returns:
         Sockets, not blocking, whose opening handshakes are done (RFC 6455, section 4.1).
@@ -39,7 +40,7 @@ def connect(port: int, count: int, *, deflate: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     while len(sockets) < count:
         missing = min(BATCH, count - len(sockets))
-        batch = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(missing)]
+        batch = [_open(port, receive_buffer) for _ in range(missing)]
         for sock in batch:
             sock.sendall(
                 f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -64,6 +65,19 @@ def connect(port: int, count: int, *, deflate: bool) -> list[socket.socket]:
     return sockets
 
 
+def _open(port: int, receive_buffer: int | None) -> socket.socket:
+    sock = socket.socket()
+    try:
+        sock.settimeout(60)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)  # the window is agreed on right away
+        sock.connect(("127.0.0.1", port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def main() -> None:
     """Obey `connect PORT COUNT [deflate]` and `drain [awake]` on standard input; end with it."""
     counter = int(sys.argv[1])
@@ -71,7 +85,7 @@ def main() -> None:
         os.sched_setaffinity(0, {int(sys.argv[2])})
     octets = memoryview(mmap.mmap(counter, mmap.PAGESIZE)).cast("Q")[:1]
     sockets: list[socket.socket] = []
-    while request := _read_line(sys.stdin.fileno()).split():
+    while request := read_line(sys.stdin.fileno()).split():
         if request[0] == "drain":
             print("ok", flush=True)
             descriptors = array("i", [sock.fileno() for sock in sockets])
@@ -85,8 +99,8 @@ def main() -> None:
             print("ok", flush=True)
 
 
-def _read_line(fd: int) -> str:
-    """Read a line and not a byte more, for the rest is drain()'s to watch."""
+def read_line(fd: int) -> str:
+    """Read a line and not a byte more, for whoever watches the descriptor is to be told of the next one."""
     line = b""
     while (octet := os.read(fd, 1)) not in (b"", b"\n"):
         line += octet

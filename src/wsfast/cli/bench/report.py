@@ -13,7 +13,7 @@ from typing import Any
 
 from wsfast.cli.machine import shares_core
 
-from .cases import METHODS, WAYS, Case, Result, Samples, Verdict, Weight
+from .cases import FLOORS, METHODS, WAYS, Case, Result, Samples, Verdict, Weight
 
 __all__ = [
     "Summary",
@@ -22,6 +22,7 @@ __all__ = [
     "print_case",
     "print_machine",
     "print_memory",
+    "print_table",
     "ratio",
     "steady",
     "summarize",
@@ -48,9 +49,9 @@ class Summary:
     faster: float | None
     """How many times as fast as websockets."""
     efficiency: float | None
-    """Time of the floor divided by that of this method."""
+    """Time of the floor of the same sockets, or of the other one, divided by that of this method."""
     wire: float | None
-    """Bytes that one client is sent in a call: mean; with compression only."""
+    """Bytes that one client is sent for a message: mean; with compression only."""
     steady: float | None
     """The same when no other method takes turns."""
     compressed: float | None
@@ -79,22 +80,24 @@ def steady(run: Sequence[int]) -> float:
 
 def summarize(result: Result) -> dict[str, Summary]:
     """Return what a table tells of each method."""
-    clients, calls = result.case.clients, result.case.rounds * result.case.calls
-    websockets, floor = result.methods.get("websockets"), result.methods.get("floor")
+    burst, calls = result.case.burst, result.case.rounds * result.case.calls
+    messages = result.case.clients * burst
+    websockets = result.methods.get("websockets")
     summaries = {}
     for name, samples in result.methods.items():
+        floor = result.methods.get(FLOORS.get(name, "floor")) or result.methods.get("floor")
         call = list(chain.from_iterable(samples.call))
-        run = steady(samples.run) if samples.run else None
+        run = steady(samples.run) / burst if samples.run else None
         summaries[name] = Summary(
-            call=statistics.median(call) / clients / 1e3,
+            call=statistics.median(call) / messages / 1e3,
             p50=percentile(call, 50) / 1e6,
             p99=percentile(call, 99) / 1e6,
-            cpu=statistics.median(chain.from_iterable(samples.cpu)) / clients / 1e3,
+            cpu=statistics.median(chain.from_iterable(samples.cpu)) / messages / 1e3,
             drained=statistics.median(chain.from_iterable(samples.drained)) / 1e6,
             wakeups=sum(samples.wakeups) / calls if samples.wakeups else None,
             faster=ratio(websockets, samples) if websockets is not None else None,
             efficiency=ratio(floor, samples) if floor is not None else None,
-            wire=statistics.mean(chain.from_iterable(samples.octets)) if samples.octets else None,
+            wire=statistics.mean(chain.from_iterable(samples.octets)) / burst if samples.octets else None,
             steady=run,
             compressed=None if run is None else run / result.case.size,
         )
@@ -145,7 +148,7 @@ def print_case(result: Result) -> None:
                 _optional(summary.steady, ".1f"),
                 _optional(summary.compressed, ".2f"),
             ]
-    _print_table(rows)
+    print_table(rows)
     for note in _notes(result):
         print(note)
     print(
@@ -153,6 +156,8 @@ def print_case(result: Result) -> None:
         "all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.\n"
         "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
     )
+    if "floor-served" in result.methods:
+        print("efficiency of channel and floor-served: against floor-served, which has the same sockets.")
     if compresses:
         print(
             "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
@@ -168,7 +173,7 @@ def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
     for way, weight in weights.items():
         grown = weight.after - weight.before
         rows.append([way, f"{weight.each / 2**10:.1f}", f"{grown / 2**20:.1f}", f"{weight.after / 2**20:.1f}"])
-    _print_table(rows)
+    print_table(rows)
     print(
         "KiB/client, clients MiB: by how much the resident memory of the server's process has grown from right before\n"
         "the clients connected to the end of a few broadcasts, per client and in all; process MiB: what it is then.\n"
@@ -178,7 +183,8 @@ def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
         print(f"{way}: {WAYS[way]}")
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of which the first are the heads."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
@@ -197,7 +203,17 @@ def describe_verdict(verdict: Verdict) -> str:
     return f"WARNING: {line}the clients may be the bottleneck; drained times are theirs"
 
 
-_SYNCHRONOUS = ("floor", "wsfast", "audience", "websockets", "no-takeover", "picows")
+_SYNCHRONOUS = (
+    "floor",
+    "floor-served",
+    "wsfast",
+    "channel",
+    "channel-stock",
+    "audience",
+    "websockets",
+    "no-takeover",
+    "picows",
+)
 
 
 def _notes(result: Result) -> list[str]:
@@ -285,7 +301,8 @@ def draw_chart(path: Path, results: Sequence[Result]) -> None:
 
 def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
     names = [name for name in METHODS if name in summaries]
-    colors = {"floor": "0.75", "wsfast": "tab:green", "audience": "tab:green", "wsfast-pure": "tab:olive"}
+    greens = ("wsfast", "audience", "channel", "channel-stock")
+    colors = {"floor": "0.75", "floor-served": "0.75", "wsfast-pure": "tab:olive", **dict.fromkeys(greens, "tab:green")}
     bars = plot.barh(
         names, [summaries[name].call for name in names], color=[colors.get(name, "tab:blue") for name in names]
     )

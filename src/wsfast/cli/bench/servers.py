@@ -19,7 +19,7 @@ from .cases import Case
 from .clients import Clients
 from .ticks import MEM_LEVEL, WINDOW_BITS
 
-__all__ = ["PATIENCE", "SERVE", "Server", "admit"]
+__all__ = ["PATIENCE", "SERVE", "Server", "admit", "keep"]
 
 PATIENCE = 60
 """Seconds without a byte after which the clients are given up."""
@@ -35,16 +35,28 @@ async def admit(clients: Clients, case: Case, port: int, accepted: list[Any]) ->
         UnfitError: If they cannot.
     """
     await clients.connect(port, case.clients, deflate=case.compression == "deflate")
+    await keep(accepted, case.clients)
+
+
+async def keep(accepted: list[Any], count: int) -> None:
+    """Wait until a server has accepted so many clients: it may not have noticed yet that it has answered.
+
+    Raises:
+        UnfitError: If it does not.
+    """
     deadline = time.monotonic() + PATIENCE
-    while len(accepted) < case.clients:  # the server may not have noticed yet that it has answered
+    while len(accepted) < count:
         if time.monotonic() > deadline:
-            raise UnfitError(f"of {case.clients} clients, the server has kept {len(accepted)} only")
+            raise UnfitError(f"of {count} clients, the server has kept {len(accepted)} only")
         await asyncio.sleep(0)
 
 
 @asynccontextmanager
 async def stock(
-    case: Case, accepted: list[Any], extensions: Sequence[ServerExtensionFactory] | None = None
+    case: Case,
+    accepted: list[Any],
+    extensions: Sequence[ServerExtensionFactory] | None = None,
+    by: Callable[..., Any] = serve,
 ) -> AsyncIterator[int]:
     """Serve by websockets, with its own compression or with another one."""
 
@@ -54,7 +66,7 @@ async def stock(
 
     compression = None if case.compression == "none" else case.compression
     # When the context is left, the clients have gone, and the connections with them.
-    async with serve(
+    async with by(
         stay,
         "127.0.0.1",
         0,
@@ -98,8 +110,14 @@ async def picows(case: Case, accepted: list[Any]) -> AsyncIterator[int]:
         yield next(iter(server.sockets)).getsockname()[1]
 
 
+def served(case: Case, accepted: list[Any]) -> AbstractAsyncContextManager[int]:
+    """Serve by `wsfast.serve()`, with the options of `stock()`."""
+    return stock(case, accepted, by=wsfast.serve)
+
+
 SERVE: dict[str, Server] = {
     "stock": stock,
+    "served": served,
     "no-takeover": without_takeover,
     "wsfast-factory": by_factory,
     "picows": picows,

@@ -15,7 +15,7 @@ from wsfast.cli.machine import UnfitError, installed
 
 from .cases import Case, Result, Weight
 
-__all__ = ["Progress", "measure_case", "measure_memory"]
+__all__ = ["Progress", "ask", "measure_case", "measure_memory"]
 
 
 class Progress:
@@ -47,7 +47,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, case: Case) -> None:
+    def show(self, case: object) -> None:
         """Tell which case is being measured."""
         if self._bar is not None:
             self._bar.set_description(str(case))
@@ -71,7 +71,7 @@ def measure_case(case: Case, processors: tuple[int, int] | None, progress: Progr
     """
     progress.show(case)
     task = {"case": dataclasses.asdict(case), "processors": processors}
-    return Result.from_json(case, _ask("measure", case, task, progress))
+    return Result.from_json(case, ask("measure", case, task, progress))
 
 
 def measure_memory(case: Case, way: str, processors: tuple[int, int] | None, progress: Progress) -> Weight:
@@ -82,11 +82,21 @@ def measure_memory(case: Case, way: str, processors: tuple[int, int] | None, pro
     """
     progress.show(case)
     task = {"case": dataclasses.asdict(case), "way": way, "processors": processors}
-    return Weight(**_ask("memory", case, task, progress))
+    return Weight(**ask("memory", case, task, progress))
 
 
-def _ask(module: str, case: Case, task: dict[str, Any], progress: Progress) -> Any:
-    """Have a module of this package do a task in a process of its own; return what came of it."""
+def ask(module: str, case: object, task: dict[str, Any], progress: Progress) -> Any:
+    """Have a module of this package do a task in a process of its own; return what came of it.
+
+    Args:
+        module: Name of the module.
+        case: What is measured, for the error.
+        task: What it is told.
+        progress: What counts its steps.
+
+    Raises:
+        UnfitError: If it could not be done.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", f"wsfast.cli.bench.{module}", json.dumps(task)],
         stdin=subprocess.PIPE,

@@ -12,7 +12,7 @@ from wsfast._impl import core
 
 from .cases import Case
 
-__all__ = ["MEM_LEVEL", "WINDOW_BITS", "Parcel", "deflated", "parcels", "ticks"]
+__all__ = ["MEM_LEVEL", "WINDOW_BITS", "Burst", "Parcel", "bursts", "deflated", "parcels", "ticks"]
 
 WINDOW_BITS = 12
 MEM_LEVEL = 5
@@ -28,6 +28,28 @@ class Parcel(NamedTuple):
     message: str | bytes
     frame: bytes
     """The message in a frame that needs nothing else to be decoded: compressed by itself, if at all."""
+
+
+class Burst(NamedTuple):
+    """The messages of one call, ready for every method."""
+
+    messages: tuple[str | bytes, ...]
+    frames: bytes
+    """The frames of all of them, one behind the other."""
+
+
+def bursts(case: Case, seed: str) -> Iterator[Burst]:
+    """Iterate over what the calls of a case send, the same for the same seed."""
+    source = parcels(case, seed)
+
+    def take() -> Burst:
+        taken = list(itertools.islice(source, case.burst))
+        return Burst(tuple(parcel.message for parcel in taken), b"".join(parcel.frame for parcel in taken))
+
+    if case.compression == "none":
+        yield from itertools.repeat(take())
+    while True:
+        yield take()
 
 
 def parcels(case: Case, seed: str) -> Iterator[Parcel]:
