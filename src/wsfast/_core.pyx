@@ -808,7 +808,8 @@ cdef class Roster:
         cdef uint32_t *slots = NULL
         cdef ssize_t *results = NULL
         cdef wsf_buffer *buffers = NULL
-        cdef list data = [], nodes = []
+        cdef list data = [], nodes = [], unready = None
+        cdef uint32_t last = 0
 
         if self.done == 0 and self.touched_size:
             self.rotate(start % self.touched_size)
@@ -823,7 +824,10 @@ cdef class Roster:
                 slot = self.touched[i]
                 node = self.nodes[slot]
                 if self.fds[slot] < 0:
-                    asked.setdefault(node, []).append(slot)
+                    if node != last:  # most are where the one before them is
+                        unready = asked.setdefault(node, [])
+                        last = node
+                    unready.append(slot)
                     continue
                 if self.steps[node].group == NO_GROUP:
                     data.append(<bytes?>frames(node))

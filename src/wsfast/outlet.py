@@ -183,6 +183,11 @@ class Outlet:
             getattr(connection, LOST).add_done_callback(self._on_lost)
 
     @property
+    def peculiar(self) -> bool:
+        """Whether it must be looked at whenever something is sent to it."""
+        return self.masked or self.evented
+
+    @property
     def evented(self) -> bool:
         """Whether the connection tells what happens to it."""
         return hasattr(type(self.connection), "_wsfast_outlet")
@@ -413,6 +418,8 @@ class Outbox:
     def __init__(self) -> None:
         self.roster = core.Roster()
         self.outlets: list[Outlet | None] = []
+        self.connections: list[Any] = []  # theirs
+        self.peculiar = 0  # how many are masked, or tell when they are ready
         self.entries: list[Entry] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self._handle: asyncio.Handle | None = None
@@ -446,13 +453,19 @@ class Outbox:
         slot = self.roster.add()
         if slot == len(self.outlets):
             self.outlets.append(outlet)
+            self.connections.append(outlet.connection)
         else:
             self.outlets[slot] = outlet
+            self.connections[slot] = outlet.connection
+        if outlet.peculiar:
+            self.peculiar += 1
         return slot
 
     def remove(self, outlet: Outlet) -> None:
         """Take the slot of an outlet back."""
-        self.outlets[outlet.slot] = None
+        self.outlets[outlet.slot] = self.connections[outlet.slot] = None
+        if outlet.peculiar:
+            self.peculiar -= 1
         self.roster.remove(outlet.slot)
 
     def enter(self, entry: Entry) -> int:
@@ -575,17 +588,22 @@ class Outbox:
         finally:
             if collects:
                 gc.enable()
-        todo = [
-            ([outlet for slot in slots if (outlet := self.outlets[slot]) is not None], self._sequence(node))
-            for node, slots in asked.items()
-        ]
-        while left:
-            outlet, entries = left.pop()
-            if entries:
-                outlet.hold(entries)
+        todo = [([self.connections[slot] for slot in slots], self._sequence(node)) for node, slots in asked.items()]
         ordinary: list[tuple[Outlet, Sequence[Entry]]] = []
-        while todo:
-            self.send(*todo.pop(), ordinary)
+        try:
+            while left:
+                outlet, entries = left.pop()
+                if entries:
+                    outlet.hold(entries)
+            while todo:
+                self.send(*todo.pop(), ordinary)
+        except BaseException:
+            for outlet, entries in (*left, *ordinary):
+                self._lose(outlet, entries)
+            for connections, entries in todo:
+                for connection in connections:
+                    self._lose(connection._wsfast_outlet, entries)
+            raise
         for outlet, entries in ordinary:
             outlet.expect(entries)
         for outlet, entries in ordinary:
@@ -623,42 +641,42 @@ class Outbox:
                 subscription.dropped += 1
 
     def send(
-        self, outlets: list[Outlet], entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]
+        self, connections: list[Any], entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]
     ) -> None:
         """Send messages to connections that must be asked whether they can take them.
 
         To `ordinary` are added those that must be sent to by their own methods.
         """
-        fit: list[Outlet] = []
-        for outlet in outlets:
-            if outlet.lag is not None:
-                outlet.hold(entries)
-            else:
-                fit.append(outlet)
-        masked = [outlet for outlet in fit if outlet.masked] if len(entries) > 1 else []
-        if masked:
-            fit = [outlet for outlet in fit if not outlet.masked]
-            for outlet in masked:  # a mask belongs to one frame
-                for index in range(len(entries)):
-                    count = self.offer([outlet], entries[index : index + 1])[0]
-                    if count == ORDINARY:
-                        ordinary.append((outlet, entries[index:]))
-                    elif count != 1:
-                        self._leave(outlet, entries[index:], count)
-                    if count != 1:
-                        break
-        if not fit:
-            return
-        taken = self.offer(fit, entries)
-        if taken != [len(entries)] * len(fit):
-            for outlet, count in zip(fit, taken, strict=True):
+        if self._lagging or self.peculiar:  # else there is no need to look at them, which costs as much as to send
+            connections = [one for one in connections if self._is_fit(one._wsfast_outlet, entries, ordinary)]
+        taken = self.offer(connections, entries)
+        if taken != [len(entries)] * len(connections):
+            for connection, count in zip(connections, taken, strict=True):
                 if count == ORDINARY:
-                    ordinary.append((outlet, entries))
+                    ordinary.append((connection._wsfast_outlet, entries))
                 elif count != len(entries):
-                    self._leave(outlet, entries, count)
-        for outlet in fit:
-            if outlet.fd >= 0:
-                outlet.refresh()
+                    self._leave(connection._wsfast_outlet, entries, count)
+        if self.peculiar:
+            for connection in connections:
+                if (outlet := connection._wsfast_outlet) is not None:
+                    outlet.refresh()
+
+    def _is_fit(self, outlet: Outlet, entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]) -> bool:
+        """Whether messages can be sent to a connection together with others; if not, see to it."""
+        if outlet.lag is not None:
+            outlet.hold(entries)
+            return False
+        if not outlet.masked or len(entries) == 1:
+            return True
+        for index in range(len(entries)):  # a mask belongs to one frame
+            count = self.offer([outlet.connection], entries[index : index + 1])[0]
+            if count == ORDINARY:
+                ordinary.append((outlet, entries[index:]))
+            elif count != 1:
+                self._leave(outlet, entries[index:], count)
+            if count != 1:
+                break
+        return False
 
     def _leave(self, outlet: Outlet, entries: Sequence[Entry], count: int) -> None:
         if count >= 0:
@@ -668,26 +686,25 @@ class Outbox:
 
     def offer_one(self, outlet: Outlet, entries: Sequence[Entry], *, insist: bool) -> int:
         """Offer messages to one connection, by its own methods if it must be."""
-        count = self.offer([outlet], entries, insist=insist)[0]
+        count = self.offer([outlet.connection], entries, insist=insist)[0]
         return self._send_ordinarily(outlet, entries) if count == ORDINARY else count
 
-    def offer(self, outlets: list[Outlet], entries: Sequence[Entry], *, insist: bool = False) -> list[int]:
+    def offer(self, connections: list[Any], entries: Sequence[Entry], *, insist: bool = False) -> list[int]:
         """Offer messages to connections for which nothing waits; return how many of them each has taken.
 
         GONE stands for a connection that takes nothing any more, ORDINARY for one that must be sent to by its own
         methods.
 
         Args:
-            outlets: The connections.
+            connections: The connections.
             entries: The messages.
             insist: Whether to give them to the transport if the kernel takes nothing, although it was said to have
                 room: then it is not for the lack of room, and the transport is to find out what else it is.
         """
         joined = Joined(entries)
-        taken = [len(entries)] * len(outlets)
-        connections = [outlet.connection for outlet in outlets]
+        taken = [len(entries)] * len(connections)
         start = 0
-        while start < len(outlets):
+        while start < len(connections):
             stop = self._sweep(connections, start, joined, taken, insist)
             if stop == start:
                 taken[start] = ORDINARY
