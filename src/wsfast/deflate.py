@@ -52,10 +52,13 @@ class Parameters:
             raise ValueError(f"window_bits must be between 9 and 15, not {window_bits}")
         if not settings.keys() <= KNOWN_SETTINGS or not all(isinstance(value, int) for value in settings.values()):
             return None
-        try:
-            return cls._of(window_bits, tuple(sorted(settings.items())))
-        except (ValueError, OverflowError):  # of zlib, which does not know such settings
-            return None
+        key = window_bits, tuple(sorted(settings.items()))
+        if key not in cls._all:
+            try:
+                zlib.compressobj(wbits=-window_bits, **settings)
+            except (ValueError, OverflowError):  # zlib does not know such settings
+                return None
+        return cls._of(*key)
 
     @classmethod
     def _of(cls, window_bits: int, settings: tuple[tuple[str, int], ...]) -> Parameters:
@@ -67,7 +70,6 @@ class Parameters:
             self.window = 1 << window_bits
             self.settings = settings
             self.per_message = PerMessageEncoder(self)
-            self.encoder()
             return cls._all.setdefault((window_bits, settings), self)
 
     def __repr__(self) -> str:
