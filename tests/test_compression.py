@@ -85,19 +85,20 @@ def test_broadcast_compresses_once_for_all(ours: Ours, monkeypatch: pytest.Monke
         connections += await stage.connect_many(2, "tls-deflate")
         connections += await stage.connect_many(1, "deflate", offer="permessage-deflate; server_no_context_takeover")
         connections += await stage.connect_many(1, "deflate", offer="permessage-deflate; server_max_window_bits=11")
+        stage.broadcast(connections, "first")  # for which their settings are tried
         with monkeypatch.context() as patch:
             patch.setattr(zlib, "compressobj", counting)
             for i in range(10):
                 stage.broadcast(connections, tick(i))
-        await arrived(stage, 10)
-        assert all(compressed(peer) == [True] * 10 for peer in stage.peers)
+        await arrived(stage, 11)
+        assert all(compressed(peer) == [False, *[True] * 10] for peer in stage.peers)
         assert len({bytes(peer.received) for peer in stage.peers}) == 1
         for connection in connections[:5]:
             assert encoder_of(connection).encoder is None
 
     outcome = ours(scenario)
     assert len(made) == 10
-    assert [texts(stream) for stream in outcome.streams] == [[tick(i) for i in range(10)]] * 7
+    assert [texts(stream) for stream in outcome.streams] == [["first", *(tick(i) for i in range(10))]] * 7
 
 
 def test_broadcast_compresses_once_for_each_window(ours: Ours) -> None:
