@@ -1109,3 +1109,43 @@ def test_nothing_keeps_what_has_ended(act: Play, kind: str, lags: bool) -> None:
         reconcile(channel)
 
     act(scenario)
+
+
+# ---- Together with broadcast()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_broadcast_and_channel_on_one_connection(
+    act: Play, both: Any, interrupted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a channel publishes never gets between the halves of a frame that broadcast() has sent."""
+
+    def fan_out(*args: Any) -> Any:
+        both.fan_out(*args)
+        raise Nowhere
+
+    async def scenario(stage: Stage) -> None:
+        channel = Channel(slow=DropOldest(max_messages=1000))
+        connection, peer = await connect(stage, "evented", sndbuf=SMALL, rcvbuf=SMALL)
+        channel.subscribe(connection)
+        messages = [payload(i, 30_000) for i in range(40)]
+        for i, message in enumerate(messages):
+            if i % 2:
+                channel.publish(message)
+                channel.flush()
+            elif interrupted and i == 20:
+                with monkeypatch.context() as patch:
+                    patch.setattr(sys.modules["wsfast.broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
+                    with pytest.raises(Nowhere):
+                        wsfast.broadcast([connection], message)
+            else:
+                wsfast.broadcast([connection], message)
+            peer.read_now()  # so that the kernel has room before the transport takes note of it
+        if not interrupted:
+            async with reading(peer):
+                await until(lambda: len(received(connection, peer)[0]) == len(messages), "all messages")
+        frames, _ = parse_frames(bytes(peer.received))
+        assert {frame.payload for frame in frames} <= set(messages)
+        assert all(frame.first == 0x82 for frame in frames)
+
+    act(scenario)

@@ -19,7 +19,14 @@ from ._core_py import Buffer
 from ._impl import core
 from .adapters import unsupported
 from .adapters.transports import transport_layout
-from .adapters.websockets import SEND_IN_PROGRESS, connection_layout, is_connection, keep_reason, without_deflate
+from .adapters.websockets import (
+    SEND_IN_PROGRESS,
+    connection_layout,
+    is_connection,
+    keep_reason,
+    refresh,
+    without_deflate,
+)
 from .deflate import Encoder
 from .message import Message, PreparedMessage, encodings_of, prepare
 
@@ -163,10 +170,13 @@ class _FanOut:
         except BaseException:
             for encoder in self.encoders(connections[start:]):
                 encoder.forget()
+            for connection in connections[start:]:
+                refresh(connection)
             raise
         finally:
             for position, _ in cut:
                 connections[position].transport.abort()
+                refresh(connections[position])
             if collects:
                 gc.enable()
 
@@ -213,6 +223,8 @@ class _FanOut:
             connections[position].transport.write(data)
         except Exception as exc:
             failures[position] = exc
+        finally:
+            refresh(connections[position])
 
     def count(self, connection: Any) -> None:
         """Count a message that a connection has accepted."""

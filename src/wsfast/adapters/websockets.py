@@ -50,6 +50,7 @@ __all__ = [
     "direct_descriptor",
     "is_connection",
     "keep_reason",
+    "refresh",
     "without_deflate",
 ]
 
@@ -182,6 +183,13 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     if issubclass(kind, ClientConnection):
         return _CLIENT
     return None
+
+
+def refresh(connection: Any) -> None:
+    """Tell the channels of a connection that something was written to its transport, or that it was aborted."""
+    outlet = getattr(connection, "_wsfast_outlet", None)
+    if outlet is not None:
+        outlet.refresh()
 
 
 def keep_reason(connection: Any, errno: int) -> None:
