@@ -602,7 +602,7 @@ class Outbox:
                 self._lose(outlet, entries)
             for connections, entries in todo:
                 for connection in connections:
-                    self._lose(connection._wsfast_outlet, entries)
+                    self._lose(_outlet_of(connection), entries)
             raise
         for outlet, entries in ordinary:
             outlet.expect(entries)
@@ -648,21 +648,28 @@ class Outbox:
         To `ordinary` are added those that must be sent to by their own methods.
         """
         if self._lagging or self.peculiar:  # else there is no need to look at them, which costs as much as to send
-            connections = [one for one in connections if self._is_fit(one._wsfast_outlet, entries, ordinary)]
+            connections = [one for one in connections if self._is_fit(_outlet_of(one), entries, ordinary)]
         taken = self.offer(connections, entries)
         if taken != [len(entries)] * len(connections):
             for connection, count in zip(connections, taken, strict=True):
+                outlet = _outlet_of(connection)
+                if outlet is None or count == len(entries):
+                    continue
                 if count == ORDINARY:
-                    ordinary.append((connection._wsfast_outlet, entries))
-                elif count != len(entries):
-                    self._leave(connection._wsfast_outlet, entries, count)
+                    ordinary.append((outlet, entries))
+                else:
+                    self._leave(outlet, entries, count)
         if self.peculiar:
             for connection in connections:
-                if (outlet := connection._wsfast_outlet) is not None:
+                if (outlet := _outlet_of(connection)) is not None:
                     outlet.refresh()
 
-    def _is_fit(self, outlet: Outlet, entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]) -> bool:
+    def _is_fit(
+        self, outlet: Outlet | None, entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]
+    ) -> bool:
         """Whether messages can be sent to a connection together with others; if not, see to it."""
+        if outlet is None:
+            return False  # it has left meanwhile
         if outlet.lag is not None:
             outlet.hold(entries)
             return False
@@ -725,7 +732,8 @@ class Outbox:
             while cut:
                 position, rest = cut[-1]
                 frame = rest.obj
-                sizes = [len(frame)] if connections[position]._wsfast_outlet.masked else joined.ends(frame)
+                outlet = _outlet_of(connections[position])
+                sizes = [len(frame)] if outlet is not None and outlet.masked else joined.ends(frame)
                 offset = len(frame) - len(rest)
                 index = bisect_left(sizes, offset)
                 if not self._write(connections[position], memoryview(frame)[offset : sizes[index]]):
@@ -806,6 +814,12 @@ class Outbox:
     def log(self, level: int, message: str, *arguments: object) -> None:
         """Log soon: what handlers do must not get in between."""
         self.loop.call_soon(logger.log, level, message, *arguments)
+
+
+def _outlet_of(connection: Any) -> Outlet | None:
+    """Return the outlet of a connection, unless nobody is subscribed any more."""
+    outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
+    return outlet
 
 
 def _encoder_of(connection: Any) -> Encoder | None:
