@@ -409,7 +409,6 @@ def test_factory_refuses_the_smallest_window() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"server_max_window_bits": 8},
         {"server_max_window_bits": 16},
         {"client_max_window_bits": 7},
         {"compress_settings": {"wbits": 12}},
@@ -424,6 +423,12 @@ def test_factory_checks_its_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|require") as theirs:
         permessage_deflate.ServerPerMessageDeflateFactory(**arguments)
     assert str(ours.value) == str(theirs.value)
+
+
+def test_factory_is_not_made_for_the_smallest_window() -> None:
+    """The factory raises ValueError for a window of 8 bits, which websockets before 17 takes."""
+    with pytest.raises(ValueError, match="server_max_window_bits must be between 9 and 15"):
+        wsfast.ServerPerMessageDeflateFactory(server_max_window_bits=8)
 
 
 @pytest.mark.parametrize("offer", OFFERS, ids=str)

@@ -8,7 +8,7 @@ import gc
 import os
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
@@ -22,6 +22,7 @@ from .adapters.transports import transport_layout
 from .adapters.websockets import (
     SEND_IN_PROGRESS,
     connection_layout,
+    encoder_of,
     is_connection,
     keep_reason,
     refresh,
@@ -168,10 +169,8 @@ class _FanOut:
                 self.write_frame(connections, position, encoder, failures)
                 written.append(position)
         except BaseException:
-            for encoder in self.encoders(connections[start:]):
-                encoder.forget()
             for connection in connections[start:]:
-                refresh(connection)
+                self.distrust(connection)
             raise
         finally:
             for position, _ in cut:
@@ -193,16 +192,14 @@ class _FanOut:
                 self.send_ordinarily(connections[position])
         return stop
 
-    def encoders(self, connections: list[Any]) -> Iterator[Encoder]:
-        """Yield the encoders of those connections of this event loop that may share compressed frames."""
-        for connection in connections:
-            layout = connection_layout(type(connection))
-            if layout is None or getattr(connection, layout.loop) is not self.running_loop:
-                continue
-            protocol = getattr(connection, layout.protocol)
-            encoder = type(protocol) is layout.protocol_type and layout.encoder(getattr(protocol, layout.extensions))
-            if encoder:
-                yield encoder
+    def distrust(self, connection: Any) -> None:
+        """Rely on nothing about a connection of this event loop that may have been sent something, or not."""
+        layout = connection_layout(type(connection))
+        if layout is not None and getattr(connection, layout.loop) is self.running_loop:
+            encoder = encoder_of(connection)
+            if encoder is not None:
+                encoder.forget()
+            refresh(connection)
 
     def write_frame(
         self, connections: list[Any], position: int, encoder: Encoder | None, failures: dict[int, Exception]

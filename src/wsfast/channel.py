@@ -88,7 +88,6 @@ class Subscription:
         "_excluded",
         "_items",
         "_keys",
-        "_published",
         "_since",
         "_stats",
         "arriving",

@@ -34,6 +34,7 @@ from .adapters.websockets import (
     SEND_IN_PROGRESS,
     connection_layout,
     direct_descriptor,
+    encoder_of,
     is_connection,
     keep_reason,
 )
@@ -43,7 +44,7 @@ from .message import Encoding, PreparedMessage
 if TYPE_CHECKING:
     from .channel import Channel, Subscription
 
-__all__ = ["Entry", "Outbox", "Outlet", "logger"]
+__all__ = ["Entry", "Item", "Lag", "Outbox", "Outlet"]
 
 logger = logging.getLogger("wsfast")
 
@@ -67,7 +68,6 @@ BATCH = 65536
 
 BATCHES = 4
 """How many of these it is sent before others have their turn."""
-
 
 HARMLESS = frozenset({0, errors.EAGAIN, errors.EINTR, errors.EPIPE, errors.ENOBUFS, errors.ENOMEM})
 """What a send may come to that the transport would be told again."""
@@ -477,7 +477,7 @@ class Outbox:
 
     def pending(self, outlet: Outlet) -> list[Entry]:
         """Return what is to be sent to an outlet at the end of this tick."""
-        return [self.entries[number] for number in self.roster.sequence(self.roster.node(outlet.slot))]
+        return self._sequence(self.roster.node(outlet.slot))
 
     def watch_age(self, outlet: Outlet) -> None:
         """See to it that what waits for a connection does not get too old, though nothing is published any more."""
@@ -534,8 +534,6 @@ class Outbox:
             while self.roster.pending:
                 self._send_some(SLICE if budget is not None else len(self.outlets))
                 if deadline is not None and self.roster.pending and time.monotonic() > deadline:
-                    if self._handle is None:
-                        self._handle = self.loop.call_soon(self._on_tick)
                     return
             self._turn += 1
             self.roster.reset()
@@ -547,6 +545,8 @@ class Outbox:
                 self._handle = None
         finally:
             self._flushing = False
+            if self.roster.pending and self._handle is None:  # there was no time, or an exception
+                self._handle = self.loop.call_soon(self._on_tick)
 
     def _send_some(self, count: int) -> None:
         """Send to some of those for whom something was published.
@@ -557,7 +557,7 @@ class Outbox:
         joined: dict[int, Joined] = {}
 
         def frames(node: int) -> bytes:
-            joined[node] = Joined([self.entries[number] for number in self.roster.sequence(node)])
+            joined[node] = Joined(self._sequence(node))
             return joined[node].plain.frame
 
         leftovers: list[tuple[int, int, int]] = []
@@ -583,7 +583,8 @@ class Outbox:
                 self._lose(outlet, entries)
             for node, slots in asked.items():
                 for slot in slots:
-                    self._lose(self.outlets[slot], [self.entries[number] for number in self.roster.sequence(node)])
+                    if not self.roster.is_pending(slot):  # else it has not come to sending
+                        self._lose(self.outlets[slot], self._sequence(node))
             raise
         finally:
             if collects:
@@ -744,7 +745,8 @@ class Outbox:
                 taken[position] = self._give(connections[position], encoder, joined, insist)
         except BaseException:
             for connection in connections[start:]:
-                _forget(connection)
+                if (encoder := encoder_of(connection)) is not None:
+                    encoder.forget()
             raise
         finally:
             for position, _ in cut:
@@ -755,7 +757,7 @@ class Outbox:
             keep_reason(connections[position], errno)
         for position, count in ends:
             taken[position] = count
-            if count < len(joined.entries) and (encoder := _encoder_of(connections[position])) is not None:
+            if count < len(joined.entries) and (encoder := encoder_of(connections[position])) is not None:
                 joined.take_back(encoder, count)
         if skipped:
             for position in range(start, stop):
@@ -820,16 +822,3 @@ def _outlet_of(connection: Any) -> Outlet | None:
     """Return the outlet of a connection, unless nobody is subscribed any more."""
     outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
     return outlet
-
-
-def _encoder_of(connection: Any) -> Encoder | None:
-    layout = connection_layout(type(connection))
-    if layout is None or type(connection.protocol) is not layout.protocol_type:
-        return None
-    return layout.encoder(getattr(connection.protocol, layout.extensions)) or None
-
-
-def _forget(connection: Any) -> None:
-    encoder = _encoder_of(connection)
-    if encoder is not None:
-        encoder.forget()

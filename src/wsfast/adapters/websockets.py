@@ -48,6 +48,7 @@ __all__ = [
     "ServerPerMessageDeflateFactory",
     "connection_layout",
     "direct_descriptor",
+    "encoder_of",
     "is_connection",
     "keep_reason",
     "refresh",
@@ -138,9 +139,10 @@ class EventedConnection(ServerConnection):
 
     def send_data(self) -> None:
         """Send outgoing data."""
-        super().send_data()
-        if self._wsfast_outlet is not None:
-            self._wsfast_outlet.refresh()
+        try:
+            super().send_data()
+        finally:
+            refresh(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take leave, before the descriptor is closed."""
@@ -183,6 +185,14 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     if issubclass(kind, ClientConnection):
         return _CLIENT
     return None
+
+
+def encoder_of(connection: Any) -> Encoder | None:
+    """Return what takes note of the compressed frames that a connection is sent; None if nothing does."""
+    layout = connection_layout(type(connection))
+    if layout is None or type(connection.protocol) is not layout.protocol_type:
+        return None
+    return layout.encoder(getattr(connection.protocol, layout.extensions)) or None
 
 
 def refresh(connection: Any) -> None:
@@ -286,6 +296,8 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
         compress_settings: dict[str, Any] | None = None,
         require_client_max_window_bits: bool = False,
     ) -> None:
+        if server_max_window_bits == 8:  # before websockets 17, which refuses it itself
+            raise ValueError("server_max_window_bits must be between 9 and 15")
         super().__init__(
             server_no_context_takeover,
             client_no_context_takeover,
