@@ -473,7 +473,7 @@ def test_joins_and_leaves_while_publishing(act: Play, both: Any, kind: str) -> N
         rng = random.Random(4)
         changes = number = 0
         async with reading(*(peer for _, peer in pairs)):
-            while changes < 2000:
+            while changes < 5000:
                 for _ in range(rng.randrange(1, 8)):
                     index = rng.randrange(len(pairs))
                     if index in active:
