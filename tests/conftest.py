@@ -80,15 +80,20 @@ def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ag
 
     def agree(scenario: Scenario, *, level: int = logging.INFO) -> Outcome:
         theirs = run(lambda: play(scenario, upstream, tls, level=level))
-        ours = run(lambda: play(scenario, wsfast.broadcast, tls, level=level))
-        assert ours.exceptions == theirs.exceptions
-        assert ours.records == theirs.records
-        assert ours.notes == theirs.notes
-        assert len(ours.streams) == len(theirs.streams)
-        for our_stream, their_stream in zip(ours.streams, theirs.streams, strict=True):
-            assert our_stream == their_stream
-        keys = ours.keys + theirs.keys
-        assert len(set(keys)) == len(keys), "a mask key was used twice"
+        for server_connection in (wsfast.ServerConnection, None) if core.sends_directly else (None,):
+            ours = run(
+                lambda kind=server_connection: play(  # type: ignore[misc]
+                    scenario, wsfast.broadcast, tls, level=level, server_connection=kind
+                )
+            )
+            assert ours.exceptions == theirs.exceptions
+            assert ours.records == theirs.records
+            assert ours.notes == theirs.notes
+            assert len(ours.streams) == len(theirs.streams)
+            for our_stream, their_stream in zip(ours.streams, theirs.streams, strict=True):
+                assert our_stream == their_stream
+            keys = ours.keys + theirs.keys
+            assert len(set(keys)) == len(keys), "a mask key was used twice"
         assert isinstance(ours, Outcome)
         return ours
 

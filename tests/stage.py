@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 import websockets.asyncio.client
 import websockets.asyncio.server
 import websockets.version
+from websockets.asyncio.server import ServerConnection
 
 import wsfast
 from peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, inflate, parse_frames, until
@@ -109,7 +110,11 @@ class Stage:
     """Connections with their peers, and one of the two broadcast() to try on them."""
 
     def __init__(
-        self, broadcast: Callable[..., wsfast.Delivery | None], tls: tuple[ssl.SSLContext, ssl.SSLContext]
+        self,
+        broadcast: Callable[..., wsfast.Delivery | None],
+        tls: tuple[ssl.SSLContext, ssl.SSLContext],
+        *,
+        server_connection: type[ServerConnection] | None = None,
     ) -> None:
         self.outcome = Outcome()
         self.connections: list[Any] = []
@@ -117,6 +122,7 @@ class Stage:
         self.tasks: list[asyncio.Task[Any]] = []
         self.recorder = Recorder([])
         self._broadcast = broadcast
+        self._server_connection = server_connection
         self._server_tls, self._client_tls = tls
         self._servers: dict[Any, tuple[Any, Any]] = {}
         self._arrived: asyncio.Queue[Any] = asyncio.Queue()
@@ -221,6 +227,7 @@ class Stage:
             "compression": "deflate" if kind.endswith("deflate") else None,
             "ssl": self._server_tls if kind.startswith("tls") else None,
             "ping_interval": None,
+            "create_connection": self._server_connection,
         }
         server = await websockets.asyncio.server.serve(self._handle, sock=sock, **(settings | options))
         return server, sock.getsockname()
@@ -321,9 +328,10 @@ async def play(
     tls: tuple[ssl.SSLContext, ssl.SSLContext],
     *,
     level: int = logging.INFO,
+    server_connection: type[ServerConnection] | None = None,
 ) -> Outcome:
-    """Run a scenario with one broadcast(), and return what came of it."""
-    stage = Stage(broadcast, tls)
+    """Run a scenario with one broadcast() and one type of the server's connections, and return what came of it."""
+    stage = Stage(broadcast, tls, server_connection=server_connection)
     loggers = [logging.getLogger("websockets"), logging.getLogger("asyncio")]
     levels = [logger.level for logger in loggers]
     loggers[0].setLevel(level)

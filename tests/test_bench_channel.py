@@ -64,7 +64,7 @@ def test_channel_methods(collection: str, tmp_path: Path, capsys: pytest.Capture
     methods = ["floor", "floor-served", "channel", "channel-stock"]
     assert main([*argv, "--methods", ",".join(methods), "--collection", collection]) == 0
     output = capsys.readouterr().out
-    assert "efficiency of channel and floor-served: against floor-served" in output
+    assert "efficiency of channel, wsfast-served, floor-served: against floor-served" in output
     (content,) = json.loads(path.read_text())["cases"]
     assert list(content["methods"]) == methods
     assert content["methods"]["floor-served"]["summary"]["efficiency"] == 1

@@ -18,13 +18,14 @@ each_core = pytest.mark.parametrize("name", CORES)  # rather than the fixture, w
 
 SLOTS = st.integers(0, 7)
 MASK = st.sets(SLOTS)
+OWNERS = list(range(4096))  # each slot stands for itself
 
 
 def take(roster: Any, count: int, start: int, frames: Any) -> tuple[int, Any, Any]:
     """Call Roster.send(); return what it returns, and what it has listed."""
     leftovers: list[tuple[int, int, int]] = []
     asked: dict[int, list[int]] = {}
-    return roster.send(count, start, frames, leftovers, asked), leftovers, asked
+    return roster.send(count, start, OWNERS, frames, leftovers, asked), leftovers, asked
 
 
 def frame_of(entries: list[int]) -> bytes:
@@ -408,3 +409,17 @@ def test_roster_agrees_with_lists(name: str, operations: list[tuple[str, Any, An
         send(100, 0)
         assert not any(waiting.values())
         roster.reset()
+
+
+@each_core
+def test_send_wants_an_owner_for_each_slot(name: str) -> None:
+    """Roster.send() raises ValueError, and sends nothing, if there are fewer owners than slots."""
+    roster, members = load_core(name).Roster(), load_core(name).Members()
+    for _ in range(3):
+        members.add(roster.add())
+    roster.publish(members, 0)
+    with pytest.raises(ValueError, match="3 slots have 2 owners"):
+        roster.send(3, 0, ["a", "b"], frame_of, [], {})
+    asked: dict[int, list[Any]] = {}
+    roster.send(3, 0, ["a", "b", "c"], frame_of, [], asked)
+    assert list(asked.values()) == [["a", "b", "c"]]

@@ -256,6 +256,8 @@ cdef class Route:
     cdef object encoder     # what compresses messages; None if nothing does
     cdef int fd
     cdef bint masked
+    cdef bint tells         # whether `quiet` is cleared whenever the connection may have changed
+    cdef public bint quiet  # whether a frame may be written to the descriptor, without any further question
 
 
 cdef bint has_replaced(owner, methods) except -1:
@@ -285,6 +287,7 @@ cdef Route route_of(connection, protocol, layout, Names names, transport_layouts
     route.loop = getattr(connection, layout.loop)
     route.transport = getattr(connection, layout.transport)
     route.masked = layout.masked
+    route.tells = layout.tells
     transport_layout = transport_layouts(type(route.transport))
     if (
         transport_layout is None
@@ -377,6 +380,9 @@ cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject 
                 routes[i - start] = <PyObject *>route  # borrowed: nothing runs here that could end it
                 wsfast_fetch_object(route, 2)
     for i in range(stop - start):
+        if routes[i] != NULL and (<Route>routes[i]).quiet:
+            wsfast_fetch_object((<Route>routes[i]).encoder, ENCODER_LINES)
+            routes[i] = NULL
         if routes[i] != NULL:
             wsfast_fetch_object((<Route>routes[i]).protocol, 2)
             wsfast_fetch_object((<Route>routes[i]).transport, TRANSPORT_LINES)
@@ -423,6 +429,7 @@ cdef Verdict look(Route route, connection) except *:
             methods.write(route.transport, EMPTY)
         except Exception:
             return TRANSPORT  # which will raise the same once more, where it is reported
+    route.quiet = route.tells
     return DIRECT
 
 
@@ -472,20 +479,23 @@ cdef class FanOut:
             if (self.stop - start) % AHEAD == 0:
                 warm(self.connections, self.stop, min(size, self.stop + AHEAD), kind)
             route = getattr(connection, ROUTE, None)
-            protocol = getattr(connection, layout.protocol) if route is None else route.protocol
-            if route is None and type(protocol) is not layout.protocol_type:
-                break
-            if getattr(protocol, names.state) is not names.open_state:
-                self.skipped += 1
-                self.stop += 1
-                continue
-            # Ahead of all that changes something: the connection may be that of another thread.
-            if (getattr(connection, layout.loop) if route is None else route.loop) is not running_loop:
-                break
-            if route is None:
-                route = route_of(connection, protocol, layout, names, transport_layouts)
-                setattr(connection, ROUTE, route)
-            verdict = look(route, connection)
+            if route is not None and route.quiet and route.loop is running_loop:
+                verdict = DIRECT
+            else:
+                protocol = getattr(connection, layout.protocol) if route is None else route.protocol
+                if route is None and type(protocol) is not layout.protocol_type:
+                    break
+                if getattr(protocol, names.state) is not names.open_state:
+                    self.skipped += 1
+                    self.stop += 1
+                    continue
+                # Ahead of all that changes something: the connection may be that of another thread.
+                if (getattr(connection, layout.loop) if route is None else route.loop) is not running_loop:
+                    break
+                if route is None:
+                    route = route_of(connection, protocol, layout, names, transport_layouts)
+                    setattr(connection, ROUTE, route)
+                verdict = look(route, connection)
             if verdict == CONNECTION:
                 self.ordinary.append(self.stop)
             elif verdict == TRANSPORT:
@@ -566,12 +576,14 @@ cdef class FanOut:
 
     cdef int abandon(self, Batch batch, list sizes) except -1:
         """Abort the connections on which a frame was cut off, since the end of which is lost."""
+        cdef Route route
         cdef size_t i
 
         for i in range(batch.size):
             if 0 < batch.results[i] < <ssize_t>sizes[batch.groups[i]]:
-                connection = self.connections[batch.positions[i]]
-                (<Route>getattr(connection, ROUTE)).transport.abort()
+                route = getattr(self.connections[batch.positions[i]], ROUTE)
+                route.quiet = False
+                route.transport.abort()
         return 0
 
     cdef int leave(self, Py_ssize_t position, bytes frame, ssize_t result) except -1:
@@ -580,11 +592,12 @@ cdef class FanOut:
 
         if result == PyBytes_GET_SIZE(frame):
             return 0
+        route = getattr(self.connections[position], ROUTE)
+        route.quiet = False
         if result > 0:
             self.cut.append((position, memoryview(frame)[result:]))
             return 0
         # Nothing was taken: EAGAIN, or an error that the transport will meet in its turn.
-        route = getattr(self.connections[position], ROUTE)
         if route.encoder is not None:
             self.message.take_back(route.encoder)
         self.waiting.append((position, route.encoder))
@@ -757,10 +770,11 @@ cdef class Roster:
 
     def publish(self, Members members not None, uint32_t entry, excluded=()):
         cdef size_t i
+        cdef bint excludes = bool(excluded)
 
         self.make_room(members._size)
         for i in range(members._size):
-            if not excluded or members._slots[i] not in excluded:
+            if not excludes or members._slots[i] not in excluded:
                 self.step(members._slots[i], entry)
 
     def append(self, Py_ssize_t slot, uint32_t entry):
@@ -800,7 +814,9 @@ cdef class Roster:
         entries.reverse()
         return entries
 
-    def send(self, size_t count, size_t start, frames, list leftovers not None, dict asked not None):
+    def send(
+        self, size_t count, size_t start, list owners not None, frames, list leftovers not None, dict asked not None
+    ):
         cdef size_t stop, i, n = 0, complete
         cdef uint32_t slot, node
         cdef int *fds = NULL
@@ -811,6 +827,8 @@ cdef class Roster:
         cdef list data = [], nodes = [], unready = None
         cdef uint32_t last = 0
 
+        if <size_t>PyList_GET_SIZE(owners) < self.size:
+            raise ValueError(f"{self.size} slots have {PyList_GET_SIZE(owners)} owners")
         if self.done == 0 and self.touched_size:
             self.rotate(start % self.touched_size)
         stop = min(self.touched_size, self.done + count)
@@ -827,7 +845,7 @@ cdef class Roster:
                     if node != last:  # most are where the one before them is
                         unready = asked.setdefault(node, [])
                         last = node
-                    unready.append(slot)
+                    unready.append(<object>PyList_GET_ITEM(owners, slot))
                     continue
                 if self.steps[node].group == NO_GROUP:
                     data.append(<bytes?>frames(node))

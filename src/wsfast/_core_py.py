@@ -339,32 +339,37 @@ class Roster:
         self,
         count: int,
         start: int,
+        owners: list[Any],
         frames: Callable[[int], bytes],
         leftovers: list[tuple[int, int, int]],
-        asked: dict[int, list[int]],
+        asked: dict[int, list[Any]],
     ) -> int:
         """Send to the next slots what they are to get, and bring them back to node 0.
 
         Args:
             count: How many slots at most.
             start: Where among all that is pending to begin, if none has been sent to yet; modulo their number.
+            owners: Whose each slot is.
             frames: Function of a node: all frames for it, one behind the other.
             leftovers: List to which are added the slots whose kernels did not take everything, each with its node and
                 what `wsf.h` calls the result. The caller has it even if an exception is raised on the way.
-            asked: For each node the slots that are not ready; as above.
+            asked: For each node the owners of the slots that are not ready; as above.
 
         Returns:
             How many kernels took everything.
 
         Raises:
             MemoryError: If something may have been cut off that could not be listed.
+            ValueError: If there are fewer owners than slots; then nothing was sent.
         """
+        if len(owners) < len(self._nodes):
+            raise ValueError(f"{len(self._nodes)} slots have {len(owners)} owners")
         if self._done == 0 and self._touched:
             start %= len(self._touched)
             self._touched = self._touched[start:] + self._touched[:start]
         slots = self._touched[self._done : self._done + count]
         for slot in slots:
-            asked.setdefault(self._nodes[slot], []).append(slot)
+            asked.setdefault(self._nodes[slot], []).append(owners[slot])
             self._nodes[slot] = 0
         self._done += len(slots)
         return 0

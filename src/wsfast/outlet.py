@@ -34,6 +34,7 @@ from .adapters.websockets import (
     SEND_IN_PROGRESS,
     connection_layout,
     direct_descriptor,
+    disturb,
     encoder_of,
     is_connection,
     keep_reason,
@@ -266,7 +267,7 @@ class Outlet:
         """Drop the connection, on which half a frame would be followed by something else."""
         self.fd = -1
         self.unready()
-        self.connection.transport.abort()
+        _abort(self.connection)
 
     def expect(self, entries: Sequence[Entry], change: int = 1) -> None:
         """Take note that messages have not been sent, and are not counted anywhere."""
@@ -561,12 +562,12 @@ class Outbox:
             return joined[node].plain.frame
 
         leftovers: list[tuple[int, int, int]] = []
-        asked: dict[int, list[int]] = {}
+        asked: dict[int, list[Any]] = {}
         left: list[tuple[Outlet, Sequence[Entry]]] = []
         collects = gc.isenabled()
         gc.disable()
         try:
-            self.roster.send(count, self._turn, frames, leftovers, asked)
+            self.roster.send(count, self._turn, self.connections, frames, leftovers, asked)
             while leftovers:
                 left.append(self._settle(*leftovers[-1], joined))
                 leftovers.pop()
@@ -581,15 +582,15 @@ class Outbox:
                 self._lose(self.outlets[slot], joined[node].entries)
             for outlet, entries in left:
                 self._lose(outlet, entries)
-            for node, slots in asked.items():
-                for slot in slots:
-                    if not self.roster.is_pending(slot):  # else it has not come to sending
-                        self._lose(self.outlets[slot], self._sequence(node))
+            for node, connections in asked.items():
+                for outlet in map(_outlet_of, connections):
+                    if outlet is not None and not self.roster.is_pending(outlet.slot):  # else it was not its turn yet
+                        self._lose(outlet, self._sequence(node))
             raise
         finally:
             if collects:
                 gc.enable()
-        todo = [([self.connections[slot] for slot in slots], self._sequence(node)) for node, slots in asked.items()]
+        todo = [(connections, self._sequence(node)) for node, connections in asked.items()]
         ordinary: list[tuple[Outlet, Sequence[Entry]]] = []
         try:
             while left:
@@ -738,7 +739,7 @@ class Outbox:
                 offset = len(frame) - len(rest)
                 index = bisect_left(sizes, offset)
                 if not self._write(connections[position], memoryview(frame)[offset : sizes[index]]):
-                    connections[position].transport.abort()
+                    _abort(connections[position])
                 cut.pop()
                 ends.append((position, index + 1))
             for position, encoder in waiting:
@@ -750,7 +751,7 @@ class Outbox:
             raise
         finally:
             for position, _ in cut:
-                connections[position].transport.abort()
+                _abort(connections[position])
             if collects:
                 gc.enable()
         for position, errno in lost:
@@ -811,11 +812,18 @@ class Outbox:
         except Exception as exc:
             self.log(logging.WARNING, "could not write to %s: %r", connection.id, exc)
             return False
+        finally:
+            disturb(connection)
         return True
 
     def log(self, level: int, message: str, *arguments: object) -> None:
         """Log soon: what handlers do must not get in between."""
         self.loop.call_soon(logger.log, level, message, *arguments)
+
+
+def _abort(connection: Any) -> None:
+    disturb(connection)
+    connection.transport.abort()
 
 
 def _outlet_of(connection: Any) -> Outlet | None:

@@ -1,4 +1,4 @@
-"""Servers whose connections channels know without asking."""
+"""Servers whose connections need not be asked before they are sent to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ __all__ = ["ServerConnection", "serve"]
 
 
 class ServerConnection(EventedConnection):
-    """A connection of websockets that tells channels what happens to it.
+    """A connection of websockets that tells `broadcast()` and channels what happens to it.
 
-    It is used like that of websockets. Two things differ: a `send()` of its own waits until what was published for this
-    connection before has left; and channels need not ask it whether it can be written to.
+    It is used like that of websockets. Two things differ: a `send()` of its own waits until what channels published for
+    this connection before has left; and neither channels nor `broadcast()` need to ask it whether it can be written to.
+    Code of yours that writes to the transport, or closes it, must take it from `connection.transport` each time.
     """
 
 

@@ -72,6 +72,9 @@ class ConnectionLayout:
     """The same, for the protocol."""
     masked: bool
     """Whether frames must be masked: True on the client side (RFC 6455, section 5.3)."""
+    tells: bool = False
+    """Whether the connection clears `quiet` of what gather keeps in it whenever any of this may have changed. It then
+    may be written to without being asked anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import inspect
@@ -48,6 +49,7 @@ __all__ = [
     "ServerPerMessageDeflateFactory",
     "connection_layout",
     "direct_descriptor",
+    "disturb",
     "encoder_of",
     "is_connection",
     "keep_reason",
@@ -109,7 +111,7 @@ def _encoder(extensions: Any) -> Encoder | Literal[False] | None:
     return extension.encoder if type(extension.encoder) is LazyEncoder else False
 
 
-def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
+def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> ConnectionLayout:
     return ConnectionLayout(
         protocol="protocol",
         protocol_type=protocol_type,
@@ -126,16 +128,28 @@ def _layout(protocol_type: type, *, masked: bool) -> ConnectionLayout:
         methods=dict(_METHODS),
         protocol_methods=_PROTOCOL_METHODS,
         masked=masked,
+        tells=tells,
     )
 
 
 class EventedConnection(ServerConnection):
-    """A connection that tells its outlet what happens to it, and whose own messages do not overtake what was published.
+    """A connection that tells what happens to it, and whose own messages do not overtake what was published.
 
     That is done where all that it writes passes: every change of its state is followed by `send_data()`.
     """
 
     _wsfast_outlet: Any = None
+    _wsfast_route: Any = None
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport. Whoever asks for it may write to it or close it."""
+        disturb(self)
+        return self._wsfast_transport
+
+    @transport.setter
+    def transport(self, transport: asyncio.Transport) -> None:
+        self._wsfast_transport = transport
 
     def send_data(self) -> None:
         """Send outgoing data."""
@@ -146,6 +160,7 @@ class EventedConnection(ServerConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take leave, before the descriptor is closed."""
+        disturb(self)
         if self._wsfast_outlet is not None:
             self._wsfast_outlet.close()
         super().connection_lost(exc)
@@ -159,7 +174,7 @@ class EventedConnection(ServerConnection):
         await super().send(message, *args, **options)
 
 
-_EVENTED = _layout(websockets.server.ServerProtocol, masked=False)
+_EVENTED = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
 _EVENTED.methods["send_data"] = EventedConnection.send_data  # type: ignore[index]
 
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
@@ -195,8 +210,16 @@ def encoder_of(connection: Any) -> Encoder | None:
     return layout.encoder(getattr(connection.protocol, layout.extensions)) or None
 
 
+def disturb(connection: Any) -> None:
+    """Have the next `broadcast()` ask a connection again whether it may be written to directly."""
+    route = getattr(connection, "_wsfast_route", None)
+    if route is not None:
+        route.quiet = False
+
+
 def refresh(connection: Any) -> None:
-    """Tell the channels of a connection that something was written to its transport, or that it was aborted."""
+    """Take note that something was written to the transport of a connection, or that it was aborted."""
+    disturb(connection)
     outlet = getattr(connection, "_wsfast_outlet", None)
     if outlet is not None:
         outlet.refresh()

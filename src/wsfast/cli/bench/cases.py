@@ -31,6 +31,7 @@ METHODS = {
     "floor": "a bare loop of send() in C over the same sockets",
     "floor-served": "the same loop over connections of wsfast.serve()",
     "wsfast": "wsfast.broadcast()",
+    "wsfast-served": "wsfast.broadcast(), on connections of wsfast.serve()",
     "channel": "publish() and flush() of a wsfast.Channel, on connections of wsfast.serve()",
     "channel-stock": "publish() and flush() of a wsfast.Channel, on stock connections",
     "audience": "broadcast() of a wsfast.Audience (with compression only)",
@@ -53,10 +54,16 @@ COMPRESSED = frozenset({"audience", "no-takeover"})
 PATTERNS = frozenset({"await", "tasks", "wait", "queues", "pubsub"})
 """Methods that are left out of bursts: they send one message after the other, as ever."""
 
-SERVERS = {"picows": "picows", "no-takeover": "no-takeover", "floor-served": "served", "channel": "served"}
+SERVERS = {
+    "picows": "picows",
+    "no-takeover": "no-takeover",
+    "floor-served": "served",
+    "wsfast-served": "served",
+    "channel": "served",
+}
 """Methods that have another server than most, and its name; the others share one, `stock`."""
 
-FLOORS = {"floor-served": "floor-served", "channel": "floor-served"}
+FLOORS = {"floor-served": "floor-served", "wsfast-served": "floor-served", "channel": "floor-served"}
 """Methods whose efficiency is told against another floor, that of their own sockets, if it is measured."""
 
 LOOPS = ("asyncio", "uvloop")
@@ -65,6 +72,7 @@ FEATURES = {
     "floor": "extension",
     "floor-served": "extension",
     "wsfast": "extension",
+    "wsfast-served": "extension",
     "channel": "extension",
     "channel-stock": "extension",
     "audience": "extension",

@@ -143,6 +143,18 @@ async def by_wsfast(room: Room) -> AsyncIterator[Call]:
 
 
 @asynccontextmanager
+async def by_wsfast_served(room: Room) -> AsyncIterator[Call]:
+    """Call `wsfast.broadcast()` with connections that tell what happens to them."""
+    connections = list(room.served)
+
+    def call() -> None:
+        for message in room.messages:
+            wsfast.broadcast(connections, message)
+
+    yield call
+
+
+@asynccontextmanager
 async def by_audience(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.Audience.broadcast()`, which shares what the window holds between the connections."""
     audience = wsfast.Audience()
@@ -355,6 +367,7 @@ CALLS: dict[str, Callable[[Room], AbstractAsyncContextManager[Call]]] = {
     "floor": floor,
     "floor-served": floor_of_served,
     "wsfast": by_wsfast,
+    "wsfast-served": by_wsfast_served,
     "channel": by_channel,
     "channel-stock": by_channel_stock,
     "audience": by_audience,

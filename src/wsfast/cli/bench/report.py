@@ -157,7 +157,7 @@ def print_case(result: Result) -> None:
         "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
     )
     if "floor-served" in result.methods:
-        print("efficiency of channel and floor-served: against floor-served, which has the same sockets.")
+        print("efficiency of channel, wsfast-served, floor-served: against floor-served, which has the same sockets.")
     if compresses:
         print(
             "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
@@ -207,6 +207,7 @@ _SYNCHRONOUS = (
     "floor",
     "floor-served",
     "wsfast",
+    "wsfast-served",
     "channel",
     "channel-stock",
     "audience",
@@ -301,7 +302,7 @@ def draw_chart(path: Path, results: Sequence[Result]) -> None:
 
 def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
     names = [name for name in METHODS if name in summaries]
-    greens = ("wsfast", "audience", "channel", "channel-stock")
+    greens = ("wsfast", "wsfast-served", "audience", "channel", "channel-stock")
     colors = {"floor": "0.75", "floor-served": "0.75", "wsfast-pure": "tab:olive", **dict.fromkeys(greens, "tab:green")}
     bars = plot.barh(
         names, [summaries[name].call for name in names], color=[colors.get(name, "tab:blue") for name in names]
