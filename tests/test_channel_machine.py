@@ -8,6 +8,7 @@ The profile is small. To run about 100,000 steps with each core:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 from collections import deque
@@ -80,6 +81,9 @@ class Message:
     prepared: wsfast.PreparedMessage
 
 
+ORDER = itertools.count()
+
+
 @dataclass(eq=False)
 class Topic:
     """A channel, and what is known of it."""
@@ -137,6 +141,8 @@ class Wire:
         """Subscriptions that have ended."""
         self.pending: list[Message] = []
         self.queue: list[Message] = []
+        self.held: dict[int, int] = {}
+        """For each number of a message, when it has begun to wait."""
         self.expected: deque[Message] = deque()
         self.private: deque[Message] = deque()
         self.newest_private = -1
@@ -194,6 +200,7 @@ class Wire:
             for index, other in enumerate(self.queue):
                 if other.topic is topic and other.key == message.key:
                     self.queue[index] = message
+                    self.held[message.number] = next(ORDER)
                     subscriber.conflated += 1
                     return True
         while waiting := self.waiting(topic):
@@ -209,8 +216,10 @@ class Wire:
             topic.dropped += 1
             if isinstance(policy, wsfast.DropNewest):
                 return True
-            self.queue.remove(waiting[0])
+            by_age = isinstance(policy, wsfast.Conflate)  # those of the same key have taken the places of others
+            self.queue.remove(min(waiting, key=lambda one: self.held[one.number]) if by_age else waiting[0])
         self.queue.append(message)
+        self.held[message.number] = next(ORDER)
         return True
 
     def disconnect(self, rest: list[Message]) -> None:

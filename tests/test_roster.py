@@ -250,7 +250,7 @@ def test_failing_frames(core: Any) -> None:
     roster = core.Roster()
     with pairs(2) as opened:
         for ours, _ in opened:
-            roster.set_ready(roster.add(), ours.fileno())
+            roster.set_ready(roster.add(ours.fileno()), True)
         roster.append(0, 0)
         roster.append(1, 1)
 
@@ -276,16 +276,16 @@ def test_what_kernels_do_not_take(core: Any) -> None:
     big = b"x" * (1 << 20)
     with pairs(5, small=True) as opened:
         for ours, _ in opened:
-            slot = roster.add()
+            slot = roster.add(ours.fileno())
             members.add(slot)
-            roster.set_ready(slot, ours.fileno())
+            roster.set_ready(slot, True)
         fill = 0
         with contextlib.suppress(BlockingIOError):
             while True:
                 fill += opened[1][0].send(bytes(4096))
         opened[2][1].close()
         opened[4][0].shutdown(socket.SHUT_WR)
-        roster.set_ready(3, -1)
+        roster.set_ready(3, False)
         roster.append(0, 5)  # alone with a frame that fits
         roster.publish(members, 6, {0})
         node = roster.node(1)
@@ -321,7 +321,7 @@ def test_a_slot_is_not_ready_when_it_is_given_out(core: Any) -> None:
     """Nothing is written to the descriptor of whoever had the slot before."""
     roster = core.Roster()
     with pairs(1) as [(ours, theirs)]:
-        roster.set_ready(roster.add(), ours.fileno())
+        roster.set_ready(roster.add(ours.fileno()), True)
         roster.remove(0)
         assert roster.add() == 0
         roster.append(0, 3)
@@ -335,6 +335,8 @@ OPERATION = st.one_of(
     st.tuples(st.just("send"), st.integers(1, 9), st.integers(0, 20)),
     st.tuples(st.just("replace"), SLOTS, st.none()),
     st.tuples(st.just("ready"), SLOTS, st.booleans()),
+    st.tuples(st.just("aside"), SLOTS, st.booleans()),
+    st.tuples(st.just("compact"), st.none(), st.none()),
 )
 
 
@@ -347,26 +349,32 @@ def test_roster_agrees_with_lists(name: str, operations: list[tuple[str, Any, An
     roster = core.Roster()
     with pairs(8) as opened:
         for ours, _ in opened:
-            roster.set_ready(roster.add(), ours.fileno())
+            roster.set_ready(roster.add(ours.fileno()), True)
         waiting: dict[int, list[int]] = {slot: [] for slot in range(8)}
         ready = set(range(8))
+        aside: set[int] = set()
         entry = 0
 
         def send(count: int, start: int) -> None:
             before = roster.pending
             complete, leftovers, asked = take(roster, count, start, lambda node: frame_of(roster.sequence(node)))
-            assert leftovers == []
             served = []
+            for slot, node, result in leftovers:
+                assert slot in aside
+                assert roster.sequence(node) == waiting[slot]
+                assert result == 0
+                served.append(slot)
             for node, slots in asked.items():
                 assert node != 0
                 for slot in slots:
                     assert roster.sequence(node) == waiting[slot]
+                    assert slot not in aside
                     assert slot not in ready or not core.sends_directly
                     served.append(slot)
             for slot, (_, theirs) in enumerate(opened):
                 if data := received(theirs):
                     assert data == frame_of(waiting[slot])
-                    assert slot in ready
+                    assert slot in ready - aside
                     served.append(slot)
                     complete -= 1
             assert complete == 0
@@ -393,12 +401,22 @@ def test_roster_agrees_with_lists(name: str, operations: list[tuple[str, Any, An
                     send(first, second)
                 case "replace":
                     roster.remove(first)
-                    assert roster.add() == first
+                    assert roster.add(opened[first][0].fileno()) == first
                     waiting[first] = []
                     ready.discard(first)
+                    aside.discard(first)
                 case "ready":
-                    roster.set_ready(first, opened[first][0].fileno() if second else -1)
+                    roster.set_ready(first, bool(second))
                     (ready.add if second else ready.discard)(first)
+                case "aside":
+                    roster.set_aside(first, bool(second))
+                    (aside.add if second else aside.discard)(first)
+                case "compact" if roster.pending:
+                    oldest = min(number for numbers in waiting.values() for number in numbers)
+                    assert roster.compact() == oldest
+                    entry -= oldest
+                    for slot, numbers in waiting.items():
+                        waiting[slot] = [number - oldest for number in numbers]
             assert roster.pending == sum(map(bool, waiting.values()))
             for slot, entries in waiting.items():
                 assert roster.is_pending(slot) is bool(entries)
@@ -409,6 +427,44 @@ def test_roster_agrees_with_lists(name: str, operations: list[tuple[str, Any, An
         send(100, 0)
         assert not any(waiting.values())
         roster.reset()
+
+
+def test_compact_forgets_what_nobody_needs(core: Any) -> None:
+    """Once some have been sent to, entries and nodes that only they needed are forgotten, and the others renumbered."""
+    roster, members = core.Roster(), core.Members()
+    with pytest.raises(ValueError, match="no slots are pending"):
+        roster.compact()
+    for _ in range(3):
+        members.add(roster.add())
+    for entry in range(100):
+        roster.publish(members, entry)
+    take(roster, 2, 0, frame_of)
+    for entry in range(100, 200):
+        roster.publish(members, entry, {2})
+    assert roster.compact() == 0  # slot 2 has got none yet
+    take(roster, 1, 0, frame_of)
+    assert roster.compact() == 100
+    assert roster.pending == 2
+    assert roster.sequence(roster.node(0)) == roster.sequence(roster.node(1)) == list(range(100))
+    roster.publish(members, 100)
+    assert asked_of(core, roster) == {0: list(range(101)), 1: list(range(101)), 2: [100]}
+
+
+@each_core
+def test_slots_without_a_descriptor_are_never_ready(name: str) -> None:
+    """Roster.set_ready() raises ValueError if there is no descriptor that could be written to."""
+    roster = load_core(name).Roster()
+    slot = roster.add()
+    roster.set_ready(slot, False)
+    with pytest.raises(ValueError, match="slot 0 has no descriptor"):
+        roster.set_ready(slot, True)
+    roster.remove(slot)
+    assert roster.add(5) == slot
+    roster.set_ready(slot, True)
+    roster.remove(slot)
+    assert roster.add() == slot
+    with pytest.raises(ValueError, match="slot 0 has no descriptor"):
+        roster.set_ready(slot, True)
 
 
 @each_core

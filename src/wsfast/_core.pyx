@@ -13,6 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
+from libc.limits cimport INT_MIN
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
@@ -683,13 +684,15 @@ cdef struct Node:
 
 cdef uint32_t NO_ENTRY = UINT32_MAX
 cdef uint32_t NO_GROUP = UINT32_MAX
+cdef int NO_FD = INT_MIN
 
 
 cdef class Roster:
     """See the twin."""
 
-    cdef int *fds               # of each slot; -1 if it is not ready
+    cdef int *fds               # of each slot; its complement while it is not ready; NO_FD if it has none
     cdef uint32_t *nodes        # of each slot
+    cdef uint8_t *aside         # of each slot, whether it is set aside
     cdef size_t size, room
     cdef list free
     cdef uint32_t *touched      # slots that are not at node 0, in the order in which they left it
@@ -704,6 +707,7 @@ cdef class Roster:
     def __dealloc__(self):
         PyMem_Free(self.fds)
         PyMem_Free(self.nodes)
+        PyMem_Free(self.aside)
         PyMem_Free(self.touched)
         PyMem_Free(self.steps)
 
@@ -723,18 +727,22 @@ cdef class Roster:
             raise IndexError(f"there is no slot {slot}")
         return 0
 
-    def add(self):
-        cdef size_t room
+    def add(self, int fd=-1):
+        cdef size_t slot, room
 
         if self.free:
-            return self.free.pop()
+            slot = self.free.pop()
+            self.fds[slot] = NO_FD if fd < 0 else ~fd
+            return slot
         if self.size == self.room:
             room = max(64, 2 * self.room)
             self.fds = <int *>resized(self.fds, room * sizeof(int))
             self.nodes = <uint32_t *>resized(self.nodes, room * sizeof(uint32_t))
+            self.aside = <uint8_t *>resized(self.aside, room * sizeof(uint8_t))
             self.room = room
-        self.fds[self.size] = -1
+        self.fds[self.size] = NO_FD if fd < 0 else ~fd
         self.nodes[self.size] = 0
+        self.aside[self.size] = False
         self.size += 1
         return self.size - 1
 
@@ -749,12 +757,21 @@ cdef class Roster:
                     self.touched_size -= 1
                     self.touched[i] = self.touched[self.touched_size]
                     break
-        self.fds[slot] = -1
+        self.fds[slot] = NO_FD
+        self.aside[slot] = False
         self.free.append(slot)
 
-    def set_ready(self, Py_ssize_t slot, int fd):
+    def set_ready(self, Py_ssize_t slot, bint ready):
         self.check(slot)
-        self.fds[slot] = fd
+        if self.fds[slot] == NO_FD:
+            if ready:
+                raise ValueError(f"slot {slot} has no descriptor")
+        elif ready != (self.fds[slot] >= 0):
+            self.fds[slot] = ~self.fds[slot]
+
+    def set_aside(self, Py_ssize_t slot, bint aside):
+        self.check(slot)
+        self.aside[slot] = aside
 
     @property
     def pending(self):
@@ -817,7 +834,7 @@ cdef class Roster:
     def send(
         self, size_t count, size_t start, list owners not None, frames, list leftovers not None, dict asked not None
     ):
-        cdef size_t stop, i, n = 0, complete
+        cdef size_t stop, i, n = 0, set_aside = 0, complete
         cdef uint32_t slot, node
         cdef int *fds = NULL
         cdef uint32_t *groups = NULL
@@ -841,6 +858,11 @@ cdef class Roster:
             for i in range(self.done, stop):
                 slot = self.touched[i]
                 node = self.nodes[slot]
+                if self.aside[slot]:
+                    set_aside += 1
+                    slots[count - set_aside] = slot  # the others are listed from the beginning
+                    groups[count - set_aside] = node
+                    continue
                 if self.fds[slot] < 0:
                     if node != last:  # most are where the one before them is
                         unready = asked.setdefault(node, [])
@@ -864,6 +886,8 @@ cdef class Roster:
             self.done = stop
             with nogil:
                 complete = wsf_send_many(fds, groups, n, buffers, results)
+            for i in range(set_aside):
+                leftovers.append((slots[count - 1 - i], groups[count - 1 - i], 0))
             if complete < n:
                 for i in range(n):
                     if results[i] != <ssize_t>buffers[groups[i]].size:
@@ -890,6 +914,39 @@ cdef class Roster:
         memcpy(self.touched + self.touched_size - start, head, start * sizeof(uint32_t))
         PyMem_Free(head)
         return 0
+
+    def compact(self):
+        cdef uint32_t *places = NULL    # of each node, where it is moved to; 0 if nobody comes from there
+        cdef uint32_t node, parent, first = NO_ENTRY, count = 1
+        cdef size_t i
+
+        if self.touched_size == self.done:
+            raise ValueError("no slots are pending")
+        places = <uint32_t *>resized(NULL, self.steps_size * sizeof(uint32_t))
+        memset(places, 0, self.steps_size * sizeof(uint32_t))
+        for i in range(self.done, self.touched_size):
+            node = self.nodes[self.touched[i]]
+            while node and not places[node]:
+                places[node] = 1
+                first = min(first, self.steps[node].entry)
+                node = self.steps[node].parent
+        self.steps[0].child_entry = NO_ENTRY
+        for i in range(1, self.steps_size):
+            if places[i]:
+                parent = places[self.steps[i].parent] if self.steps[i].parent else 0
+                self.steps[count] = Node(parent, self.steps[i].entry - first, 0, NO_ENTRY, NO_GROUP)
+                self.steps[parent].child = count  # the last one, which the newest entry leads to
+                self.steps[parent].child_entry = self.steps[count].entry
+                places[i] = count
+                count += 1
+        self.steps_size = count
+        self.touched_size -= self.done
+        memmove(self.touched, self.touched + self.done, self.touched_size * sizeof(uint32_t))
+        self.done = 0
+        for i in range(self.touched_size):
+            self.nodes[self.touched[i]] = places[self.nodes[self.touched[i]]]
+        PyMem_Free(places)
+        return first
 
     def reset(self):
         if self.touched_size != self.done:

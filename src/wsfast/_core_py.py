@@ -274,17 +274,27 @@ class Roster:
 
     def __init__(self) -> None:
         self._nodes: list[int] = []  # of each slot
+        self._has_fd: list[bool] = []
+        self._aside: list[bool] = []
         self._free: list[int] = []
         self._touched: list[int] = []  # slots that are not at node 0, in the order in which they left it
         self._done = 0  # how many of them have been taken
         self._steps: list[tuple[int, int]] = [(0, -1)]  # of each node, where it came from, and by which entry
         self._children: dict[tuple[int, int], int] = {}
 
-    def add(self) -> int:
-        """Return a new slot. It is not ready."""
+    def add(self, fd: int = -1) -> int:
+        """Return a new slot. It is not ready.
+
+        Args:
+            fd: Descriptor that unmasked frames may be written to while the slot is ready; -1 if it never is.
+        """
         if self._free:
-            return self._free.pop()
+            slot = self._free.pop()
+            self._has_fd[slot] = fd >= 0
+            return slot
         self._nodes.append(0)
+        self._has_fd.append(fd >= 0)
+        self._aside.append(False)
         return len(self._nodes) - 1
 
     def remove(self, slot: int) -> None:
@@ -292,10 +302,21 @@ class Roster:
         if self._nodes[slot]:
             self._nodes[slot] = 0
             del self._touched[self._touched.index(slot, self._done)]
+        self._aside[slot] = False
         self._free.append(slot)
 
-    def set_ready(self, slot: int, fd: int) -> None:
-        """Say which descriptor unmasked frames may be written to at any moment; -1 if that must be asked each time."""
+    def set_ready(self, slot: int, ready: bool) -> None:
+        """Say whether the slot's descriptor may be written to at any moment, or that must be asked each time.
+
+        Raises:
+            ValueError: If it is to be ready, and has no descriptor.
+        """
+        if ready and not self._has_fd[slot]:
+            raise ValueError(f"slot {slot} has no descriptor")
+
+    def set_aside(self, slot: int, aside: bool) -> None:
+        """Say whether to list the slot among the leftovers, rather than to send to it or to have it asked."""
+        self._aside[slot] = aside
 
     @property
     def pending(self) -> int:
@@ -352,7 +373,8 @@ class Roster:
             owners: Whose each slot is.
             frames: Function of a node: all frames for it, one behind the other.
             leftovers: List to which are added the slots whose kernels did not take everything, each with its node and
-                what `wsf.h` calls the result. The caller has it even if an exception is raised on the way.
+                what `wsf.h` calls the result; and those that are set aside, with 0. The caller has it even if an
+                exception is raised on the way.
             asked: For each node the owners of the slots that are not ready; as above.
 
         Returns:
@@ -369,10 +391,45 @@ class Roster:
             self._touched = self._touched[start:] + self._touched[:start]
         slots = self._touched[self._done : self._done + count]
         for slot in slots:
-            asked.setdefault(self._nodes[slot], []).append(owners[slot])
+            if self._aside[slot]:
+                leftovers.append((slot, self._nodes[slot], 0))
+            else:
+                asked.setdefault(self._nodes[slot], []).append(owners[slot])
             self._nodes[slot] = 0
         self._done += len(slots)
         return 0
+
+    def compact(self) -> int:
+        """Forget, while some slots are pending, what none of them needs any more.
+
+        The first entries, of which there are as many as is returned, are forgotten; all others are renumbered, so that
+        the first of these is 0. So are the nodes.
+
+        Raises:
+            ValueError: If nothing is pending.
+        """
+        del self._touched[: self._done]
+        self._done = 0
+        if not self._touched:
+            raise ValueError("no slots are pending")
+        needed: set[int] = set()
+        for slot in self._touched:
+            node = self._nodes[slot]
+            while node and node not in needed:
+                needed.add(node)
+                node = self._steps[node][0]
+        first = min(self._steps[node][1] for node in needed)
+        places = {0: 0}
+        steps = [(0, -1)]
+        for node in sorted(needed):
+            parent, entry = self._steps[node]
+            places[node] = len(steps)
+            steps.append((places[parent], entry - first))
+        self._steps = steps
+        self._children = {step: node for node, step in enumerate(steps) if node}
+        for slot in self._touched:
+            self._nodes[slot] = places[self._nodes[slot]]
+        return first
 
     def reset(self) -> None:
         """Forget all nodes, once nothing is pending."""

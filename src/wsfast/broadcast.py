@@ -22,10 +22,10 @@ from .adapters.transports import transport_layout
 from .adapters.websockets import (
     SEND_IN_PROGRESS,
     connection_layout,
+    disturb,
     encoder_of,
     is_connection,
     keep_reason,
-    refresh,
     without_deflate,
 )
 from .deflate import Encoder
@@ -152,8 +152,8 @@ class _FanOut:
         cut: core.Cut = []
         failures: dict[int, Exception] = {}
         collects = gc.isenabled()
-        gc.disable()
         try:
+            gc.disable()
             stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
                 connections, start, self.encodings, connection_layout, transport_layout, self.running_loop, cut
             )
@@ -173,11 +173,12 @@ class _FanOut:
                 self.distrust(connection)
             raise
         finally:
-            for position, _ in cut:
-                connections[position].transport.abort()
-                refresh(connections[position])
-            if collects:
-                gc.enable()
+            try:
+                for position, _ in cut:
+                    connections[position].transport.abort()
+            finally:
+                if collects:
+                    gc.enable()
 
         # From here on, code of the user's may run.
         for position, errno in lost:
@@ -199,7 +200,7 @@ class _FanOut:
             encoder = encoder_of(connection)
             if encoder is not None:
                 encoder.forget()
-            refresh(connection)
+            disturb(connection)
 
     def write_frame(
         self, connections: list[Any], position: int, encoder: Encoder | None, failures: dict[int, Exception]
@@ -220,8 +221,6 @@ class _FanOut:
             connections[position].transport.write(data)
         except Exception as exc:
             failures[position] = exc
-        finally:
-            refresh(connections[position])
 
     def count(self, connection: Any) -> None:
         """Count a message that a connection has accepted."""

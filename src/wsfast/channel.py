@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -85,7 +86,6 @@ class Subscription:
     """
 
     __slots__ = (
-        "_excluded",
         "_items",
         "_keys",
         "_since",
@@ -117,8 +117,7 @@ class Subscription:
         self.outlet: Outlet | None = outlet
         self.dropped = self.conflated = self.queued = self.bytes = 0
         self.arriving = 0  # messages that the connection has not taken, on their way to `hold`
-        self._since = channel.messages
-        self._excluded = 0  # may be negative: messages of the channel's history are added
+        self._since = channel.messages  # and as many more as were not for it, or less as are of the history
         self._items: deque[Item] | None = None
         self._keys: dict[Hashable, Item] | None = None
         self._stats: SubscriptionStats | None = None
@@ -162,7 +161,7 @@ class Subscription:
         """Return what became of the messages for it so far; once it has ended, until then."""
         if self._stats is not None:
             return self._stats
-        published = self.channel.messages - self._since - self._excluded
+        published = self.channel.messages - self._since
         queued = self.queued + self.arriving * (self.outlet is not None) + len(self._pending())
         sent = published - self.dropped - self.conflated - queued
         return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
@@ -173,8 +172,20 @@ class Subscription:
         if outlet is None:
             return
         outlet.flush()
+        self.end()
+
+    def _pending(self) -> list[Entry]:
         if self.outlet is None:
-            return  # it was ended meanwhile
+            return []
+        return [entry for entry in self.outlet.outbox.pending(self.outlet) if entry.channel is self.channel]
+
+    # ---- For the outlet
+
+    def end(self) -> None:
+        """End it. What has not been sent is dropped."""
+        outlet = self.outlet
+        if outlet is None:
+            return
         for item in list(self._items or ()):
             if item.entry is not None and outlet.lag is not None:
                 outlet.discard(outlet.lag, item)
@@ -193,16 +204,9 @@ class Subscription:
         if outlet.first is None:
             outlet.release()
 
-    def _pending(self) -> list[Entry]:
-        if self.outlet is None:
-            return []
-        return [entry for entry in self.outlet.outbox.pending(self.outlet) if entry.channel is self.channel]
-
-    # ---- For the outlet
-
     def exclude(self, count: int = 1) -> None:
         """Take note that messages of the channel were not for it."""
-        self._excluded += count
+        self._since += count
 
     def hold(self, lag: Lag, entry: Entry) -> None:
         """Have a message wait, as far as the policy allows."""
@@ -214,6 +218,7 @@ class Subscription:
             if item is not None and item.entry is not None:
                 self.bytes += entry.message.size - item.entry.message.size
                 item.entry = entry
+                item.time = time.monotonic()
                 self.conflated += 1
                 self._act("conflates")
                 while policy.max_bytes is not None and self.bytes > policy.max_bytes and self.queued > 1:
@@ -243,13 +248,12 @@ class Subscription:
         self.bytes += entry.message.size
 
     def _is_full(self, policy: Policy, entry: Entry) -> bool:
-        oldest = self._oldest()
-        if oldest is None or oldest.entry is None:
+        if not self.queued:
             return False  # one message may always wait
         return (
             (policy.max_messages is not None and self.queued >= policy.max_messages)
             or (policy.max_bytes is not None and self.bytes + entry.message.size > policy.max_bytes)
-            or (policy.max_age is not None and oldest.entry.time < time.monotonic() - policy.max_age)
+            or (policy.max_age is not None and self._oldest().time < time.monotonic() - policy.max_age)
         )
 
     def expire(self, lag: Lag) -> None:
@@ -260,26 +264,28 @@ class Subscription:
         limit = time.monotonic() - policy.max_age
         if isinstance(policy, Conflate):
             for old in list(self._items or ()):
-                if old.entry is not None and old.entry.time < limit and self.outlet is not None:
+                if old.entry is not None and old.time < limit and self.outlet is not None:
                     self.outlet.discard(lag, old)
                     self._drop()
             return
-        while (item := self._oldest()) is not None and item.entry is not None and item.entry.time < limit:
+        while self.queued and self._oldest().time < limit:
             if isinstance(policy, Disconnect):
                 self._disconnect(policy)
                 return
             self._drop_oldest(lag)
 
-    def _oldest(self) -> Item | None:
-        while self._items and self._items[0].entry is None:
+    def _oldest(self) -> Item:
+        """Return what waits for longest, of which there must be something."""
+        assert self._items is not None
+        while self._items[0].entry is None:
             self._items.popleft()
-        return self._items[0] if self._items else None
+        if self._keys is None:
+            return self._items[0]
+        return min((item for item in self._items if item.entry is not None), key=attrgetter("time"))
 
     def _drop_oldest(self, lag: Lag) -> None:
-        item = self._oldest()
-        assert item is not None
         assert self.outlet is not None
-        self.outlet.discard(lag, item)
+        self.outlet.discard(lag, self._oldest())
         self._drop()
 
     def let_go(self, item: Item) -> None:
@@ -290,8 +296,11 @@ class Subscription:
         self.bytes -= entry.message.size
         if self._keys is not None and self._keys.get(entry.key) is item:
             del self._keys[entry.key]
-        if self._items and self._items[0] is item:
+        assert self._items is not None
+        if self._items[0] is item:
             self._items.popleft()
+        elif len(self._items) > 2 * self.queued + 64:
+            self._items = deque(other for other in self._items if other.entry is not None and other is not item)
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -445,6 +454,7 @@ class Channel:
         for entry in self._history:
             outbox.roster.append(outlet.slot, outbox.enter(entry))
         subscription.exclude(-len(self._history))
+        outlet.refresh()
         return subscription
 
     def subscription_of(self, outlet: Outlet) -> Subscription | None:
@@ -478,7 +488,7 @@ class Channel:
         prepared = prepare(message)
         hash(key)
         excluded: set[int] = set()
-        for connection in exclude:
+        for connection in list(exclude):  # which may run code of the caller's
             outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
             if outlet is not None and outlet.outbox is outbox and outlet.slot in self._subscriptions:
                 excluded.add(outlet.slot)

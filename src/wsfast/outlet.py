@@ -38,6 +38,7 @@ from .adapters.websockets import (
     encoder_of,
     is_connection,
     keep_reason,
+    without_deflate,
 )
 from .deflate import Encoder
 from .message import Encoding, PreparedMessage
@@ -134,11 +135,12 @@ class Joined:
 class Item:
     """An entry that waits for one subscriber. Without an entry, nothing does any more."""
 
-    __slots__ = ("entry", "subscription")
+    __slots__ = ("entry", "subscription", "time")
 
     def __init__(self, entry: Entry, subscription: Subscription) -> None:
         self.entry: Entry | None = entry
         self.subscription = subscription
+        self.time = time.monotonic()  # since when it waits
 
 
 class Lag:
@@ -166,7 +168,7 @@ class Episode:
 class Outlet:
     """One connection that channels send to."""
 
-    __slots__ = ("__weakref__", "connection", "fd", "first", "lag", "masked", "outbox", "ready", "slot")
+    __slots__ = ("connection", "direct", "first", "lag", "masked", "outbox", "ready", "slot")
 
     def __init__(self, outbox: Outbox, connection: Any) -> None:
         self.outbox = outbox
@@ -175,18 +177,12 @@ class Outlet:
         self.lag: Lag | None = None
         layout = connection_layout(type(connection))
         self.masked = layout is not None and layout.masked
-        self.fd = direct_descriptor(connection)
+        fd = direct_descriptor(connection)
+        self.direct = fd >= 0  # whether it is ever ready
         self.ready = False
-        self.slot = outbox.add(self)
-        if self.evented:
-            self.refresh()
-        else:
+        if not self.evented:
             getattr(connection, LOST).add_done_callback(self._on_lost)
-
-    @property
-    def peculiar(self) -> bool:
-        """Whether it must be looked at whenever something is sent to it."""
-        return self.masked or self.evented
+        self.slot = outbox.add(self, fd)
 
     @property
     def evented(self) -> bool:
@@ -213,10 +209,10 @@ class Outlet:
         """End all subscriptions: the connection is lost."""
         if self.slot < 0:
             return
-        self.fd = -1
+        self.direct = False
         self.unready()
         for subscription in list(self.subscriptions()):
-            subscription.unsubscribe()
+            subscription.end()
 
     def disconnect(self, code: int, reason: str) -> None:
         """End all subscriptions, and close the connection."""
@@ -229,6 +225,7 @@ class Outlet:
         """Leave the outbox: nobody is subscribed any more."""
         self._end_lag()
         self.outbox.episodes.pop(self, None)
+        self.outbox.unready.discard(self)
         self.outbox.remove(self)
         self.slot = -1
         if self.evented:
@@ -240,41 +237,42 @@ class Outlet:
 
     def refresh(self) -> None:
         """Find out whether the connection may be written to at any moment, until it says otherwise."""
-        if self.fd < 0 or self.slot < 0:
+        if not self.direct or self.slot < 0 or self.lag is not None:
             return
         connection = self.connection
         protocol, transport = connection.protocol, connection.transport
         ready = (
-            self.lag is None
-            and protocol.state is OPEN
+            protocol.state is OPEN
             and getattr(connection, SEND_IN_PROGRESS) is None
             and not protocol.expect_continuation_frame
             and not protocol.writes
             and not transport.is_closing()
             and transport.get_write_buffer_size() == 0
         )
-        if ready is not self.ready:
-            self.ready = ready
-            self.outbox.roster.set_ready(self.slot, self.fd if ready else -1)
+        self.outbox.roster.set_ready(self.slot, ready)
+        self.ready = ready
+        if not ready:
+            self.outbox.unready.add(self)
 
     def unready(self) -> None:
         """Have the connection be asked from now on."""
         if self.slot >= 0:
             self.ready = False
-            self.outbox.roster.set_ready(self.slot, -1)
+            self.outbox.roster.set_ready(self.slot, False)
+            self.outbox.unready.add(self)
 
     def abort(self) -> None:
         """Drop the connection, on which half a frame would be followed by something else."""
-        self.fd = -1
-        self.unready()
-        _abort(self.connection)
+        self.direct = False
+        self.connection.transport.abort()
 
-    def expect(self, entries: Sequence[Entry], change: int = 1) -> None:
-        """Take note that messages have not been sent, and are not counted anywhere."""
-        for entry in entries:
-            subscription = entry.channel.subscription_of(self)
+    def expect(self, entries: Sequence[Entry]) -> list[tuple[Subscription | None, Entry]]:
+        """Count messages as under way; return for whom each is."""
+        arriving = [(entry.channel.subscription_of(self), entry) for entry in entries]
+        for subscription, _ in arriving:
             if subscription is not None:
-                subscription.arriving += change
+                subscription.arriving += 1
+        return arriving
 
     def flush(self) -> None:
         """Send what was published in this tick."""
@@ -290,12 +288,8 @@ class Outlet:
 
     # ---- Lagging
 
-    def hold(self, entries: Sequence[Entry]) -> None:
-        """Have messages wait, as far as the policies of their channels allow."""
-        arriving = [(entry.channel.subscription_of(self), entry) for entry in entries]
-        for subscription, _ in arriving:
-            if subscription is not None:
-                subscription.arriving += 1
+    def hold(self, arriving: Sequence[tuple[Subscription | None, Entry]]) -> None:
+        """Have messages that are under way wait, as far as the policies of their channels allow."""
         for subscription, entry in arriving:
             if subscription is None or subscription.outlet is None:
                 continue
@@ -305,8 +299,9 @@ class Outlet:
                 continue
             if self.lag is None:
                 self.lag = Lag()
+                self.outbox.roster.set_aside(self.slot, True)
                 self.outbox.watch_age(self)
-                self.refresh()
+                self.unready()
                 self.watch()
             subscription.arriving += 1
             subscription.hold(self.lag, entry)
@@ -331,7 +326,7 @@ class Outlet:
         if lag is None or not self.open:
             return
         try:
-            finished = self._catch_up(lag)
+            self._catch_up(lag)
         except BaseException:
             if self.lag is lag:
                 self.watch(later=True)
@@ -340,13 +335,13 @@ class Outlet:
             return  # it was closed meanwhile
         if lag.alive:
             blocked = getattr(self.connection, SEND_IN_PROGRESS) is not None
-            self.watch(later=blocked or finished)
+            self.watch(later=blocked)
         else:
             self._end_lag()
             self.refresh()
 
-    def _catch_up(self, lag: Lag) -> bool:
-        """Send some of what waits; return whether everything that was offered has been taken."""
+    def _catch_up(self, lag: Lag) -> None:
+        """Send some of what waits."""
         for turn in range(BATCHES):
             items: list[Item] = []
             size = 0
@@ -359,21 +354,26 @@ class Outlet:
                     if self.masked:
                         break
             if not items:
-                return True
-            count = self.outbox.offer_one(self, [item.entry for item in items if item.entry], insist=turn == 0)
+                return
+            entries = [item.entry for item in items if item.entry is not None]
+            failed: list[int] = []
+            count = self.outbox.offer_one(self, entries, failed, insist=turn == 0)
             if self.lag is not lag:
-                return False
-            for item in items[: len(items) if count == GONE else count]:
+                return
+            for index in range(len(items) if count == GONE else count):
+                item = items[index]
                 if item.entry is None:
                     continue
-                if count == GONE:
+                if item.entry is not entries[index]:  # a newer one has taken its place after it was sent
+                    item.subscription.conflated -= 1
+                    continue
+                if count == GONE or index in failed:
                     item.subscription.dropped += 1
                 self.discard(lag, item)
             while lag.queue and lag.queue[0].entry is None:
                 lag.queue.popleft()
             if 0 <= count < len(items):
-                return False
-        return True
+                return
 
     def discard(self, lag: Lag, item: Item) -> None:
         """Have an item not wait any more."""
@@ -387,6 +387,7 @@ class Outlet:
         lag, self.lag = self.lag, None
         if lag is None:
             return
+        self.outbox.roster.set_aside(self.slot, self.masked)
         self.outbox.watch.forget(lag.fd, self)
         if lag.recovered is not None and not lag.recovered.done():
             lag.recovered.set_result(None)
@@ -420,7 +421,7 @@ class Outbox:
         self.roster = core.Roster()
         self.outlets: list[Outlet | None] = []
         self.connections: list[Any] = []  # theirs
-        self.peculiar = 0  # how many are masked, or tell when they are ready
+        self.unready: set[Outlet] = set()  # of those that may be ready
         self.entries: list[Entry] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self._handle: asyncio.Handle | None = None
@@ -428,6 +429,7 @@ class Outbox:
         self._lagging: set[Outlet] = set()
         self.episodes: dict[Outlet, Episode] = {}
         self._turn = 0
+        self._resumes = False  # whether there was no time for all that the last flush began with
         self._flushing = False
 
     def outlet_of(self, connection: Any) -> Outlet:
@@ -449,24 +451,21 @@ class Outbox:
             connection._wsfast_outlet = outlet
         return outlet
 
-    def add(self, outlet: Outlet) -> int:
-        """Give a slot to an outlet."""
-        slot = self.roster.add()
+    def add(self, outlet: Outlet, fd: int) -> int:
+        """Give a slot to an outlet that may be written to by this descriptor, if it is not negative."""
+        slot = self.roster.add(fd)
         if slot == len(self.outlets):
             self.outlets.append(outlet)
             self.connections.append(outlet.connection)
         else:
             self.outlets[slot] = outlet
             self.connections[slot] = outlet.connection
-        if outlet.peculiar:
-            self.peculiar += 1
+        self.roster.set_aside(slot, outlet.masked)  # a mask belongs to one frame, and these may get several
         return slot
 
     def remove(self, outlet: Outlet) -> None:
         """Take the slot of an outlet back."""
         self.outlets[outlet.slot] = self.connections[outlet.slot] = None
-        if outlet.peculiar:
-            self.peculiar -= 1
         self.roster.remove(outlet.slot)
 
     def enter(self, entry: Entry) -> int:
@@ -529,28 +528,36 @@ class Outbox:
         """
         if self._flushing or not self.entries:
             return
-        self._flushing = True
         deadline = None if budget is None else time.monotonic() + budget
         try:
+            self._flushing = True
+            start = 0 if self._resumes else self._turn
             while self.roster.pending:
-                self._send_some(SLICE if budget is not None else len(self.outlets))
+                self._send_some(SLICE if budget is not None else len(self.outlets), start)
                 if deadline is not None and self.roster.pending and time.monotonic() > deadline:
+                    self._resumes = True
+                    self._forget(self.roster.compact())
                     return
             self._turn += 1
+            self._resumes = False
             self.roster.reset()
-            entries, self.entries = self.entries, []
-            for entry in entries:
-                entry.channel.sent(entry)
-            if self._handle is not None:
-                self._handle.cancel()
-                self._handle = None
+            self._forget(len(self.entries))
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.cancel()
         finally:
             self._flushing = False
             if self.roster.pending and self._handle is None:  # there was no time, or an exception
                 self._handle = self.loop.call_soon(self._on_tick)
 
-    def _send_some(self, count: int) -> None:
-        """Send to some of those for whom something was published.
+    def _forget(self, count: int) -> None:
+        """Forget the first entries, which have been sent."""
+        entries, self.entries = self.entries[:count], self.entries[count:]
+        for entry in entries:
+            entry.channel.sent(entry)
+
+    def _send_some(self, count: int, start: int) -> None:
+        """Send to some of those for whom something was published, beginning somewhere among them.
 
         No code of the user's runs before all frames are whole and all messages have been counted: log records and
         callbacks wait for the next iteration, and connections with methods of their own come last.
@@ -565,9 +572,9 @@ class Outbox:
         asked: dict[int, list[Any]] = {}
         left: list[tuple[Outlet, Sequence[Entry]]] = []
         collects = gc.isenabled()
-        gc.disable()
         try:
-            self.roster.send(count, self._turn, self.connections, frames, leftovers, asked)
+            gc.disable()
+            self.roster.send(count, start, self.connections, frames, leftovers, asked)
             while leftovers:
                 left.append(self._settle(*leftovers[-1], joined))
                 leftovers.pop()
@@ -579,7 +586,7 @@ class Outbox:
                 if outlet is not None:
                     outlet.abort()
             for slot, node, _ in leftovers:
-                self._lose(self.outlets[slot], joined[node].entries)
+                self._lose(self.outlets[slot], self._sequence(node))
             for outlet, entries in left:
                 self._lose(outlet, entries)
             for node, connections in asked.items():
@@ -595,8 +602,10 @@ class Outbox:
         try:
             while left:
                 outlet, entries = left.pop()
-                if entries:
-                    outlet.hold(entries)
+                if outlet.masked and outlet.lag is None:
+                    self._send_singly(outlet, entries, ordinary)
+                elif entries:
+                    outlet.hold(outlet.expect(entries))
             while todo:
                 self.send(*todo.pop(), ordinary)
         except BaseException:
@@ -606,13 +615,34 @@ class Outbox:
                 for connection in connections:
                     self._lose(_outlet_of(connection), entries)
             raise
-        for outlet, entries in ordinary:
-            outlet.expect(entries)
-        for outlet, entries in ordinary:
-            outlet.expect(entries, -1)
-            count = self._send_ordinarily(outlet, entries)
-            if count != len(entries):
-                self._leave(outlet, entries, count)
+        unready, self.unready = self.unready, set()
+        for outlet in unready:
+            outlet.refresh()
+        under_way = deque((outlet, outlet.expect(entries)) for outlet, entries in ordinary)
+        try:
+            while under_way:
+                self._send_under_way(*under_way.popleft())
+        except BaseException:
+            for _, arriving in under_way:
+                _drop(arriving)
+            raise
+
+    def _send_under_way(self, outlet: Outlet, arriving: list[tuple[Subscription | None, Entry]]) -> None:
+        """Send messages that have been counted as under way by the connection's own methods."""
+        failed: list[int] = []
+        try:
+            count = self._send_ordinarily(outlet, [entry for _, entry in arriving], failed)
+        except BaseException:
+            _drop(arriving)
+            raise
+        if count == GONE:
+            _drop(arriving)
+            return
+        for index, (subscription, _) in enumerate(arriving[:count]):
+            if subscription is not None and subscription.outlet is not None:
+                subscription.arriving -= 1
+                subscription.dropped += index in failed
+        outlet.hold(arriving[count:])
 
     def _sequence(self, node: int) -> list[Entry]:
         return [self.entries[number] for number in self.roster.sequence(node)]
@@ -621,12 +651,12 @@ class Outbox:
         """Give the end of the frame that was cut to the transport; return the messages behind it."""
         outlet = self.outlets[slot]
         assert outlet is not None
-        entries = joined[node].entries
         if result <= 0:
             outlet.unready()
             if -result not in HARMLESS:
                 keep_reason(outlet.connection, -result)
-            return outlet, entries
+            return outlet, self._sequence(node)
+        entries = joined[node].entries
         frame = joined[node].plain.frame
         ends = joined[node].ends(frame)
         index = bisect_left(ends, result)
@@ -649,8 +679,6 @@ class Outbox:
 
         To `ordinary` are added those that must be sent to by their own methods.
         """
-        if self._lagging or self.peculiar:  # else there is no need to look at them, which costs as much as to send
-            connections = [one for one in connections if self._is_fit(_outlet_of(one), entries, ordinary)]
         taken = self.offer(connections, entries)
         if taken != [len(entries)] * len(connections):
             for connection, count in zip(connections, taken, strict=True):
@@ -661,23 +689,12 @@ class Outbox:
                     ordinary.append((outlet, entries))
                 else:
                     self._leave(outlet, entries, count)
-        if self.peculiar:
-            for connection in connections:
-                if (outlet := _outlet_of(connection)) is not None:
-                    outlet.refresh()
 
-    def _is_fit(
-        self, outlet: Outlet | None, entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]
-    ) -> bool:
-        """Whether messages can be sent to a connection together with others; if not, see to it."""
-        if outlet is None:
-            return False  # it has left meanwhile
-        if outlet.lag is not None:
-            outlet.hold(entries)
-            return False
-        if not outlet.masked or len(entries) == 1:
-            return True
-        for index in range(len(entries)):  # a mask belongs to one frame
+    def _send_singly(
+        self, outlet: Outlet, entries: Sequence[Entry], ordinary: list[tuple[Outlet, Sequence[Entry]]]
+    ) -> None:
+        """Send messages to one connection, each in a system call of its own."""
+        for index in range(len(entries)):
             count = self.offer([outlet.connection], entries[index : index + 1])[0]
             if count == ORDINARY:
                 ordinary.append((outlet, entries[index:]))
@@ -685,18 +702,17 @@ class Outbox:
                 self._leave(outlet, entries[index:], count)
             if count != 1:
                 break
-        return False
 
     def _leave(self, outlet: Outlet, entries: Sequence[Entry], count: int) -> None:
         if count >= 0:
-            outlet.hold(entries[count:])
+            outlet.hold(outlet.expect(entries[count:]))
             return
         self._lose(outlet, entries)
 
-    def offer_one(self, outlet: Outlet, entries: Sequence[Entry], *, insist: bool) -> int:
-        """Offer messages to one connection, by its own methods if it must be."""
+    def offer_one(self, outlet: Outlet, entries: Sequence[Entry], failed: list[int], *, insist: bool) -> int:
+        """Offer messages to one connection, by its own methods if it must be; see `_send_ordinarily`."""
         count = self.offer([outlet.connection], entries, insist=insist)[0]
-        return self._send_ordinarily(outlet, entries) if count == ORDINARY else count
+        return self._send_ordinarily(outlet, entries, failed) if count == ORDINARY else count
 
     def offer(self, connections: list[Any], entries: Sequence[Entry], *, insist: bool = False) -> list[int]:
         """Offer messages to connections for which nothing waits; return how many of them each has taken.
@@ -726,8 +742,8 @@ class Outbox:
         cut: Any = []
         ends: list[tuple[int, int]] = []
         collects = gc.isenabled()
-        gc.disable()
         try:
+            gc.disable()
             stop, _, skipped, waiting, ordinary, lost = core.fan_out(
                 connections, start, joined, connection_layout, transport_layout, self.loop, cut
             )
@@ -739,21 +755,24 @@ class Outbox:
                 offset = len(frame) - len(rest)
                 index = bisect_left(sizes, offset)
                 if not self._write(connections[position], memoryview(frame)[offset : sizes[index]]):
-                    _abort(connections[position])
+                    connections[position].transport.abort()
                 cut.pop()
                 ends.append((position, index + 1))
             for position, encoder in waiting:
                 taken[position] = self._give(connections[position], encoder, joined, insist)
         except BaseException:
             for connection in connections[start:]:
+                disturb(connection)
                 if (encoder := encoder_of(connection)) is not None:
                     encoder.forget()
             raise
         finally:
-            for position, _ in cut:
-                _abort(connections[position])
-            if collects:
-                gc.enable()
+            try:
+                for position, _ in cut:
+                    connections[position].transport.abort()
+            finally:
+                if collects:
+                    gc.enable()
         for position, errno in lost:
             keep_reason(connections[position], errno)
         for position, count in ends:
@@ -786,23 +805,28 @@ class Outbox:
             joined.take_back(encoder)
         return GONE
 
-    def _send_ordinarily(self, outlet: Outlet, entries: Sequence[Entry]) -> int:
-        """Send messages by the connection's own methods."""
+    def _send_ordinarily(self, outlet: Outlet, entries: Sequence[Entry], failed: list[int]) -> int:
+        """Send messages by the connection's own methods; return as `offer` does how many of them are done with.
+
+        To `failed` are added the indexes of those that could not be sent.
+        """
         connection = outlet.connection
         if outlet.slot < 0 or not outlet.open or connection.transport.is_closing():
             return GONE
         if getattr(connection, SEND_IN_PROGRESS) is not None or connection.transport.get_write_buffer_size():
             return 0
         for index, entry in enumerate(entries):
+            message = entry.message
             try:
-                if entry.message.text:
-                    connection.protocol.send_text(entry.message.data)
-                else:
-                    connection.protocol.send_binary(entry.message.data)
+                with contextlib.nullcontext() if message.compress is None else without_deflate(connection.protocol):
+                    if message.text:
+                        connection.protocol.send_text(message.data)
+                    else:
+                        connection.protocol.send_binary(message.data)
                 connection.send_data()
             except Exception as exc:
                 self.log(logging.WARNING, "could not write to %s: %r", connection.id, exc)
-                return index or GONE
+                failed.append(index)
         return len(entries)
 
     def _write(self, connection: Any, data: bytes | memoryview) -> bool:
@@ -812,8 +836,6 @@ class Outbox:
         except Exception as exc:
             self.log(logging.WARNING, "could not write to %s: %r", connection.id, exc)
             return False
-        finally:
-            disturb(connection)
         return True
 
     def log(self, level: int, message: str, *arguments: object) -> None:
@@ -821,9 +843,12 @@ class Outbox:
         self.loop.call_soon(logger.log, level, message, *arguments)
 
 
-def _abort(connection: Any) -> None:
-    disturb(connection)
-    connection.transport.abort()
+def _drop(arriving: Sequence[tuple[Subscription | None, Entry]]) -> None:
+    """Count messages that were under way as dropped."""
+    for subscription, _ in arriving:
+        if subscription is not None and subscription.outlet is not None:
+            subscription.arriving -= 1
+            subscription.dropped += 1
 
 
 def _outlet_of(connection: Any) -> Outlet | None:

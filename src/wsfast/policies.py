@@ -62,7 +62,7 @@ class DropOldest(Policy):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflate(Policy):
-    """Keep the newest message of each key; beyond the bounds, drop the oldest.
+    """Keep the newest message of each key; beyond the bounds, drop those that have waited for longest.
 
     A new message takes the place in the queue of the one that it replaces, so that no key has to wait for another that
     changes more often. Messages without a key are never replaced.

@@ -16,7 +16,8 @@ class ServerConnection(EventedConnection):
 
     It is used like that of websockets. Two things differ: a `send()` of its own waits until what channels published for
     this connection before has left; and neither channels nor `broadcast()` need to ask it whether it can be written to.
-    Code of yours that writes to the transport, or closes it, must take it from `connection.transport` each time.
+    Code of yours that does something to the transport or the protocol must take it from `connection.transport` or
+    `connection.protocol` each time.
     """
 
 

@@ -12,6 +12,7 @@ import contextlib
 import select
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 __all__ = ["POLL_INTERVAL", "Watch"]
 
@@ -47,8 +48,15 @@ class Watch:
             raise OSError("there is nothing to watch it with")
         if self._poller is None:
             poller = select.epoll() if hasattr(select, "epoll") else select.kqueue()  # type: ignore[attr-defined]
+            reference = ref(self)  # the loop must not keep what is to end when nobody needs it
+
+            def on_ready() -> None:
+                watch = reference()
+                if watch is not None:
+                    watch._on_ready()
+
             try:
-                self._loop.add_reader(poller.fileno(), self._on_ready)
+                self._loop.add_reader(poller.fileno(), on_ready)
             except BaseException:
                 poller.close()
                 raise

@@ -53,7 +53,6 @@ __all__ = [
     "encoder_of",
     "is_connection",
     "keep_reason",
-    "refresh",
     "without_deflate",
 ]
 
@@ -135,11 +134,22 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
 class EventedConnection(ServerConnection):
     """A connection that tells what happens to it, and whose own messages do not overtake what was published.
 
-    That is done where all that it writes passes: every change of its state is followed by `send_data()`.
+    Whatever happens to it, its protocol or its transport has a part in it. So whoever asks for one of them, be it a
+    method of the connection itself, has it be asked anew before it is next written to directly.
     """
 
     _wsfast_outlet: Any = None
     _wsfast_route: Any = None
+
+    @property
+    def protocol(self) -> Any:
+        """The sans-I/O protocol. Whoever asks for it may change its state."""
+        disturb(self)
+        return self._wsfast_protocol
+
+    @protocol.setter
+    def protocol(self, protocol: Any) -> None:
+        self._wsfast_protocol = protocol
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -151,19 +161,19 @@ class EventedConnection(ServerConnection):
     def transport(self, transport: asyncio.Transport) -> None:
         self._wsfast_transport = transport
 
-    def send_data(self) -> None:
-        """Send outgoing data."""
-        try:
-            super().send_data()
-        finally:
-            refresh(self)
+    def data_received(self, data: bytes) -> None:
+        """Receive data."""
+        super().data_received(data)
+        self._settle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take leave, before the descriptor is closed."""
         disturb(self)
-        if self._wsfast_outlet is not None:
-            self._wsfast_outlet.close()
-        super().connection_lost(exc)
+        try:
+            if self._wsfast_outlet is not None:
+                self._wsfast_outlet.close()
+        finally:
+            super().connection_lost(exc)
 
     async def send(self, message: Any, *args: Any, **options: Any) -> None:
         """Send a message, after all that was published for this connection before."""
@@ -172,11 +182,14 @@ class EventedConnection(ServerConnection):
             outlet.flush()
             await outlet.caught_up()
         await super().send(message, *args, **options)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._wsfast_outlet is not None:
+            self._wsfast_outlet.refresh()
 
 
 _EVENTED = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
-_EVENTED.methods["send_data"] = EventedConnection.send_data  # type: ignore[index]
-
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
 _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
 
@@ -211,18 +224,13 @@ def encoder_of(connection: Any) -> Encoder | None:
 
 
 def disturb(connection: Any) -> None:
-    """Have the next `broadcast()` ask a connection again whether it may be written to directly."""
+    """Have a connection be asked again whether it may be written to directly, before it is."""
     route = getattr(connection, "_wsfast_route", None)
     if route is not None:
         route.quiet = False
-
-
-def refresh(connection: Any) -> None:
-    """Take note that something was written to the transport of a connection, or that it was aborted."""
-    disturb(connection)
     outlet = getattr(connection, "_wsfast_outlet", None)
-    if outlet is not None:
-        outlet.refresh()
+    if outlet is not None and outlet.ready:
+        outlet.unready()
 
 
 def keep_reason(connection: Any, errno: int) -> None:
