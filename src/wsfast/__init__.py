@@ -4,6 +4,7 @@ Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(co
 """
 
 from .adapters.websockets import ServerPerMessageDeflateFactory
+from .attach import Sink, attach
 from .audience import Audience
 from .broadcast import Delivery, broadcast
 from .channel import Channel, Subscription
@@ -22,7 +23,9 @@ __all__ = [
     "PreparedMessage",
     "ServerConnection",
     "ServerPerMessageDeflateFactory",
+    "Sink",
     "Subscription",
+    "attach",
     "broadcast",
     "serve",
 ]

@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple
 from weakref import WeakSet
 
 from websockets.exceptions import ConcurrencyError
-from websockets.protocol import OPEN
 
 from ._core_py import Buffer
 from ._impl import core
-from .adapters import unsupported
+from .adapters import adapt, adapter_of, is_sync, unsupported
+from .adapters.adapted import is_open
 from .adapters.transports import transport_layout
 from .adapters.websockets import (
     SEND_IN_PROGRESS,
@@ -137,10 +137,42 @@ class _FanOut:
         start = 0
         while start < len(connections):
             stop = self.sweep(connections, start)
-            if stop == start:
+            if stop == start and self.adapt(connections, start):
+                continue
+            if stop == start and is_sync(type(connections[start])):
+                while stop < len(connections) and is_sync(type(connections[stop])):
+                    stop += 1
+                self.send_synchronously(connections[start:stop])
+            elif stop == start:
                 self.send_ordinarily(connections[stop])
                 stop += 1
             start = stop
+
+    def adapt(self, connections: list[Any], start: int) -> bool:
+        """Replace connections of other libraries by what stands for them, as far as that goes; tell whether it did."""
+        if adapter_of(type(connections[start])) is None:
+            return False
+        connections[start] = adapt(connections[start])
+        with contextlib.suppress(TypeError, RuntimeError):  # of which we are told when it is the turn of that one
+            for position in range(start + 1, len(connections)):
+                connections[position] = adapt(connections[position])
+        return True
+
+    def send_synchronously(self, connections: list[Any]) -> None:
+        """Send the message to connections of websockets.sync, and wait until they have taken it."""
+        from .adapters.sync import send_to_all
+
+        def report(connection: Any, outcome: Exception | bool) -> None:
+            if outcome is True:
+                self.sent += 1
+            elif outcome is False:
+                self.skipped += 1
+            elif isinstance(outcome, ConcurrencyError):
+                self.report_fragmented(connection, outcome)
+            else:
+                self.report_failure(connection, outcome)
+
+        send_to_all(connections, self.message, self.encodings, report)
 
     def sweep(self, connections: list[Any], start: int) -> int:
         """Send the message to as many connections as possible at once; return the position behind the last.
@@ -239,7 +271,7 @@ class _FanOut:
         """Send the message by the connection's own methods, as upstream does."""
         if not is_connection(connection):
             raise unsupported(connection)
-        if connection.protocol.state is not OPEN:
+        if not is_open(connection):
             self.skipped += 1
             return
         loop = getattr(connection, "loop", None)
@@ -249,11 +281,7 @@ class _FanOut:
                 "from elsewhere, use loop.call_soon_threadsafe()"
             )
         if getattr(connection, SEND_IN_PROGRESS) is not None:
-            self.skipped += 1
-            if self.raise_exceptions:
-                self.exceptions.append(ConcurrencyError("sending a fragmented message"))
-            else:
-                connection.logger.warning("skipped broadcast: sending a fragmented message")
+            self.report_fragmented(connection, ConcurrencyError("sending a fragmented message"))
             return
         try:
             with contextlib.nullcontext() if self.message.compress is None else without_deflate(connection.protocol):
@@ -266,6 +294,14 @@ class _FanOut:
             self.report_failure(connection, exc)
         else:
             self.count(connection)
+
+    def report_fragmented(self, connection: Any, exception: ConcurrencyError) -> None:
+        """Record or log that a connection was skipped, since a fragmented message is being sent on it."""
+        self.skipped += 1
+        if self.raise_exceptions:
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning("skipped broadcast: sending a fragmented message")
 
     def report_failure(self, connection: Any, cause: Exception) -> None:
         """Record or log that the message could not be written."""

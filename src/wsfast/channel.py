@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 from ._impl import core
+from .adapters import adapt
+from .adapters.adapted import Adapted
 from .audience import SMALLEST_SHARED, Audience, Publication
 from .message import Message, PreparedMessage, encodings_of, prepare
 from .outlet import Entry, Item, Lag, Outbox, Outlet
@@ -146,7 +148,8 @@ class Subscription:
     @property
     def connection(self) -> Any:
         """The connection; None once it has ended."""
-        return None if self.outlet is None else self.outlet.connection
+        connection = None if self.outlet is None else self.outlet.connection
+        return connection.origin if isinstance(connection, Adapted) else connection
 
     @property
     def lag(self) -> Waiting:
@@ -439,6 +442,7 @@ class Channel:
             RuntimeError: If it belongs to another event loop, or is not open.
         """
         outbox = self._bind()
+        connection = adapt(connection)
         outlet = outbox.outlet_of(connection)
         subscription = self._subscriptions.get(outlet.slot)
         if subscription is not None:
@@ -489,7 +493,7 @@ class Channel:
         hash(key)
         excluded: set[int] = set()
         for connection in list(exclude):  # which may run code of the caller's
-            outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
+            outlet: Outlet | None = getattr(adapt(connection), "_wsfast_outlet", None)
             if outlet is not None and outlet.outbox is outbox and outlet.slot in self._subscriptions:
                 excluded.add(outlet.slot)
         for slot in excluded:

@@ -28,6 +28,7 @@ from websockets.protocol import OPEN
 
 from ._impl import core
 from .adapters import unsupported
+from .adapters.adapted import Adapted, is_open
 from .adapters.transports import transport_layout
 from .adapters.websockets import (
     LOST,
@@ -192,7 +193,7 @@ class Outlet:
     @property
     def open(self) -> bool:
         """Whether messages may be sent."""
-        return self.connection.protocol.state is OPEN
+        return is_open(self.connection)
 
     def subscriptions(self) -> Iterator[Subscription]:
         """Yield all subscriptions of the connection."""
@@ -442,9 +443,14 @@ class Outbox:
         outlet: Outlet | None = getattr(connection, "_wsfast_outlet", None)
         if not is_connection(connection) or not hasattr(connection, LOST):
             raise unsupported(connection, "subscribe")
+        if isinstance(connection, Adapted) and not connection.bounded:
+            raise TypeError(
+                f"cannot subscribe connections of {connection.library}: they do not tell whether there is room; "
+                "broadcast() can send to them"
+            )
         if connection.loop is not self.loop:
             raise RuntimeError("the connection belongs to another event loop than the channel")
-        if connection.protocol.state is not OPEN:
+        if not is_open(connection):
             raise RuntimeError("the connection is not open")
         if outlet is None:
             outlet = Outlet(self, connection)

@@ -7,6 +7,7 @@ hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core a
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -14,7 +15,16 @@ from weakref import WeakKeyDictionary
 
 from wsfast.deflate import Encoder
 
-__all__ = ["ConnectionLayout", "TransportLayout", "cache_by_type", "unsupported"]
+__all__ = [
+    "ConnectionLayout",
+    "TransportLayout",
+    "adapt",
+    "adapter_of",
+    "cache_by_type",
+    "is_sync",
+    "name_of",
+    "unsupported",
+]
 
 T = TypeVar("T")
 
@@ -95,11 +105,57 @@ class TransportLayout:
     """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
 
 
+ADAPTERS = {
+    ("aiohttp.client_ws", "ClientWebSocketResponse"): "aiohttp",
+    ("aiohttp.web_ws", "WebSocketResponse"): "aiohttp",
+    ("litestar.connection.websocket", "WebSocket"): "asgi",
+    ("picows.picows", "WSTransport"): "picows",
+    ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows_websockets",
+    ("quart.wrappers.websocket", "Websocket"): "asgi",
+    ("starlette.websockets", "WebSocket"): "asgi",
+    ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
+}
+"""For the module and the name of each class of connections of other libraries, the module here that adapts them."""
+
+
+@cache_by_type
+def adapter_of(kind: type) -> Callable[[Any], Any] | None:
+    """Return what makes connections of this type known to a fan-out; None if they are, or nothing can."""
+    for base in kind.__mro__:
+        name = ADAPTERS.get((base.__module__, base.__qualname__))
+        if name is not None:
+            adapt: Callable[[Any], Any] = importlib.import_module(f"{__name__}.{name}").adapt
+            return adapt
+    return None
+
+
+@cache_by_type
+def is_sync(kind: type) -> bool:
+    """Whether connections of this type are those of websockets.sync, which belong to threads."""
+    return any(
+        (base.__module__, base.__qualname__) == ("websockets.sync.connection", "Connection") for base in kind.__mro__
+    )
+
+
+def adapt(connection: Any) -> Any:
+    """Return a connection in the shape in which a fan-out knows it.
+
+    Raises:
+        TypeError: If it is of a library that is supported, but not as it is used here.
+        RuntimeError: If it has not been opened yet.
+    """
+    adapter = adapter_of(type(connection))
+    return connection if adapter is None else adapter(connection)
+
+
+def name_of(kind: type) -> str:
+    """Return the name of a type, as it stands in messages."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
     """Return the error that tells that `connection` is none, and what is supported."""
-    kind = type(connection)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return TypeError(
-        f"cannot {what} {name}; supported are connections of websockets.asyncio "
-        f"(ServerConnection, ClientConnection and their subclasses)"
+        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, WebSockets of "
+        "Starlette, FastAPI, Litestar and Quart under uvicorn, of aiohttp and picows, and what wsfast.attach() returns"
     )

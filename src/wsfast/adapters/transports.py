@@ -24,6 +24,9 @@ ASYNCIO = TransportLayout(
 # uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
 UVLOOP = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
 
+# aiofastnet, which picows puts in the place of asyncio's transports.
+AIOFASTNET = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
+
 TLS = TransportLayout(
     direct=False,
     descriptor=None,
@@ -35,6 +38,7 @@ TLS = TransportLayout(
 UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
 KNOWN = {
+    ("aiofastnet.selector_transport", "SelectorSocketTransport"): AIOFASTNET,
     ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
     ("asyncio.sslproto", "_SSLProtocolTransport"): TLS,
     ("uvloop.loop", "TCPTransport"): UVLOOP,

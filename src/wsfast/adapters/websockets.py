@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import inspect
@@ -40,6 +39,7 @@ from websockets.typing import ExtensionParameter
 from wsfast.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
+from .adapted import Adapted, watched
 from .transports import transport_layout
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "direct_descriptor",
     "disturb",
     "encoder_of",
+    "encoder_of_extensions",
     "is_connection",
     "keep_reason",
     "without_deflate",
@@ -87,7 +88,7 @@ _ENCODE = _original(PerMessageDeflate.encode, permessage_deflate)
 _ZLIB_ENCODER = type(zlib.compressobj())
 
 
-def _encoder(extensions: Any) -> Encoder | Literal[False] | None:
+def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
     """Return what compresses the messages that a connection with these extensions sends: see ConnectionLayout."""
     if type(extensions) is not list or len(extensions) > 1:
         return False
@@ -121,7 +122,7 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
         open_state=websockets.protocol.OPEN,
         debug="debug",
         extensions="extensions",
-        encoder=_encoder,
+        encoder=encoder_of_extensions,
         expect_continuation="expect_continuation_frame",
         writes="writes",
         methods=dict(_METHODS),
@@ -129,6 +130,16 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
         masked=masked,
         tells=tells,
     )
+
+
+def disturb(connection: Any) -> None:
+    """Have a connection be asked again whether it may be written to directly, before it is."""
+    route = getattr(connection, "_wsfast_route", None)
+    if route is not None:
+        route.quiet = False
+    outlet = getattr(connection, "_wsfast_outlet", None)
+    if outlet is not None and outlet.ready:
+        outlet.unready()
 
 
 class EventedConnection(ServerConnection):
@@ -141,25 +152,8 @@ class EventedConnection(ServerConnection):
     _wsfast_outlet: Any = None
     _wsfast_route: Any = None
 
-    @property
-    def protocol(self) -> Any:
-        """The sans-I/O protocol. Whoever asks for it may change its state."""
-        disturb(self)
-        return self._wsfast_protocol
-
-    @protocol.setter
-    def protocol(self, protocol: Any) -> None:
-        self._wsfast_protocol = protocol
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        """The transport. Whoever asks for it may write to it or close it."""
-        disturb(self)
-        return self._wsfast_transport
-
-    @transport.setter
-    def transport(self, transport: asyncio.Transport) -> None:
-        self._wsfast_transport = transport
+    protocol: Any = watched("protocol", disturb)
+    transport: Any = watched("transport", disturb)
 
     def data_received(self, data: bytes) -> None:
         """Receive data."""
@@ -200,6 +194,9 @@ _READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", 
 @cache_by_type
 def connection_layout(kind: type) -> ConnectionLayout | None:
     """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
+    if issubclass(kind, Adapted):
+        layout: ConnectionLayout | None = kind.layout()
+        return layout
     if not issubclass(kind, Connection):
         return None
     evented = issubclass(kind, EventedConnection)
@@ -218,19 +215,12 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
 def encoder_of(connection: Any) -> Encoder | None:
     """Return what takes note of the compressed frames that a connection is sent; None if nothing does."""
     layout = connection_layout(type(connection))
-    if layout is None or type(connection.protocol) is not layout.protocol_type:
+    if layout is None:
         return None
-    return layout.encoder(getattr(connection.protocol, layout.extensions)) or None
-
-
-def disturb(connection: Any) -> None:
-    """Have a connection be asked again whether it may be written to directly, before it is."""
-    route = getattr(connection, "_wsfast_route", None)
-    if route is not None:
-        route.quiet = False
-    outlet = getattr(connection, "_wsfast_outlet", None)
-    if outlet is not None and outlet.ready:
-        outlet.unready()
+    protocol = getattr(connection, layout.protocol)
+    if type(protocol) is not layout.protocol_type:
+        return None
+    return layout.encoder(getattr(protocol, layout.extensions)) or None
 
 
 def keep_reason(connection: Any, errno: int) -> None:
@@ -244,16 +234,18 @@ def direct_descriptor(connection: Any) -> int:
     That is: it tells what happens to it, nothing compresses or logs its messages, and nobody has replaced a method.
     """
     layout = connection_layout(type(connection))
-    if layout is None or layout is not _EVENTED or type(connection.protocol) is not layout.protocol_type:
+    if layout is None or not layout.tells:
         return -1
-    protocol: Any = connection.protocol
+    protocol: Any = getattr(connection, layout.protocol)
+    if type(protocol) is not layout.protocol_type:
+        return -1
     transport = connection.transport
     transports = transport_layout(type(transport))
     if (
         transports is None
         or not transports.direct
-        or protocol.debug
-        or protocol.extensions
+        or getattr(protocol, layout.debug)
+        or layout.encoder(getattr(protocol, layout.extensions)) is not None
         or any(
             getattr(getattr(owner, name), "__func__", None) is not function
             for owner, methods in (

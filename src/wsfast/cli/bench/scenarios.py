@@ -4,6 +4,7 @@
   are compared with what was published. For the run without them, they are not connected.
 - `conflate`: clients that read far less than they are sent; how old is what they read?
 - `topics`: many channels, of which each client has subscribed to some.
+- `frameworks`: FastAPI and aiohttp; the loop over all clients that their documentations have, and wsfast.
 - `memory-subscriptions`: what a subscription takes of memory while hardly anything happens.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from wsfast.cli.machine import UnfitError, describe, reserve_descriptors, two_processors, versions
+from wsfast.cli.machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
 
 from .cases import Case
 
@@ -27,6 +28,7 @@ SCENARIOS = {
     "stalled": "1000 clients of which 50 never read, 20,000 messages of 1 KiB at full speed, with each policy",
     "conflate": "a client that reads 10 of 1,000 updates a second; the age of what it reads",
     "topics": "1000 topics, 1000 clients in 50 of them each, 20 ticks a second",
+    "frameworks": "500 WebSockets of FastAPI under uvicorn, and of aiohttp: a loop of await, and wsfast.broadcast()",
     "memory-subscriptions": "bytes of an idle subscription over 10,000 of them",
 }
 """Scenarios, each with what it is."""
@@ -185,10 +187,32 @@ def _memory_subscriptions(arguments: argparse.Namespace, loop: str, processors: 
             )
 
 
+def _frameworks(arguments: argparse.Namespace, loop: str, processors: Processors) -> Iterator[Play]:
+    from .frameworks import FRAMEWORKS, STALLED
+
+    clients = 500 if arguments.clients is None and not arguments.quick else _clients(arguments)
+    for framework, (_, _, needed) in FRAMEWORKS.items():
+        missing = [name for name in needed if not installed(name)]
+        if missing:
+            raise UnfitError(f"scenario frameworks needs {', '.join(missing)}; pip install wsfast[bench]")
+        for compression in ("none", "deflate"):
+            yield Play(
+                f"{clients} clients, 256 B; then {STALLED} more that never read, 16 KiB: {framework}, {compression}",
+                "frameworks",
+                {
+                    "case": {**_case(2 * clients + 2 * STALLED, 256, loop, "text"), "clients": clients}
+                    | {"compression": compression},
+                    "framework": framework,
+                    "processors": processors,
+                },
+            )
+
+
 _PLANS: dict[str, Callable[[argparse.Namespace, str, Processors], Iterator[Play]]] = {
     "stalled": _stalled,
     "conflate": _conflate,
     "topics": _topics,
+    "frameworks": _frameworks,
     "memory-subscriptions": _memory_subscriptions,
 }
 
@@ -291,6 +315,33 @@ def _print_topics(rows: Sequence[Row]) -> None:
     )
 
 
+def _print_frameworks(rows: Sequence[Row]) -> None:
+    from .report import print_table
+
+    loops = {(row["framework"], row["compression"]): row["call"] for row in rows if row["way"] == "loop"}
+    table = [["framework", "compression", "method", "us/client", "x loop", "clients that never read"]]
+    for row in rows:
+        if row["stopped"] is None:
+            told = f"no call took longer than {row['longest'] * 1e3:.0f} ms"
+        else:
+            told = f"message {row['stopped'] + 1} never left"
+        table.append(
+            [
+                row["framework"],
+                row["compression"],
+                row["way"],
+                f"{row['call']:.2f}",
+                f"{loops[row['framework'], row['compression']] / row['call']:.2f}",
+                told,
+            ]
+        )
+    print_table(table)
+    print(
+        "loop: `for connection in connections: await connection.send_text(message)`, on a stock server; wsfast on one\n"
+        "with its protocol class (FastAPI) or a stock one (aiohttp). us/client: of a call, median; in turns."
+    )
+
+
 def _print_memory_subscriptions(rows: Sequence[Row]) -> None:
     from .report import print_table
 
@@ -317,5 +368,6 @@ _PRINTERS: dict[str, Callable[[Sequence[Row]], None]] = {
     "stalled": _print_stalled,
     "conflate": _print_conflate,
     "topics": _print_topics,
+    "frameworks": _print_frameworks,
     "memory-subscriptions": _print_memory_subscriptions,
 }

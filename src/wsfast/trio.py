@@ -1,0 +1,177 @@
+"""`broadcast()` for connections of websockets.trio. Import it for itself: `from wsfast.trio import broadcast`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import traceback
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import trio
+import websockets.trio.connection
+from websockets.exceptions import ConcurrencyError
+from websockets.protocol import OPEN
+
+from ._core_py import encode_frame
+from .adapters import name_of
+from .adapters.websockets import encoder_of_extensions, without_deflate
+from .broadcast import Delivery
+from .message import Message, encodings_of, prepare
+
+__all__ = ["broadcast"]
+
+
+async def broadcast(
+    connections: Iterable[Any],
+    message: Message,
+    *,
+    raise_exceptions: bool = False,
+    text: bool | None = None,
+    compress: Literal[False] | None = None,
+) -> Delivery:
+    """Broadcast a message to several connections of websockets.trio.
+
+    A drop-in for `websockets.trio.server.broadcast()`: it returns when all connections have taken the message, or have
+    failed. The message is framed, and compressed, once. Connections that have room are sent to at once; only for what
+    they do not take is a task made, so that nobody waits for anybody else.
+
+    Args:
+        connections: Connections of `websockets.trio`, server or client side.
+        message: As in `wsfast.broadcast()`.
+        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
+        text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
+        compress: None to compress the message where the connection allows it; False not to.
+
+    Returns:
+        How many connections the message was sent to, skipped and not written to. None is ever buffered for.
+
+    Raises:
+        TypeError: If `message` has another type, or one of `connections` is none of websockets.trio.
+        ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
+    """
+    prepared = prepare(message, text, compress)
+    fan_out = _FanOut(prepared, raise_exceptions)
+    connections = list(connections)
+    for connection in connections:
+        if not isinstance(connection, websockets.trio.connection.Connection):
+            raise TypeError(f"cannot broadcast to {name_of(type(connection))}: it is no connection of websockets.trio")
+    async with trio.open_nursery() as nursery:
+        await fan_out.send(connections, nursery)
+    if fan_out.exceptions:
+        raise ExceptionGroup("skipped broadcast", fan_out.exceptions)
+    return Delivery(fan_out.sent, 0, fan_out.skipped, fan_out.failed)
+
+
+class _FanOut:
+    """One call of `broadcast()` on its way."""
+
+    def __init__(self, message: Any, raise_exceptions: bool) -> None:
+        self.message = message
+        self.encodings = encodings_of(message)
+        self.raise_exceptions = raise_exceptions
+        self.exceptions: list[Exception] = []
+        self.sent = self.skipped = self.failed = 0
+
+    async def send(self, connections: list[Any], nursery: trio.Nursery) -> None:
+        """Send to each connection what it takes at once, and start tasks for the rest."""
+        held = 0
+        # A lock can only be released by the task that has acquired it: this one, when it is told to.
+        finished, wait_finished = trio.open_memory_channel[Any](len(connections))
+        for connection in connections:
+            if not self._is_fit(connection):
+                continue
+            try:
+                connection.send_lock.acquire_nowait()
+            except (trio.WouldBlock, RuntimeError):  # another task sends, or this one, to a connection given twice
+                nursery.start_soon(self._send_in_turn, connection)
+                continue
+            rest: memoryview | None = None
+            try:
+                rest = self._begin(connection)
+            except Exception as exc:
+                connection.send_lock.release()
+                self._report(connection, exc)
+                continue
+            if rest is None:
+                connection.send_lock.release()
+                nursery.start_soon(self._send_in_turn, connection)
+            elif rest:
+                held += 1
+                nursery.start_soon(self._send_rest, connection, rest, finished)
+            else:
+                connection.send_lock.release()
+                self.sent += 1
+        for _ in range(held):
+            (await wait_finished.receive()).send_lock.release()
+
+    def _is_fit(self, connection: Any) -> bool:
+        if connection.protocol.state is not OPEN:
+            self.skipped += 1
+            return False
+        if connection.send_in_progress is not None:
+            self.skipped += 1
+            if self.raise_exceptions:
+                self.exceptions.append(ConcurrencyError("sending a fragmented message"))
+            else:
+                connection.logger.warning("skipped broadcast: sending a fragmented message")
+            return False
+        return True
+
+    def _begin(self, connection: Any) -> memoryview | None:
+        """Send what goes out at once, with the lock held; return the rest, or None if that is all of it."""
+        protocol = connection.protocol
+        encoder = encoder_of_extensions(protocol.extensions)
+        if encoder is False or protocol.debug or protocol.writes or type(connection.stream) is not trio.SocketStream:
+            return None
+        encoding = self.encodings.plain if encoder is None else self.encodings.encoding_for(encoder)
+        masked = protocol.side.name == "CLIENT"
+        frame = encode_frame(encoding.first, encoding.payload, os.urandom(4)) if masked else encoding.frame
+        sock = socket.socket(fileno=os.dup(connection.stream.socket.fileno()))
+        try:
+            taken = sock.send(frame, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            taken = 0
+        except OSError:
+            if encoder is not None:
+                self.encodings.take_back(encoder)
+            raise
+        finally:
+            sock.close()
+        return memoryview(frame)[taken:]
+
+    async def _send_rest(self, connection: Any, rest: memoryview, finished: trio.MemorySendChannel[Any]) -> None:
+        try:
+            await connection.stream.send_all(rest)
+        except Exception as exc:
+            self._report(connection, exc)
+        else:
+            self.sent += 1
+        finally:
+            finished.send_nowait(connection)
+
+    async def _send_in_turn(self, connection: Any) -> None:
+        """Send the message by the connection's own methods."""
+        if not self._is_fit(connection):
+            return
+        send = connection.protocol.send_text if self.message.text else connection.protocol.send_binary
+        try:
+            with contextlib.nullcontext() if self.message.compress is None else without_deflate(connection.protocol):
+                send(self.message.data)
+            await connection.send_data()
+        except Exception as exc:
+            self._report(connection, exc)
+        else:
+            self.sent += 1
+
+    def _report(self, connection: Any, cause: Exception) -> None:
+        self.failed += 1
+        if self.raise_exceptions:
+            exception = RuntimeError("failed to write message")
+            exception.__cause__ = cause
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning(
+                "skipped broadcast: failed to write message: %s", traceback.format_exception_only(cause)[0].strip()
+            )
