@@ -60,7 +60,7 @@ def listen(*, small: bool) -> socket.socket:
     return sock
 
 
-async def dial(address: Any, *, compress: bool, small: bool) -> Any:
+async def dial(address: Any, *, compress: bool, small: bool, path: str = "/ws") -> Any:
     """Connect a client of websockets."""
     sock = socket.socket()
     if small:
@@ -70,7 +70,7 @@ async def dial(address: Any, *, compress: bool, small: bool) -> Any:
     options: dict[str, Any] = {"compression": "deflate" if compress else None, "ping_interval": None, "max_size": None}
     if "proxy" in inspect.signature(websockets.asyncio.client.connect).parameters:
         options["proxy"] = None
-    return await websockets.asyncio.client.connect("ws://localhost/ws", sock=sock, **options)
+    return await websockets.asyncio.client.connect(f"ws://localhost{path}", sock=sock, **options)
 
 
 @contextlib.asynccontextmanager
@@ -147,32 +147,41 @@ def quart_app(arrived: asyncio.Queue[Any]) -> Any:
     return app
 
 
+@contextlib.asynccontextmanager
+async def serve_app(app: Any, protocol: str, listener: socket.socket, *, compress: bool) -> AsyncIterator[None]:
+    """Run uvicorn in this event loop."""
+    config = uvicorn.Config(
+        app,
+        ws=protocol,
+        lifespan="off",
+        log_level="critical",
+        ws_per_message_deflate=compress,
+        ws_ping_interval=None,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while not server.started:
+                await asyncio.sleep(0.001)
+        yield
+    finally:
+        server.should_exit = server.force_exit = True
+        await asyncio.wait([task], timeout=TIMEOUT)
+
+
 def under_uvicorn(make_app: Callable[[asyncio.Queue[Any]], Any], protocol: str) -> Any:
     @contextlib.asynccontextmanager
     async def open_server(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         listener = listen(small=small)
-        config = uvicorn.Config(
-            make_app(arrived),
-            ws=protocol,
-            lifespan="off",
-            log_level="critical",
-            ws_per_message_deflate=compress,
-            ws_ping_interval=None,
-            timeout_graceful_shutdown=1,
-        )
-        server = uvicorn.Server(config)
-        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                while not server.started:
-                    await asyncio.sleep(0.001)
-            async with clients(arrived, listener.getsockname(), compress=compress, small=small) as connect:
-                yield connect
-        finally:
-            server.should_exit = server.force_exit = True
-            await asyncio.wait([task], timeout=TIMEOUT)
+        async with (
+            serve_app(make_app(arrived), protocol, listener, compress=compress),
+            clients(arrived, listener.getsockname(), compress=compress, small=small) as connect,
+        ):
+            yield connect
 
     return open_server
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp.web
@@ -16,7 +17,7 @@ import pytest
 
 import wsfast
 from conftest import Run
-from libraries import LIBRARIES, dial, fastapi_app, under_uvicorn
+from libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from peers import TIMEOUT, until
 
 CASES = [
@@ -347,5 +348,36 @@ def test_picows_websockets(run: Run, compression: str | None) -> None:
         assert wsfast.broadcast([connection], "x") == (0, 0, 1, 0)
         server.close()
         await server.wait_closed()
+
+    run(main)
+
+
+# ---- The how-to
+
+
+def test_chat(run: Run) -> None:
+    """The chat of the how-to works, and a client that does not read hurts nobody in it."""
+    text = (Path(__file__).parent.parent / "docs" / "how-to" / "connections.md").read_text()
+    block = next(part.partition("```")[0] for part in text.split("```python\n") if "FastAPI()" in part)
+    namespace: dict[str, Any] = {"__name__": "chat"}
+    exec(block, namespace)
+
+    async def main() -> None:
+        listener = listen(small=True)
+        async with serve_app(namespace["app"], WEBSOCKETS_PROTOCOL, listener, compress=True):
+            address = listener.getsockname()
+            ann, bob, stalled = [
+                await dial(address, compress=True, small=True, path=f"/chat/{name}") for name in ("ann", "bob", "cy")
+            ]
+            assert await receive(ann, 2) == ["bob has come", "cy has come"]
+            assert await receive(bob, 2) == ["ann has come", "cy has come"]
+            for number in range(300):
+                said = f"{number} " + random.Random(number).randbytes(2000).hex()
+                await ann.send(said)
+                assert await receive(bob, 1) == await receive(ann, 1) == [f"ann: {said}"]
+            with pytest.raises(Exception, match="1013"):
+                await receive(stalled, 300)
+            for client in (ann, bob, stalled):
+                client.transport.abort()
 
     run(main)

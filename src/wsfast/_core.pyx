@@ -292,13 +292,13 @@ cdef Route route_of(connection, protocol, layout, Names names, transport_layouts
     transport_layout = transport_layouts(type(route.transport))
     if (
         transport_layout is None
-        or getattr(protocol, layout.debug) is not False
+        or (layout.debug is not None and getattr(protocol, layout.debug) is not False)
         or has_replaced(connection, layout.methods)
         or has_replaced(protocol, layout.protocol_methods)
         or has_replaced(route.transport, transport_layout.methods)
     ):
         return route
-    encoder = layout.encoder(getattr(protocol, layout.extensions))
+    encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
     if encoder is False:
         return route
     route.encoder = encoder
@@ -415,8 +415,8 @@ cdef Verdict look(Route route, connection) except *:
     if (
         methods is None
         or getattr(connection, names.send_in_progress) is not None
-        or getattr(route.protocol, names.expect_continuation) is not False
-        or PyList_GET_SIZE(<list?>getattr(route.protocol, names.writes)) != 0
+        or (names.expect_continuation is not None and getattr(route.protocol, names.expect_continuation) is not False)
+        or (names.writes is not None and PyList_GET_SIZE(<list?>getattr(route.protocol, names.writes)) != 0)
         or is_closing(methods, route.transport) is not False
     ):
         return CONNECTION

@@ -190,8 +190,8 @@ def fan_out(
                 or (transport_layout := transport_layouts(type(transport))) is None
                 or getattr(connection, layout.send_in_progress) is not None
                 or (encoder := _encoder_of(connection, protocol, transport, layout, transport_layout)) is False
-                or getattr(protocol, layout.expect_continuation)
-                or getattr(protocol, layout.writes)
+                or (layout.expect_continuation is not None and getattr(protocol, layout.expect_continuation))
+                or (layout.writes is not None and getattr(protocol, layout.writes))
                 or transport.is_closing()
             ):
                 ordinary.append(position)
@@ -215,14 +215,14 @@ def _encoder_of(
         encoder = getattr(connection, ENCODER)
     except AttributeError:
         if (
-            getattr(protocol, layout.debug)
+            (layout.debug is not None and getattr(protocol, layout.debug))
             or _has_replaced(connection, layout.methods)
             or _has_replaced(protocol, layout.protocol_methods)
             or _has_replaced(transport, transport_layout.methods)
         ):
             encoder = False
         else:
-            encoder = layout.encoder(getattr(protocol, layout.extensions))
+            encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
         setattr(connection, ENCODER, encoder)
     return encoder
 

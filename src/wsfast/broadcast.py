@@ -155,7 +155,10 @@ class _FanOut:
         connections[start] = adapt(connections[start])
         with contextlib.suppress(TypeError, RuntimeError):  # of which we are told when it is the turn of that one
             for position in range(start + 1, len(connections)):
-                connections[position] = adapt(connections[position])
+                try:
+                    connections[position] = connections[position]._wsfast_adapted
+                except AttributeError:
+                    connections[position] = adapt(connections[position])
         return True
 
     def send_synchronously(self, connections: list[Any]) -> None:

@@ -64,16 +64,19 @@ class ConnectionLayout:
     """Attribute of the protocol: the state of the connection."""
     open_state: object
     """What `state` is while messages may be sent."""
-    debug: str
-    """Attribute of the protocol: False, unless frames are logged. Does not change while the connection is open."""
-    extensions: str
-    """Attribute of the protocol: list of extensions. Does not change while the connection is open."""
+    debug: str | None
+    """Attribute of the protocol: False, unless frames are logged. Does not change while the connection is open. None
+    if there is no such thing, as below."""
+    extensions: str | None
+    """Attribute of the protocol: what `encoder` is given, and does not change while the connection is open; None to
+    give it the connection."""
     encoder: Callable[[Any], Encoder | Literal[False] | None]
-    """Function of the extensions: what compresses messages; None if nothing does; False if what they do to a message is
-    not known, or depends on the connection. A `LazyEncoder` is put in the place of an encoder that is not one."""
-    expect_continuation: str
+    """Function of the extensions, or of the connection: what compresses messages; None if nothing does; False if what
+    they do to a message is not known, or depends on the connection. A `LazyEncoder` is put in the place of an encoder
+    that is not one."""
+    expect_continuation: str | None
     """Attribute of the protocol: False, unless the next data frame must be a continuation."""
-    writes: str
+    writes: str | None
     """Attribute of the protocol: list of what is to be written before anything else."""
     methods: Mapping[str, object]
     """Methods of the connection that send, as functions. One that was replaced on the connection itself must be called;

@@ -47,8 +47,8 @@ class Adapted:
     transport: Any
     loop: asyncio.AbstractEventLoop
 
-    # What gather asks, where there is nothing to ask.
-    debug: bool = False
+    send_in_progress: Any = None
+    debug: Any = False
     expect_continuation_frame: ClassVar[bool] = False
     writes: ClassVar[list[bytes]] = []
     extensions: Any = ()
@@ -64,16 +64,6 @@ class Adapted:
     def protocol(self) -> Any:
         """What knows the state and makes frames: here, this object."""
         return self
-
-    @property
-    def codec(self) -> Any:
-        """What `encoder()` is given: this object."""
-        return self
-
-    @property
-    def send_in_progress(self) -> Any:
-        """None, unless something that must not be interrupted is being sent."""
-        return None
 
     @property
     def fragmented_send_waiter(self) -> Any:
@@ -174,21 +164,21 @@ class _Losses:
         self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop) if self._connections else None
 
 
-def layout_of(kind: type, *, protocol: str = "protocol", extensions: str = "codec", **changes: Any) -> ConnectionLayout:
+def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
     """Return the layout of a subclass of `Adapted`."""
     values: dict[str, Any] = {
-        "protocol": protocol,
+        "protocol": "protocol",
         "protocol_type": kind,
         "transport": "transport",
         "loop": "loop",
         "send_in_progress": "send_in_progress",
         "state": "state",
         "open_state": OPEN,
-        "debug": "debug",
-        "extensions": extensions,
+        "debug": None,
+        "extensions": None,
         "encoder": _encoder,
-        "expect_continuation": "expect_continuation_frame",
-        "writes": "writes",
+        "expect_continuation": None,
+        "writes": None,
         "methods": {},
         "protocol_methods": {},
         "masked": kind.masked,  # type: ignore[attr-defined]

@@ -16,11 +16,14 @@ from __future__ import annotations
 import zlib
 from typing import Any, Literal
 
+from aiohttp import ClientWebSocketResponse
+from aiohttp.web import WebSocketResponse
 from websockets.protocol import CLOSED, CLOSING, OPEN, State
 
 from wsfast.deflate import Encoder, LazyEncoder, Parameters
 
-from .adapted import Adapted
+from . import ConnectionLayout
+from .adapted import Adapted, layout_of
 
 __all__ = ["adapt"]
 
@@ -53,6 +56,12 @@ class _Connection(Adapted):
         if self._origin._closed or self._writer._closing:
             return CLOSED if self.transport.is_closing() else CLOSING
         return CLOSING if self._origin._closing else OPEN
+
+    @classmethod
+    def layout(cls) -> ConnectionLayout | None:
+        """See Adapted. `_closed` is set right before the close frame is sent; nothing may follow that."""
+        kind = ClientWebSocketResponse if cls.masked else WebSocketResponse
+        return layout_of(cls, protocol="_origin", protocol_type=kind, state="_closed", open_state=False)
 
     def encoder(self) -> Encoder | Literal[False] | None:
         """See Adapted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from . import name_of
@@ -23,4 +24,6 @@ def adapt(websocket: Any) -> Any:
         )
     if connection.websocket is None:
         connection.websocket = websocket
+    with contextlib.suppress(AttributeError):  # that of Litestar has no room for it, and is asked each time
+        websocket._wsfast_adapted = connection
     return connection

@@ -30,7 +30,7 @@ class _Connection(Adapted):
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
         """See Adapted."""
-        return layout_of(cls)
+        return layout_of(cls, debug="debug")
 
     @property
     def origin(self) -> Any:

@@ -131,7 +131,10 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
             protocol="conn",
             protocol_type=ServerProtocol,
             state="_state",
+            debug="debug",
             extensions="extensions",
+            expect_continuation="expect_continuation_frame",
+            writes="writes",
             encoder=encoder_of_extensions,
             tells=True,
         )

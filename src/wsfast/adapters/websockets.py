@@ -220,7 +220,11 @@ def encoder_of(connection: Any) -> Encoder | None:
     protocol = getattr(connection, layout.protocol)
     if type(protocol) is not layout.protocol_type:
         return None
-    return layout.encoder(getattr(protocol, layout.extensions)) or None
+    return _encoder_by(layout, connection, protocol) or None
+
+
+def _encoder_by(layout: ConnectionLayout, connection: Any, protocol: Any) -> Encoder | Literal[False] | None:
+    return layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
 
 
 def keep_reason(connection: Any, errno: int) -> None:
@@ -244,8 +248,8 @@ def direct_descriptor(connection: Any) -> int:
     if (
         transports is None
         or not transports.direct
-        or getattr(protocol, layout.debug)
-        or layout.encoder(getattr(protocol, layout.extensions)) is not None
+        or (layout.debug is not None and getattr(protocol, layout.debug))
+        or _encoder_by(layout, connection, protocol) is not None
         or any(
             getattr(getattr(owner, name), "__func__", None) is not function
             for owner, methods in (

@@ -43,7 +43,7 @@ MESSAGES = 1000
 LIMIT = 5.0
 """Seconds after which a call counts as one that never returns."""
 
-QUIET = 0.02
+QUIET = 0.003
 """Seconds without a byte after which nothing more is on its way."""
 
 Call: TypeAlias = Callable[[list[Any], str], Awaitable[object]]
@@ -56,7 +56,6 @@ async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncItera
 
     app = fastapi.FastAPI()
 
-    @app.websocket("/")
     async def endpoint(websocket: Any) -> None:
         await websocket.accept()
         accepted.append(websocket)
@@ -64,6 +63,8 @@ async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncItera
             while True:
                 await websocket.receive_text()
 
+    endpoint.__annotations__["websocket"] = fastapi.WebSocket  # which FastAPI would look for in this module
+    app.websocket("/")(endpoint)
     config = uvicorn.Config(
         app,
         host="127.0.0.1",
@@ -178,7 +179,8 @@ async def compare(case: Case, framework: str, processors: tuple[int, int] | None
                 "way": name,
                 "call": statistics.median(times[name]) / case.clients / 1e3,
             }
-            sleepers = connect(ports[name], STALLED, deflate=case.compression == "deflate", receive_buffer=4096)
+            deflate = case.compression == "deflate"
+            sleepers = await asyncio.to_thread(connect, ports[name], STALLED, deflate=deflate, receive_buffer=4096)
             for sock in sleepers:
                 stack.callback(sock.close)
             await keep(crowds[name], case.clients + STALLED)
