@@ -41,8 +41,6 @@ class Library:
     """Open a server, given whether to compress and its listening socket; give a function that connects a client."""
     send: Callable[[Any, str], Awaitable[None]]
     """Send a text by the library's own means."""
-    close_code: bool = True
-    """Whether the connection sends a close frame with the code that a policy gives."""
     compresses: bool = True
     """Whether it can compress."""
     ordered: bool = False

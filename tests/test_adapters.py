@@ -352,6 +352,33 @@ def test_picows_websockets(run: Run, compression: str | None) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("by", ["broadcast", "channel"])
+def test_aiohttp_compresses_in_a_thread(play: Any, by: str) -> None:
+    """While aiohttp compresses a message in another thread, others are not skipped, and do not spoil its encoder."""
+
+    async def act(connect: Any) -> None:
+        connection, client = await connect()
+        channel = wsfast.Channel()
+        channel.subscribe(connection)
+        wsfast.broadcast([connection], "before, " * 100)
+        for number in range(3):
+            large = text(number, 2_000_000)
+            private = asyncio.create_task(connection.send_str(large))
+            await until(connection._writer._send_lock.locked)
+            if by == "broadcast":
+                assert sum(wsfast.broadcast([connection], "meanwhile, " * 100)[:2]) == 1
+            else:
+                channel.publish("meanwhile, " * 100)
+                channel.flush()
+            got = await receive(client, 2 + (number == 0))
+            await private
+            assert {"meanwhile, " * 100, large} <= set(got)
+        await connection.send_str("after, " * 100)
+        assert await receive(client, 1) == ["after, " * 100]
+
+    play("aiohttp", act, compress=True)
+
+
 # ---- The how-to
 
 

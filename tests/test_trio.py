@@ -106,3 +106,20 @@ def test_closed_and_fragmented() -> None:
                 await broadcast([5], "x")
 
     trio.run(main)
+
+
+def test_cancellation() -> None:
+    """If it is cancelled in the middle of a frame, nothing follows on that connection, and its lock is free."""
+
+    async def main() -> None:
+        async with crowd(2, None) as (connections, clients):
+            with trio.move_on_after(0.2) as scope:
+                await broadcast(connections, b"x" * 50_000_000)
+            assert scope.cancelled_caught
+            with trio.fail_after(20):  # those who have waited for a lock have their turn
+                while any(connection.send_lock.locked() for connection in connections):
+                    await trio.sleep(0.001)
+            assert all(connection.stream.socket.fileno() == -1 for connection in connections)
+            assert len(clients) == 2
+
+    trio.run(main)

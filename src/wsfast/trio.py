@@ -76,7 +76,7 @@ class _FanOut:
 
     async def send(self, connections: list[Any], nursery: trio.Nursery) -> None:
         """Send to each connection what it takes at once, and start tasks for the rest."""
-        held = 0
+        held: set[Any] = set()
         # A lock can only be released by the task that has acquired it: this one, when it is told to.
         finished, wait_finished = trio.open_memory_channel[Any](len(connections))
         for connection in connections:
@@ -98,13 +98,20 @@ class _FanOut:
                 connection.send_lock.release()
                 nursery.start_soon(self._send_in_turn, connection)
             elif rest:
-                held += 1
+                held.add(connection)
                 nursery.start_soon(self._send_rest, connection, rest, finished)
             else:
                 connection.send_lock.release()
                 self.sent += 1
-        for _ in range(held):
-            (await wait_finished.receive()).send_lock.release()
+        try:
+            while held:
+                connection = await wait_finished.receive()
+                held.remove(connection)
+                connection.send_lock.release()
+        finally:
+            for connection in held:  # it was cancelled: a frame was cut off, and nothing may follow that
+                connection.stream.socket.close()
+                connection.send_lock.release()
 
     def _is_fit(self, connection: Any) -> bool:
         if connection.protocol.state is not OPEN:

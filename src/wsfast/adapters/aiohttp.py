@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import Any, Literal
 
@@ -91,8 +92,14 @@ class _Connection(Adapted):
 class _Compressing(_Connection):
     """One that compresses its own messages, large ones in another thread."""
 
+    @classmethod
+    def layout(cls) -> ConnectionLayout | None:
+        """See Adapted. While a message is compressed, the ordinary path sends frames that need no encoder."""
+        layout = super().layout()
+        return None if layout is None else dataclasses.replace(layout, send_in_progress="compression_in_progress")
+
     @property
-    def send_in_progress(self) -> Any:
+    def compression_in_progress(self) -> Any:
         """True while a message is compressed: nothing may touch the encoder then."""
         return True if self._lock is not None and self._lock.locked() else None
 
