@@ -217,10 +217,11 @@ cdef void *resized(void *memory, size_t size) except NULL:
 cdef class Names:
     """The parts of a ConnectionLayout that gather asks for again and again."""
 
-    cdef object send_in_progress, state, open_state, expect_continuation, writes
+    cdef object send_in_progress, idle, state, open_state, expect_continuation, writes
 
     def __init__(self, layout):
         self.send_in_progress = layout.send_in_progress
+        self.idle = layout.idle
         self.state = layout.state
         self.open_state = layout.open_state
         self.expect_continuation = layout.expect_continuation
@@ -254,6 +255,7 @@ cdef class Route:
     cdef Names names
     cdef Methods methods    # of the transport; None if the connection must always be sent to by its own methods
     cdef object protocol, loop, transport
+    cdef object gate        # what tells whether something is being sent; None if the connection does
     cdef object encoder     # what compresses messages; None if nothing does
     cdef int fd
     cdef bint masked
@@ -287,6 +289,8 @@ cdef Route route_of(connection, protocol, layout, Names names, transport_layouts
     route.protocol = protocol
     route.loop = getattr(connection, layout.loop)
     route.transport = getattr(connection, layout.transport)
+    if layout.gate is not None:
+        route.gate = getattr(connection, layout.gate)
     route.masked = layout.masked
     route.tells = layout.tells
     transport_layout = transport_layouts(type(route.transport))
@@ -388,8 +392,10 @@ cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject 
             wsfast_fetch_object((<Route>routes[i]).protocol, 2)
             wsfast_fetch_object((<Route>routes[i]).transport, TRANSPORT_LINES)
             wsfast_fetch_object((<Route>routes[i]).encoder, ENCODER_LINES)
+            wsfast_fetch_object((<Route>routes[i]).gate, 1)
     for i in range(stop - start):
         if routes[i] != NULL:
+            wsfast_fetch_attributes((<Route>routes[i]).gate)
             wsfast_fetch_attributes((<Route>routes[i]).protocol)
             wsfast_fetch_attributes((<Route>routes[i]).transport)
     return 0
@@ -414,7 +420,7 @@ cdef Verdict look(Route route, connection) except *:
 
     if (
         methods is None
-        or getattr(connection, names.send_in_progress) is not None
+        or getattr(connection if route.gate is None else route.gate, names.send_in_progress) is not names.idle
         or (names.expect_continuation is not None and getattr(route.protocol, names.expect_continuation) is not False)
         or (names.writes is not None and PyList_GET_SIZE(<list?>getattr(route.protocol, names.writes)) != 0)
         or is_closing(methods, route.transport) is not False

@@ -188,7 +188,7 @@ def fan_out(
             elif (
                 (transport := getattr(connection, layout.transport)) is None
                 or (transport_layout := transport_layouts(type(transport))) is None
-                or getattr(connection, layout.send_in_progress) is not None
+                or _is_busy(connection, layout)
                 or (encoder := _encoder_of(connection, protocol, transport, layout, transport_layout)) is False
                 or (layout.expect_continuation is not None and getattr(protocol, layout.expect_continuation))
                 or (layout.writes is not None and getattr(protocol, layout.writes))
@@ -225,6 +225,12 @@ def _encoder_of(
             encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
         setattr(connection, ENCODER, encoder)
     return encoder
+
+
+def _is_busy(connection: Any, layout: ConnectionLayout) -> bool:
+    """Whether something is being sent that must not be interrupted."""
+    gate = connection if layout.gate is None else getattr(connection, layout.gate)
+    return getattr(gate, layout.send_in_progress) is not layout.idle
 
 
 def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:

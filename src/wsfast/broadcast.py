@@ -18,11 +18,11 @@ from ._core_py import Buffer
 from ._impl import core
 from .adapters import adapt, adapter_of, is_sync, unsupported
 from .adapters.adapted import is_open
+from .adapters.evented import disturb
 from .adapters.transports import transport_layout
 from .adapters.websockets import (
     SEND_IN_PROGRESS,
     connection_layout,
-    disturb,
     encoder_of,
     is_connection,
     keep_reason,
@@ -150,15 +150,15 @@ class _FanOut:
 
     def adapt(self, connections: list[Any], start: int) -> bool:
         """Replace connections of other libraries by what stands for them, as far as that goes; tell whether it did."""
-        if adapter_of(type(connections[start])) is None:
+        kind = type(connections[start])
+        if adapter_of(kind) is None:
             return False
         connections[start] = adapt(connections[start])
         with contextlib.suppress(TypeError, RuntimeError):  # of which we are told when it is the turn of that one
             for position in range(start + 1, len(connections)):
-                try:
-                    connections[position] = connections[position]._wsfast_adapted
-                except AttributeError:
-                    connections[position] = adapt(connections[position])
+                connection = connections[position]
+                known = getattr(connection, "_wsfast_adapted", None) if type(connection) is kind else None
+                connections[position] = adapt(connection) if known is None else known
         return True
 
     def send_synchronously(self, connections: list[Any]) -> None:

@@ -29,13 +29,13 @@ from websockets.protocol import OPEN
 from ._impl import core
 from .adapters import unsupported
 from .adapters.adapted import Adapted, is_open
+from .adapters.evented import disturb
 from .adapters.transports import transport_layout
 from .adapters.websockets import (
     LOST,
     SEND_IN_PROGRESS,
     connection_layout,
     direct_descriptor,
-    disturb,
     encoder_of,
     is_connection,
     keep_reason,

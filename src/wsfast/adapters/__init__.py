@@ -59,7 +59,8 @@ class ConnectionLayout:
     loop: str
     """Attribute of the connection: the event loop that runs it. Never changes."""
     send_in_progress: str
-    """Attribute of the connection: None, unless a fragmented message is being sent."""
+    """Attribute of the connection, or of its `gate`: what `idle` is, unless something is being sent that must not be
+    interrupted."""
     state: str
     """Attribute of the protocol: the state of the connection."""
     open_state: object
@@ -85,6 +86,10 @@ class ConnectionLayout:
     """The same, for the protocol."""
     masked: bool
     """Whether frames must be masked: True on the client side (RFC 6455, section 5.3)."""
+    gate: str | None = None
+    """Attribute of the connection: what has `send_in_progress`, and never changes; None if the connection has it."""
+    idle: object = None
+    """What `send_in_progress` is while nothing is being sent."""
     tells: bool = False
     """Whether the connection clears `quiet` of what gather keeps in it whenever any of this may have changed. It then
     may be written to without being asked anything."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -28,7 +27,7 @@ from wsfast.deflate import Encoder
 
 from . import ConnectionLayout
 
-__all__ = ["Adapted", "is_open", "layout_of", "watched"]
+__all__ = ["Adapted", "is_open", "layout_of"]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at whether connections that do not tell have been lost."""
@@ -188,17 +187,3 @@ def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
 
 def _encoder(connection: Adapted) -> Encoder | Literal[False] | None:
     return connection.encoder()
-
-
-def watched(name: str, disturb: Callable[[Any], None]) -> property:
-    """Make a property of connections that have themselves asked anew when somebody asks for it."""
-    private = f"_wsfast_{name}"
-
-    def get(connection: Any) -> Any:
-        disturb(connection)
-        return getattr(connection, private)
-
-    def put(connection: Any, value: Any) -> None:
-        setattr(connection, private, value)
-
-    return property(get, put, doc="Whoever asks for it may do anything with it.")

@@ -7,12 +7,14 @@
 | `writer.transport`, `writer.use_mask`    | asyncio's; True on the client side                          |
 | `writer._closing`                        | whether a close frame was sent                              |
 | `writer._send_lock`                      | held while a message is compressed, maybe in another thread |
+| `asyncio.Lock._locked`                   | whether it is held                                          |
 | `writer.compress`, `writer.notakeover`   | window bits or 0; whether each message stands by itself     |
 | `writer._compressobj._compressor`        | a `zlib.compressobj` in a wrapper, made when needed         |
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import zlib
 from typing import Any, Literal
@@ -42,7 +44,6 @@ class _Connection(Adapted):
     def __init__(self, origin: Any) -> None:
         self._origin = origin
         self._writer = origin._writer
-        self._lock = getattr(self._writer, "_send_lock", None)
         self.transport = self._writer.transport
         self.loop = origin._loop
 
@@ -64,13 +65,30 @@ class _Connection(Adapted):
         kind = ClientWebSocketResponse if cls.masked else WebSocketResponse
         return layout_of(cls, protocol="_origin", protocol_type=kind, state="_closed", open_state=False)
 
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection, whether its client reads or not."""
+        self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+        await self._origin.close(code=code, message=reason.encode())
+
+
+class _Compressing(_Connection):
+    """One that compresses its own messages, large ones in another thread."""
+
+    def __init__(self, origin: Any) -> None:
+        super().__init__(origin)
+        self._lock = self._writer._send_lock
+
+    @classmethod
+    def layout(cls) -> ConnectionLayout | None:
+        """See Adapted. While a message is compressed, the ordinary path sends frames that need no encoder."""
+        layout = super().layout()
+        return layout and dataclasses.replace(layout, gate="_lock", send_in_progress="_locked", idle=False)
+
     def encoder(self) -> Encoder | Literal[False] | None:
         """See Adapted."""
         writer = self._writer
-        if not writer.compress:
-            return None
         parameters = Parameters.of(writer.compress, {"level": zlib.Z_BEST_SPEED})
-        if parameters is None or self._lock is None:
+        if parameters is None:
             return None  # not to compress is always allowed
         if writer.notakeover:
             return parameters.per_message
@@ -82,26 +100,6 @@ class _Connection(Adapted):
             writer._compressobj._compressor = LazyEncoder(parameters, writer._compressobj._compressor)
         encoder = writer._compressobj._compressor
         return encoder if type(encoder) is LazyEncoder else None
-
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection, whether its client reads or not."""
-        self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
-        await self._origin.close(code=code, message=reason.encode())
-
-
-class _Compressing(_Connection):
-    """One that compresses its own messages, large ones in another thread."""
-
-    @classmethod
-    def layout(cls) -> ConnectionLayout | None:
-        """See Adapted. While a message is compressed, the ordinary path sends frames that need no encoder."""
-        layout = super().layout()
-        return None if layout is None else dataclasses.replace(layout, send_in_progress="compression_in_progress")
-
-    @property
-    def compression_in_progress(self) -> Any:
-        """True while a message is compressed: nothing may touch the encoder then."""
-        return True if self._lock is not None and self._lock.locked() else None
 
 
 class _ClientConnection(_Connection):
@@ -127,6 +125,7 @@ def adapt(origin: Any) -> _Connection:
     if connection is None:
         if origin._writer is None:
             raise RuntimeError("the WebSocketResponse is not open yet: await its prepare() first")
-        kind = KINDS[bool(origin._writer.use_mask), bool(origin._writer.compress)]
+        compresses = bool(origin._writer.compress) and type(getattr(origin._writer, "_send_lock", None)) is asyncio.Lock
+        kind = KINDS[bool(origin._writer.use_mask), compresses]
         connection = origin._wsfast_adapted = kind(origin)
     return connection

@@ -23,14 +23,15 @@ from websockets.protocol import OPEN, State
 from websockets.server import ServerProtocol
 
 from . import ConnectionLayout
-from .adapted import Adapted, layout_of, watched
+from .adapted import Adapted, layout_of
 from .asgi import EXTENSION
-from .websockets import disturb, encoder_of_extensions
+from .evented import Evented, watched
+from .websockets import encoder_of_extensions
 
 __all__ = ["UvicornConnection", "WebSocketsProtocol"]
 
 
-class UvicornConnection(Adapted):
+class UvicornConnection(Evented, Adapted):
     """What both have in common; it stands before the protocol of uvicorn."""
 
     library = "uvicorn"
@@ -46,11 +47,7 @@ class UvicornConnection(Adapted):
     close_timeout: float
     read_paused: bool
 
-    _wsfast_outlet: Any = None
-    _wsfast_route: Any = None
-
-    conn: Any = watched("conn", disturb)
-    transport: Any = watched("transport", disturb)
+    conn: Any = watched("conn")
 
     @property
     def origin(self) -> Any:
@@ -64,34 +61,16 @@ class UvicornConnection(Adapted):
         if scope is not None:
             scope["extensions"][EXTENSION] = self
 
-    def data_received(self, data: bytes) -> None:
-        """Receive data."""
-        super().data_received(data)  # type: ignore[misc]
-        self._settle()
-
     def connection_lost(self, exc: Exception | None) -> None:
-        """Take leave, before the descriptor is closed."""
-        disturb(self)
-        try:
-            if self._wsfast_outlet is not None:
-                self._wsfast_outlet.close()
-        finally:
-            self.lose()
-            super().connection_lost(exc)  # type: ignore[misc]
+        """Tell channels, and take leave."""
+        self.lose()
+        super().connection_lost(exc)
 
     async def send(self, message: Any) -> None:
         """Send what the application sends, after all that was published for this connection before."""
-        outlet = self._wsfast_outlet
-        if outlet is not None:
-            outlet.flush()
-            if message["type"] == "websocket.send":
-                await outlet.caught_up()
+        await self._wsfast_take_turn(wait=message["type"] == "websocket.send")
         await super().send(message)  # type: ignore[misc]
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._wsfast_outlet is not None:
-            self._wsfast_outlet.refresh()
+        self._wsfast_settle()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""

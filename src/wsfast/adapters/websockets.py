@@ -39,7 +39,8 @@ from websockets.typing import ExtensionParameter
 from wsfast.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
-from .adapted import Adapted, watched
+from .adapted import Adapted
+from .evented import Evented, watched
 from .transports import transport_layout
 
 __all__ = [
@@ -49,7 +50,6 @@ __all__ = [
     "ServerPerMessageDeflateFactory",
     "connection_layout",
     "direct_descriptor",
-    "disturb",
     "encoder_of",
     "encoder_of_extensions",
     "is_connection",
@@ -132,55 +132,16 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
     )
 
 
-def disturb(connection: Any) -> None:
-    """Have a connection be asked again whether it may be written to directly, before it is."""
-    route = getattr(connection, "_wsfast_route", None)
-    if route is not None:
-        route.quiet = False
-    outlet = getattr(connection, "_wsfast_outlet", None)
-    if outlet is not None and outlet.ready:
-        outlet.unready()
+class EventedConnection(Evented, ServerConnection):
+    """A connection that tells what happens to it, and whose own messages do not overtake what was published."""
 
-
-class EventedConnection(ServerConnection):
-    """A connection that tells what happens to it, and whose own messages do not overtake what was published.
-
-    Whatever happens to it, its protocol or its transport has a part in it. So whoever asks for one of them, be it a
-    method of the connection itself, has it be asked anew before it is next written to directly.
-    """
-
-    _wsfast_outlet: Any = None
-    _wsfast_route: Any = None
-
-    protocol: Any = watched("protocol", disturb)
-    transport: Any = watched("transport", disturb)
-
-    def data_received(self, data: bytes) -> None:
-        """Receive data."""
-        super().data_received(data)
-        self._settle()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Take leave, before the descriptor is closed."""
-        disturb(self)
-        try:
-            if self._wsfast_outlet is not None:
-                self._wsfast_outlet.close()
-        finally:
-            super().connection_lost(exc)
+    protocol: Any = watched("protocol")
 
     async def send(self, message: Any, *args: Any, **options: Any) -> None:
         """Send a message, after all that was published for this connection before."""
-        outlet = self._wsfast_outlet
-        if outlet is not None:
-            outlet.flush()
-            await outlet.caught_up()
+        await self._wsfast_take_turn()
         await super().send(message, *args, **options)
-        self._settle()
-
-    def _settle(self) -> None:
-        if self._wsfast_outlet is not None:
-            self._wsfast_outlet.refresh()
+        self._wsfast_settle()
 
 
 _EVENTED = _layout(websockets.server.ServerProtocol, masked=False, tells=True)

@@ -11,11 +11,14 @@ import random
 import statistics
 import sys
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
 import wsfast
+from wsfast._impl import core
+from wsfast.adapters import adapt
 from wsfast.cli.machine import UnfitError
 
 from .cases import Case
@@ -23,7 +26,7 @@ from .clients import Clients
 from .measure import tell
 from .peer import connect
 from .servers import PATIENCE, admit, keep
-from .ticks import ticks
+from .ticks import deflated, ticks
 
 __all__ = ["FRAMEWORKS", "STALLED", "compare", "main"]
 
@@ -46,7 +49,7 @@ LIMIT = 5.0
 QUIET = 0.003
 """Seconds without a byte after which nothing more is on its way."""
 
-Call: TypeAlias = Callable[[list[Any], str], Awaitable[object]]
+Call: TypeAlias = Callable[[Any, Any], Awaitable[object]]
 
 
 @asynccontextmanager
@@ -129,6 +132,18 @@ async def _broadcast(connections: list[Any], message: str) -> None:
     wsfast.broadcast(connections, message)
 
 
+async def _floor(descriptors: Any, frame: Any) -> None:
+    if core.send_many(descriptors, frame) != len(descriptors):
+        raise UnfitError("the clients do not read as fast as the floor sends")
+
+
+def _frame(case: Case, message: str) -> bytes:
+    payload = message.encode()
+    if case.compression == "deflate":
+        return core.encode_frame(0xC1, deflated(payload))
+    return core.encode_frame(0x81, payload)
+
+
 FRAMEWORKS: dict[str, tuple[Any, Call, tuple[str, ...]]] = {
     "fastapi": (_fastapi, _send_text, ("fastapi", "uvicorn")),
     "aiohttp": (_aiohttp, _send_str, ("aiohttp",)),
@@ -138,6 +153,8 @@ FRAMEWORKS: dict[str, tuple[Any, Call, tuple[str, ...]]] = {
 
 async def compare(case: Case, framework: str, processors: tuple[int, int] | None) -> list[dict[str, Any]]:
     """Measure calls of both methods, each on a server of its own; then how each fares with clients that never read.
+
+    If there is the extension, also its loop of send() over the sockets of the second: the floor.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
@@ -157,6 +174,11 @@ async def compare(case: Case, framework: str, processors: tuple[int, int] | None
         gc.collect()
         gc.freeze()
         messages = ticks(case.size, framework)
+        rooms: dict[str, Any] = dict(crowds)
+        if core.sends_directly:
+            transports = [adapt(connection).transport for connection in crowds["wsfast"]]
+            rooms["floor"] = array("i", [transport.get_extra_info("socket").fileno() for transport in transports])
+            calls["floor"] = _floor
         times: dict[str, list[int]] = {name: [] for name in calls}
         order = list(calls)
         for _ in range(ROUNDS):
@@ -164,9 +186,11 @@ async def compare(case: Case, framework: str, processors: tuple[int, int] | None
             for name in order:
                 gc.collect()
                 for number in range(CALLS + 1):
-                    message = next(messages)
+                    message: Any = next(messages)
+                    if name == "floor":
+                        message = _frame(case, message)
                     start = time.perf_counter_ns()
-                    await calls[name](crowds[name], message)
+                    await calls[name](rooms[name], message)
                     took = time.perf_counter_ns() - start
                     if number:
                         times[name].append(took)
@@ -179,6 +203,9 @@ async def compare(case: Case, framework: str, processors: tuple[int, int] | None
                 "way": name,
                 "call": statistics.median(times[name]) / case.clients / 1e3,
             }
+            if name == "floor":
+                rows.append(row)
+                continue
             deflate = case.compression == "deflate"
             sleepers = await asyncio.to_thread(connect, ports[name], STALLED, deflate=deflate, receive_buffer=4096)
             for sock in sleepers:
