@@ -10,7 +10,9 @@ import re
 import shutil
 import socket
 import ssl
+import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +27,11 @@ import wsfast
 from peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, inflate, parse_frames, until
 from wsfast.adapters.websockets import SEND_IN_PROGRESS
 
-__all__ = ["Outcome", "Scenario", "Stage", "describe", "fragmented_send", "play", "upstream", "version"]
+__all__ = ["Outcome", "Scenario", "Stage", "describe", "drop", "fragmented_send", "play", "upstream", "version"]
 
-Kind: TypeAlias = Literal["plain", "deflate", "tls", "tls-deflate", "unix", "client"]
+Kind: TypeAlias = Literal["plain", "deflate", "tls", "tls-deflate", "unix", "unix-deflate", "client"]
+
+TCP_CLOSE = b"\x07"  # tcpi_state of a connection that is no more
 
 version = tuple(int(part) for part in websockets.version.version.split(".")[:2])
 
@@ -48,6 +52,22 @@ def upstream(
     elif text is False and isinstance(message, str):
         message = message.encode()
     websockets.asyncio.server.broadcast(connections, message, **options)
+
+
+def family(kind: Kind) -> socket.AddressFamily:
+    """Return the family of sockets of a kind of connections."""
+    return socket.AF_UNIX if kind.startswith("unix") else socket.AF_INET
+
+
+def drop(connection: Any, peer: Peer) -> None:
+    """Have a peer reset a connection; return when the kernel knows, but the event loop cannot."""
+    peer.reset()
+    sock = connection.transport.get_extra_info("socket")
+    if sys.platform == "linux" and sock.family == socket.AF_INET:
+        deadline = time.monotonic() + TIMEOUT
+        while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSE:
+            assert time.monotonic() < deadline, "the reset has not arrived"
+            time.sleep(0.0001)
 
 
 def describe(exc: BaseException) -> Any:
@@ -196,17 +216,15 @@ class Stage:
         if server_options not in self._servers:
             self._servers[server_options] = await self._serve(kind, sndbuf, options)
         address = self._servers[server_options][1]
-        peer: BasePeer
+        sock = peer_socket or socket.socket(family(kind))
+        peer: BasePeer = Peer(sock)
+        if rcvbuf is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        await asyncio.get_running_loop().sock_connect(sock, address)
         if kind.startswith("tls"):
             peer = StreamPeer(
-                *await asyncio.open_connection(*address, ssl=self._client_tls, server_hostname="localhost")
+                *await asyncio.open_connection(sock=sock, ssl=self._client_tls, server_hostname="localhost")
             )
-        else:
-            sock = peer_socket or socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
-            peer = Peer(sock)
-            if rcvbuf is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-            await asyncio.get_running_loop().sock_connect(sock, address)
         compressed = kind.endswith("deflate")
         head = await peer.upgrade(offer if compressed else None)
         assert (b"permessage-deflate" in head) == compressed
@@ -214,10 +232,10 @@ class Stage:
             return await self._arrived.get(), peer
 
     async def _serve(self, kind: Kind, sndbuf: int | None, options: dict[str, Any]) -> tuple[Any, Any]:
-        sock = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
+        sock = socket.socket(family(kind))
         if sndbuf is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)  # accepted sockets inherit it
-        if kind == "unix":
+        if sock.family == socket.AF_UNIX:
             directory = tempfile.mkdtemp()
             self._exits.callback(shutil.rmtree, directory)
             sock.bind(str(Path(directory) / "socket"))

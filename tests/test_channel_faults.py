@@ -26,11 +26,12 @@ import pytest
 
 import wsfast
 from conftest import CORES, Run, load_core
-from peers import BasePeer, Peer, decode, inflate, parse_frames, until
-from stage import Stage
-from wsfast.channel import Channel, Subscription
+from peers import TIMEOUT, BasePeer, Peer, decode, inflate, parse_frames, until
+from stage import Stage, drop
+from wsfast.channel import Channel
 from wsfast.outlet import Outlet
 from wsfast.policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
+from wsfast.publisher import Subscription
 
 Contexts: TypeAlias = tuple[ssl.SSLContext, ssl.SSLContext]
 
@@ -116,7 +117,8 @@ async def connect(stage: Stage, kind: str, **options: Any) -> tuple[Any, Any]:
     if kind == "client":
         pair = await stage.connect("client", **options)
     elif kind == "tls":
-        options.pop("rcvbuf", None)
+        if "rcvbuf" in options:
+            options["rcvbuf"] = 1 << 16  # with less, records crawl; with the kernel's choice, it may grow to megabytes
         pair = await stage.connect("tls", create_connection=wsfast.ServerConnection, **options)
     else:
         pair = await stage.connect("deflate" if kind.endswith("deflate") else "plain", **options)
@@ -356,7 +358,7 @@ def test_reset_that_only_writing_tells(act: Play, kind: str) -> None:
         subscription = channel.subscribe(connection)
         await peer.send(b"\x81\x81\0\0\0\0x" * 200)
         await until(lambda: not connection.transport.is_reading(), "the transport to be paused")
-        peer.reset()
+        drop(connection, peer)
         channel.publish(b"first")
         channel.flush()
         channel.publish(b"second")
@@ -435,6 +437,7 @@ def test_descriptors_that_are_used_again(act: Play, both: Any, kind: str) -> Non
     async def scenario(stage: Stage) -> None:
         channel, other = Channel(slow=DropOldest(max_messages=5)), Channel(slow=DropOldest(max_messages=500))
         descriptors = []
+        gc.collect()  # lest a descriptor of an earlier test's become free in the middle of this one
         socks = [stage.own(socket.socket()) for _ in range(4)]
         for turn, sock in enumerate(socks):
             connection, peer = await connect(stage, kind, sndbuf=SMALL, rcvbuf=SMALL, peer_socket=sock)
@@ -578,7 +581,7 @@ print("done")
 def test_shutdown_in_the_middle(loop_kind: str, policy: str) -> None:
     """A loop that ends with everything open tells of no task that was destroyed, and of no exception."""
     command = [sys.executable, "-c", SHUTDOWN, str(Path(__file__).parent), loop_kind, policy]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.stdout == "done\n", result
     assert "Traceback" not in result.stderr
     assert "destroyed" not in result.stderr
@@ -624,7 +627,7 @@ def test_two_loops_in_two_threads(run: Run, tls: Contexts) -> None:
             pairs = [await connect(stage, kind) for kind in ("evented", "stock", "evented-deflate")]
             slow = await connect(stage, "evented", sndbuf=SMALL, rcvbuf=SMALL)
             subscriptions = [channel.subscribe(connection) for connection, _ in (*pairs, slow)]
-            barrier.wait(20)
+            barrier.wait(TIMEOUT)
             expected = []
             async with reading(*(peer for _, peer in pairs)):
                 for i in range(300):
@@ -737,7 +740,7 @@ print("done")
 def test_out_of_descriptors(loop_kind: str, kind: str) -> None:
     """Without a descriptor to watch others with, everybody gets everything nevertheless."""
     command = [sys.executable, "-c", DESCRIPTORS, str(Path(__file__).parent), loop_kind, kind]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stdout + result.stderr[-3000:]
 
 
@@ -967,7 +970,7 @@ def test_log_handlers(act: Play, both: Any, kind: str, what: str) -> None:
 
     async def scenario(stage: Stage) -> None:
         channel, other = Channel(slow=DropOldest(max_messages=2)), Channel(slow=DropOldest(max_messages=2))
-        live = await connect(stage, kind)
+        live = await connect(stage, kind, sndbuf=1 << 18)  # enough for all that is published until it reads
         fresh = await connect(stage, kind)
         slow = [await connect(stage, kind, sndbuf=SMALL, rcvbuf=SMALL) for _ in range(3)]
         subscriptions = [channel.subscribe(connection) for connection, _ in slow]
@@ -1067,7 +1070,6 @@ def test_messages_are_held_once(act: Play) -> None:
             for connection, _ in pairs:
                 connection.transport.abort()
             await until(lambda: len(channel) == 0)
-            await asyncio.sleep(0.15)  # lags are looked at every 0.1 seconds
             await until(
                 lambda: tracemalloc.get_traced_memory()[0] - start < size * count / 4, "memory to be given back"
             )

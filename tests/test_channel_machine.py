@@ -29,12 +29,12 @@ from websockets.uri import parse_uri
 
 import wsfast
 from inflate import LOGGERS, Inflater, Server, Spec, extension_of
-from peers import parse_frames
+from peers import TIMEOUT, parse_frames
 from wsfast.adapters.websockets import SEND_IN_PROGRESS
-from wsfast.channel import Subscription, SubscriptionStats
 from wsfast.deflate import LazyEncoder
 from wsfast.outlet import Outlet
 from wsfast.policies import Policy
+from wsfast.publisher import Subscription, SubscriptionStats
 
 T = TypeVar("T")
 
@@ -582,7 +582,7 @@ class Machine(RuleBasedStateMachine):
         async def drain() -> None:
             for wire in self.wires:
                 self.end_fragments(wire)
-            deadline = asyncio.get_running_loop().time() + 10
+            deadline = asyncio.get_running_loop().time() + TIMEOUT
             while any(
                 not wire.ended and (wire.closing or wire.pending or wire.queue or wire.expected or wire.private)
                 for wire in self.wires
@@ -645,10 +645,15 @@ def test_machine(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         max_examples=max(1, STEPS // STEPS_PER_RUN),
         stateful_step_count=STEPS_PER_RUN,
         deadline=None,
+        derandomize=False,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(Machine, settings=profile)
-    assert Machine.seen == {"sent", "dropped", "conflated", "disconnected"}
+    for _ in range(50):  # chance may leave something out, but not again and again
+        run_state_machine_as_test(Machine, settings=profile)
+        if Machine.seen == {"sent", "dropped", "conflated", "disconnected"}:
+            break
+    else:
+        pytest.fail(f"in all runs, messages were only {Machine.seen}")
 
 
 # ---- That the machine would find faults

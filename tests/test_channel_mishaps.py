@@ -24,7 +24,8 @@ from conftest import Run
 from peers import TIMEOUT, until
 from wsfast import outlet as outlets
 from wsfast import watch
-from wsfast.channel import Channel, Subscription
+from wsfast.channel import Channel
+from wsfast.publisher import Subscription
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
 BIG = b"f" * 500_000
@@ -369,7 +370,7 @@ def test_generators_may_unsubscribe(play: Any) -> None:
 def test_overload_is_bounded(play: Any, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """If there is never time for a whole flush, what all have been sent is forgotten all the same, and all get all."""
     monkeypatch.setattr(outlets, "SLICE", 2)
-    monkeypatch.setattr(outlets, "BUDGET", 0.0)
+    monkeypatch.setattr(outlets, "BUDGET", -1.0)
 
     async def act(connect: Any) -> None:
         pairs = [await connect(kind) for _ in range(7)]
@@ -401,7 +402,7 @@ def test_overload_is_bounded(play: Any, kind: Any, monkeypatch: pytest.MonkeyPat
 def test_history_is_not_old_to_those_who_join(play: Any, core: Any, slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a message waits is counted from when it began to wait, not from when it was published."""
     now = 1000.0
-    for module in (outlets, sys.modules["wsfast.channel"]):
+    for module in (outlets, sys.modules["wsfast.publisher"]):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:
@@ -442,7 +443,7 @@ def test_conflation_beyond_bounds_drops_what_is_oldest(play: Any) -> None:
 def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of messages that are gone, nothing stays in the queue behind one that is refreshed all the time."""
     now = 1000.0
-    for module in (outlets, sys.modules["wsfast.channel"]):
+    for module in (outlets, sys.modules["wsfast.publisher"]):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:

@@ -399,7 +399,6 @@ def test_demo_that_skips_a_client(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         careful(connections[demo.market.seq == 7 :], message)
 
     monkeypatch.setattr(wsfast, "broadcast", careless)
-    monkeypatch.setattr(server, "PATIENCE", 5)
     monkeypatch.setattr(server, "broadcast", careless)
     demo = server.Demo(clients=3, seconds=0.5, rate=10, loop="asyncio", processors=None)
     assert demo.run() == 1

@@ -15,7 +15,7 @@ def chosen(**environment: str) -> str:
     """Return the name of the core that a fresh interpreter chooses."""
     clean = {name: value for name, value in os.environ.items() if name != "WSFAST_PURE"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=clean | environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", SCRIPT], env=clean | environment, capture_output=True, text=True, check=True, timeout=300
     )
     name, _, frame = done.stdout.strip().partition(" ")
     assert frame == repr(b"\x81\x01x")

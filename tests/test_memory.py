@@ -52,8 +52,11 @@ async def reading_clients(count: int, core: Any) -> AsyncIterator[tuple[list[Any
         connections.append(connection)
         await connection.wait_closed()
 
-    async with serve(handler, "127.0.0.1", 0, compression=None, ping_interval=None, close_timeout=1) as server:
-        address = server.sockets[0].getsockname()
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * SIZE)  # room for a message, also if nobody reads yet
+    listener.bind(("127.0.0.1", 0))
+    address = listener.getsockname()
+    async with serve(handler, sock=listener, compression=None, ping_interval=None, close_timeout=1):
         try:
             for _ in range(count):
                 sock = socket.socket()

@@ -122,7 +122,7 @@ async def act(stage: Stage, steps: list[Any], expected: list[Expected]) -> None:
 
 
 @given(steps=st.lists(STEP, min_size=1, max_size=25))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_streams_are_the_messages_in_order(
     core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext], steps: list[Any]
 ) -> None:

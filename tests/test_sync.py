@@ -52,7 +52,7 @@ class Crowd:
                 ssl=self.tls,
                 compression=self.compression,
                 max_size=None,
-                close_timeout=1,
+                close_timeout=TIMEOUT,
                 **proxyless(),
             )
         )
@@ -238,9 +238,9 @@ def test_fragmented_messages_are_not_interrupted(
 def test_failures_are_reported(tls: Any, caplog: pytest.LogCaptureFixture) -> None:
     """If a socket cannot be written to, that is logged or raised, and the others are sent to."""
     with crowd("plain", tls) as people:
-        (broken, _), (there, client) = people.connect(), people.connect()
-        broken.socket.shutdown(socket.SHUT_WR)
-        with caplog.at_level(logging.WARNING, "websockets"):
+        (broken, witness), (there, client) = people.connect(), people.connect()
+        with witness.protocol_mutex, caplog.at_level(logging.WARNING, "websockets"):  # lest it close the connection
+            broken.socket.shutdown(socket.SHUT_WR)
             assert wsfast.broadcast([broken, there], "x") == (1, 0, 0, 1)
         assert "skipped broadcast: failed to write message: BrokenPipeError" in caplog.text
         assert client.recv(timeout=TIMEOUT) == "x"

@@ -3,13 +3,16 @@
 Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(connections, message)`.
 """
 
+from . import relay
 from .adapters.websockets import ServerPerMessageDeflateFactory
 from .attach import Sink, attach
 from .audience import Audience
 from .broadcast import Delivery, broadcast
-from .channel import Channel, Subscription
+from .channel import Channel
+from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration
 from .message import PreparedMessage
 from .policies import Conflate, Disconnect, DropNewest, DropOldest
+from .publisher import Subscription
 from .server import ServerConnection, serve
 
 __all__ = [
@@ -20,13 +23,19 @@ __all__ = [
     "Disconnect",
     "DropNewest",
     "DropOldest",
+    "Hub",
+    "HubChannel",
+    "HubStats",
+    "HubSubscription",
     "PreparedMessage",
+    "Registration",
     "ServerConnection",
     "ServerPerMessageDeflateFactory",
     "Sink",
     "Subscription",
     "attach",
     "broadcast",
+    "relay",
     "serve",
 ]
 

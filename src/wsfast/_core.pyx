@@ -791,14 +791,23 @@ cdef class Roster:
         self.check(slot)
         return self.nodes[slot] != 0
 
-    def publish(self, Members members not None, uint32_t entry, excluded=()):
-        cdef size_t i
+    def publish(self, Members members not None, uint32_t entry, excluded=(), list already=None):
+        cdef size_t i, count = 0
+        cdef uint32_t node
         cdef bint excludes = bool(excluded)
 
         self.make_room(members._size)
         for i in range(members._size):
-            if not excludes or members._slots[i] not in excluded:
-                self.step(members._slots[i], entry)
+            if excludes and members._slots[i] in excluded:
+                continue
+            if already is not None:
+                node = self.nodes[members._slots[i]]
+                if node and self.steps[node].entry == entry:
+                    already.append(members._slots[i])
+                    continue
+            self.step(members._slots[i], entry)
+            count += 1
+        return count
 
     def append(self, Py_ssize_t slot, uint32_t entry):
         self.check(slot)

@@ -337,11 +337,32 @@ class Roster:
         """Whether there is something to be sent to a slot."""
         return self._nodes[slot] != 0
 
-    def publish(self, members: Members, entry: int, excluded: Collection[int] = ()) -> None:
-        """Have all members but the excluded ones get an entry, after all that was published before."""
+    def publish(
+        self, members: Members, entry: int, excluded: Collection[int] = (), already: list[int] | None = None
+    ) -> int:
+        """Have all members but the excluded ones get an entry, after all that was published before.
+
+        Args:
+            members: Who they are.
+            entry: The entry.
+            excluded: Slots that are left out.
+            already: List to which are added the slots for which the entry was the last that was published; they do not
+                get it twice. None if there are none.
+
+        Returns:
+            How many slots got it.
+        """
+        count = 0
         for slot in members.slots:
-            if not excluded or slot not in excluded:
-                self.append(slot, entry)
+            if excluded and slot in excluded:
+                continue
+            node = self._nodes[slot]
+            if already is not None and node and self._steps[node][1] == entry:
+                already.append(slot)
+                continue
+            self.append(slot, entry)
+            count += 1
+        return count
 
     def append(self, slot: int, entry: int) -> None:
         """Have one slot get an entry."""

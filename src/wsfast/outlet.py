@@ -45,7 +45,7 @@ from .deflate import Encoder
 from .message import Encoding, PreparedMessage
 
 if TYPE_CHECKING:
-    from .channel import Channel, Subscription
+    from .publisher import Publisher, Subscription
 
 __all__ = ["Entry", "Item", "Lag", "Outbox", "Outlet"]
 
@@ -79,10 +79,10 @@ HARMLESS = frozenset({0, errors.EAGAIN, errors.EINTR, errors.EPIPE, errors.ENOBU
 class Entry:
     """A message that was published: held once, whoever waits for it."""
 
-    __slots__ = ("channel", "encodings", "key", "message", "time")
+    __slots__ = ("encodings", "key", "message", "publisher", "time")
 
-    def __init__(self, channel: Channel, message: PreparedMessage, encodings: Any, key: Any) -> None:
-        self.channel = channel
+    def __init__(self, publisher: Publisher, message: PreparedMessage, encodings: Any, key: Any) -> None:
+        self.publisher = publisher
         self.message = message
         self.encodings = encodings
         self.key = key
@@ -269,7 +269,7 @@ class Outlet:
 
     def expect(self, entries: Sequence[Entry]) -> list[tuple[Subscription | None, Entry]]:
         """Count messages as under way; return for whom each is."""
-        arriving = [(entry.channel.subscription_of(self), entry) for entry in entries]
+        arriving = [(entry.publisher.subscription_of(self), entry) for entry in entries]
         for subscription, _ in arriving:
             if subscription is not None:
                 subscription.arriving += 1
@@ -560,7 +560,7 @@ class Outbox:
         """Forget the first entries, which have been sent."""
         entries, self.entries = self.entries[:count], self.entries[count:]
         for entry in entries:
-            entry.channel.sent(entry)
+            entry.publisher.sent(entry)
 
     def _send_some(self, count: int, start: int) -> None:
         """Send to some of those for whom something was published, beginning somewhere among them.
@@ -674,7 +674,7 @@ class Outbox:
     def _lose(self, outlet: Outlet | None, entries: Sequence[Entry]) -> None:
         """Count messages that a connection never gets."""
         for entry in entries:
-            subscription = None if outlet is None else entry.channel.subscription_of(outlet)
+            subscription = None if outlet is None else entry.publisher.subscription_of(outlet)
             if subscription is not None:
                 subscription.dropped += 1
 

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from .channel import Channel, ChannelStats
+from .channel import Channel
+from .publisher import ChannelStats
 
 __all__ = ["ChannelCollector"]
 

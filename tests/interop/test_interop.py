@@ -72,7 +72,9 @@ class Room:
         self.tap = await self.exits.enter_async_context(Tap())
         for name, options in SERVERS.items():
             server = await self.exits.enter_async_context(
-                websockets.asyncio.server.serve(self.handle, "127.0.0.1", 0, ping_interval=None, **options)
+                websockets.asyncio.server.serve(
+                    self.handle, "127.0.0.1", 0, ping_interval=None, close_timeout=TIMEOUT, **options
+                )
             )
             self.tap.ports[name] = next(iter(server.sockets)).getsockname()[1]
         self.tasks = await self.exits.enter_async_context(asyncio.TaskGroup())
@@ -171,7 +173,7 @@ def play(run: Run, modules: Path, seats: list[Seat], *, count: int, late: int) -
         return room.tap
 
     with explain(lines, [seat.inbox for seat in seats]):
-        tap = run(main, 120)
+        tap = run(main, 600)
     for seat, line in zip(seats, lines, strict=True):
         assert seat.inbox.code == 1000
         assert len(line.sent) >= count

@@ -40,11 +40,11 @@ async def main(broadcasts: int, path: str) -> None:
             connect(f"ws://127.0.0.1:{deflating_port}", ping_interval=None) as deflated,
             unix_connect(path, ping_interval=None) as local,
         ):
+            while len(connections) < 3:
+                await asyncio.sleep(0)
             # A client that reads late makes partial writes.
             sock: socket.socket = connections[0].transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            while len(connections) < 3:
-                await asyncio.sleep(0)
             times = {plain: 2, deflated: 1, local: 1}
             readers = [asyncio.create_task(read(client, n * broadcasts)) for client, n in times.items()]
             mixed = [*connections, plain, connections[0]]

@@ -1,0 +1,84 @@
+"""Relays: what is published in a hub reaches the subscribers of the hubs of other processes, through a broker.
+
+    async with wsfast.relay.redis(hub, "redis://localhost"):
+        ...
+
+A process subscribes at the broker only to the topics, patterns and users that somebody is subscribed to, or registered
+as, in its hub. Messages of one topic arrive in the order in which a process has published them. While the broker is
+slow or away, local subscribers get local messages as ever; messages for other processes wait in a bounded queue, and
+the broker is looked for again and again. What is lost is counted and reported, by the process that misses it. A process
+does not get the history and the last values that others have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from wsfast.hub import Hub
+from wsfast.patterns import check_topic
+from wsfast.policies import DropNewest, DropOldest
+
+from .link import Gap, Relay, RelayStats
+
+__all__ = ["Gap", "Relay", "RelayStats", "nats", "redis"]
+
+SLOW = DropOldest(max_messages=100_000, max_bytes=64 << 20)
+"""What is done when the broker is slow or away."""
+
+
+def redis(
+    hub: Hub,
+    url: str = "redis://localhost:6379",
+    *,
+    prefix: str = "wsfast",
+    slow: DropOldest | DropNewest = SLOW,
+    on_gap: Callable[[Gap], object] | None = None,
+    timeout: float = 5.0,
+) -> Relay:
+    """Return a relay through Redis, by PUBLISH and SUBSCRIBE; needs the extra `redis`.
+
+    Args:
+        hub: The hub.
+        url: `redis://`, `rediss://` or `unix://`, as redis.Redis.from_url() takes it.
+        prefix: What the names of channels begin with; hubs with the same one, at the same broker, hear each other.
+        slow: What is done about messages that wait for the broker.
+        on_gap: Called when messages of another process are missing.
+        timeout: Seconds without an answer after which a connection to the broker counts as lost.
+
+    Raises:
+        ImportError: Without redis.
+        TypeError: If `slow` is another policy.
+        ValueError: If `url` begins otherwise, `prefix` is no topic, or `timeout` is not positive.
+    """
+    from .redis_broker import RedisBroker
+
+    return Relay(hub, RedisBroker(url, check_topic(prefix), timeout), slow=slow, on_gap=on_gap, timeout=timeout)
+
+
+def nats(
+    hub: Hub,
+    url: str | Sequence[str] = "nats://localhost:4222",
+    *,
+    prefix: str = "wsfast",
+    slow: DropOldest | DropNewest = SLOW,
+    on_gap: Callable[[Gap], object] | None = None,
+    timeout: float = 5.0,
+) -> Relay:
+    """Return a relay through NATS; needs the extra `nats`.
+
+    Args:
+        hub: The hub.
+        url: `nats://`, `tls://`, `ws://` or `wss://`; or several, of the servers of a cluster.
+        prefix: What subjects begin with; hubs with the same one, at the same broker, hear each other.
+        slow: What is done about messages that wait for the broker.
+        on_gap: Called when messages of another process are missing.
+        timeout: Seconds without an answer after which a connection to the broker counts as lost.
+
+    Raises:
+        ImportError: Without nats-py.
+        TypeError: If `slow` is another policy.
+        ValueError: If `url` begins otherwise, `prefix` is no topic, or `timeout` is not positive.
+    """
+    from .nats_broker import NatsBroker
+
+    return Relay(hub, NatsBroker(url, check_topic(prefix), timeout), slow=slow, on_gap=on_gap, timeout=timeout)

@@ -1,0 +1,158 @@
+"""Redis as a broker: PUBLISH, SUBSCRIBE and PSUBSCRIBE, by redis.asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from .link import Receiving, Sending, Want
+from .wire import Address
+
+__all__ = ["RedisBroker"]
+
+_SPECIAL = re.compile(r"[\\*?\[\]^-]")
+
+
+class RedisBroker:
+    """A Redis server, or what speaks its protocol.
+
+    Args:
+        url: See `wsfast.relay.redis()`.
+        prefix: What the names of channels begin with.
+        timeout: Seconds without an answer after which a connection counts as lost.
+    """
+
+    def __init__(self, url: str, prefix: str, timeout: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(f"url must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
+        self.name = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        self._url = url
+        self._prefix = prefix
+        self._timeout = timeout
+
+    def _client(self) -> redis.asyncio.Redis:
+        # A connection that is lost is told to the relay at once, which knows what to do.
+        client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+            self._url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=self._timeout, decode_responses=False
+        )
+        return client
+
+    def channel(self, want: Address | Want | None) -> bytes:
+        """Return the channel of an address, or the pattern of channels of a pattern."""
+        if want is None:
+            return f"{self._prefix}.all".encode()
+        kind, name = want
+        if kind == "user":
+            return f"{self._prefix}.{'u' if isinstance(name, str) else 'n'}.{name}".encode()
+        if kind == "topic":
+            return f"{self._prefix}.t.{name}".encode()
+        # More than matches the pattern may match this; the hub looks once more.
+        tokens = ["*" if token == "*" else "?*" if token == ">" else _escaped(token) for token in name.split(".")]
+        return f"{_escaped(self._prefix)}.t.{'.'.join(tokens)}".encode()
+
+    async def open_sending(self) -> Sending:
+        """Connect to publish."""
+        client = self._client()
+        try:
+            await client.ping()
+        except BaseException:
+            await client.aclose()
+            raise
+        return _Sending(self, client)
+
+    async def open_receiving(self, receive: Callable[[bytes], None]) -> Receiving:
+        """Connect to subscribe."""
+        client = self._client()
+        receiving = _Receiving(self, client, receive, self._timeout)
+        try:
+            await receiving.begin()
+        except BaseException:
+            await receiving.close()
+            raise
+        return receiving
+
+
+def _escaped(text: str) -> str:
+    """Return a pattern of Redis's that stands for itself."""
+    return _SPECIAL.sub(lambda match: "\\" + match[0], text)
+
+
+class _Sending:
+    def __init__(self, broker: RedisBroker, client: redis.asyncio.Redis) -> None:
+        self._broker = broker
+        self._client = client
+
+    async def publish(self, parcels: Sequence[tuple[Address | None, bytes]]) -> int:
+        pipeline = self._client.pipeline(transaction=False)
+        for address, data in parcels:
+            pipeline.publish(self._broker.channel(address), data)
+        await pipeline.execute()
+        return 0
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class _Receiving:
+    def __init__(
+        self, broker: RedisBroker, client: redis.asyncio.Redis, receive: Callable[[bytes], None], timeout: float
+    ) -> None:
+        self._broker = broker
+        self._client = client
+        self._pubsub: Any = client.pubsub()
+        self._receive = receive
+        self._timeout = timeout
+        self._awaited: dict[bytes, asyncio.Future[None]] = {}
+
+    async def begin(self) -> None:
+        """Connect."""
+        await self._pubsub.connect()
+
+    async def subscribe(self, wants: Sequence[Want | None]) -> None:
+        await self._ask(self._pubsub.subscribe, self._pubsub.psubscribe, wants)
+
+    async def unsubscribe(self, wants: Sequence[Want]) -> None:
+        await self._ask(self._pubsub.unsubscribe, self._pubsub.punsubscribe, wants)
+
+    async def _ask(self, plainly: Any, by_pattern: Any, wants: Sequence[Want | None]) -> None:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[None]] = []
+        for command, kinds in ((plainly, ("topic", "user")), (by_pattern, ("pattern",))):
+            channels = [self._broker.channel(want) for want in wants if ("topic" if want is None else want[0]) in kinds]
+            futures += [self._awaited.setdefault(channel, loop.create_future()) for channel in channels]
+            if channels:
+                await command(*channels)
+        await asyncio.gather(*futures)
+
+    async def run(self) -> None:
+        pinged = False
+        while True:
+            message = await self._pubsub.get_message(timeout=self._timeout)
+            if message is None:
+                if pinged:
+                    raise TimeoutError("the broker does not answer")
+                await self._pubsub.ping()
+                pinged = True
+                continue
+            pinged = False
+            kind = message["type"]
+            if kind in ("message", "pmessage"):
+                self._receive(message["data"])
+            elif kind != "pong":
+                future = self._awaited.pop(message["channel"], None)
+                if future is not None and not future.done():
+                    future.set_result(None)
+
+    async def close(self) -> None:
+        for future in self._awaited.values():
+            future.cancel()
+        await self._pubsub.aclose()
+        await self._client.aclose()

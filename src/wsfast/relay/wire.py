@@ -1,0 +1,156 @@
+"""What relays send through a broker: one message of a hub in one of the broker's.
+
+| octets | what                                                                                            |
+|--------|-------------------------------------------------------------------------------------------------|
+| 0      | 0xF5, which begins no other encoding of text                                                    |
+| 1      | version of this format: 1                                                                       |
+| 2      | kind: 0 message, 1 mark, 2 request for marks, 3 farewell                                        |
+| 3      | flags: 1 Text frame, 2 not to be compressed                                                     |
+| 4-11   | publisher, a random number                                                                      |
+| 12-19  | epoch: when the publisher has begun to number the messages of this address                      |
+| 20-27  | number of the message among those of its address and epoch, from 1; of a mark, that of the last |
+| 28-31  | octets of the head                                                                              |
+| 32-    | head, a JSON object: topic or user, key, excluded users, all topics; behind it the payload      |
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from wsfast.hub import Kind
+from wsfast.message import PreparedMessage
+
+__all__ = ["FAREWELL", "MARK", "MESSAGE", "REQUEST", "Address", "Parcel", "check_key", "check_user", "pack", "unpack"]
+
+MESSAGE, MARK, REQUEST, FAREWELL = range(4)
+
+_MAGIC, _VERSION = 0xF5, 1
+_TEXT, _PLAIN = 1, 2
+_HEAD = struct.Struct(">BBBBQQQI")
+
+Address = tuple[Kind, Any]
+"""A topic, or a user: messages of each are numbered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What one message of the broker's says."""
+
+    kind: int
+    publisher: int
+    epoch: int = 0
+    number: int = 0
+    address: Address | None = None
+    payload: bytes = b""
+    text: bool = False
+    compressible: bool = True
+    key: Hashable = None
+    excluded: tuple[Any, ...] = ()
+    """Users who are not to get it."""
+    together: tuple[int, tuple[str, ...]] | None = None
+    """If it was published to several topics as one: which publication of the publisher's that was, and the topics."""
+
+    def message(self) -> PreparedMessage:
+        """Return the message.
+
+        Raises:
+            UnicodeDecodeError: If it is text, and not UTF-8.
+        """
+        if self.text:
+            return PreparedMessage(self.payload.decode(), compress=None if self.compressible else False)
+        return PreparedMessage(self.payload, compress=None if self.compressible else False)
+
+
+def check_key(key: Any) -> None:
+    """Check that a key can be carried.
+
+    Raises:
+        TypeError: If it is neither None, a str, an int, a float, a bool nor a tuple of such.
+    """
+    if isinstance(key, tuple):
+        for part in key:
+            check_key(part)
+    elif key is not None and type(key) not in (str, int, float, bool):
+        raise TypeError(f"with a relay, a key must be a str, a number or a tuple of these, not {type(key).__name__}")
+
+
+def check_user(user: Any) -> None:
+    """Check that a user can be told to other processes.
+
+    Raises:
+        TypeError: If it is neither a str nor an int.
+    """
+    if type(user) not in (str, int):
+        raise TypeError(f"with a relay, a user must be a str or an int, not {type(user).__name__}")
+
+
+def pack(parcel: Parcel) -> bytes:
+    """Return the octets of a parcel."""
+    head: dict[str, Any] = {}
+    if parcel.address is not None:
+        kind, name = parcel.address
+        head["u" if kind == "user" else "t"] = name
+    if parcel.key is not None:
+        head["k"] = parcel.key
+    if parcel.excluded:
+        head["x"] = parcel.excluded
+    if parcel.together is not None:
+        head["m"] = parcel.together
+    encoded = json.dumps(head, separators=(",", ":")).encode()
+    flags = _TEXT * parcel.text | _PLAIN * (not parcel.compressible)
+    fixed = _HEAD.pack(
+        _MAGIC, _VERSION, parcel.kind, flags, parcel.publisher, parcel.epoch, parcel.number, len(encoded)
+    )
+    return b"".join((fixed, encoded, parcel.payload))
+
+
+def unpack(data: bytes) -> Parcel:
+    """Return what some octets say.
+
+    Raises:
+        ValueError: If no relay of this version has sent them.
+    """
+    try:
+        magic, version, kind, flags, publisher, epoch, number, size = _HEAD.unpack_from(data)
+        if magic != _MAGIC or version != _VERSION or kind > FAREWELL:
+            raise ValueError("it was not sent by a relay of this version")
+        end = _HEAD.size + size
+        if len(data) < end:
+            raise ValueError("its end is missing")
+        head = json.loads(data[_HEAD.size : end])
+        address: Address | None = None
+        if "t" in head:
+            address = "topic", str(head["t"])
+        elif "u" in head:
+            check_user(head["u"])
+            address = "user", head["u"]
+        elif kind in (MESSAGE, MARK):
+            raise ValueError("it has no address")
+        together = head.get("m")
+        return Parcel(
+            kind,
+            publisher,
+            epoch,
+            number,
+            address,
+            data[end:],
+            bool(flags & _TEXT),
+            not flags & _PLAIN,
+            _hashable(head.get("k")),
+            tuple(_hashable(user) for user in head.get("x", ())),
+            None if together is None else (int(together[0]), tuple(map(str, together[1]))),
+        )
+    except (struct.error, TypeError, LookupError, RecursionError) as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _hashable(value: Any) -> Any:
+    """Return a value of JSON, with tuples for lists."""
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    hash(value)
+    return value
