@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 from weakref import WeakSet
 
 from ._impl import core
@@ -103,14 +103,16 @@ class Group:
         return not len(self.members) and not self.streams
 
 
-class Remembered(NamedTuple):
+class Remembered:
     """A message that newcomers get."""
 
-    number: int
-    """How many messages the hub had with it."""
-    entry: Entry
-    topics: tuple[str, ...]
-    """All that it was published to."""
+    __slots__ = ("entry", "had", "number", "topics")
+
+    def __init__(self, number: int, entry: Entry, topics: tuple[str, ...]) -> None:
+        self.number = number  # how many messages the hub had with it
+        self.entry = entry
+        self.topics = topics
+        self.had: WeakSet[Member] | None = None  # who got it as a newcomer, if there are other topics to join
 
 
 class Memory:
@@ -135,7 +137,7 @@ class Memory:
 class Member(Subscription):
     """One connection in a hub, with one queue for all of its topics."""
 
-    __slots__ = ("groups", "user")
+    __slots__ = ("__weakref__", "groups", "user")
 
     def __init__(self, hub: Hub, outlet: Outlet) -> None:
         super().__init__(hub, outlet, 0)
@@ -406,16 +408,23 @@ class Hub(Publisher):
         for topic in topics:
             if not any(group in member.groups for group in self._route(topic)):
                 memory = self._memories[topic]
-                replayed |= {
-                    number: entry
-                    for number, entry, names in (*memory.values.values(), *memory.history)
-                    if len(names) == 1 or not self._has_got(member, number, names)
-                }
+                for message in (*memory.values.values(), *memory.history):
+                    if len(message.topics) > 1:
+                        if self._has_got(member, message):
+                            continue
+                        if message.had is None:
+                            message.had = WeakSet()
+                        message.had.add(member)
+                    replayed[message.number] = message.entry
 
-    def _has_got(self, member: Member, number: int, topics: tuple[str, ...]) -> bool:
-        """Whether a connection was subscribed to one of several topics when a message was published to them."""
-        groups = member.groups
-        return any(groups.get(group, number) < number for topic in topics for group in self._route(topic))
+    def _has_got(self, member: Member, message: Remembered) -> bool:
+        """Whether a connection got a message to several topics by one of those to which it is subscribed."""
+        had = message.had is not None and member in message.had
+        return any(
+            group in member.groups and (had or member.groups[group] < message.number)
+            for topic in message.topics
+            for group in self._route(topic)
+        )
 
     def unsubscribe(self, connection: Any, *topics: str) -> None:
         """Have a connection not get any more what is published to some topics; without any, to all of its topics.
@@ -606,7 +615,7 @@ class Hub(Publisher):
             RuntimeError: In another event loop than the hub's, or none.
         """
         self._bind()
-        names = _topics(topic)
+        names = (topic,) if isinstance(topic, str) and topic in self._routes else _topics(topic)
         prepared = prepare(message)
         hash(key)
         users = tuple(exclude_users)
@@ -758,7 +767,7 @@ class Hub(Publisher):
         values = {} if memory is None else memory.values
         return {
             key: entry.message.data.decode() if entry.message.text else entry.message.data
-            for key, (_, entry, _) in values.items()
+            for key, entry in ((key, message.entry) for key, message in values.items())
         }
 
     def forget(self, topic: str, *, key: Hashable = None) -> None:

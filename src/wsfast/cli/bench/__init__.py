@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--messages", type=positive, metavar="N", help="of scenario stalled: messages (20000)")
     parser.add_argument(
-        "--seconds", type=positive, metavar="N", help="of scenario conflate (60) and topics (10): how long"
+        "--seconds", type=positive, metavar="N", help="of scenarios conflate (60), topics (10) and relay (5): how long"
     )
     parser.add_argument("--topics", type=positive, metavar="N", help="of scenario topics: how many (1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")

@@ -5,6 +5,7 @@
 - `conflate`: clients that read far less than they are sent; how old is what they read?
 - `topics`: many channels, of which each client has subscribed to some.
 - `frameworks`: FastAPI and aiohttp; the loop over all clients that their documentations have, and wsfast.
+- `relay`: two processes, a broker, and the recipe of the documentation of websockets.
 - `memory-subscriptions`: what a subscription takes of memory while hardly anything happens.
 """
 
@@ -29,6 +30,7 @@ SCENARIOS = {
     "conflate": "a client that reads 10 of 1,000 updates a second; the age of what it reads",
     "topics": "1000 topics, 1000 clients in 50 of them each, 20 ticks a second",
     "frameworks": "500 WebSockets of FastAPI under uvicorn, and of aiohttp: a loop of await, and wsfast.broadcast()",
+    "relay": "from one process to another, by Redis and by NATS: messages a second, and how long one takes",
     "memory-subscriptions": "bytes of an idle subscription over 10,000 of them",
 }
 """Scenarios, each with what it is."""
@@ -208,11 +210,34 @@ def _frameworks(arguments: argparse.Namespace, loop: str, processors: Processors
             )
 
 
+def _relay(arguments: argparse.Namespace, loop: str, processors: Processors) -> Iterator[Play]:
+    from .relays import TOPICS, WAYS
+
+    for module in ("redis", "nats"):
+        if not installed(module):
+            raise UnfitError("scenario relay needs redis and nats-py; pip install wsfast[bench]")
+    seconds = arguments.seconds or (1 if arguments.quick else 5)
+    for broker, ways in WAYS.items():
+        for way in ways:
+            yield Play(
+                f"{TOPICS} topics, 100 B, as fast as possible for {seconds} s: {broker}, {way}",
+                "relays",
+                {
+                    "case": _case(0, 100, loop, "text"),
+                    "broker": broker,
+                    "way": way,
+                    "seconds": seconds,
+                    "processors": processors,
+                },
+            )
+
+
 _PLANS: dict[str, Callable[[argparse.Namespace, str, Processors], Iterator[Play]]] = {
     "stalled": _stalled,
     "conflate": _conflate,
     "topics": _topics,
     "frameworks": _frameworks,
+    "relay": _relay,
     "memory-subscriptions": _memory_subscriptions,
 }
 
@@ -345,6 +370,31 @@ def _print_frameworks(rows: Sequence[Row]) -> None:
     )
 
 
+def _print_relay(rows: Sequence[Row]) -> None:
+    from .report import print_table
+
+    table = [["broker", "method", "messages", "messages/s", "publisher us", "receiver us", "p50 ms", "p99 ms"]]
+    table += [
+        [
+            row["broker"],
+            row["way"],
+            str(row["messages"]),
+            f"{row['rate']:.0f}",
+            f"{row['publisher']:.1f}",
+            f"{row['receiver']:.1f}",
+            f"{row['p50'] * 1e3:.2f}",
+            f"{row['p99'] * 1e3:.2f}",
+        ]
+        for row in rows
+    ]
+    print_table(table)
+    print(
+        "recipe: await publish(), one message after the other, and whatever the library iterates with. us: CPU per\n"
+        "message of that process. p50, p99: from publishing to receiving, 500 messages/s. The broker has no processor\n"
+        "of its own here, if there are only two."
+    )
+
+
 def _print_memory_subscriptions(rows: Sequence[Row]) -> None:
     from .report import print_table
 
@@ -372,5 +422,6 @@ _PRINTERS: dict[str, Callable[[Sequence[Row]], None]] = {
     "conflate": _print_conflate,
     "topics": _print_topics,
     "frameworks": _print_frameworks,
+    "relay": _print_relay,
     "memory-subscriptions": _print_memory_subscriptions,
 }

@@ -25,7 +25,14 @@ from .servers import PATIENCE, SERVE, admit
 
 __all__ = ["FOLLOWED", "RATE", "WAYS", "main", "publish_topics"]
 
-WAYS = {"channel": "served", "channel-stock": "stock", "wsfast": "stock", "websockets": "stock"}
+WAYS = {
+    "hub": "served",
+    "hub-stock": "stock",
+    "channel": "served",
+    "channel-stock": "stock",
+    "wsfast": "stock",
+    "websockets": "stock",
+}
 """What is compared, each with its server."""
 
 FOLLOWED = 50
@@ -96,6 +103,18 @@ async def publish_topics(
 
 
 def _publisher(way: str, followers: list[list[Any]], messages: list[str]) -> Callable[[], None]:
+    if way in ("hub", "hub-stock"):
+        hub = wsfast.Hub()
+        for topic, connections in enumerate(followers):
+            for connection in connections:
+                hub.subscribe(connection, f"topics.{topic}")
+        items = [(f"topics.{topic}", message) for topic, message in enumerate(messages)]
+
+        def publish_many() -> None:
+            hub.publish_many(items)
+            hub.flush()
+
+        return publish_many
     if way in ("channel", "channel-stock"):
         channels = [wsfast.Channel(str(topic)) for topic in range(len(followers))]
         for channel, connections in zip(channels, followers, strict=True):
