@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import gc
 import importlib
 import ipaddress
 import logging
@@ -17,22 +18,41 @@ import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, settings
 
 import wsfast
 from peers import TIMEOUT
 from stage import Outcome, Scenario, play, upstream
 from wsfast import _core_py
 
+# Hypothesis would count an example that took 200 ms as a failure; nothing here is to depend on the machine's speed.
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")
+
 # Where the extension must be there, its absence is a failure. A build that has none on purpose says so.
 PURE_ONLY = os.environ.get("WSFAST_TEST_PURE_ONLY", "0") not in ("", "0")
 CORES = ["py"] if PURE_ONLY else ["c", "py"]
 
-USERS = ["broadcast", "channel", "message", "outlet"]
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--support", type=Path, metavar="FILE", help="append to FILE what test_support.py finds, rather than check it"
+    )
+
+
+USERS = ["broadcast", "channel", "hub", "message", "outlet"]
 """Modules that use the core."""
 
 
 def load_core(name: str) -> Any:
     return importlib.import_module("wsfast._core") if name == "c" else _core_py
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> None:
+    """Have collections of garbage leave alone what is there already, as thousands of tests: many tests collect."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=CORES)

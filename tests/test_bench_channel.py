@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import importlib.util
 import json
 import socket
@@ -19,7 +20,7 @@ import pytest
 from wsfast import Channel, Disconnect, _core_py
 from wsfast._impl import core
 from wsfast.cli import main
-from wsfast.cli.bench import scenarios, stalled, topics
+from wsfast.cli.bench import relays, scenarios, stalled, topics
 from wsfast.cli.bench.cases import PATTERNS, Case, Result, Samples, Verdict
 from wsfast.cli.bench.clients import Clients
 from wsfast.cli.bench.conflation import READ, UPDATES, publish_to_slow
@@ -315,7 +316,7 @@ def test_stalled_tells_what_was_missed(capsys: pytest.CaptureFixture[str]) -> No
     row = {"way": "websockets", "stalled": 0, "messages": 9, "asked": 10, "rate": 1.0, "p50": 1.0, "p99": 1.0}
     row |= {"grown": 1 << 20, "disconnected": 0, "dropped": 0, "conflated": 0}
     told = {"live": 5, "complete": 2, "wrong": 1, "short": 2, "closed": 1}
-    scenarios._print_stalled([{**row, "clients": told}])
+    scenarios._print_rows("stalled", [{**row, "clients": told}])
     output = capsys.readouterr().out
     assert "websockets with 0 stalled: ended after 9 of 10 messages, when the memory had grown by 2048 MiB" in output
     assert "of 5 clients that read, 1 got other bytes than they should, 2 too few; 1 were closed" in output
@@ -373,6 +374,36 @@ def test_topics_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topics, "_publisher", lambda *_: lambda: None)
     with pytest.raises(UnfitError, match=r"clients have read 0 of \d+ bytes"):
         asyncio.run(publish_topics(case(2), "channel", 2, 0.1, None))
+
+
+@pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind, ways in relays.WAYS.items() for way in ways])
+def test_relay(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every message reaches the other process."""
+    monkeypatch.setattr(relays, "PACED", 20)
+    try:
+        row = asyncio.run(relays.compare(dataclasses.replace(case(0), size=100), kind, way, 0.1, None))
+    except UnfitError as exc:
+        if "install" not in str(exc):
+            raise
+        pytest.skip(str(exc))
+    assert row["messages"] > 0
+    assert 0 < row["p50"] <= row["p99"]
+
+
+def test_relay_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has a row for each broker and way."""
+    asked = []
+
+    def ask(module: str, part: object, task: Any, progress: object) -> dict[str, Any]:
+        asked.append((module, task["broker"], task["way"]))
+        numbers = {"rate": 5e4, "publisher": 9.0, "receiver": 8.0, "p50": 0.001, "p99": 0.002}
+        return {"broker": task["broker"], "way": task["way"], "messages": 7, **numbers}
+
+    monkeypatch.setattr("wsfast.cli.bench.session.ask", ask)
+    assert main(["bench", "--scenario", "relay", "--seconds", "1"]) == 0
+    output = capsys.readouterr().out
+    assert asked == [("relays", kind, way) for kind, ways in relays.WAYS.items() for way in ways]
+    assert rows(output)["redis"] == ["recipe", "7", "50000", "9.0", "8.0", "1.00", "2.00"]
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -168,6 +168,85 @@ def test_excluded(core: Any) -> None:
     assert asked_of(core, roster) == {0: [0, 1, 2], 1: [1, 2], 2: [0, 1, 2], 3: [2]}
 
 
+def test_how_many_get_it(core: Any) -> None:
+    """Roster.publish() returns how many slots get the entry: all members but excluded ones and those that have it."""
+    roster, members, nobody = core.Roster(), core.Members(), core.Members()
+    assert roster.publish(nobody, 0) == 0
+    for _ in range(4):
+        members.add(roster.add())
+    assert roster.publish(members, 0) == 4
+    assert roster.publish(members, 1, {1, 3, 77}) == 2
+    assert roster.publish(members, 2, (), []) == 4
+    assert roster.publish(members, 2, {0}, []) == 0
+    assert roster.publish(members, 3, {0, 1, 2, 3}) == 0
+    assert asked_of(core, roster) == {0: [0, 1, 2], 1: [0, 2], 2: [0, 1, 2], 3: [0, 2]}
+
+
+def test_published_to_several_as_one(core: Any) -> None:
+    """Who is among several members gets an entry once, and is listed for each other time; excluded ones are not."""
+    roster = core.Roster()
+    slots = [roster.add() for _ in range(6)]
+    several = [core.Members() for _ in range(3)]
+    for members, chosen in zip(several, (slots[:4], slots[2:], slots[3:5]), strict=True):
+        for slot in chosen:
+            members.add(slot)
+    roster.publish(several[0], 0)
+    already: list[int] = []
+    counts = [roster.publish(members, 1, {1, 5}, already) for members in several]
+    assert counts == [3, 1, 0]
+    assert already == [2, 3, 3, 4]
+    roster.append(0, 2)
+    assert roster.publish(several[0], 2, (), already) == 3
+    assert already == [2, 3, 3, 4, 0]
+    # Without a list, nobody asks.
+    assert roster.publish(several[2], 2) == 2
+    assert asked_of(core, roster) == {
+        0: [0, 1, 2],
+        1: [0, 2],
+        2: [0, 1, 2],
+        3: [0, 1, 2, 2],
+        4: [1, 2],
+    }
+    roster.reset()
+
+
+def test_the_first_entry_of_a_tick_is_not_had_already(core: Any) -> None:
+    """A slot that gets nothing yet has no last entry, also if it has been sent that number, or has a new owner."""
+    roster, members = core.Roster(), core.Members()
+    members.add(roster.add())
+    for _ in range(2):
+        already: list[int] = []
+        assert roster.publish(members, 0, (), already) == 1
+        assert roster.publish(members, 0, (), already) == 0
+        assert already == [0]
+        assert asked_of(core, roster) == {0: [0]}
+        assert roster.publish(members, 0, (), already) == 1
+        roster.remove(0)
+        assert roster.add() == 0
+        assert roster.publish(members, 0, (), already) == 1
+        assert already == [0]
+        assert asked_of(core, roster) == {0: [0]}
+        roster.reset()
+
+
+def test_already_after_compacting(core: Any) -> None:
+    """Entries that were renumbered are still known to be the last ones."""
+    roster, members = core.Roster(), core.Members()
+    for _ in range(3):
+        members.add(roster.add())
+    for entry in range(10):
+        roster.publish(members, entry)
+    take(roster, 1, 0, frame_of)
+    roster.publish(members, 10, {2})
+    assert roster.compact() == 0
+    already: list[int] = []
+    assert roster.publish(members, 10, (), already) == 1
+    assert already == [0, 1]
+    assert roster.compact() == 0
+    assert asked_of(core, roster) == {1: list(range(11)), 2: list(range(11)), 0: [10]}
+    roster.reset()
+
+
 def test_first_one_rotates(core: Any) -> None:
     """The first one served is the one at `start`, modulo their number; in the middle of a tick, it stands."""
     for start, expected in ((0, [0, 1, 2, 3, 4]), (2, [2, 3, 4, 0, 1]), (4, [4, 0, 1, 2, 3]), (7, [2, 3, 4, 0, 1])):
@@ -331,6 +410,7 @@ def test_a_slot_is_not_ready_when_it_is_given_out(core: Any) -> None:
 
 OPERATION = st.one_of(
     st.tuples(st.just("publish"), MASK, MASK),
+    st.tuples(st.just("publish as one"), st.lists(MASK, max_size=4), MASK),
     st.tuples(st.just("append"), SLOTS, st.none()),
     st.tuples(st.just("send"), st.integers(1, 9), st.integers(0, 20)),
     st.tuples(st.just("replace"), SLOTS, st.none()),
@@ -389,8 +469,24 @@ def test_roster_agrees_with_lists(name: str, operations: list[tuple[str, Any, An
                     members = core.Members()
                     for slot in first:
                         members.add(slot)
-                    roster.publish(members, entry, second)
+                    assert roster.publish(members, entry, second) == len(first - second)
                     for slot in first - second:
+                        waiting[slot].append(entry)
+                    entry += 1
+                case "publish as one":
+                    already: list[int] = []
+                    got: list[int] = []
+                    for chosen in first:
+                        members = core.Members()
+                        for slot in sorted(chosen):
+                            members.add(slot)
+                        listed = len(already)
+                        count = roster.publish(members, entry, second, already)
+                        assert already[listed:] == [slot for slot in sorted(chosen - second) if slot in got]
+                        new = [slot for slot in sorted(chosen - second) if slot not in got]
+                        assert count == len(new)
+                        got += new
+                    for slot in got:
                         waiting[slot].append(entry)
                     entry += 1
                 case "append":

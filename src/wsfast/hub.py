@@ -14,18 +14,24 @@ from weakref import WeakSet
 
 from ._impl import core
 from .adapters import adapt
-from .audience import Audience
+from .audience import SMALLEST_SHARED, Audience, Publication
 from .channel import STREAM_BOUND, Stream
 from .message import Message, PreparedMessage, encodings_of, prepare
 from .outlet import Entry, Outlet
 from .patterns import PatternTree, check_topic, check_topic_or_pattern, is_pattern, matches
 from .policies import Policy
-from .publisher import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, SubscriptionStats, Waiting, encodings_for
+from .publisher import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, SubscriptionStats, Waiting
 
 __all__ = ["Hub", "HubChannel", "HubStats", "HubSubscription", "Kind", "Registration", "Relay", "TopicStats"]
 
 ROUTES = 65536
 """Topics of which a hub remembers who gets their messages."""
+
+VAIN = 4
+"""Messages in a row whose compression nobody could share, after which a topic begins to do without."""
+
+PAUSE = 64
+"""Messages for which it does, until it tries again."""
 
 Kind: TypeAlias = Literal["topic", "pattern", "user"]
 
@@ -79,7 +85,7 @@ class Relay(Protocol):
 class Group:
     """Those who get the same: subscribers of a topic or a pattern, or the connections of a user."""
 
-    __slots__ = ("_audience", "bytes", "kind", "members", "messages", "name", "streams")
+    __slots__ = ("_audience", "_pause", "_vain", "bytes", "kind", "members", "messages", "name", "streams")
 
     def __init__(self, kind: Kind, name: Any) -> None:
         self.kind = kind
@@ -88,19 +94,50 @@ class Group:
         self.messages = 0
         self.bytes = 0
         self.streams: WeakSet[Stream] | None = None
-        self._audience: Audience | None = None
+        self._audience: Audience | None = None  # who shares compression
+        self._vain = 0  # how many messages in a row nobody could share
+        self._pause = 0
 
-    @property
-    def audience(self) -> Audience:
-        """Who shares compression."""
+    def encodings(self, message: PreparedMessage) -> Any:
+        """Return the encodings of a message for those in the group, who share compression where they can.
+
+        Where they get other messages in between, as those of other topics, they cannot, and to try costs as much as
+        to compress each message by itself. A user has few connections, which always do.
+        """
+        if self.kind == "user" or message.compress is False or message.size < SMALLEST_SHARED:
+            return encodings_of(message)
+        if self._pause:
+            self._pause -= 1
+            return encodings_of(message)
         if self._audience is None:
             self._audience = Audience()
-        return self._audience
+        return GroupPublication(self, self._audience, message)
+
+    def learn(self, shared: bool) -> None:
+        """Take note whether anybody could share the compression of a message."""
+        self._vain = 0 if shared else self._vain + 1
+        if self._vain >= VAIN:
+            self._vain = 0
+            self._pause = PAUSE
 
     @property
     def empty(self) -> bool:
         """Whether nobody is in it."""
         return not len(self.members) and not self.streams
+
+
+class GroupPublication(Publication):
+    """A message on its way to a group, which learns from it."""
+
+    def __init__(self, group: Group, audience: Audience, message: PreparedMessage) -> None:
+        super().__init__(audience, message)
+        self._group = group
+
+    def end(self) -> None:
+        """Take leave of messages that nobody can refer to any more."""
+        super().end()
+        if self._shares:
+            self._group.learn(any(share.used for share in self._shares.values()))
 
 
 class Remembered:
@@ -290,7 +327,8 @@ class Hub(Publisher):
     Args:
         slow: What is done about connections that do not keep up. With `Conflate`, newer messages replace those of the
             same topic and key.
-        history: How many of the last messages of a topic a new subscriber gets first.
+        history: How many of the last messages of a topic a new subscriber gets first. They are kept for every topic
+            that was ever published to, until `forget()` is called for it; so are last values.
         last_values: Of how many keys in each topic the last message is kept, which a new subscriber gets first; beyond,
             those that were not published for longest are forgotten. Messages without a key are not kept.
         name: What it is called in log records.
@@ -615,10 +653,10 @@ class Hub(Publisher):
             RuntimeError: In another event loop than the hub's, or none.
         """
         self._bind()
-        names = (topic,) if isinstance(topic, str) and topic in self._routes else _topics(topic)
+        names = (topic,) if type(topic) is str and topic in self._routes else _topics(topic)
         prepared = prepare(message)
         hash(key)
-        users = tuple(exclude_users)
+        users = _users(exclude_users)
         if self._relay is not None:
             self._relay.check("topic", names, key, users)
         self.deliver(names, prepared, key, self._slots_of(exclude) | self.slots_of_users(users))
@@ -632,7 +670,8 @@ class Hub(Publisher):
             items: For each message its topic, or several, the message, and its key if it has one.
 
         Raises:
-            As `publish()` does, and ValueError if an item has not two or three parts.
+            TypeError, RuntimeError: As `publish()` does.
+            ValueError: As `publish()` does; or if an item has not two or three parts.
         """
         self._bind()
         checked: list[tuple[tuple[str, ...], PreparedMessage, Hashable]] = []
@@ -676,17 +715,24 @@ class Hub(Publisher):
         return count
 
     def publish_threadsafe(
-        self, topic: str | Iterable[str], message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()
+        self,
+        topic: str | Iterable[str],
+        message: Message,
+        *,
+        key: Hashable = None,
+        exclude: Iterable[Any] = (),
+        exclude_users: Iterable[Hashable] = (),
     ) -> None:
         """Publish from any thread: soon, in the hub's event loop.
 
         Raises:
-            As `publish()` does; RuntimeError also if the hub has not been used in its event loop, or that is closed.
+            TypeError, ValueError: As `publish()` does.
+            RuntimeError: If the hub has not been used in its event loop yet, or that is closed.
         """
         loop = self._loop_of_thread()
-        names, prepared, excluded = _topics(topic), prepare(message), list(exclude)
+        names, prepared, excluded, users = _topics(topic), prepare(message), list(exclude), _users(exclude_users)
         hash(key)
-        loop.call_soon_threadsafe(lambda: self.publish(names, prepared, key=key, exclude=excluded))
+        loop.call_soon_threadsafe(lambda: self.publish(names, prepared, key=key, exclude=excluded, exclude_users=users))
 
     def deliver(self, names: tuple[str, ...], message: PreparedMessage, key: Hashable, excluded: set[int]) -> None:
         """Send a message to those who are in this process; for relays."""
@@ -716,9 +762,7 @@ class Hub(Publisher):
         self.messages += 1
         self.bytes += message.size
         largest = groups[0] if len(groups) == 1 else max(groups, key=lambda group: len(group.members), default=None)
-        # A user has few connections, which get other messages in between: there is nothing to share.
-        shared = largest is not None and largest.kind != "user"
-        encodings = encodings_for(largest.audience, message) if shared and largest else encodings_of(message)
+        encodings = encodings_of(message) if largest is None else largest.encodings(message)
         entry = Entry(self, message, encodings, key)
         if largest is None:
             return entry
@@ -944,13 +988,27 @@ class HubChannel:
         """See `Hub.unsubscribe()`."""
         self.hub.unsubscribe(connection, self.name)
 
-    def publish(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
+    def publish(
+        self,
+        message: Message,
+        *,
+        key: Hashable = None,
+        exclude: Iterable[Any] = (),
+        exclude_users: Iterable[Hashable] = (),
+    ) -> None:
         """See `Hub.publish()`."""
-        self.hub.publish(self.name, message, key=key, exclude=exclude)
+        self.hub.publish(self.name, message, key=key, exclude=exclude, exclude_users=exclude_users)
 
-    def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
+    def publish_threadsafe(
+        self,
+        message: Message,
+        *,
+        key: Hashable = None,
+        exclude: Iterable[Any] = (),
+        exclude_users: Iterable[Hashable] = (),
+    ) -> None:
         """See `Hub.publish_threadsafe()`."""
-        self.hub.publish_threadsafe(self.name, message, key=key, exclude=exclude)
+        self.hub.publish_threadsafe(self.name, message, key=key, exclude=exclude, exclude_users=exclude_users)
 
     def flush(self) -> None:
         """See `Hub.flush()`."""
@@ -980,3 +1038,10 @@ def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:
     if not names:
         raise ValueError("there must be at least one topic")
     return names
+
+
+def _users(users: Iterable[Hashable]) -> tuple[Hashable, ...]:
+    """Return users that are left out."""
+    if isinstance(users, str):
+        raise TypeError("exclude_users must be several users, not a str; write [user]")
+    return tuple(users)
