@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import ssl
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ import fastapi
 import litestar
 import picows
 import quart
+import starlette.applications
+import starlette.routing
+import starlette.websockets
 import uvicorn
 import websockets.asyncio.client
 import websockets.asyncio.server
 import wsproto
 import wsproto.events
+from uvicorn.importer import import_from_string
 from wsproto.extensions import PerMessageDeflate
 
 import wsfast
@@ -30,7 +35,14 @@ from peers import TIMEOUT
 SMALL = 4096
 """Bytes of the socket buffers of connections that are to be slow."""
 
+WEBSOCKETS_PROTOCOL = "wsfast.adapters.uvicorn:WebSocketsProtocol"
+WSPROTO_PROTOCOL = "wsfast.adapters.uvicorn_wsproto:WSProtocol"
+
+UVICORN = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
+
 Connect: TypeAlias = Callable[[], Awaitable[tuple[Any, Any]]]
+Tls: TypeAlias = tuple[ssl.SSLContext, ssl.SSLContext] | None
+"""Contexts of the server and of its clients; None to do without TLS."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,8 @@ class Library:
     """How to run a server of a library, and what its connections can do."""
 
     open: Callable[..., contextlib.AbstractAsyncContextManager[Connect]]
-    """Open a server, given whether to compress and its listening socket; give a function that connects a client."""
+    """Open a server, given whether to compress, to have small buffers, and TLS; give a function that connects a
+    client."""
     send: Callable[[Any, str], Awaitable[None]]
     """Send a text by the library's own means."""
     compresses: bool = True
@@ -58,7 +71,7 @@ def listen(*, small: bool) -> socket.socket:
     return sock
 
 
-async def dial(address: Any, *, compress: bool, small: bool, path: str = "/ws") -> Any:
+async def dial(address: Any, *, compress: bool, small: bool, tls: Tls = None, path: str = "/ws") -> Any:
     """Connect a client of websockets."""
     sock = socket.socket()
     if small:
@@ -68,18 +81,27 @@ async def dial(address: Any, *, compress: bool, small: bool, path: str = "/ws") 
     options: dict[str, Any] = {"compression": "deflate" if compress else None, "ping_interval": None, "max_size": None}
     if "proxy" in inspect.signature(websockets.asyncio.client.connect).parameters:
         options["proxy"] = None
-    return await websockets.asyncio.client.connect(f"ws://localhost{path}", sock=sock, **options)
+    if tls is not None:
+        options.update(ssl=tls[1], server_hostname="localhost")
+    scheme = "ws" if tls is None else "wss"
+    return await websockets.asyncio.client.connect(f"{scheme}://localhost{path}", sock=sock, **options)
 
 
 @contextlib.asynccontextmanager
 async def clients(
-    arrived: asyncio.Queue[Any], address: Any, *, compress: bool, small: bool, negotiates: bool = True
+    arrived: asyncio.Queue[Any],
+    address: Any,
+    *,
+    compress: bool,
+    small: bool = False,
+    tls: Tls = None,
+    negotiates: bool = True,
 ) -> AsyncIterator[Connect]:
     """Give a function that connects a client of websockets, and returns the server's connection and it."""
     opened: list[Any] = []
 
     async def connect() -> tuple[Any, Any]:
-        client = await dial(address, compress=compress, small=small)
+        client = await dial(address, compress=compress, small=small, tls=tls)
         assert bool(client.protocol.extensions) is (compress and negotiates)
         opened.append(client)
         async with asyncio.timeout(TIMEOUT):
@@ -119,6 +141,17 @@ def fastapi_app(arrived: asyncio.Queue[Any]) -> Any:
     return app
 
 
+def starlette_app(arrived: asyncio.Queue[Any]) -> Any:
+    async def endpoint(websocket: starlette.websockets.WebSocket) -> None:
+        await websocket.accept()
+        await arrived.put(websocket)
+        with contextlib.suppress(starlette.websockets.WebSocketDisconnect):
+            while True:
+                await websocket.receive_text()
+
+    return starlette.applications.Starlette(routes=[starlette.routing.WebSocketRoute("/ws", endpoint)])
+
+
 def litestar_app(arrived: asyncio.Queue[Any]) -> Any:
     @litestar.websocket("/ws")
     async def endpoint(socket: Any) -> None:
@@ -146,17 +179,22 @@ def quart_app(arrived: asyncio.Queue[Any]) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def serve_app(app: Any, protocol: str, listener: socket.socket, *, compress: bool) -> AsyncIterator[None]:
+async def serve_app(
+    app: Any, protocol: str, listener: socket.socket, *, compress: bool, tls: Tls = None
+) -> AsyncIterator[None]:
     """Run uvicorn in this event loop."""
+    named = UVICORN >= (0, 36) or ":" not in protocol
     config = uvicorn.Config(
         app,
-        ws=protocol,
+        ws=protocol if named else import_from_string(protocol),
         lifespan="off",
         log_level="critical",
         ws_per_message_deflate=compress,
         ws_ping_interval=None,
         timeout_graceful_shutdown=1,
     )
+    config.load()
+    config.ssl = None if tls is None else tls[0]
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -170,16 +208,17 @@ async def serve_app(app: Any, protocol: str, listener: socket.socket, *, compres
         await asyncio.wait([task], timeout=TIMEOUT)
 
 
-def under_uvicorn(make_app: Callable[[asyncio.Queue[Any]], Any], protocol: str) -> Any:
+def under_uvicorn(make_app: Callable[[asyncio.Queue[Any]], Any], protocol: str = WEBSOCKETS_PROTOCOL) -> Any:
     @contextlib.asynccontextmanager
-    async def open_server(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+    async def open_server(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
-        listener = listen(small=small)
-        async with (
-            serve_app(make_app(arrived), protocol, listener, compress=compress),
-            clients(arrived, listener.getsockname(), compress=compress, small=small) as connect,
-        ):
-            yield connect
+        with contextlib.closing(listen(small=small)) as listener:
+            address = listener.getsockname()
+            async with (
+                serve_app(make_app(arrived), protocol, listener, compress=compress, tls=tls),
+                clients(arrived, address, compress=compress, small=small, tls=tls) as connect,
+            ):
+                yield connect
 
     return open_server
 
@@ -188,7 +227,7 @@ def under_uvicorn(make_app: Callable[[asyncio.Queue[Any]], Any], protocol: str) 
 
 
 @contextlib.asynccontextmanager
-async def open_aiohttp(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+async def open_aiohttp(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
     async def handler(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
@@ -204,16 +243,25 @@ async def open_aiohttp(*, compress: bool, small: bool) -> AsyncIterator[Connect]
     runner = aiohttp.web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     listener = listen(small=small)
-    await aiohttp.web.SockSite(runner, listener).start()
+    await aiohttp.web.SockSite(runner, listener, ssl_context=None if tls is None else tls[0]).start()
     try:
-        async with clients(arrived, listener.getsockname(), compress=compress, small=small) as connect:
+        async with clients(arrived, listener.getsockname(), compress=compress, small=small, tls=tls) as connect:
             yield connect
     finally:
         await runner.cleanup()
 
 
+async def dial_by_aiohttp(session: aiohttp.ClientSession, address: Any, *, compress: bool, tls: Tls) -> Any:
+    """Connect a client of aiohttp."""
+    url = "{}://{}:{}/ws".format("http" if tls is None else "https", *address)
+    options: dict[str, Any] = {} if tls is None else {"ssl": tls[1]}
+    client = await session.ws_connect(url, compress=12 if compress else 0, max_msg_size=0, **options)
+    assert bool(client.compress) is compress
+    return client
+
+
 @contextlib.asynccontextmanager
-async def open_aiohttp_client(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+async def open_aiohttp_client(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
     """Clients of aiohttp, which broadcast to a server of websockets."""
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -225,24 +273,21 @@ async def open_aiohttp_client(*, compress: bool, small: bool) -> AsyncIterator[C
     if small:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
     server = await websockets.asyncio.server.serve(
-        handler, sock=listener, compression="deflate" if compress else None, ping_interval=None, max_size=None
+        handler,
+        sock=listener,
+        ssl=None if tls is None else tls[0],
+        compression="deflate" if compress else None,
+        ping_interval=None,
+        max_size=None,
     )
-
-    def make_socket(info: Any) -> socket.socket:
-        sock = socket.socket(*info[:3])
-        if small:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
-        return sock
-
-    opened: list[aiohttp.ClientWebSocketResponse] = []
-    connector = aiohttp.TCPConnector(socket_factory=make_socket)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    opened: list[Any] = []
+    async with aiohttp.ClientSession() as session:
 
         async def connect() -> tuple[Any, Any]:
-            url = "http://{}:{}/ws".format(*listener.getsockname())
-            connection = await session.ws_connect(url, compress=12 if compress else 0)
-            assert bool(connection.compress) is compress
+            connection = await dial_by_aiohttp(session, listener.getsockname(), compress=compress, tls=tls)
             opened.append(connection)
+            if small:
+                connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
             async with asyncio.timeout(TIMEOUT):
                 return connection, await arrived.get()
 
@@ -254,6 +299,41 @@ async def open_aiohttp_client(*, compress: bool, small: bool) -> AsyncIterator[C
                 accepted.transport.abort()
             for connection in opened:
                 await connection.close()
+
+
+class AiohttpClient:
+    """A client of aiohttp that is asked for messages as one of websockets."""
+
+    def __init__(self, websocket: Any) -> None:
+        self.get_extra_info = websocket.get_extra_info
+        self._websocket = websocket
+
+    async def recv(self) -> str | bytes:
+        message = await self._websocket.receive()
+        assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
+        data: str | bytes = message.data
+        return data
+
+
+@contextlib.asynccontextmanager
+async def aiohttp_clients(
+    arrived: asyncio.Queue[Any], address: Any, *, compress: bool, small: bool = False, tls: Tls = None
+) -> AsyncIterator[Connect]:
+    """Give a function that connects a client of aiohttp, and returns the server's connection and it."""
+    assert not small
+    opened: list[Any] = []
+    async with aiohttp.ClientSession() as session:
+
+        async def connect() -> tuple[Any, Any]:
+            opened.append(await dial_by_aiohttp(session, address, compress=compress, tls=tls))
+            async with asyncio.timeout(TIMEOUT):
+                return await arrived.get(), AiohttpClient(opened[-1])
+
+        try:
+            yield connect
+        finally:
+            for client in opened:
+                await client.close()
 
 
 # ---- wsproto
@@ -292,12 +372,14 @@ class Wsproto(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def open_wsproto(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+async def open_wsproto(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     listener = listen(small=small)
-    server = await asyncio.get_running_loop().create_server(lambda: Wsproto(arrived, compress=compress), sock=listener)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Wsproto(arrived, compress=compress), sock=listener, ssl=None if tls is None else tls[0]
+    )
     try:
-        async with clients(arrived, listener.getsockname(), compress=compress, small=small) as connect:
+        async with clients(arrived, listener.getsockname(), compress=compress, small=small, tls=tls) as connect:
             yield connect
     finally:
         server.close()
@@ -327,13 +409,15 @@ class Listener(picows.WSListener):
 
 
 @contextlib.asynccontextmanager
-async def open_picows(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+async def open_picows(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     listener = listen(small=small)
-    server = await picows.ws_create_server(lambda request: Listener(arrived), sock=listener)
+    server = await picows.ws_create_server(
+        lambda request: Listener(arrived), sock=listener, ssl=None if tls is None else tls[0]
+    )
     try:
         async with clients(
-            arrived, listener.getsockname(), compress=compress, small=small, negotiates=False
+            arrived, listener.getsockname(), compress=compress, small=small, tls=tls, negotiates=False
         ) as connect:
             yield connect
     finally:
@@ -347,9 +431,9 @@ async def send_by_picows(connection: Any, text: str) -> None:
 # ---- websockets
 
 
-def of_websockets(serve: Callable[..., Any]) -> Any:
+def of_websockets(serve: Callable[..., Any], clients: Callable[..., Any] = clients) -> Any:
     @contextlib.asynccontextmanager
-    async def open_server(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+    async def open_server(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
 
         async def handler(connection: Any, *_: Any) -> None:
@@ -360,10 +444,14 @@ def of_websockets(serve: Callable[..., Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             server = await serve(
-                handler, sock=listener, compression="deflate" if compress else None, ping_interval=None
+                handler,
+                sock=listener,
+                ssl=None if tls is None else tls[0],
+                compression="deflate" if compress else None,
+                ping_interval=None,
             )
         try:
-            async with clients(arrived, listener.getsockname(), compress=compress, small=small) as connect:
+            async with clients(arrived, listener.getsockname(), compress=compress, small=small, tls=tls) as connect:
                 yield connect
         finally:
             server.close()
@@ -400,7 +488,7 @@ class Writer:
 
 
 @contextlib.asynccontextmanager
-async def open_sink(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
+async def open_sink(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -415,10 +503,10 @@ async def open_sink(*, compress: bool, small: bool) -> AsyncIterator[Connect]:
         writer.transport.abort()
 
     listener = listen(small=small)
-    server = await asyncio.start_server(serve, sock=listener)
+    server = await asyncio.start_server(serve, sock=listener, ssl=None if tls is None else tls[0])
     try:
         async with clients(
-            arrived, listener.getsockname(), compress=compress, small=small, negotiates=False
+            arrived, listener.getsockname(), compress=compress, small=small, tls=tls, negotiates=False
         ) as connect:
             yield connect
     finally:
@@ -444,9 +532,6 @@ async def send_str(connection: Any, text: str) -> None:
 async def send(connection: Any, text: str) -> None:
     await connection.send(text)
 
-
-WEBSOCKETS_PROTOCOL = "wsfast.adapters.uvicorn:WebSocketsProtocol"
-WSPROTO_PROTOCOL = "wsfast.adapters.uvicorn_wsproto:WSProtocol"
 
 LIBRARIES: dict[str, Library] = {
     "websockets": Library(of_websockets(websockets.asyncio.server.serve), send),

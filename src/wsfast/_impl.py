@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING or os.environ.get("WSFAST_PURE", "0") not in ("", "0") or not importlib.util.find_spec("wsfast._core"):
     from . import _core_py as core
 else:
-    from . import _core as core
+    try:
+        from . import _core as core
+    except ImportError as exc:
+        exc.add_note("`WSFAST_PURE=1 wsfast doctor` looks at the whole installation.")
+        raise
 
 __all__ = ["core"]

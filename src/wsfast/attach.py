@@ -17,8 +17,9 @@ def attach(transport: asyncio.Transport | Sink, connection: Any = None) -> Any:
     - `attach(sink)`: a connection of your own, server side, that can write frames, say whether it has room, and close:
       see `Sink`. Messages are not compressed.
     - `attach(transport, connection)`: a connection of wsproto, either side, after its handshake, and the asyncio
-      transport that its bytes are written to. Whatever it sends for itself must be written in the same iteration of the
-      event loop. Messages are compressed, once for all, if it has negotiated permessage-deflate.
+      transport that its bytes are written to. What it returns from `send()` must be written before anything is
+      broadcast or flushed, and before the event loop goes on: what is compressed later must not go out before it.
+      Messages are compressed, once for all, if it has negotiated permessage-deflate.
     - `attach(sink, connection)`: the same, its bytes going elsewhere, as into the DATA frames of a stream of HTTP/2
       (RFC 8441). `close()` of the sink is to send the close frame.
 

@@ -293,6 +293,8 @@ class _FanOut:
                 else:
                     connection.protocol.send_binary(self.message.data)
             connection.send_data()
+        except ConcurrencyError as exc:  # one that could not be asked before
+            self.report_fragmented(connection, exc)
         except Exception as exc:
             self.report_failure(connection, exc)
         else:

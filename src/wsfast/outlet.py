@@ -193,7 +193,11 @@ class Outlet:
     @property
     def open(self) -> bool:
         """Whether messages may be sent."""
-        return is_open(self.connection)
+        try:
+            return is_open(self.connection)
+        except Exception as exc:
+            self.fail(exc)
+            return False
 
     def subscriptions(self) -> Iterator[Subscription]:
         """Yield all subscriptions of the connection."""
@@ -214,6 +218,11 @@ class Outlet:
         self.unready()
         for subscription in list(self.subscriptions()):
             subscription.end()
+
+    def fail(self, exc: Exception) -> None:
+        """End all subscriptions: the connection cannot even be asked whether it has room."""
+        self.outbox.log(logging.WARNING, "could not ask %s whether it has room: %r", self.connection.id, exc)
+        self.close()
 
     def disconnect(self, code: int, reason: str) -> None:
         """End all subscriptions, and close the connection."""
@@ -294,8 +303,11 @@ class Outlet:
         for subscription, entry in arriving:
             if subscription is None or subscription.outlet is None:
                 continue
+            opened = self.open
+            if subscription.outlet is None:
+                continue
             subscription.arriving -= 1
-            if not self.open:
+            if not opened:
                 subscription.dropped += 1
                 continue
             if self.lag is None:
@@ -817,9 +829,16 @@ class Outbox:
         To `failed` are added the indexes of those that could not be sent.
         """
         connection = outlet.connection
-        if outlet.slot < 0 or not outlet.open or connection.transport.is_closing():
+        try:
+            if outlet.slot < 0 or not outlet.open or connection.transport.is_closing():
+                return GONE
+            busy = getattr(connection, SEND_IN_PROGRESS) is not None or connection.transport.get_write_buffer_size()
+            if connection.transport.is_closing():  # a sink that could not tell
+                return GONE
+        except Exception as exc:
+            outlet.fail(exc)
             return GONE
-        if getattr(connection, SEND_IN_PROGRESS) is not None or connection.transport.get_write_buffer_size():
+        if busy:
             return 0
         for index, entry in enumerate(entries):
             message = entry.message
@@ -833,6 +852,9 @@ class Outbox:
             except Exception as exc:
                 self.log(logging.WARNING, "could not write to %s: %r", connection.id, exc)
                 failed.append(index)
+                if connection.transport.is_closing():
+                    failed.extend(range(index + 1, len(entries)))
+                    break
         return len(entries)
 
     def _write(self, connection: Any, data: bytes | memoryview) -> bool:

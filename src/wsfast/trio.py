@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -128,6 +129,8 @@ class _FanOut:
 
     def _begin(self, connection: Any) -> memoryview | None:
         """Send what goes out at once, with the lock held; return the rest, or None if that is all of it."""
+        if sys.platform == "win32":  # no dup() of a socket's descriptor there, and no MSG_DONTWAIT
+            return None
         protocol = connection.protocol
         encoder = encoder_of_extensions(protocol.extensions)
         if encoder is False or protocol.debug or protocol.writes or type(connection.stream) is not trio.SocketStream:

@@ -122,6 +122,7 @@ ADAPTERS = {
     ("quart.wrappers.websocket", "Websocket"): "asgi",
     ("starlette.websockets", "WebSocket"): "asgi",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
+    ("werkzeug.local", "LocalProxy"): "werkzeug",
 }
 """For the module and the name of each class of connections of other libraries, the module here that adapts them."""
 

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import os
 from typing import Any, ClassVar, Literal
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from websockets.protocol import CLOSED, OPEN, State
 
@@ -27,10 +27,13 @@ from wsfast.deflate import Encoder
 
 from . import ConnectionLayout
 
-__all__ = ["Adapted", "is_open", "layout_of"]
+__all__ = ["Adapted", "abort_later", "is_lost", "is_open", "layout_of"]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at whether connections that do not tell have been lost."""
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds that a client that does not read has to take a close frame, and to answer it."""
 
 
 class Adapted:
@@ -40,6 +43,8 @@ class Adapted:
     masked: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     """Whether it tells if there is room for more, which channels must know."""
+    tells_loss: ClassVar[bool] = False
+    """Whether `lose()` is called when the connection is lost; if not, it is looked at from time to time."""
     logger: Any = logging.getLogger("wsfast")
 
     _wsfast_route: Any
@@ -113,7 +118,8 @@ class Adapted:
         """A future that is done when the connection is lost. Unless the library tells, it is a second late."""
         if self._lost is None:
             self._lost = self.loop.create_future()
-            _Losses.of(self.loop).add(self)
+            if not self.tells_loss:
+                _Losses.of(self.loop).add(self)
         return self._lost
 
     def lose(self) -> None:
@@ -133,17 +139,37 @@ def is_open(connection: Any) -> bool:
     return not (isinstance(connection, Adapted) and connection.transport.is_closing())
 
 
-class _Losses:
-    """Looks from time to time which connections have been lost that do not tell."""
+def is_lost(transport: Any) -> bool:
+    """Whether a transport has closed its socket, after which `abort()` may hit whoever has the descriptor now."""
+    sock = transport.get_extra_info("socket")
+    return sock is not None and sock.fileno() < 0
 
-    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, _Losses]] = WeakKeyDictionary()
+
+def abort_later(transport: Any, loop: asyncio.AbstractEventLoop) -> asyncio.TimerHandle:
+    """Abort a transport after CLOSE_TIMEOUT, unless it is lost by then. Nothing is kept alive for that."""
+    return loop.call_later(CLOSE_TIMEOUT, _abort, ref(transport))
+
+
+def _abort(reference: ref[Any]) -> None:
+    transport = reference()
+    if transport is not None and not is_lost(transport):
+        transport.abort()
+
+
+class _Losses:
+    """Looks from time to time which connections have been lost that do not tell. Its timer keeps it alive."""
+
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Losses]]] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> _Losses:
         """Return that of an event loop."""
-        if loop not in cls._all:
-            cls._all[loop] = cls()
-        return cls._all[loop]
+        reference = cls._all.get(loop)
+        losses = None if reference is None else reference()
+        if losses is None:
+            losses = cls()
+            cls._all[loop] = ref(losses)
+        return losses
 
     def __init__(self) -> None:
         self._connections: WeakSet[Adapted] = WeakSet()

@@ -1,17 +1,29 @@
-"""Connections of picows: a `WSTransport`, server or client side, which never compresses by itself."""
+"""Connections of picows: a `WSTransport`, server or client side, which never compresses by itself.
+
+| moving name                   | what                                    | versions  |
+|-------------------------------|-----------------------------------------|-----------|
+| `underlying_transport`        | asyncio's, or that of aiofastnet from 2 | 1.0 to 2  |
+| `is_close_frame_sent`         | nothing may follow that                 | 1.15 to 2 |
+| `is_disconnected`             | whether the connection was lost         | 1.20 to 2 |
+
+A WSTransport keeps its event loop to itself, and nothing at all of a message that it is sending in fragments. So its
+user has to see to it that nothing is sent to it between `send(..., fin=False)` and the last fragment: its client would
+take that for a violation of the protocol (RFC 6455, section 5.4).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from picows import WSTransport
 from websockets.protocol import CLOSED, CLOSING, OPEN, State
 
-from .adapted import Adapted
+from .adapted import Adapted, abort_later
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "loop_of"]
 
 
 class _Connection(Adapted):
@@ -22,7 +34,7 @@ class _Connection(Adapted):
     def __init__(self, transport: WSTransport) -> None:
         self._origin = ref(transport)
         self.transport = transport.underlying_transport
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop_of(transport)
 
     @property
     def origin(self) -> Any:
@@ -33,7 +45,7 @@ class _Connection(Adapted):
     def state(self) -> State:
         """The state of the connection."""
         transport = self._origin()
-        if transport is None or transport.is_disconnected:
+        if transport is None or getattr(transport, "is_disconnected", self.transport.is_closing()):
             return CLOSED
         return CLOSING if transport.is_close_frame_sent else OPEN
 
@@ -43,19 +55,34 @@ class _Connection(Adapted):
         if transport is not None:
             transport.send_close(code, reason.encode())  # type: ignore[arg-type]
             transport.disconnect()
+            abort_later(self.transport, self.loop)
 
 
 class _ClientConnection(_Connection):
     masked = True
 
 
+def loop_of(hidden: Any) -> asyncio.AbstractEventLoop:
+    """Return the event loop of an object of picows, which keeps it in a field that only the garbage collector sees."""
+    for value in gc.get_referents(hidden):
+        if isinstance(value, asyncio.AbstractEventLoop):
+            return value
+    return asyncio.get_running_loop()
+
+
 _connections: WeakKeyDictionary[WSTransport, _Connection] = WeakKeyDictionary()
 
 
 def adapt(transport: WSTransport) -> _Connection:
-    """Return what stands for a WSTransport."""
+    """Return what stands for a WSTransport.
+
+    Raises:
+        TypeError: If this picows does not tell whether a close frame was sent, which nothing may follow.
+    """
     connection = _connections.get(transport)
     if connection is None:
+        if not hasattr(transport, "is_close_frame_sent"):
+            raise TypeError("cannot send to a WSTransport of this picows: it takes picows 1.15 or later")
         kind = _ClientConnection if transport.is_client_side else _Connection
         connection = _connections[transport] = kind(transport)
     return connection

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import picows.websockets
+from websockets.exceptions import ConcurrencyError
 from websockets.protocol import CLOSED, OPEN, State
 
 from .adapted import Adapted
+from .picows import loop_of
 
 __all__ = ["adapt"]
 
@@ -41,7 +42,7 @@ class _Connection(Adapted):
     def __init__(self, origin: Any) -> None:
         self._origin = origin
         self.transport = _Transport(self)
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop_of(origin)
 
     @property
     def origin(self) -> Any:
@@ -53,13 +54,30 @@ class _Connection(Adapted):
         """The state of the connection."""
         return OPEN if self._origin.state.name == "OPEN" else CLOSED
 
+    @property
+    def extensions(self) -> Any:
+        """Who asks for them wants to leave one out, which can only be had if there is none."""
+        if "Sec-WebSocket-Extensions" in self._origin.response.headers:
+            raise TypeError("picows.websockets compresses all messages of this connection, also with compress=False")
+        return ()
+
     def send_text(self, data: Any) -> None:
         """Send a Text frame, compressed if that was negotiated."""
-        picows.websockets.broadcast([self._origin], bytes(data).decode(), raise_exceptions=True)
+        self._send(bytes(data).decode())
 
     def send_binary(self, data: Any) -> None:
         """Send a Binary frame."""
-        picows.websockets.broadcast([self._origin], bytes(data), raise_exceptions=True)
+        self._send(bytes(data))
+
+    def _send(self, message: str | bytes) -> None:
+        """Send a message, or raise what was raised for it."""
+        try:
+            picows.websockets.broadcast([self._origin], message, raise_exceptions=True)
+        except ExceptionGroup as group:
+            exc = group.exceptions[0]
+            if isinstance(exc, picows.websockets.ConcurrencyError):
+                raise ConcurrencyError("sending a fragmented message") from None
+            raise exc.__cause__ or exc from None
 
 
 def adapt(origin: Any) -> _Connection:

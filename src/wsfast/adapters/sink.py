@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from websockets.protocol import CLOSED, OPEN, State
@@ -12,19 +14,23 @@ from .adapted import Adapted
 
 __all__ = ["Sink", "SinkConnection", "SinkTransport"]
 
+logger = logging.getLogger("wsfast")
+
 
 @runtime_checkable
 class Sink(Protocol):
     """Where the frames of one connection go, if that is no transport of asyncio: what `wsfast.attach()` takes.
 
-    Its methods are called in the event loop's thread and must not block.
+    Its methods are called in the event loop's thread and must not block. If `write()` or `writable()` raises an
+    exception, that is logged once, and the connection is closed with code 1006: no other connection takes harm, and
+    none of its methods is called any more. What `close()` raises is logged.
     """
 
     def write(self, data: bytes, /) -> object:
         """Take whole frames (RFC 6455, section 5.2), to be sent after all that was taken before.
 
-        `broadcast()` calls it whether it is writable or not, channels only when it is. What it raises is logged, or
-        raised by `broadcast(raise_exceptions=True)`.
+        `broadcast()` calls it whether it is writable or not, channels only when it is. What it raises is raised by
+        `broadcast(raise_exceptions=True)` rather than logged.
         """
 
     def writable(self) -> bool:
@@ -37,22 +43,35 @@ class Sink(Protocol):
 class SinkTransport:
     """A sink in the shape of a transport."""
 
-    def __init__(self, sink: Any) -> None:
+    on_lost: Callable[[], object] | None = None
+    """Called when it is closed, by whomever."""
+
+    def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
         for name in ("write", "writable", "close"):
             if not callable(getattr(sink, name, None)):
                 raise TypeError(
                     f"{name_of(type(sink))} is neither an asyncio transport nor a wsfast.Sink: it has no {name}()"
                 )
         self._sink = sink
+        self._loop = loop
         self._closed = False
 
     def write(self, data: Any) -> None:
-        """Write frames."""
-        self._sink.write(bytes(data))
+        """Write frames; if that fails, close."""
+        try:
+            self._sink.write(bytes(data))
+        except Exception:
+            self.abort()
+            raise
 
     def get_write_buffer_size(self) -> int:
-        """Return 0 if there is room."""
-        return 0 if self._sink.writable() else 1
+        """Return 0 if there is room; if that cannot be told, close."""
+        try:
+            return 0 if self._closed or self._sink.writable() else 1
+        except Exception as exc:
+            self._log("could not ask %s whether it is writable: %r", exc)
+            self.abort()
+            return 0
 
     def is_closing(self) -> bool:
         """Whether it was closed here."""
@@ -60,15 +79,23 @@ class SinkTransport:
 
     def abort(self) -> None:
         """Close without a close frame."""
-        if not self._closed:
-            self._closed = True
-            self._sink.close(1006, "")
+        self.sink_close(1006, "")
 
-    async def sink_close(self, code: int, reason: str) -> None:
+    def sink_close(self, code: int, reason: str) -> None:
         """Close with a close frame."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             self._sink.close(code, reason)
+        except Exception as exc:
+            self._log("could not close %s: %r", exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def _log(self, message: str, exc: Exception) -> None:
+        """Log soon, as channels do: what handlers do must not get in between."""
+        self._loop.call_soon(logger.warning, message, name_of(type(self._sink)), exc)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return the default: nothing is known."""
@@ -79,9 +106,11 @@ class SinkConnection(Adapted):
     """A sink as a connection, of a server: frames are not masked, and messages not compressed."""
 
     library = "sink"
+    tells_loss = True
 
     def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.transport = SinkTransport(sink)
+        self.transport = SinkTransport(sink, loop)
+        self.transport.on_lost = self.lose
         self.loop = loop
 
     @property
@@ -91,5 +120,4 @@ class SinkConnection(Adapted):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the sink."""
-        await self.transport.sink_close(code, reason)
-        self.lose()
+        self.transport.sink_close(code, reason)

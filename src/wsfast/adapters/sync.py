@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any
 
 from websockets.exceptions import ConcurrencyError
@@ -32,9 +34,6 @@ __all__ = ["send_to_all"]
 RETRY = 0.005
 """Seconds between two looks at whether a connection that another thread uses is free."""
 
-WORKERS = 32
-"""Threads that send to connections whose sockets cannot be asked for room, as those of TLS."""
-
 Outcome = Exception | bool
 """What became of a message: True if it was sent, False if the connection is not open; else why it was not sent."""
 
@@ -48,7 +47,8 @@ def send_to_all(
     """Send a message to all connections, to each as fast as it takes it; return when all have taken it or failed.
 
     Nobody waits for anybody else: those that have room are sent to at once; what is left goes out to all the others
-    side by side, and connections that another thread is using are tried again from time to time.
+    side by side, and connections that another thread is using are tried again from time to time. Those whose sockets
+    cannot be asked for room, as those of TLS, are sent to by other threads.
 
     Args:
         connections: The connections. One that is given twice is sent the message twice.
@@ -57,8 +57,10 @@ def send_to_all(
         report: Called with each connection and what became of it, in any order.
     """
     free: list[Any] = list(connections)
-    rests: dict[int, tuple[Any, memoryview]] = {}  # of connections whose locks are held here
+    held: dict[int, Any] = {}  # connections whose locks are held here, while a frame may have gone out in part
+    rests: dict[int, tuple[Any, memoryview]] = {}  # of these
     futures: list[tuple[Any, Future[Outcome]]] = []
+    crew = _Crew()
     poller = select.poll() if hasattr(select, "poll") else None
     try:
         while free or rests:
@@ -67,19 +69,17 @@ def send_to_all(
                 if not connection.protocol_mutex.acquire(blocking=False):
                     busy.append(connection)
                     continue
-                outcome: Outcome | memoryview | None = None
-                try:
-                    outcome = _begin(connection, message, encodings, alone=poller is None)
-                finally:
-                    if not isinstance(outcome, memoryview):
-                        connection.protocol_mutex.release()
-                if outcome is None:
-                    futures.append((connection, _pool().submit(_send_ordinarily, connection, message)))
-                elif isinstance(outcome, memoryview):
+                held[id(connection)] = connection
+                outcome = _begin(connection, message, encodings, alone=poller is None)
+                if isinstance(outcome, memoryview):
                     fd = connection.socket.fileno()
                     rests[fd] = connection, outcome
                     assert poller is not None
                     poller.register(fd, select.POLLOUT)
+                    continue
+                _release(held, connection)
+                if outcome is None:
+                    futures.append((connection, crew.send(connection, message)))
                 else:
                     report(connection, outcome)
             free = busy
@@ -95,16 +95,25 @@ def send_to_all(
                 if isinstance(result, Exception) or not rest:
                     poller.unregister(fd)  # type: ignore[union-attr]
                     del rests[fd]
-                    connection.protocol_mutex.release()
+                    _release(held, connection)
                     report(connection, result if isinstance(result, Exception) else True)
                 else:
                     rests[fd] = connection, rest
+        for connection, future in futures:
+            report(connection, future.result())
     finally:
-        for connection, _ in rests.values():  # an exception out of nowhere: a frame was cut off
-            connection.socket.close()
+        for connection in held.values():  # an exception out of nowhere
+            with contextlib.suppress(OSError):
+                connection.socket.shutdown(socket.SHUT_RDWR)  # close() would wait for the thread that reads
             connection.protocol_mutex.release()
-    for connection, future in futures:
-        report(connection, future.result())
+        crew.dismiss()
+
+
+def _release(held: dict[int, Any], connection: Any) -> None:
+    """Release the lock of a connection on which all frames are whole. No signal handler runs in the middle."""
+    key = id(connection)
+    del held[key]
+    connection.protocol_mutex.release()
 
 
 def _begin(
@@ -167,6 +176,38 @@ def _send_ordinarily(connection: Any, message: PreparedMessage) -> Outcome:
     return True
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, thread_name_prefix="wsfast")
+class _Crew:
+    """Threads of one call. There are as many as are busy at the same time, so that nobody waits for anybody else."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Outcome], Any, PreparedMessage] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._size = 0
+
+    def send(self, connection: Any, message: PreparedMessage) -> Future[Outcome]:
+        """Have an idle thread send a message to a connection; a new one if there is none."""
+        future: Future[Outcome] = Future()
+        self._jobs.put((future, connection, message))
+        if not self._idle.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._work, name="wsfast", daemon=True).start()
+            except RuntimeError:
+                if not self._size:
+                    raise
+                return future  # there can be no more threads: it has to wait for one of these
+            self._size += 1
+        return future
+
+    def dismiss(self) -> None:
+        """Have all threads end when they have nothing to do any more."""
+        for _ in range(self._size):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, connection, message = job
+            try:
+                future.set_result(_send_ordinarily(connection, message))
+            except BaseException as exc:
+                future.set_exception(exc)
+            self._idle.release()

@@ -25,7 +25,7 @@ from wsproto.extensions import PerMessageDeflate
 from wsfast.deflate import Encoder, LazyEncoder, Parameters
 
 from . import name_of
-from .adapted import Adapted
+from .adapted import Adapted, abort_later
 from .sink import Sink, SinkTransport
 
 __all__ = ["attach", "encoder_of", "is_fragmented", "state_of"]
@@ -102,11 +102,12 @@ class _Attached(Adapted):
         return encoder_of(self.connection)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send a close frame; that the peer answers, and closes, is seen to by whoever reads."""
+        """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
         if isinstance(self.transport, SinkTransport):
-            await self.transport.sink_close(code, reason)
+            self.transport.sink_close(code, reason)
         elif self.state is OPEN:
             self.transport.write(self.connection.send(CloseConnection(code=code, reason=reason)))
+            abort_later(self.transport, self.loop)
 
 
 class _AttachedClient(_Attached):
@@ -121,5 +122,9 @@ def attach(transport: asyncio.Transport | Sink, connection: Any) -> _Attached:
         raise RuntimeError("the handshake of the connection is not complete")
     loop = asyncio.get_running_loop()
     kind = _AttachedClient if _inner(connection).client else _Attached
-    known = hasattr(transport, "get_write_buffer_size")
-    return kind(transport if known else SinkTransport(transport), connection, loop)
+    if hasattr(transport, "get_write_buffer_size"):
+        return kind(transport, connection, loop)
+    sink = SinkTransport(transport, loop)
+    attached = kind(sink, connection, loop)
+    sink.on_lost = attached.lose
+    return attached
