@@ -1,4 +1,4 @@
-"""The command line: `wsfast bench` and `wsfast demo`."""
+"""The command line: `wsfast bench`, `wsfast demo` and `wsfast doctor`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; None for those of the process.
 
     Returns:
-        The exit status: 0; 1 if the command failed; 130 if it was interrupted.
+        The exit status: 0; 1 if the command failed or found a problem; 130 if it was interrupted.
 
     Raises:
         SystemExit: With status 2 if the arguments are wrong, with 0 after `--help` and `--version`.
     """
     # A command is imported when the command line needs it, and nobody who imports wsfast pays for it.
-    from . import bench, demo
+    from . import bench, demo, doctor
     from .machine import UnfitError
 
     parser = argparse.ArgumentParser(prog="wsfast", description="Fan-out over WebSocket connections.")
     parser.add_argument("--version", action="version", version=f"wsfast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in (("bench", bench), ("demo", demo)):
+    for name, command in (("bench", bench), ("demo", demo), ("doctor", doctor)):
         command.add_arguments(commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION))
     arguments = parser.parse_args(argv)
+    arguments.argv = sys.argv[1:] if argv is None else list(argv)
     try:
         status: int = arguments.run(arguments)
     except UnfitError as exc:

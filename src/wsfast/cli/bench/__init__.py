@@ -1,14 +1,15 @@
 """`wsfast bench`: what a broadcast costs, by each method, in one run.
 
 Three processes. That of the command line (`session`) starts, for each case, a server in a fresh process (`measure`)
-and prints what it is told (`report`). The server has its clients in a process of its own (`clients` is the server's
-end of it, `peer` is that process) that only reads. The methods that are compared are in `methods`, the servers in
-`servers`, what they send in `ticks`; `gauge` tells how much that has become by compression. `memory` is the process of
-a server whose memory is measured instead.
+and prints what it is told (`report`; `page` makes a page of it, `comparison` compares it with an earlier run). The
+server has its clients in a process of its own (`clients` is the server's end of it, `peer` is that process) that only
+reads. The methods that are compared are in `methods`, the servers in `servers`, what they send in `ticks`; `gauge`
+tells how much that has become by compression. `memory` is the process of a server whose memory is measured instead.
 
 What a channel is for cannot be told by the time of a call; `scenarios` are for that. Each has a module, which is the
 server's process: `stalled`, `conflation`, `topics`, `subscriptions`. The clients of the first two look at what they
-read: `readers` is their process, `reading` the server's end of it, `numbered` what they are sent.
+read: `readers` is their process, `reading` the server's end of it, `numbered` what they are sent. `tables` tells what
+they come to.
 """
 
 from __future__ import annotations
@@ -109,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--topics", type=positive, metavar="N", help="of scenario topics: how many (1000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write one HTML page with tables, charts, machine and method"
+    )
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="tell what differs from an earlier run, which --json has written"
+    )
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
     parser.add_argument("--quick", action="store_true", help="200 clients and 8 rounds, to see that it works")
     parser.add_argument(
@@ -119,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure all cases and print a table for each."""
-    from .report import draw_chart, print_case, print_machine, print_memory, write_json
+    from .report import collect, deliver, draw_chart, find_files, print_case, print_machine, print_memory
     from .session import Progress, measure_case, measure_memory
 
     if arguments.scenario is not None:
@@ -127,9 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
     weighed = _weighed(arguments)
     chart: Path | None = arguments.chart
-    for path in (arguments.json, chart):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UnfitError(f"there is no directory {path.absolute().parent}")
+    before = find_files(arguments, "cases")
     if chart is not None and chart.suffix not in CHARTS:
         raise UnfitError(f"cannot draw a chart as {chart.suffix or chart.name}; give {', '.join(CHARTS)}")
     if chart is not None and not installed("matplotlib"):
@@ -152,8 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
                 progress.advance()
             progress.clear()
             print_memory(case, weights[case])
-    if arguments.json is not None:
-        write_json(arguments.json, describe(), versions(), processors, results, weights)
+    deliver(arguments, collect(describe(), versions(), processors, results, weights), before)
     if chart is not None and results:
         draw_chart(chart, results)
     return 0

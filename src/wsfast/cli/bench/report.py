@@ -1,23 +1,36 @@
-"""What is shown of the samples: tables, a file, a chart."""
+"""What is shown of the samples: tables, a file, a chart. `page` and `comparison` have what else can be asked for."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
+import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wsfast.cli.machine import shares_core
+from wsfast.cli.machine import UnfitError, shares_core
 
 from .cases import FLOORS, METHODS, WAYS, Case, Result, Samples, Verdict, Weight
 
+if TYPE_CHECKING:
+    from .comparison import Run
+
 __all__ = [
     "Summary",
+    "collect",
+    "deliver",
+    "describe_machine",
+    "describe_verdict",
     "draw_chart",
+    "explain",
+    "find_files",
+    "of_processors",
     "percentile",
     "print_case",
     "print_machine",
@@ -26,7 +39,9 @@ __all__ = [
     "ratio",
     "steady",
     "summarize",
-    "write_json",
+    "tabulate",
+    "tabulate_memory",
+    "warn",
 ]
 
 
@@ -36,6 +51,10 @@ class Summary:
 
     call: float
     """Microseconds per client and message: median over the calls."""
+    lower: float
+    """The same for the lower quartile."""
+    upper: float
+    """The same for the upper quartile."""
     p50: float
     """Milliseconds of a call."""
     p99: float
@@ -90,6 +109,8 @@ def summarize(result: Result) -> dict[str, Summary]:
         run = steady(samples.run) / burst if samples.run else None
         summaries[name] = Summary(
             call=statistics.median(call) / messages / 1e3,
+            lower=percentile(call, 25) / messages / 1e3,
+            upper=percentile(call, 75) / messages / 1e3,
             p50=percentile(call, 50) / 1e6,
             p99=percentile(call, 99) / 1e6,
             cpu=statistics.median(chain.from_iterable(samples.cpu)) / messages / 1e3,
@@ -109,78 +130,112 @@ def summarize(result: Result) -> dict[str, Summary]:
 
 def print_machine(machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None) -> None:
     """Print on what is measured."""
-    print(f"{machine['processor']}, {machine['processors']} processors, {machine['system']} {machine['architecture']}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    for line in describe_machine(machine, versions, processors):
+        print(line)
+
+
+def describe_machine(
+    machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None
+) -> list[str]:
+    """Say on what is measured, in a few lines."""
+    lines = [
+        f"{machine['processor']}, {machine['processors']} processors, {machine['system']} {machine['architecture']}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
     if processors is None:
-        print("WARNING: there are no two processors to bind server and clients to: they are in each other's way")
+        lines.append("WARNING: there are no two processors to bind server and clients to: they are in each other's way")
     else:
-        print(f"server on processor {processors[0]}, clients on processor {processors[1]}")
+        lines.append(f"server on processor {processors[0]}, clients on processor {processors[1]}")
         if shares_core(*processors):
-            print("WARNING: these two are threads of one core: server and clients slow each other down")
+            lines.append("WARNING: these two are threads of one core: server and clients slow each other down")
+    return lines
 
 
 def print_case(result: Result) -> None:
     """Print the table of one case, and what one should know to believe it."""
     print(f"\n{result.case}; {result.case.rounds} rounds of {result.case.calls} calls")
     print(describe_verdict(result.verdict))
+    print_table(tabulate(result.case, summarize(result)))
+    for line in (*warn(result), *explain(result.case, result.methods)):
+        print(line)
+
+
+def tabulate(case: Case, summaries: Mapping[str, Summary], *, quartiles: bool = False) -> list[list[str]]:
+    """Return the table of one case: rows of which the first are the heads."""
     heads = ["method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms", "wakeups", "x websockets", "efficiency"]
-    compresses = result.case.compression != "none"
+    if quartiles:
+        heads[2:2] = ["quartiles"]
+    compresses = case.compression != "none"
     if compresses:
         heads += ["wire B", "steady B", "ratio"]
     rows = [heads]
-    for name, summary in summarize(result).items():
-        rows.append(
-            [
-                name,
-                f"{summary.call:.2f}",
-                f"{summary.p50:.2f}",
-                f"{summary.p99:.2f}",
-                f"{summary.cpu:.2f}",
-                f"{summary.drained:.2f}",
-                _optional(summary.wakeups, ".0f"),
-                _optional(summary.faster, ".2f"),
-                _optional(summary.efficiency, ".2f"),
-            ]
-        )
+    for name, summary in summaries.items():
+        row = [
+            name,
+            f"{summary.call:.2f}",
+            f"{summary.p50:.2f}",
+            f"{summary.p99:.2f}",
+            f"{summary.cpu:.2f}",
+            f"{summary.drained:.2f}",
+            _optional(summary.wakeups, ".0f"),
+            _optional(summary.faster, ".2f"),
+            _optional(summary.efficiency, ".2f"),
+        ]
+        if quartiles:
+            row[2:2] = [f"{summary.lower:.2f} to {summary.upper:.2f}"]
         if compresses:
-            rows[-1] += [
+            row += [
                 _optional(summary.wire, ".1f"),
                 _optional(summary.steady, ".1f"),
                 _optional(summary.compressed, ".2f"),
             ]
-    print_table(rows)
-    for note in _notes(result):
-        print(note)
-    print(
+        rows.append(row)
+    return rows
+
+
+def explain(case: Case, methods: Collection[str]) -> list[str]:
+    """Say what the heads of the table of a case mean."""
+    lines = [
         "us/client, CPU us: of a call, per client and message, median; CPU is the server's, until the call returns or\n"
         "all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.\n"
         "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
-    )
-    if "floor-served" in result.methods:
-        print("efficiency of channel, wsfast-served, floor-served: against floor-served, which has the same sockets.")
-    if compresses:
-        print(
+    ]
+    if "floor-served" in methods:
+        lines.append(
+            "efficiency of channel, wsfast-served, floor-served: against floor-served, which has the same sockets."
+        )
+    if case.compression != "none":
+        lines.append(
             "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
             "a run of one method, the others' messages forgotten. ratio: steady B divided by the payload.\n"
             "Connections of picows have a window of 15 bits and memLevel 8, all others 12 bits and memLevel 5."
         )
+    return lines
 
 
 def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
     """Print the table of what connections take of a server's memory."""
     print(f"\nmemory: {case}")
+    print_table(tabulate_memory(weights))
+    print(MEMORY)
+    for way in weights:
+        print(f"{way}: {WAYS[way]}")
+
+
+MEMORY = """\
+KiB/client, clients MiB: by how much the resident memory of the server's process has grown from right before
+the clients connected to the end of a few broadcasts, per client and in all; process MiB: what it is then.
+Without the kernel's memory; and of an encoder, what its messages have reached yet: longer ones reach all."""
+"""What the heads of the table of memory mean."""
+
+
+def tabulate_memory(weights: Mapping[str, Weight]) -> list[list[str]]:
+    """Return the table of what connections take of a server's memory."""
     rows = [["server", "KiB/client", "clients MiB", "process MiB"]]
     for way, weight in weights.items():
         grown = weight.after - weight.before
         rows.append([way, f"{weight.each / 2**10:.1f}", f"{grown / 2**20:.1f}", f"{weight.after / 2**20:.1f}"])
-    print_table(rows)
-    print(
-        "KiB/client, clients MiB: by how much the resident memory of the server's process has grown from right before\n"
-        "the clients connected to the end of a few broadcasts, per client and in all; process MiB: what it is then.\n"
-        "Without the kernel's memory; and of an encoder, what its messages have reached yet: longer ones reach all."
-    )
-    for way in weights:
-        print(f"{way}: {WAYS[way]}")
+    return rows
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -217,7 +272,7 @@ _SYNCHRONOUS = (
 )
 
 
-def _notes(result: Result) -> list[str]:
+def warn(result: Result) -> list[str]:
     """Return warnings about what was measured."""
     notes = []
     for name, samples in result.methods.items():
@@ -247,24 +302,74 @@ def _optional(value: float | None, form: str) -> str:
 # ---- In files
 
 
-def write_json(
-    path: Path,
+def find_files(arguments: argparse.Namespace, kind: str) -> Run | None:
+    """See to the files that the options name before hours have been spent; return what is to be compared with.
+
+    Args:
+        arguments: The options `json`, `chart`, `report`, `compare`.
+        kind: What will be measured: `cases` or `scenarios`.
+
+    Raises:
+        UnfitError: If one could not be written, or is not what can be compared with.
+    """
+    for path in (arguments.json, arguments.chart, arguments.report):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UnfitError(f"there is no directory {path.absolute().parent}")
+        if path is not None and path.is_dir():
+            raise UnfitError(f"{path} is a directory")
+    if arguments.compare is None:
+        return None
+    from .comparison import load
+
+    return load(arguments.compare, kind)
+
+
+def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run | None) -> None:
+    """Write and print what the options ask for.
+
+    Args:
+        arguments: The options `json`, `report`, `compare`; and `argv`, the command line.
+        content: All that was measured, as it is written.
+        before: What is to be compared with.
+    """
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    comparison = None
+    if before is not None:
+        from .comparison import compare, parse, print_comparison
+
+        comparison = compare(before, parse(content))
+        print_comparison(comparison)
+    if arguments.report is not None:
+        from .page import render
+
+        command = shlex.join(["wsfast", *arguments.argv])
+        page = render(content, comparison, command=command, when=time.strftime("%Y-%m-%d %H:%M %z"))
+        arguments.report.write_text(page, encoding="utf-8")
+
+
+def of_processors(processors: tuple[int, int] | None) -> dict[str, int] | None:
+    """Return in the form of a file who was bound to which processor."""
+    return None if processors is None else {"server": processors[0], "clients": processors[1]}
+
+
+def collect(
     machine: Mapping[str, Any],
     versions: Mapping[str, str],
     processors: tuple[int, int] | None,
     results: Sequence[Result],
     weights: Mapping[Case, Mapping[str, Weight]],
-) -> None:
-    """Write everything that was measured: for each method a summary, and all samples, times in nanoseconds."""
-    content = {
+) -> dict[str, Any]:
+    """Return everything that was measured: for each method a summary, and all samples, times in nanoseconds."""
+    return {
         "machine": dict(machine),
         "versions": dict(versions),
-        "processors": None if processors is None else {"server": processors[0], "clients": processors[1]},
+        "processors": of_processors(processors),
         "cases": [
             {
                 "case": dataclasses.asdict(result.case),
                 "verdict": {**dataclasses.asdict(result.verdict), "server_is_the_bottleneck": result.verdict.server},
-                "warnings": _notes(result),
+                "warnings": warn(result),
                 "methods": {
                     name: {"summary": dataclasses.asdict(summary), "samples": dataclasses.asdict(result.methods[name])}
                     for name, summary in summarize(result).items()
@@ -283,7 +388,6 @@ def write_json(
             for case, servers in weights.items()
         ],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def draw_chart(path: Path, results: Sequence[Result]) -> None:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from wsfast.cli.machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
@@ -54,7 +52,7 @@ class Play:
 
 def play(arguments: argparse.Namespace, loops: tuple[str, ...]) -> int:
     """Play the scenarios that the options ask for, and print a table for each."""
-    from .report import print_machine
+    from .report import deliver, find_files, of_processors, print_machine
     from .session import Progress, ask
 
     if sys.platform != "linux":
@@ -62,9 +60,7 @@ def play(arguments: argparse.Namespace, loops: tuple[str, ...]) -> int:
     for option in ("chart", "memory"):
         if getattr(arguments, option) is not None:
             raise UnfitError(f"--{option} is not for scenarios")
-    path: Path | None = arguments.json
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UnfitError(f"there is no directory {path.absolute().parent}")
+    before = find_files(arguments, "scenarios")
     processors = two_processors()
     plans = [
         (name, loop, list(_PLANS[name](arguments, loop, processors))) for loop in loops for name in arguments.scenario
@@ -80,18 +76,30 @@ def play(arguments: argparse.Namespace, loops: tuple[str, ...]) -> int:
                 rows += answer if isinstance(answer, list) else [answer]
                 progress.advance()
             progress.clear()
-            print(f"\n{name}: {plan[0].title.partition(': ')[0]}, {loop}")
-            _PRINTERS[name](rows)
-            played.append({"scenario": name, "loop": loop, "tasks": [part.task for part in plan], "rows": rows})
-    if path is not None:
-        content = {
-            "machine": describe(),
-            "versions": versions(),
-            "processors": None if processors is None else {"server": processors[0], "clients": processors[1]},
-            "scenarios": played,
-        }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+            title = plan[0].title.partition(": ")[0]
+            print(f"\n{name}: {title}, {loop}")
+            _print_rows(name, rows)
+            played.append(
+                {"scenario": name, "loop": loop, "title": title, "tasks": [part.task for part in plan], "rows": rows}
+            )
+    content = {
+        "machine": describe(),
+        "versions": versions(),
+        "processors": of_processors(processors),
+        "scenarios": played,
+    }
+    deliver(arguments, content, before)
     return 0
+
+
+def _print_rows(name: str, rows: Sequence[Row]) -> None:
+    from .report import print_table
+    from .tables import tell
+
+    told = tell(name, rows)
+    print_table(told.table)
+    for line in (*told.warnings, told.legend):
+        print(line)
 
 
 # ---- What is to be done
@@ -239,189 +247,4 @@ _PLANS: dict[str, Callable[[argparse.Namespace, str, Processors], Iterator[Play]
     "frameworks": _frameworks,
     "relay": _relay,
     "memory-subscriptions": _memory_subscriptions,
-}
-
-
-# ---- Tables
-
-
-def _print_stalled(rows: Sequence[Row]) -> None:
-    from .report import print_table
-    from .stalled import LIMIT
-
-    table = [["method", "stalled", "messages", "messages/s", "p50 ms", "p99 ms", "p99 ratio", "grown MiB"]]
-    table[0] += ["disconnected", "dropped", "conflated", "in order"]
-    alone = {row["way"]: row for row in rows if not row["stalled"]}
-    for row in rows:
-        clients: Mapping[str, int] = row["clients"]
-        table.append(
-            [
-                row["way"],
-                str(row["stalled"]),
-                str(row["messages"]),
-                f"{row['rate']:.0f}",
-                f"{row['p50']:.2f}",
-                f"{row['p99']:.2f}",
-                f"{row['p99'] / alone[row['way']]['p99']:.2f}" if row["stalled"] else "-",
-                f"{row['grown'] / 2**20:.1f}",
-                str(row["disconnected"]),
-                str(row["dropped"]),
-                str(row["conflated"]),
-                f"{clients['complete']}/{clients['live']}",
-            ]
-        )
-    print_table(table)
-    for row in rows:
-        if row["messages"] < row["asked"]:
-            print(
-                f"{row['way']} with {row['stalled']} stalled: ended after {row['messages']} of {row['asked']} "
-                f"messages, when the memory had grown by {LIMIT >> 20} MiB"
-            )
-        if row["clients"]["complete"] < row["clients"]["live"]:
-            told = row["clients"]
-            print(
-                f"WARNING: {row['way']} with {row['stalled']} stalled: of {told['live']} clients that read, "
-                f"{told['wrong']} got other bytes than they should, {told['short']} too few; "
-                f"{told['closed']} were closed"
-            )
-    print(
-        "p50, p99: of a publish() and flush(), or a broadcast(). p99 ratio: to that without the stalled clients,\n"
-        "which are not connected then. grown: resident memory, from right before the first message to its highest.\n"
-        "dropped, conflated: of all clients. in order: of the clients that read, those that got every message in\n"
-        "order; every byte is compared. A client that is behind for a moment is conflated, too."
-    )
-
-
-def _print_conflate(rows: Sequence[Row]) -> None:
-    from .report import print_table
-
-    table = [["method", "published", "s", "read", "age s", "oldest s", "read fast", "newest of keys", "disordered"]]
-    table += [
-        [
-            row["way"],
-            str(row["published"]),
-            f"{row['seconds']:.1f}",
-            str(row["read"]),
-            "-" if row["age"] is None else f"{row['age']:.2f}",
-            "-" if row["oldest"] is None else f"{row['oldest']:.2f}",
-            str(row["more"]),
-            f"{row['newest']}/{row['keys']}",
-            str(row["disordered"]),
-        ]
-        for row in rows
-    ]
-    print_table(table)
-    print(
-        "age, oldest: seconds from publishing to reading, of the last 10 messages read slowly: median, most.\n"
-        "read fast: messages that were read after that. newest of keys: keys with whose newest value the client ends."
-    )
-
-
-def _print_topics(rows: Sequence[Row]) -> None:
-    from .report import print_table
-
-    reference = next((row["cpu"] for row in rows if row["way"] == "websockets"), None)
-    table = [["method", "ticks/s", "messages", "CPU us/message", "CPU ms/tick", "x websockets"]]
-    table += [
-        [
-            row["way"],
-            f"{row['rate']:.1f}",
-            str(row["deliveries"]),
-            f"{row['cpu']:.3f}",
-            f"{row['busy']:.1f}",
-            "-" if reference is None else f"{reference / row['cpu']:.2f}",
-        ]
-        for row in rows
-    ]
-    print_table(table)
-    print(
-        "messages: delivered, all of them have arrived. CPU: of the server in its ticks, until all is written or\n"
-        "waits. ticks/s: fewer than 20 if a tick takes longer."
-    )
-
-
-def _print_frameworks(rows: Sequence[Row]) -> None:
-    from .report import print_table
-
-    loops = {(row["framework"], row["compression"]): row["call"] for row in rows if row["way"] == "loop"}
-    table = [["framework", "compression", "method", "us/client", "x loop", "clients that never read"]]
-    for row in rows:
-        if "stopped" not in row:
-            told = "-"
-        elif row["stopped"] is None:
-            told = f"no call took longer than {row['longest'] * 1e3:.0f} ms"
-        else:
-            told = f"message {row['stopped'] + 1} never left"
-        table.append(
-            [
-                row["framework"],
-                row["compression"],
-                row["way"],
-                f"{row['call']:.2f}",
-                f"{loops[row['framework'], row['compression']] / row['call']:.2f}",
-                told,
-            ]
-        )
-    print_table(table)
-    print(
-        "loop: `for connection in connections: await connection.send_text(message)`, on a stock server; wsfast on one\n"
-        "with its protocol class (FastAPI) or a stock one (aiohttp); floor: a bare loop of send() in C over the same\n"
-        "sockets. us/client: of a call, median; in turns."
-    )
-
-
-def _print_relay(rows: Sequence[Row]) -> None:
-    from .report import print_table
-
-    table = [["broker", "method", "messages", "messages/s", "publisher us", "receiver us", "p50 ms", "p99 ms"]]
-    table += [
-        [
-            row["broker"],
-            row["way"],
-            str(row["messages"]),
-            f"{row['rate']:.0f}",
-            f"{row['publisher']:.1f}",
-            f"{row['receiver']:.1f}",
-            f"{row['p50'] * 1e3:.2f}",
-            f"{row['p99'] * 1e3:.2f}",
-        ]
-        for row in rows
-    ]
-    print_table(table)
-    print(
-        "recipe: await publish(), one message after the other, and whatever the library iterates with. us: CPU per\n"
-        "message of that process. p50, p99: from publishing to receiving, 500 messages/s. The broker has no processor\n"
-        "of its own here, if there are only two."
-    )
-
-
-def _print_memory_subscriptions(rows: Sequence[Row]) -> None:
-    from .report import print_table
-
-    table = [["connections", "channels", "subscriptions", "measured", "subscribed B", "B/subscription"]]
-    table += [
-        [
-            str(row["connections"]),
-            str(row["channels"]),
-            str(row["subscriptions"]),
-            row["how"],
-            f"{row['subscribed']:.0f}",
-            f"{row['each']:.0f}",
-        ]
-        for row in rows
-    ]
-    print_table(table)
-    print(
-        "subscribed: right after subscribe(); B/subscription: after a message in each channel, too. resident: pages\n"
-        "of the process, which may have had room for some; traced: by tracemalloc, what Python's allocators gave out."
-    )
-
-
-_PRINTERS: dict[str, Callable[[Sequence[Row]], None]] = {
-    "stalled": _print_stalled,
-    "conflate": _print_conflate,
-    "topics": _print_topics,
-    "frameworks": _print_frameworks,
-    "relay": _print_relay,
-    "memory-subscriptions": _print_memory_subscriptions,
 }
