@@ -8,7 +8,7 @@ BUILD ?= build
 # The extension must be built here; only users without a compiler get the twin alone.
 export WSFAST_REQUIRE_EXT = 1
 
-.PHONY: demo test test-c test-python sanitize lint format types bench matrix leaks clean
+.PHONY: demo test test-c test-python sanitize lint format types bench docs matrix support leaks clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -40,6 +40,10 @@ leaks: $(VENV)/ready
 matrix:
 	PYTHON=$(PYTHON) .ci/matrix
 
+# Older releases of every library whose connections can be sent to; writes the table of docs/how-to/support.md.
+support: $(VENV)/ready
+	PYTHON=$(BIN)/python .ci/support
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -51,11 +55,22 @@ format: $(VENV)/ready
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i csrc/*.[ch] csrc/tests/*.[ch]
 
+# The library also as it is on macOS; the command line and the demo ask the operating system for more.
 types: $(VENV)/ready
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin --follow-imports=silent --exclude '/(cli|demo|__main__)' src
+	$(BIN)/mypy --platform win32 --follow-imports=silent --exclude '/(cli|demo|__main__)' src
 
 bench: $(VENV)/ready
 	$(BIN)/wsfast bench
+
+# The documentation as a site, site/index.html. A warning is an error.
+docs: $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/ready-docs: $(VENV)/ready
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	touch $@
 
 # An editable installation: the extension is rebuilt when one of its sources has changed, at the next import.
 $(VENV)/ready: pyproject.toml
@@ -65,4 +80,4 @@ $(VENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(BUILD) $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(BUILD) $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache site

@@ -6,6 +6,7 @@ import array
 import contextlib
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator

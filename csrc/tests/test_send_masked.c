@@ -200,6 +200,7 @@ int main(void)
         printf("-- %s\n", tcp ? "tcp" : "unix");
         RUN(masked_rfc_example);
         RUN(masked_frame_of_each_receiver_has_its_own_key);
+        RUN(masked_groups_choose_first_octet_and_payload);
         RUN(masked_empty_payload_needs_no_data);
         RUN(masked_send_keeps_to_scratch_payload_and_keys);
         RUN(masked_partial_write_counts_octets_of_the_frame);

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
+import select as system_select
 from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
 __all__ = ["POLL_INTERVAL", "Watch"]
+
+select: Any = system_select  # what is in it depends on the platform, and mypy looks at one at a time
 
 POLL_INTERVAL = 0.01
 """Seconds between two looks at what cannot be watched."""
@@ -47,7 +49,7 @@ class Watch:
         if not hasattr(select, "epoll") and not hasattr(select, "kqueue"):
             raise OSError("there is nothing to watch it with")
         if self._poller is None:
-            poller = select.epoll() if hasattr(select, "epoll") else select.kqueue()  # type: ignore[attr-defined]
+            poller = select.epoll() if hasattr(select, "epoll") else select.kqueue()
             reference = ref(self)  # the loop must not keep what is to end when nobody needs it
 
             def on_ready() -> None:
@@ -68,8 +70,8 @@ class Watch:
             except FileNotFoundError:
                 self._poller.register(fd, events)
         else:
-            flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT  # type: ignore[attr-defined]
-            self._poller.control([select.kevent(fd, select.KQ_FILTER_WRITE, flags)], 0, 0)  # type: ignore[attr-defined]
+            flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT
+            self._poller.control([select.kevent(fd, select.KQ_FILTER_WRITE, flags)], 0, 0)
 
     def once_later(self, key: object, callback: Callable[[], None]) -> None:
         """Call back, once, after a short while."""

@@ -31,6 +31,10 @@ from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["send_to_all"]
 
+# Windows has neither, and there all connections are sent to ordinarily: see `alone`.
+MSG_DONTWAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
+POLLOUT: int = getattr(select, "POLLOUT", 0)
+
 RETRY = 0.005
 """Seconds between two looks at whether a connection that another thread uses is free."""
 
@@ -75,7 +79,7 @@ def send_to_all(
                     fd = connection.socket.fileno()
                     rests[fd] = connection, outcome
                     assert poller is not None
-                    poller.register(fd, select.POLLOUT)
+                    poller.register(fd, POLLOUT)
                     continue
                 _release(held, connection)
                 if outcome is None:
@@ -150,7 +154,7 @@ def _refusal(connection: Any) -> Outcome | None:
 def _send(sock: Any, data: bytes | memoryview) -> int | Exception:
     """Send what the kernel takes right now."""
     try:
-        return int(sock.send(data, socket.MSG_DONTWAIT))
+        return int(sock.send(data, MSG_DONTWAIT))
     except (BlockingIOError, InterruptedError):
         return 0
     except OSError as exc:

@@ -45,7 +45,7 @@ from .ticks import Burst, bursts
 
 __all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
 
-QUIET = 0.05
+QUIET = 0.25
 """Seconds without a byte after which nothing more is on its way, where it is not known how much was sent."""
 
 TRIALS = 9
