@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import secrets
@@ -23,7 +24,7 @@ from wsfast.hub import Hub, Kind
 from wsfast.message import PreparedMessage
 from wsfast.policies import DropNewest, DropOldest
 
-from .wire import FAREWELL, MARK, MESSAGE, REQUEST, Address, Parcel, check_key, check_user, pack, unpack
+from .wire import FAREWELL, MARK, MESSAGE, PUBLISHER, REQUEST, Address, Parcel, check_key, check_user, pack, unpack
 
 __all__ = ["Broker", "Gap", "Receiving", "Relay", "RelayStats", "Sending", "Want"]
 
@@ -39,7 +40,7 @@ CHUNK = 500
 """Topics that are subscribed to at once."""
 
 ADDRESSES = 65536
-"""Topics and users of which a relay knows the number of the last message that it has sent."""
+"""Topics and users of which a relay knows the number of the last message that it has sent, or received by patterns."""
 
 PUBLISHERS = 1024
 """Publishers of one topic whose last number is known."""
@@ -175,25 +176,27 @@ class Relay:
         self._on_gap = on_gap
         self._timeout = timeout
         self._id = secrets.randbits(64)
+        self._own = self._id.to_bytes(8)
         # To be sent.
         self._queue: deque[tuple[Address | None, bytes, float]] = deque()
         self._queue_bytes = 0
         self._under_way = 0
         self._numbers: OrderedDict[Address, _Numbers] = OrderedDict()
-        self._publications = 0
-        self._marks_due = self._request_due = False
+        self._epochs = self._publications = 0
+        self._marks_due = self._request_due = self._farewell_due = False
         self._marked = 0.0
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
         # Received.
-        self._seen: dict[Address, OrderedDict[int, tuple[int, int]]] = {}
+        self._seen: OrderedDict[Address, OrderedDict[int, tuple[int, int]]] = OrderedDict()
         self._delivered: OrderedDict[tuple[int, int], set[str]] = OrderedDict()
         # At the broker.
         self._wanted: dict[Want | None, None] = {None: None}
+        self._unsettled: dict[Want | None, None] = {}
         self._subscribed: set[Want | None] = set()
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
-        self._sending = self._receiving = False
+        self._sending = self._receiving = self._attached = False
         self._connected = asyncio.Event()
         self._warned = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -213,10 +216,13 @@ class Relay:
         """Begin. If the broker is not there within the timeout, a warning is logged, and it is looked for meanwhile.
 
         Raises:
-            RuntimeError: If the hub has a relay, or belongs to another event loop.
-            TypeError: If one of the users of the hub is neither a str nor an int.
+            RuntimeError: If the hub has a relay, or belongs to another event loop, or this was used before.
+            TypeError, ValueError: If one of the users of the hub is neither a str nor an int.
         """
+        if self._tasks:
+            raise RuntimeError("a Relay is for one time")
         present = self._hub.attach(self)
+        self._attached = True
         try:
             for kind, name in present:
                 if kind == "user":
@@ -235,7 +241,7 @@ class Relay:
     ) -> None:
         """End. What waits is sent, if the broker takes it within the timeout."""
         try:
-            self._hub.attach(None)
+            self._detach()
             if exc_type is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._timeout if self._sending else 0):
@@ -244,19 +250,23 @@ class Relay:
             await self._end()
 
     async def _drain(self) -> None:
-        while self._queue or self._under_way:
-            self._emptied.clear()
-            await self._emptied.wait()
-        self._enqueue(None, pack(Parcel(FAREWELL, self._id)))
-        while self._queue or self._under_way:
+        """Wait until all is sent, also what is missing, and that nothing more will come."""
+        self._farewell_due = True
+        self._filled.set()
+        while self._farewell_due:
             self._emptied.clear()
             await self._emptied.wait()
 
+    def _detach(self) -> None:
+        if self._attached:  # else the hub may have another relay
+            self._attached = False
+            self._hub.attach(None)
+
     async def _end(self) -> None:
-        self._hub.attach(None)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._detach()
+        await _stop(*self._tasks)
+        self._sending = self._receiving = False
+        self._connected.clear()
 
     # ---- For users
 
@@ -276,7 +286,7 @@ class Relay:
             TimeoutError: If that takes longer than so many seconds.
         """
         async with asyncio.timeout(timeout):
-            while set(self._wanted) != self._subscribed:
+            while self._wanted.keys() != self._subscribed:
                 self._settled.clear()
                 await self._settled.wait()
 
@@ -293,12 +303,13 @@ class Relay:
 
     def want(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`."""
-        self._wanted[kind, name] = None
+        self._wanted[kind, name] = self._unsettled[kind, name] = None
         self._changed.set()
 
     def unwant(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`. What comes when it is wanted again follows upon nothing."""
         self._wanted.pop((kind, name), None)
+        self._unsettled[kind, name] = None
         self._changed.set()
         if kind == "pattern":
             for address in [address for address in self._seen if not self._is_wanted(address)]:
@@ -326,7 +337,8 @@ class Relay:
             if numbers is None:
                 if len(self._numbers) >= ADDRESSES:
                     self._numbers.popitem(last=False)
-                numbers = self._numbers[address] = _Numbers(time.time_ns())
+                self._epochs += 1
+                numbers = self._numbers[address] = _Numbers(self._epochs)
             else:
                 self._numbers.move_to_end(address)
             numbers.number += 1
@@ -393,10 +405,10 @@ class Relay:
                         count = sum(address is not None for address, _, _ in batch)
                         self._counts["sent"] += count - refused
                         self._counts["dropped"] += refused
+                        self._marks_due |= refused > 0
                         self._under_way = 0
                         batch = []
                     if not self._queue:
-                        self._emptied.set()
                         await self._mark(sending)
             except Exception as exc:
                 again = True
@@ -414,9 +426,12 @@ class Relay:
         while not batch:
             self._filled.clear()
             if not self._queue:
-                if self._request_due or (self._marks_due and self._mark_delay() <= 0):
+                delay = self._mark_delay() if self._marks_due else None
+                if self._request_due or self._farewell_due or (delay is not None and delay <= 0):
                     break
-                await self._filled.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._filled.wait()
             limit = None if self._slow.max_age is None else time.monotonic() - self._slow.max_age
             while self._queue and len(batch) < BATCH and (not batch or size + len(self._queue[0][1]) <= BATCH_BYTES):
                 item = self._queue.popleft()
@@ -431,16 +446,25 @@ class Relay:
         return batch
 
     async def _mark(self, sending: Sending) -> None:
-        """Tell others the numbers of the last messages, if some may be missing; ask for theirs, if that is due."""
+        """Tell others the numbers of the last messages, if some may be missing; ask for theirs, if that is due.
+
+        And take leave of them, if that is due.
+        """
         if self._request_due:
             async with asyncio.timeout(self._timeout):
                 await sending.publish([(None, pack(Parcel(REQUEST, self._id)))])
             self._request_due = False
-        if not self._marks_due:
+        if self._queue:  # what waits has numbers already
             return
-        if (delay := self._mark_delay()) > 0:
-            asyncio.get_running_loop().call_later(delay, self._filled.set)
-            return
+        if self._marks_due and (self._farewell_due or self._mark_delay() <= 0):
+            await self._send_marks(sending)
+        if self._farewell_due:  # and there is no hub that anything could come from
+            async with asyncio.timeout(self._timeout):
+                await sending.publish([(None, pack(Parcel(FAREWELL, self._id)))])
+            self._farewell_due = False
+            self._emptied.set()
+
+    async def _send_marks(self, sending: Sending) -> None:
         self._marked = time.monotonic()
         self._marks_due = False
         marks = [
@@ -484,12 +508,13 @@ class Relay:
                 async with asyncio.timeout(self._timeout):
                     receiving = await self._broker.open_receiving(self._receive)
                 running = asyncio.create_task(receiving.run())
+                self._unsettled = dict(self._wanted)
                 await self._settle(receiving, running)
                 self._counts["reconnects"] += again
                 self._note(receiving=True)
                 backoff = FIRST_BACKOFF
-                if again:  # something may be missing, and nothing follow upon it
-                    self._request_due = True
+                if again:  # something may be missing, and nothing follow upon it; and requests of others', too
+                    self._request_due = self._marks_due = True
                     self._filled.set()
                 again = True
                 while not running.done():
@@ -508,8 +533,7 @@ class Relay:
             finally:
                 self._subscribed.clear()
                 if running is not None:
-                    running.cancel()
-                    await asyncio.gather(running, return_exceptions=True)
+                    await _stop(running)
                 if receiving is not None:
                     await _close(receiving)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
@@ -517,11 +541,12 @@ class Relay:
 
     async def _settle(self, receiving: Receiving, running: asyncio.Task[None]) -> None:
         """Subscribe to what is wanted and is not subscribed to yet; the other way round, too."""
-        while not running.done():
-            wanted = [want for want in self._wanted if want not in self._subscribed][:CHUNK]
-            unwanted = [want for want in self._subscribed if want is not None and want not in self._wanted][:CHUNK]
-            if not wanted and not unwanted:
-                break
+        while self._unsettled and not running.done():
+            some = list(itertools.islice(self._unsettled, CHUNK))
+            for want in some:
+                del self._unsettled[want]
+            wanted = [want for want in some if want in self._wanted and want not in self._subscribed]
+            unwanted = [want for want in some if want and want not in self._wanted and want in self._subscribed]
             async with asyncio.timeout(self._timeout):
                 if wanted:
                     await receiving.subscribe(wanted)
@@ -533,6 +558,8 @@ class Relay:
 
     def _receive(self, data: bytes) -> None:
         """Deal with what the broker has sent."""
+        if data[PUBLISHER] == self._own:
+            return
         try:
             parcel = unpack(data)
             message = parcel.message() if parcel.kind == MESSAGE else None
@@ -540,8 +567,6 @@ class Relay:
             self._counts["malformed"] += 1
             if self._counts["malformed"] == 1:
                 logger.warning("%r has received what it does not know: %s", self, exc)
-            return
-        if parcel.publisher == self._id:
             return
         if parcel.kind == REQUEST:
             self._marks_due = True
@@ -561,7 +586,13 @@ class Relay:
 
     def _is_new(self, parcel: Parcel, address: Address) -> bool:
         """Whether a message has not been received yet; take note of it, and report what is missing before it."""
-        publishers = self._seen.setdefault(address, OrderedDict())
+        publishers = self._seen.get(address)
+        if publishers is None:
+            publishers = self._seen[address] = OrderedDict()
+            if len(self._seen) > len(self._wanted) + ADDRESSES:  # those of patterns have no end
+                self._seen.popitem(last=False)
+        else:
+            self._seen.move_to_end(address)
         last = publishers.get(parcel.publisher)
         now = parcel.epoch, parcel.number
         if last is not None and now <= last:
@@ -599,8 +630,22 @@ class Relay:
         self._hub.deliver((name,), message, parcel.key, excluded)
 
 
+async def _stop(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks, until they have ended: clients of brokers have swallowed it."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=2)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _close(connection: Sending | Receiving) -> None:
-    """Close a connection that may be broken."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(1):
-            await connection.close()
+    """Close a connection that may be broken, also if this is cancelled meanwhile: half closed, it would stay open."""
+    closing = asyncio.create_task(connection.close())
+    try:
+        await asyncio.wait((closing,), timeout=1)
+    finally:
+        if not closing.done():
+            await asyncio.wait((closing,), timeout=1)
+            closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,12 @@ PENDING_MESSAGES = 1 << 20
 """Messages of a subject that wait for this process, at most; beyond, they are missing."""
 
 PENDING_BYTES = 256 << 20
+
+LONGEST_TOKEN = 64
+"""Bytes of the longest token that stands in a subject as it is: a line of the protocol has at most 4096."""
+
+LONGEST_PREFIX = 100
+"""Bytes of the longest prefix."""
 
 
 class NatsBroker:
@@ -42,6 +49,8 @@ class NatsBroker:
             if parts.scheme not in ("nats", "tls", "ws", "wss"):
                 raise ValueError(f"url must begin with nats://, tls://, ws:// or wss://, not {parts.scheme}://")
             names.append(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+        if len(prefix.encode()) > LONGEST_PREFIX:
+            raise ValueError(f"prefix must not have more than {LONGEST_PREFIX} bytes, but is {prefix!r}")
         self.name = ",".join(names)
         self._urls = urls
         self._prefix = prefix
@@ -57,29 +66,39 @@ class NatsBroker:
         async def on_error(_: Exception) -> None:
             """Do nothing: what is missing is found by its number."""
 
-        return await nats.connect(
-            self._urls,
-            allow_reconnect=False,
-            connect_timeout=max(1, round(self._timeout)),
-            ping_interval=max(1, round(self._timeout)),
-            max_outstanding_pings=1,
-            closed_cb=on_closed,
-            disconnected_cb=on_closed,
-            error_cb=on_error,
-        )
+        client = Client()
+        try:
+            await client.connect(
+                self._urls,
+                allow_reconnect=False,
+                connect_timeout=2 * max(1, round(self._timeout)),  # the relay's comes first
+                ping_interval=max(1, round(self._timeout)),
+                max_outstanding_pings=1,
+                closed_cb=on_closed,
+                disconnected_cb=on_closed,
+                error_cb=on_error,
+            )
+        except BaseException:
+            await asyncio.shield(client.close())  # which has a socket, if the server was there
+            raise
+        return client
 
     def subject(self, want: Address | Want | None) -> str:
         """Return the subject of an address, or of a pattern, which has the same form there."""
         if want is None:
             return f"{self._prefix}.all"
         kind, name = want
-        if kind == "user":  # which may be any string
-            return f"{self._prefix}.u.{name.encode().hex()}" if isinstance(name, str) else f"{self._prefix}.n.{name}"
+        if kind == "user":  # which may be any string, also an empty one
+            token = f"u.{_short('=' + name.encode().hex())}" if isinstance(name, str) else f"n.{name}"
+            return f"{self._prefix}.{token}"
+        if len(name.encode()) > LONGEST_TOKEN:
+            name = ".".join(map(_short, name.split(".")))
         return f"{self._prefix}.t.{name}"
 
     async def open_sending(self) -> Sending:
         """Connect to publish."""
-        return _Sending(self, await self.connect(asyncio.get_running_loop().create_future()), self._timeout)
+        lost = asyncio.get_running_loop().create_future()
+        return _Sending(self, await self.connect(lost), lost, self._timeout)
 
     async def open_receiving(self, receive: Callable[[bytes], None]) -> Receiving:
         """Connect to subscribe."""
@@ -87,10 +106,29 @@ class NatsBroker:
         return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)
 
 
+def _short(token: str) -> str:
+    """Return what stands for a token; a long one's digest, so that no subject is too long for the server."""
+    data = token.encode()
+    return token if len(data) <= LONGEST_TOKEN else hashlib.sha256(data).hexdigest()[:32]
+
+
+async def _flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
+    """Wait until the server has dealt with all that was sent; raise at once when the connection is lost."""
+    flushing = asyncio.ensure_future(client.flush(max(1, round(timeout))))
+    try:
+        await asyncio.wait((flushing, lost), return_when=asyncio.FIRST_COMPLETED)
+        if not flushing.done():
+            raise ConnectionResetError("the broker has closed the connection")
+        await flushing
+    finally:
+        flushing.cancel()
+
+
 class _Sending:
-    def __init__(self, broker: NatsBroker, client: Client, timeout: float) -> None:
+    def __init__(self, broker: NatsBroker, client: Client, lost: asyncio.Future[None], timeout: float) -> None:
         self._broker = broker
         self._client = client
+        self._lost = lost
         self._timeout = timeout
 
     async def publish(self, parcels: Sequence[tuple[Address | None, bytes]]) -> int:
@@ -100,7 +138,7 @@ class _Sending:
                 await self._client.publish(self._broker.subject(address), data)
             except nats.errors.MaxPayloadError:
                 refused += 1
-        await self._client.flush(max(1, round(self._timeout)))
+        await _flush(self._client, self._lost, self._timeout)
         return refused
 
     async def close(self) -> None:
@@ -134,14 +172,14 @@ class _Receiving:
                 pending_msgs_limit=PENDING_MESSAGES,
                 pending_bytes_limit=PENDING_BYTES,
             )
-        await self._client.flush(max(1, round(self._timeout)))
+        await _flush(self._client, self._lost, self._timeout)
 
     async def unsubscribe(self, wants: Sequence[Want]) -> None:
         for want in wants:
             await self._subscriptions.pop(want).unsubscribe()
 
     async def run(self) -> None:
-        await self._lost
+        await asyncio.wait((self._lost,))
 
     async def close(self) -> None:
         with contextlib.suppress(nats.errors.Error):

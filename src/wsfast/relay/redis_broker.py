@@ -41,7 +41,12 @@ class RedisBroker:
     def _client(self) -> redis.asyncio.Redis:
         # A connection that is lost is told to the relay at once, which knows what to do.
         client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
-            self._url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=self._timeout, decode_responses=False
+            self._url,
+            # With errors to be retried, a PubSub would connect again before it raises them.
+            retry=Retry(NoBackoff(), 0, supported_errors=()),
+            socket_timeout=None,  # else there would be a timer for each reply; the relay has one for all
+            socket_connect_timeout=self._timeout,
+            decode_responses=False,
         )
         return client
 
@@ -94,8 +99,8 @@ class _Sending:
         pipeline = self._client.pipeline(transaction=False)
         for address, data in parcels:
             pipeline.publish(self._broker.channel(address), data)
-        await pipeline.execute()
-        return 0
+        replies = await pipeline.execute(raise_on_error=False)
+        return sum(isinstance(reply, redis.exceptions.ResponseError) for reply in replies)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -111,6 +116,7 @@ class _Receiving:
         self._receive = receive
         self._timeout = timeout
         self._awaited: dict[bytes, asyncio.Future[None]] = {}
+        self._heard = True
 
     async def begin(self) -> None:
         """Connect."""
@@ -133,16 +139,35 @@ class _Receiving:
         await asyncio.gather(*futures)
 
     async def run(self) -> None:
-        pinged = False
+        tasks = asyncio.create_task(self._read()), asyncio.create_task(self._watch())
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for future in self._awaited.values():  # nobody is to wait for what will not come
+                if not future.done():
+                    future.set_exception(ConnectionResetError("the broker has closed the connection"))
+                    future.exception()  # whether anybody waits or not
+
+    async def _watch(self) -> None:
+        """Raise TimeoutError when nothing is heard of the broker."""
         while True:
-            message = await self._pubsub.get_message(timeout=self._timeout)
-            if message is None:
-                if pinged:
-                    raise TimeoutError("the broker does not answer")
+            heard, self._heard = self._heard, False
+            if not heard:
                 await self._pubsub.ping()
-                pinged = True
+            await asyncio.sleep(self._timeout)
+            if not heard and not self._heard:
+                raise TimeoutError("the broker does not answer")
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._pubsub.handle_message(await self._pubsub.parse_response(block=True))
+            self._heard = True
+            if message is None:
                 continue
-            pinged = False
             kind = message["type"]
             if kind in ("message", "pmessage"):
                 self._receive(message["data"])

@@ -7,7 +7,7 @@
 | 2      | kind: 0 message, 1 mark, 2 request for marks, 3 farewell                                        |
 | 3      | flags: 1 Text frame, 2 not to be compressed                                                     |
 | 4-11   | publisher, a random number                                                                      |
-| 12-19  | epoch: when the publisher has begun to number the messages of this address                      |
+| 12-19  | epoch: which it is of the times that the publisher has begun to number messages of an address   |
 | 20-27  | number of the message among those of its address and epoch, from 1; of a mark, that of the last |
 | 28-31  | octets of the head                                                                              |
 | 32-    | head, a JSON object: topic or user, key, excluded users, all topics; behind it the payload      |
@@ -23,14 +23,31 @@ from typing import Any
 
 from wsfast.hub import Kind
 from wsfast.message import PreparedMessage
+from wsfast.patterns import check_topic
 
-__all__ = ["FAREWELL", "MARK", "MESSAGE", "REQUEST", "Address", "Parcel", "check_key", "check_user", "pack", "unpack"]
+__all__ = [
+    "FAREWELL",
+    "MARK",
+    "MESSAGE",
+    "PUBLISHER",
+    "REQUEST",
+    "Address",
+    "Parcel",
+    "check_key",
+    "check_user",
+    "pack",
+    "unpack",
+]
 
 MESSAGE, MARK, REQUEST, FAREWELL = range(4)
 
 _MAGIC, _VERSION = 0xF5, 1
 _TEXT, _PLAIN = 1, 2
+_LARGEST_INT = 1 << 256
 _HEAD = struct.Struct(">BBBBQQQI")
+
+PUBLISHER = slice(4, 12)
+"""Where the publisher is."""
 
 Address = tuple[Kind, Any]
 """A topic, or a user: messages of each are numbered."""
@@ -70,12 +87,15 @@ def check_key(key: Any) -> None:
 
     Raises:
         TypeError: If it is neither None, a str, an int, a float, a bool nor a tuple of such.
+        ValueError: If it is an int of more than 256 bits.
     """
     if isinstance(key, tuple):
         for part in key:
             check_key(part)
     elif key is not None and type(key) not in (str, int, float, bool):
         raise TypeError(f"with a relay, a key must be a str, a number or a tuple of these, not {type(key).__name__}")
+    elif type(key) is int:
+        _check_int(key)
 
 
 def check_user(user: Any) -> None:
@@ -83,9 +103,20 @@ def check_user(user: Any) -> None:
 
     Raises:
         TypeError: If it is neither a str nor an int.
+        ValueError: If it is a str with a lone surrogate, which has no encoding as UTF-8, or an int of more than 256
+            bits.
     """
-    if type(user) not in (str, int):
+    if type(user) is str:
+        user.encode()
+    elif type(user) is int:
+        _check_int(user)
+    else:
         raise TypeError(f"with a relay, a user must be a str or an int, not {type(user).__name__}")
+
+
+def _check_int(value: int) -> None:
+    if not -_LARGEST_INT < value < _LARGEST_INT:
+        raise ValueError("with a relay, an int must not have more than 256 bits")
 
 
 def pack(parcel: Parcel) -> bytes:
@@ -122,9 +153,11 @@ def unpack(data: bytes) -> Parcel:
         if len(data) < end:
             raise ValueError("its end is missing")
         head = json.loads(data[_HEAD.size : end])
+        if not isinstance(head, dict):
+            raise ValueError("its head is no object")
         address: Address | None = None
         if "t" in head:
-            address = "topic", str(head["t"])
+            address = "topic", check_topic(head["t"])
         elif "u" in head:
             check_user(head["u"])
             address = "user", head["u"]
@@ -142,9 +175,9 @@ def unpack(data: bytes) -> Parcel:
             not flags & _PLAIN,
             _hashable(head.get("k")),
             tuple(_hashable(user) for user in head.get("x", ())),
-            None if together is None else (int(together[0]), tuple(map(str, together[1]))),
+            None if together is None else (int(together[0]), tuple(map(check_topic, together[1]))),
         )
-    except (struct.error, TypeError, LookupError, RecursionError) as exc:
+    except (struct.error, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
 
 
