@@ -103,6 +103,12 @@ class Broker(Protocol):
         """Return how many clients are connected; of Redis's, those that subscribe."""
 
 
+def _is_stopped(process: int) -> bool:
+    """Whether all threads of a process are stopped."""
+    stats = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] in "tT" for stat in stats)
+
+
 class _Server:
     kind = ""
 
@@ -145,6 +151,10 @@ class _Server:
     def freeze(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + TIMEOUT
+        while not _is_stopped(self._process.pid):  # a thread that runs may answer something more
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         assert self._process is not None

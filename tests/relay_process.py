@@ -165,9 +165,14 @@ class Process:
 
     async def until(self, command: str, condition: Any) -> Any:
         """Ask it something until a condition holds of the answer; return that."""
-        async with asyncio.timeout(TIMEOUT):
-            while not condition(answer := await self.tell(command)):
-                await asyncio.sleep(0.02)
+        answer = None
+        try:
+            async with asyncio.timeout(2 * TIMEOUT):
+                while not condition(answer := await self.tell(command)):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            stats = await self.tell("stats")
+            raise AssertionError(f"{command} still says {str(answer)[:2000]}; stats are {stats}") from None
         return answer
 
     def freeze(self) -> None:
