@@ -1,8 +1,7 @@
-"""The command line: bench and demo, with few clients and for a moment. What they measure is nobody's business here."""
+"""The command line, and bench, with few clients and for a moment. What they measure is nobody's business here."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
 import os
@@ -22,7 +21,6 @@ from wsfast.cli.bench.cases import COMPRESSED, FEATURES, METHODS, Case, Result, 
 from wsfast.cli.bench.methods import core_in_use
 from wsfast.cli.bench.report import describe_verdict, percentile, print_case, ratio, summarize
 from wsfast.demo import server
-from wsfast.demo.ticks import Follower, Market
 
 TINY = ["--clients", "5", "--rounds", "2", "--calls", "2"]
 
@@ -363,93 +361,3 @@ def test_verdict() -> None:
     assert line.endswith("0.10 ms after the call: the server is the bottleneck")
     late = Verdict(sender="floor", clients=10, drained=1e3, size=66, behind=9_000_000, call=1_000_000)
     assert describe_verdict(late).startswith("WARNING: clients drain at 0 MB/s")
-
-
-# ---- demo
-
-
-@pytest.mark.parametrize("loop", ["auto", *LOOPS])
-def test_demo(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Both functions broadcast in turn, and all clients get all ticks."""
-    assert main(["demo", "--clients", "20", "--seconds", "1", "--rate", "20", "--loop", loop]) == 0
-    output = capsys.readouterr().out
-    assert "20 clients have connected" in output
-    assert "\nwebsockets.broadcast " in output
-    assert "\nwsfast.broadcast " in output
-    assert "times faster" in output
-    assert output.splitlines()[-1].startswith("All 20 clients received all ")
-
-
-def test_demo_tells_what_was_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    """Clients that have not got every tick are an error."""
-    demo = server.Demo(clients=20, seconds=1, rate=10, loop="asyncio", processors=None)
-    demo.market.seq = 7
-    assert demo._judge({"seen": [[6, 1], [7, 19]], "disordered": 0}) == 1
-    assert "of 20 clients, 1 did not receive all 7 ticks, and 0 received them out of order" in capsys.readouterr().err
-    assert demo._judge({"seen": [[7, 20]], "disordered": 2}) == 1
-    assert "0 did not receive all 7 ticks, and 2 received them out of order" in capsys.readouterr().err
-    assert demo._judge({"seen": [[7, 20]], "disordered": 0}) == 0
-
-
-def test_demo_that_skips_a_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A broadcast that leaves a client out is noticed."""
-    careful = wsfast.broadcast
-
-    def careless(connections: list[Any], message: str) -> None:
-        careful(connections[demo.market.seq == 7 :], message)
-
-    monkeypatch.setattr(wsfast, "broadcast", careless)
-    monkeypatch.setattr(server, "broadcast", careless)
-    demo = server.Demo(clients=3, seconds=0.5, rate=10, loop="asyncio", processors=None)
-    assert demo.run() == 1
-    assert "of 3 clients, 1 did not receive all" in capsys.readouterr().err
-
-
-def test_demo_whose_clients_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without clients, the demonstration ends at once."""
-
-    async def hang_up(self: server.Demo, turns: object) -> float:
-        for connection in self.connections:
-            connection.transport.abort()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    monkeypatch.setattr(server.Demo, "_find_interval", hang_up)
-    assert main(["demo", "--clients", "3"]) == 1
-    assert "wsfast demo: error: the clients have ended too early" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("argv", [["--seconds", "0"], ["--rate", "-1"]])
-def test_demo_wrong_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """There is no time before the beginning."""
-    assert main(["demo", *argv]) == 1
-    assert "must be positive" in capsys.readouterr().err
-
-
-def test_demo_without_uvloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Uvloop is used if it is there; to ask for it when it is not is an error."""
-    absent(monkeypatch, "uvloop")
-    assert main(["demo", "--loop", "uvloop"]) == 1
-    assert "uvloop is not installed; pip install wsfast[uvloop]" in capsys.readouterr().err
-    assert main(["demo", "--clients", "2", "--seconds", "0.3"]) == 0
-    assert "(asyncio)" in capsys.readouterr().out
-
-
-def test_ticks() -> None:
-    """Ticks are JSON and numbered from 1 on."""
-    market = Market()
-    ticks = [json.loads(market.tick()) for _ in range(3)]
-    assert [tick["seq"] for tick in ticks] == [1, 2, 3]
-    assert set(ticks[0]) == {"symbol", "price", "size", "seq"}
-
-
-@pytest.mark.parametrize(
-    ("seqs", "complete"),
-    [([1, 2, 3], True), ([1, 2], False), ([1, 3], False), ([1, 3, 2], False), ([1, 2, 2, 3], False), ([], False)],
-)
-def test_follower(seqs: list[int], complete: bool) -> None:
-    """A client notices what it missed, what it got twice, and what came out of order."""
-    follower = Follower()
-    for seq in seqs:
-        follower.follow(json.dumps({"seq": seq}))
-    assert follower.complete(3) is complete

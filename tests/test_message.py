@@ -45,7 +45,10 @@ def test_prepares_any_message(data: Any, text: bool | None, is_text: bool, paylo
     assert message.frame == bytes([0x81 if is_text else 0x82, len(payload)]) + payload
 
 
-@pytest.mark.parametrize("data", [None, 5, 1.5, ["x"], {"x": 1}, object(), array.array("B", b"x")], ids=lambda data: type(data).__name__)
+NO_MESSAGES = [None, 5, 1.5, ["x"], {"x": 1}, object(), array.array("B", b"x")]
+
+
+@pytest.mark.parametrize("data", NO_MESSAGES, ids=lambda data: type(data).__name__)
 @pytest.mark.parametrize("text", [None, True, False])
 def test_rejects_other_types(data: Any, text: bool | None) -> None:
     """PreparedMessage raises the TypeError of upstream's broadcast for any other type."""

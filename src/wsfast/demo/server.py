@@ -1,89 +1,233 @@
-"""The server of the demonstration: it broadcasts ticks by two functions in turn, and compares them."""
+"""The server of the demonstration: its page, its clients, and their ticks, until it is told to end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import logging
 import os
-import statistics
+import signal
 import sys
 import time
-from collections.abc import Callable, Collection
+import webbrowser
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection, broadcast, serve
-from websockets.protocol import OPEN
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
-import wsfast
+from wsfast import Channel, Conflate
 
-from .ticks import Market
+from .clients import PATH
+from .commands import CommandError, Settings, parse
+from .crowd import PATIENCE, Crowd, LostError
+from .figures import INTERVAL, Figures
+from .show import PHASE, Show
+from .terminal import Terminal, summarize
+from .ticks import Tick
+from .web import CONTROL, Web
 
-__all__ = ["Demo"]
+__all__ = ["PORT", "Demo", "PortError", "Stage"]
 
-PHASE = 1.0
-"""Seconds for which one function broadcasts before it is the other's turn; less if there is less time in all."""
+PORT = 8765
+"""Where it is if nobody says otherwise and nobody else is."""
 
-PATIENCE = 60.0
-"""Seconds after which the clients are given up."""
+HISTORY = 120
+"""Samples that a page gets when it connects: a minute."""
 
-TRIALS = 3
-"""Ticks by each function that show how fast the clients are, and are not counted."""
+PORTS = (
+    "the port {port} is in use; take another --port, or 0 for any free one",
+    "this process may not listen at port {port}; take a --port from 1024 on, or 0 for any free one",
+)
 
 
-@dataclass(slots=True)
-class Turns:
-    """One of the two functions, and how long its calls took."""
+class PortError(Exception):
+    """It cannot listen there; the text says why."""
 
-    name: str
-    broadcast: Callable[[Collection[ServerConnection], str], Any]
-    calls: list[float] = field(default_factory=list)
-    """Milliseconds."""
+
+class Stage:
+    """A server on 127.0.0.1 with the page, the clients and their ticks.
+
+    Args:
+        settings: How to begin.
+        loop: `asyncio` or `uvloop`, for the process of the clients.
+        processor: The processor to bind that to; None not to.
+        port: Where to listen; 0 for any free port, None for `PORT` or any free one.
+        limit: How many clients there may be.
+        phase: Seconds for which one method sends before it is another's turn.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        loop: str = "asyncio",
+        processor: int | None = None,
+        port: int | None = 0,
+        limit: int = 10_000,
+        phase: float = PHASE,
+    ) -> None:
+        self.crowd = Crowd(loop, processor)
+        self.show = Show(settings, self.crowd, limit, phase)
+        self.figures = Figures(self.show)
+        self.port = 0
+        self.notices: list[str] = []
+        self.on_sample: Callable[[dict[str, Any]], object] = lambda sample: None
+        self._wanted = port
+        # The page gets all that it shows through channels. If it does not keep up, as in a tab that sleeps, it gets the
+        # newest tick of each symbol, and samples, which have no key, as far back as the bound allows.
+        self._samples = Channel("samples", slow=Conflate(), history=HISTORY)
+        self._ticker = Channel("ticker", slow=Conflate())
+        self._web = Web(0)
+        self.show.on_tick = self._publish_tick
+        self.show.on_change = self._publish_state
+        self.show.on_notice = self._publish_notice
 
     @property
-    def mean(self) -> float:
-        """Mean of the calls in milliseconds."""
-        return statistics.fmean(self.calls)
+    def url(self) -> str:
+        """Where its page is."""
+        return f"http://127.0.0.1:{self.port}/"
 
-    @property
-    def p99(self) -> float:
-        """99th percentile of the calls in milliseconds; of less than a hundred, the slowest."""
-        return sorted(self.calls)[-1 - len(self.calls) // 100]
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Stage]:
+        """Listen, have the process of the clients run, and measure.
+
+        Raises:
+            PortError: If it cannot listen at the port.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(await self._listen())
+            self.port = next(iter(server.sockets)).getsockname()[1]
+            self._web = Web(self.port)
+            stack.push_async_callback(self.crowd.end)
+            await self.crowd.start(self.port)
+            measuring = asyncio.create_task(self._measure())
+            stack.callback(measuring.cancel)
+            yield self
+
+    async def _listen(self) -> Any:
+        ports = (PORT, 0) if self._wanted is None else (self._wanted,)
+        for port in ports:
+            options: dict[str, Any] = {
+                "compression": None,
+                "ping_interval": None,  # a client that is stalled is for the policy to judge
+                "open_timeout": PATIENCE,
+                "close_timeout": 1,
+                "max_size": 4096,
+                "process_request": self._answer,
+                "logger": logging.getLogger("wsfast.demo"),
+            }
+            try:
+                server = await serve(self._attend, "127.0.0.1", port, **options)
+            except OSError as exc:
+                if exc.errno == errno.EADDRINUSE:
+                    if port != ports[-1]:
+                        continue
+                    raise PortError(PORTS[0].format(port=port)) from None
+                if exc.errno == errno.EACCES:
+                    raise PortError(PORTS[1].format(port=port)) from None
+                raise
+            return _closing(server)
+        raise AssertionError
+
+    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
+        response = self._web.answer(request)
+        if response is None and request.path != CONTROL and not self.show.expects(_number_in(request.path)):
+            response = self._web.missing()
+        return response
+
+    async def _attend(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        if connection.request.path == CONTROL:
+            await self._control(connection)
+        else:
+            await self.show.attend(_number_in(connection.request.path), connection)
+
+    # ---- The page
+
+    async def _control(self, connection: ServerConnection) -> None:
+        """Tell a page everything, and do what it asks for."""
+        with (
+            contextlib.suppress(ConnectionClosed),
+            self._samples.subscribe(connection),
+            self._ticker.subscribe(connection),
+        ):
+            async for message in connection:
+                try:
+                    self.show.do(*parse(message))
+                except CommandError as exc:
+                    await connection.send(json.dumps({"type": "error", "text": str(exc)}))
+
+    def _publish_tick(self, tick: Tick) -> None:
+        if self._ticker:
+            values = json.loads(tick.message)
+            del values["pad"]
+            self._ticker.publish(json.dumps({"type": "tick", **values}), key=tick.symbol)
+
+    def _publish_state(self) -> None:
+        if self._ticker:
+            self._ticker.publish(json.dumps({"type": "state", **self.show.state()}), key="state")
+
+    def _publish_notice(self, text: str) -> None:
+        self.notices.append(text)
+        self._ticker.publish(json.dumps({"type": "notice", "text": text}))
+
+    async def _measure(self) -> None:
+        while True:
+            sample = self.figures.sample()
+            self._samples.publish(json.dumps({"type": "sample", **sample}))
+            self.on_sample(sample)
+            await asyncio.sleep(INTERVAL)
 
 
-class LostError(Exception):
-    """The clients are not what they should be."""
+@contextlib.asynccontextmanager
+async def _closing(server: Any) -> AsyncIterator[Any]:
+    """Close a server at the end."""
+    try:
+        yield server
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def _number_in(path: str) -> int:
+    """Return the number of the client that a path is for, 0 if it is for none."""
+    number = path.removeprefix(PATH)
+    return int(number) if path.startswith(PATH) and number.isascii() and number.isdigit() and len(number) < 10 else 0
 
 
 @dataclass(slots=True)
 class Demo:
-    """A demonstration.
+    """A demonstration, from its beginning to its end.
 
     Attributes:
-        clients: How many clients connect.
-        seconds: How long to broadcast.
-        rate: Ticks per second, at most; fewer if the clients cannot follow.
+        clients: How many clients connect at first.
+        seconds: How long to send ticks; None until Ctrl-C.
+        settings: How to begin.
         loop: `asyncio` or `uvloop`, for both processes.
         processors: One for the server, one for the clients; None not to bind them.
+        stalled: How many of the clients do not read, at first.
+        port: Where to listen; 0 for any free port, None for `PORT` or any free one.
+        limit: How many clients there may be.
+        browse: Whether to open the page in a browser.
     """
 
     clients: int
-    seconds: float
-    rate: float
+    seconds: float | None
     loop: str
     processors: tuple[int, int] | None
-    market: Market = field(default_factory=Market)
-    connections: list[ServerConnection] = field(default_factory=list)
-    everywhere: int = 0
-    """The last tick that all clients have got."""
-    published: dict[int, float] = field(default_factory=dict)
-    """Time of each tick that not all clients have got yet."""
-    delays: list[float] = field(default_factory=list)
-    """Seconds from each tick's call until the last client had decoded it."""
+    settings: Settings = field(default_factory=Settings)
+    stalled: int = 0
+    port: int | None = None
+    limit: int = 10_000
+    browse: bool = False
 
     def run(self) -> int:
-        """Run it; return 0 if all clients received all ticks in order, else 1."""
+        """Run it; return 0 if all clients that read received all ticks in order, else 1."""
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if self.loop == "uvloop":
             import uvloop
@@ -93,202 +237,83 @@ class Demo:
         if self.processors is not None:
             affinity = os.sched_getaffinity(0)
             os.sched_setaffinity(0, {self.processors[0]})
+        # Without anybody who listens, Python would write warnings of stalled clients into the view.
+        quiet = logging.NullHandler()
+        logging.getLogger("wsfast").addHandler(quiet)
         try:
             with asyncio.Runner(loop_factory=loop_factory) as runner:
                 return runner.run(self._run())
-        except LostError as exc:
+        except (LostError, PortError) as exc:
             print(f"\nwsfast demo: error: {exc}", file=sys.stderr)
             return 1
         finally:
+            logging.getLogger("wsfast").removeHandler(quiet)
             if affinity is not None:
                 os.sched_setaffinity(0, affinity)
 
     async def _run(self) -> int:
-        async with serve(
-            self._stay, "127.0.0.1", 0, compression=None, ping_interval=None, open_timeout=PATIENCE
-        ) as server:
-            port = next(iter(server.sockets)).getsockname()[1]
-            async with contextlib.AsyncExitStack() as stack:
-                process = await self._start_clients(port)
-                stack.push_async_callback(_end, process)
-                await self._connect(process)
-                listening = asyncio.create_task(self._listen(process))
-                stack.callback(listening.cancel)
-                turns = (Turns("websockets.broadcast", broadcast), Turns("wsfast.broadcast", wsfast.broadcast))
-                await self._publish_all(turns, listening)
-                # The frames of the closing handshake come after the ticks: whoever has them has had all of those.
-                server.close()
-                try:
-                    report = await asyncio.wait_for(listening, PATIENCE)
-                except TimeoutError:
-                    raise LostError("the clients do not come to an end") from None
-        print_table(turns, self.clients)
-        if self.delays:
-            print(f"The last client had decoded a tick {statistics.median(self.delays) * 1e3:.1f} ms after the call.")
-        return self._judge(report)
-
-    # ---- Clients
-
-    async def _stay(self, connection: ServerConnection) -> None:
-        self.connections.append(connection)
-        await connection.wait_closed()
-
-    async def _start_clients(self, port: int) -> asyncio.subprocess.Process:
-        processor = "" if self.processors is None else str(self.processors[1])
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "wsfast.demo.clients", str(port), str(self.clients), self.loop, processor),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the other
+        terminal = Terminal()
+        phase = PHASE if self.seconds is None else min(PHASE, self.seconds / 3)
+        stage = Stage(
+            self.settings,
+            loop=self.loop,
+            processor=None if self.processors is None else self.processors[1],
+            port=self.port,
+            limit=self.limit,
+            phase=phase,
         )
+        show = stage.show
+        async with stage.open():
+            terminal.say(f"The page is at {stage.url}")
+            begin = time.perf_counter()
+            stage.on_sample = terminal.show_arrivals
+            show.do("add", self.clients)
+            await show.gather()
+            terminal.say(f"{self.clients} clients have connected in {time.perf_counter() - begin:.1f} s ({self.loop})")
+            if self.stalled:
+                show.do("stall", min(self.stalled, self.clients))
+            if self.seconds is None:
+                terminal.say("Ctrl-C ends it.")
+            stage.on_sample = lambda sample: terminal.show_sample(sample, stage.notices)
+            if self.browse:
+                # Some browsers do not return before they are closed.
+                asyncio.get_running_loop().run_in_executor(None, webbrowser.open, stage.url)
+            await self._send_ticks(show)
+            report = await show.finish()
+            terminal.end()
+            return summarize(show, report)
 
-    async def _connect(self, process: asyncio.subprocess.Process) -> None:
-        """Wait until all clients have connected."""
-        begin = time.perf_counter()
-        while (await _hear(process)).get("connected") != self.clients:
-            show(f"{len(self.connections)} of {self.clients} clients have connected", passing=True)
-        while len(self.connections) < self.clients:
-            await asyncio.sleep(0.01)
-        show(f"{self.clients} clients have connected in {time.perf_counter() - begin:.1f} s ({self.loop})")
-
-    async def _listen(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
-        """Take note of what the clients tell, until they end with a report."""
-        while "seen" not in (news := await _hear(process)):
-            self.everywhere = news["everywhere"]
-            self.delays.append(time.perf_counter() - self.published.pop(self.everywhere))
-        return news
-
-    async def _until_everywhere(self) -> None:
-        """Wait until all clients have got the last tick; those that miss one are for the report to tell."""
-        deadline = time.perf_counter() + PATIENCE
-        while self.everywhere < self.market.seq and time.perf_counter() < deadline:
-            if any(connection.protocol.state is not OPEN for connection in self.connections):
-                return
-            await asyncio.sleep(0.002)
-
-    def _judge(self, report: dict[str, Any]) -> int:
-        last = self.market.seq
-        complete = sum(count for seen, count in report["seen"] if seen == last)
-        bad = self.clients - complete + report["disordered"]
-        if bad == 0:
-            print(f"All {self.clients} clients received all {last} ticks exactly once and in order.")
-            return 0
-        print(
-            f"wsfast demo: error: of {self.clients} clients, {self.clients - complete} did not receive all {last} "
-            f"ticks, and {report['disordered']} received them out of order",
-            file=sys.stderr,
-        )
-        return 1
-
-    # ---- Ticks
-
-    async def _publish_all(self, turns: Collection[Turns], listening: asyncio.Task[dict[str, Any]]) -> None:
-        """Publish all ticks, and wait until they have arrived, unless the clients end before.
+    async def _send_ticks(self, show: Show) -> None:
+        """Send ticks until the time is over, or Ctrl-C.
 
         Raises:
-            LostError: If they do.
+            LostError: If the clients do not follow.
         """
+        end = asyncio.Event()
+        loop = asyncio.get_running_loop()
 
-        async def publish() -> None:
-            interval = await self._find_interval(turns)
-            await self._broadcast(turns, interval)
-            await self._until_everywhere()
+        def interrupt() -> None:
+            loop.remove_signal_handler(signal.SIGINT)  # a second one is not to be waited for
+            end.set()
 
-        publishing = asyncio.create_task(publish())
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
+            loop.add_signal_handler(signal.SIGINT, interrupt)
+        sending = asyncio.create_task(show.run())
+        ending = asyncio.create_task(end.wait())
+        begin = loop.time()
         try:
-            await asyncio.wait((publishing, listening), return_when=asyncio.FIRST_COMPLETED)
-            if not publishing.done():
-                raise LostError("the clients have ended too early")
-            await publishing
+            while not sending.done() and not end.is_set():
+                left = None if self.seconds is None else begin + self.seconds - loop.time()
+                if left is not None and left <= 0:
+                    if show.compared:
+                        return
+                    left = 0.05
+                await asyncio.wait((sending, ending), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
         finally:
-            publishing.cancel()
-
-    def _publish(self, turn: Turns) -> float:
-        """Broadcast the next tick; return how long the call took in milliseconds."""
-        tick = self.market.tick()
-        begin = time.perf_counter()
-        turn.broadcast(self.connections, tick)
-        end = time.perf_counter()
-        self.published[self.market.seq] = begin
-        return (end - begin) * 1e3
-
-    async def _find_interval(self, turns: Collection[Turns]) -> float:
-        """Try how long the clients take for a tick; return seconds between ticks that leave them time to rest."""
-        slowest = 0.0
-        for _ in range(TRIALS):
-            for turn in turns:
-                begin = time.perf_counter()
-                self._publish(turn)
-                await self._until_everywhere()
-                slowest = max(slowest, time.perf_counter() - begin)
-        self.delays.clear()
-        interval = max(1 / self.rate, 1.5 * slowest)
-        show(f"{1 / interval:.1f} ticks per second: the clients take {slowest * 1e3:.0f} ms to decode one")
-        return interval
-
-    async def _broadcast(self, turns: Collection[Turns], interval: float) -> None:
-        """Broadcast ticks by the functions in turn until the time is over, and at least one by each."""
-        begin = time.perf_counter()
-        phase = min(PHASE, self.seconds / len(turns))
-        ticks = max(round(phase / interval), 1)
-        due = begin
-        while due - begin < self.seconds or not all(turn.calls for turn in turns):
-            for turn in turns:
-                for _ in range(ticks):
-                    due += interval
-                    await asyncio.sleep(due - time.perf_counter())
-                    turn.calls.append(self._publish(turn))
-                    show(self._comparison(turns), passing=True)
-            show(self._comparison(turns), passing=sys.stdout.isatty())
-        show(self._comparison(turns) if sys.stdout.isatty() else "")
-
-    def _comparison(self, turns: Collection[Turns]) -> str:
-        """Return a line that compares the calls so far."""
-        parts = [f"tick {self.market.seq}"]
-        parts += [f"{turn.name} {turn.mean:.2f} ms" for turn in turns if turn.calls]
-        first, second = turns
-        if first.calls and second.calls:
-            parts.append(f"{first.mean / second.mean:.2f} times faster")
-        return "   ".join(parts)
-
-
-async def _hear(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    """Return the next thing that the process of the clients tells.
-
-    Raises:
-        LostError: If it has ended.
-    """
-    assert process.stdout is not None
-    line = await process.stdout.readline()
-    if not line:
-        raise LostError("the process of the clients has ended")
-    news: dict[str, Any] = json.loads(line)
-    return news
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End the process of the clients, if it has not ended."""
-    assert process.stdin is not None
-    process.stdin.close()
-    await process.wait()
-
-
-def show(line: str, *, passing: bool = False) -> None:
-    """Print a line; one that is passing is overwritten by the next, and not shown except on a terminal."""
-    if sys.stdout.isatty():
-        print(f"\r\x1b[K{line}", end="" if passing else "\n", flush=True)
-    elif line and not passing:
-        print(line, flush=True)
-
-
-def print_table(turns: Collection[Turns], clients: int) -> None:
-    """Print what the functions have in common and in what they differ."""
-    slowest = max(turn.mean for turn in turns)
-    print(f"{'function':<22}{'broadcasts':>11}{'mean ms':>10}{'p99 ms':>10}{'us/client':>11}{'times faster':>14}")
-    for turn in turns:
-        per_client = turn.mean * 1e3 / clients
-        print(
-            f"{turn.name:<22}{len(turn.calls):>11}{turn.mean:>10.2f}{turn.p99:>10.2f}{per_client:>11.2f}"
-            f"{slowest / turn.mean:>14.2f}"
-        )
+            sending.cancel()
+            ending.cancel()
+            await asyncio.wait((sending, ending))
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.remove_signal_handler(signal.SIGINT)

@@ -15,7 +15,7 @@ import random
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -122,7 +122,7 @@ class Receiving(Protocol):
         """Do not be subscribed any more."""
 
     async def run(self) -> None:
-        """Receive until the connection is lost; return, or raise, then."""
+        """Receive until the connection is lost, or nothing is heard for too long; return, or raise, then."""
 
     async def close(self) -> None:
         """Close it, whether it works or not."""
@@ -547,13 +547,12 @@ class Relay:
                 del self._unsettled[want]
             wanted = [want for want in some if want in self._wanted and want not in self._subscribed]
             unwanted = [want for want in some if want and want not in self._wanted and want in self._subscribed]
-            async with asyncio.timeout(self._timeout):
-                if wanted:
-                    await receiving.subscribe(wanted)
-                    self._subscribed.update(wanted)
-                if unwanted:
-                    await receiving.unsubscribe(unwanted)
-                    self._subscribed.difference_update(unwanted)
+            if wanted:
+                await _while(running, receiving.subscribe(wanted))
+                self._subscribed.update(wanted)
+            if unwanted:
+                await _while(running, receiving.unsubscribe(unwanted))
+                self._subscribed.difference_update(unwanted)
         self._settled.set()
 
     def _receive(self, data: bytes) -> None:
@@ -637,6 +636,18 @@ async def _stop(*tasks: asyncio.Task[None]) -> None:
             task.cancel()
         await asyncio.wait(pending, timeout=2)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _while(running: asyncio.Task[None], asking: Coroutine[Any, Any, None]) -> None:
+    """Ask a broker something while the connection to it is there; the answer may come behind many messages."""
+    task = asyncio.ensure_future(asking)
+    try:
+        await asyncio.wait((task, running), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ConnectionResetError("the broker has closed the connection")
+        await task
+    finally:
+        await _stop(task)
 
 
 async def _close(connection: Sending | Receiving) -> None:

@@ -23,6 +23,9 @@ PENDING_MESSAGES = 1 << 20
 
 PENDING_BYTES = 256 << 20
 
+NEVER = 1 << 24
+"""Seconds."""
+
 LONGEST_TOKEN = 64
 """Bytes of the longest token that stands in a subject as it is: a line of the protocol has at most 4096."""
 
@@ -72,8 +75,7 @@ class NatsBroker:
                 self._urls,
                 allow_reconnect=False,
                 connect_timeout=2 * max(1, round(self._timeout)),  # the relay's comes first
-                ping_interval=max(1, round(self._timeout)),
-                max_outstanding_pings=1,
+                ping_interval=NEVER,  # its answers would come behind all messages; we look whether these come
                 closed_cb=on_closed,
                 disconnected_cb=on_closed,
                 error_cb=on_error,
@@ -172,14 +174,35 @@ class _Receiving:
                 pending_msgs_limit=PENDING_MESSAGES,
                 pending_bytes_limit=PENDING_BYTES,
             )
-        await _flush(self._client, self._lost, self._timeout)
+        await self._flush()
 
     async def unsubscribe(self, wants: Sequence[Want]) -> None:
         for want in wants:
             await self._subscriptions.pop(want).unsubscribe()
 
     async def run(self) -> None:
-        await asyncio.wait((self._lost,))
+        while not self._lost.done():
+            before = self._client.stats["in_msgs"]
+            await asyncio.wait((self._lost,), timeout=self._timeout)
+            if self._client.stats["in_msgs"] == before and not self._lost.done():
+                await self._flush()
+
+    async def _flush(self) -> None:
+        """Wait until the server has dealt with all that was sent, as long as it is heard of."""
+        flushing = asyncio.ensure_future(self._client.flush(NEVER))
+        try:
+            while not flushing.done():
+                before = self._client.stats["in_msgs"]
+                done, _ = await asyncio.wait(
+                    (flushing, self._lost), timeout=self._timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                if self._lost.done():
+                    raise ConnectionResetError("the broker has closed the connection")
+                if not done and self._client.stats["in_msgs"] == before:
+                    raise TimeoutError("the broker does not answer")
+            await flushing
+        finally:
+            flushing.cancel()
 
     async def close(self) -> None:
         with contextlib.suppress(nats.errors.Error):
