@@ -447,6 +447,30 @@ def test_slow_network(shared: Broker, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
+def test_slow_sending(shared: Broker, prefix: str) -> None:
+    """A batch that takes longer than the timeout is sent in smaller ones."""
+
+    async def main() -> None:
+        async with (
+            ends(shared, prefix, 1) as (b,),
+            proxy_to(shared) as proxy,
+            End(shared, prefix, url=proxy.url, timeout=1) as a,
+        ):
+            stream = b.stream("t")
+            await b.settled()
+            proxy.piece, proxy.pause = 1000, 0.01  # at most 100 KB/s
+            messages = [f"{number:1000}" for number in range(300)]
+            for message in messages:
+                a.hub.publish("t", message)
+            await a.sent()
+            assert await take(stream, 300) == messages
+            assert a.reconnects > 0
+            assert (a.relay.stats().sent, b.lost) == (300, 0)
+
+    go(main)
+
+
+@pytest.mark.usefixtures("quickly")
 def test_broker_frozen(own: Broker, prefix: str) -> None:
     """Nobody is blocked by a broker that takes everything and does nothing; when it goes on, all arrives once."""
 

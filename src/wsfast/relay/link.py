@@ -413,6 +413,11 @@ class Relay:
             except Exception as exc:
                 again = True
                 self._note(sending=False, why=exc)
+                for item in reversed(batch[(len(batch) + 1) // 2 :]):  # it may be the size that has taken too long
+                    self._queue.appendleft(item)
+                    self._queue_bytes += len(item[1])
+                del batch[(len(batch) + 1) // 2 :]
+                self._under_way = len(batch)
             finally:
                 if sending is not None:
                     await _close(sending)
