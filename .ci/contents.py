@@ -17,7 +17,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-SOURCES = {".pyx", ".pxd", ".c"}
+SOURCES = {".pyx", ".pxd", ".pxi", ".c"}
 NOT_IN_SDIST = (".ci/", ".github/")
 LIBRARY = re.compile(r"libc\.so\.6|libc\.musl-\w+\.so\.1|ld-linux-[\w-]+\.so\.\d")  # the last one for _Thread_local
 
