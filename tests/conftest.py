@@ -163,6 +163,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.S
     ) + certificate.public_bytes(serialization.Encoding.PEM)
     path.write_bytes(pem)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # A client of websockets.sync reads and writes in two threads, which OpenSSL does not allow: where a ticket arrives
+    # while the request is being written, one handshake in some hundreds never ends, also without wsfast.
+    server.num_tickets = 0
     server.load_cert_chain(path)
     client = ssl.create_default_context(cafile=path)
     return server, client

@@ -138,15 +138,17 @@ def test_broadcast_keeps_nothing(core: Any, run: Run) -> None:
             try:
                 await broadcast(10)
                 gc.collect()
-                memory_before, _ = tracemalloc.get_traced_memory()
-                await broadcast(500)
-                after, objects_after = counts(), len(gc.get_objects())
-                memory_after, _ = tracemalloc.get_traced_memory()
+                growth = []
+                for _ in range(3):  # what is kept for ever is kept each time, what is made once is not
+                    memory_before, _ = tracemalloc.get_traced_memory()
+                    await broadcast(500)
+                    after, objects_after = counts(), len(gc.get_objects())
+                    growth.append(tracemalloc.get_traced_memory()[0] - memory_before)
             finally:
                 tracemalloc.stop()
             assert after == before
             assert abs(objects_after - objects_before) < 50
-            assert memory_after - memory_before < 20_000
+            assert min(growth) < 20_000
 
     run(main)
 
