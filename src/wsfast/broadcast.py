@@ -31,7 +31,7 @@ from .adapters.websockets import (
 from .deflate import Encoder
 from .message import Message, PreparedMessage, encodings_of, prepare
 
-__all__ = ["Delivery", "broadcast", "fan_out"]
+__all__ = ["Delivery", "Reporter", "broadcast", "fan_out"]
 
 
 class Delivery(NamedTuple):
@@ -91,8 +91,8 @@ def broadcast(
 
     Raises:
         TypeError: If `message` has none of these types, or `text` or `compress` is given with a `PreparedMessage`; then
-            nothing was sent. Or if one of `connections` is no
-            supported connection; then the message was sent to those ahead of it.
+            nothing was sent. Or if one of `connections` is no supported connection; then the message was sent to those
+            ahead of it.
         UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
         ValueError: If `compress` is neither None nor False; then nothing was sent.
         RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
@@ -118,15 +118,43 @@ def fan_out(
     return Delivery(fan_out.sent, fan_out.buffered, fan_out.skipped, fan_out.failed)
 
 
-class _FanOut:
-    """One call of `broadcast()` on its way."""
+class Reporter:
+    """Counts what becomes of a broadcast, and records or logs what goes wrong."""
 
-    def __init__(self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool) -> None:
-        self.message = message
-        self.encodings = encodings
+    def __init__(self, raise_exceptions: bool) -> None:
         self.raise_exceptions = raise_exceptions
         self.exceptions: list[Exception] = []
         self.sent = self.buffered = self.skipped = self.failed = 0
+
+    def report_fragmented(self, connection: Any, exception: ConcurrencyError) -> None:
+        """Record or log that a connection was skipped, since a fragmented message is being sent on it."""
+        self.skipped += 1
+        if self.raise_exceptions:
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning("skipped broadcast: sending a fragmented message")
+
+    def report_failure(self, connection: Any, cause: Exception) -> None:
+        """Record or log that the message could not be written."""
+        self.failed += 1
+        if self.raise_exceptions:
+            exception = RuntimeError("failed to write message")
+            exception.__cause__ = cause
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning(
+                "skipped broadcast: failed to write message: %s",
+                traceback.format_exception_only(cause)[0].strip(),
+            )
+
+
+class _FanOut(Reporter):
+    """One call of `broadcast()` on its way."""
+
+    def __init__(self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool) -> None:
+        super().__init__(raise_exceptions)
+        self.message = message
+        self.encodings = encodings
         try:
             self.running_loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -299,24 +327,3 @@ class _FanOut:
             self.report_failure(connection, exc)
         else:
             self.count(connection)
-
-    def report_fragmented(self, connection: Any, exception: ConcurrencyError) -> None:
-        """Record or log that a connection was skipped, since a fragmented message is being sent on it."""
-        self.skipped += 1
-        if self.raise_exceptions:
-            self.exceptions.append(exception)
-        else:
-            connection.logger.warning("skipped broadcast: sending a fragmented message")
-
-    def report_failure(self, connection: Any, cause: Exception) -> None:
-        """Record or log that the message could not be written."""
-        self.failed += 1
-        if self.raise_exceptions:
-            exception = RuntimeError("failed to write message")
-            exception.__cause__ = cause
-            self.exceptions.append(exception)
-        else:
-            connection.logger.warning(
-                "skipped broadcast: failed to write message: %s",
-                traceback.format_exception_only(cause)[0].strip(),
-            )

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import sys
-import traceback
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from websockets.protocol import OPEN
 from ._core_py import encode_frame
 from .adapters import name_of
 from .adapters.websockets import encoder_of_extensions, without_deflate
-from .broadcast import Delivery
+from .broadcast import Delivery, Reporter
 from .message import Message, encodings_of, prepare
 
 __all__ = ["broadcast"]
@@ -65,15 +64,13 @@ async def broadcast(
     return Delivery(fan_out.sent, 0, fan_out.skipped, fan_out.failed)
 
 
-class _FanOut:
+class _FanOut(Reporter):
     """One call of `broadcast()` on its way."""
 
     def __init__(self, message: Any, raise_exceptions: bool) -> None:
+        super().__init__(raise_exceptions)
         self.message = message
         self.encodings = encodings_of(message)
-        self.raise_exceptions = raise_exceptions
-        self.exceptions: list[Exception] = []
-        self.sent = self.skipped = self.failed = 0
 
     async def send(self, connections: list[Any], nursery: trio.Nursery) -> None:
         """Send to each connection what it takes at once, and start tasks for the rest."""
@@ -93,7 +90,7 @@ class _FanOut:
                 rest = self._begin(connection)
             except Exception as exc:
                 connection.send_lock.release()
-                self._report(connection, exc)
+                self.report_failure(connection, exc)
                 continue
             if rest is None:
                 connection.send_lock.release()
@@ -119,11 +116,7 @@ class _FanOut:
             self.skipped += 1
             return False
         if connection.send_in_progress is not None:
-            self.skipped += 1
-            if self.raise_exceptions:
-                self.exceptions.append(ConcurrencyError("sending a fragmented message"))
-            else:
-                connection.logger.warning("skipped broadcast: sending a fragmented message")
+            self.report_fragmented(connection, ConcurrencyError("sending a fragmented message"))
             return False
         return True
 
@@ -155,7 +148,7 @@ class _FanOut:
         try:
             await connection.stream.send_all(rest)
         except Exception as exc:
-            self._report(connection, exc)
+            self.report_failure(connection, exc)
         else:
             self.sent += 1
         finally:
@@ -171,17 +164,6 @@ class _FanOut:
                 send(self.message.data)
             await connection.send_data()
         except Exception as exc:
-            self._report(connection, exc)
+            self.report_failure(connection, exc)
         else:
             self.sent += 1
-
-    def _report(self, connection: Any, cause: Exception) -> None:
-        self.failed += 1
-        if self.raise_exceptions:
-            exception = RuntimeError("failed to write message")
-            exception.__cause__ = cause
-            self.exceptions.append(exception)
-        else:
-            connection.logger.warning(
-                "skipped broadcast: failed to write message: %s", traceback.format_exception_only(cause)[0].strip()
-            )
