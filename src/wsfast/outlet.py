@@ -250,12 +250,15 @@ class Outlet:
         if not self.direct or self.slot < 0 or self.lag is not None:
             return
         connection = self.connection
-        protocol, transport = connection.protocol, connection.transport
+        layout = connection_layout(type(connection))
+        assert layout is not None
+        # By the private names: whoever reads through the properties has the connection be asked anew, for ever.
+        protocol, transport = getattr(connection, layout.protocol), getattr(connection, layout.transport)
         ready = (
-            protocol.state is OPEN
-            and getattr(connection, SEND_IN_PROGRESS) is None
-            and not protocol.expect_continuation_frame
-            and not protocol.writes
+            getattr(protocol, layout.state) is layout.open_state
+            and getattr(connection, layout.send_in_progress) is layout.idle
+            and (layout.expect_continuation is None or not getattr(protocol, layout.expect_continuation))
+            and (layout.writes is None or not getattr(protocol, layout.writes))
             and not transport.is_closing()
             and transport.get_write_buffer_size() == 0
         )

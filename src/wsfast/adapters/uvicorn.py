@@ -141,8 +141,9 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
         """See Adapted."""
         return layout_of(
             cls,
-            protocol="conn",
+            protocol="_wsfast_conn",
             protocol_type=ServerProtocol,
+            transport="_wsfast_transport",
             state="_state",
             debug="debug",
             extensions="extensions",

@@ -24,7 +24,7 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
         """See Adapted."""
-        return layout_of(cls, tells=True)
+        return layout_of(cls, transport="_wsfast_transport", tells=True)
 
     @property
     def state(self) -> State:

@@ -113,9 +113,9 @@ def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
 
 def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> ConnectionLayout:
     return ConnectionLayout(
-        protocol="protocol",
+        protocol="_wsfast_protocol" if tells else "protocol",
         protocol_type=protocol_type,
-        transport="transport",
+        transport="_wsfast_transport" if tells else "transport",
         loop="loop",
         send_in_progress=SEND_IN_PROGRESS,
         state="_state",
@@ -204,7 +204,7 @@ def direct_descriptor(connection: Any) -> int:
     protocol: Any = getattr(connection, layout.protocol)
     if type(protocol) is not layout.protocol_type:
         return -1
-    transport = connection.transport
+    transport = getattr(connection, layout.transport)
     transports = transport_layout(type(transport))
     if (
         transports is None
