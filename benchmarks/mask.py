@@ -59,7 +59,7 @@ def main() -> int:
         return 1
     if core is _core_py:
         print("the extension of wsfast is absent or WSFAST_PURE is set: this is its twin", file=sys.stderr)
-    print(f"wsfast masks by {core.simd}; {rounds} rounds")
+    print(f"{rounds} rounds")
     print(f"{'bytes':>9}{'wsfast ns':>12}{'websockets ns':>15}{'times faster':>14}")
     for size in SIZES:
         our, their, ratio = compare(core.apply_mask, theirs, size, rounds)

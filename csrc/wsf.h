@@ -1,9 +1,9 @@
 /*
  * wsf.h: the whole contract of wsfast's C core.
  *
- * The library is stateless but for one process-wide choice (which SIMD level masks), allocates no memory, keeps no
- * pointer it is given beyond the call, and never hears of Python. Every function may be called from any number of
- * threads at once, as long as no two calls write to the same memory.
+ * The library is stateless, allocates no memory, keeps no pointer it is given beyond the call, and never hears of
+ * Python. Every function may be called from any number of threads at once, as long as no two calls write to the same
+ * memory.
  */
 #ifndef WSF_H
 #define WSF_H
@@ -39,19 +39,11 @@ size_t wsf_frame_header(uint8_t *out, uint8_t first, uint64_t length, const uint
 
 /* ---- Masking: RFC 6455, section 5.3 ------------------------------------------------------------------------ */
 
-enum wsf_simd { WSF_SCALAR, WSF_SSE2, WSF_AVX2, WSF_NEON };
-
 /*
  * dst[i] = src[i] ^ key[i % 4] for i < size. `dst` may equal `src` (in place); otherwise they must not overlap. Any
  * alignment, any size; no octet outside of the two ranges is touched.
  */
 void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key);
-
-/* The level that wsf_mask uses: the best that this processor has, until wsf_mask_use changes it. */
-enum wsf_simd wsf_mask_level(void);
-
-/* Make wsf_mask use `level`. Returns 0, or -1 if this build or this processor lacks it. For tests. */
-int wsf_mask_use(enum wsf_simd level);
 
 /* ---- Sending ----------------------------------------------------------------------------------------------- */
 

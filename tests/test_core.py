@@ -194,11 +194,6 @@ def test_rejects_wrong_arguments(core: Any, function: str, arguments: tuple[Any,
     assert (kind, text) == outcome(_core_py, function, arguments)
 
 
-def test_names_its_simd_level(core: Any) -> None:
-    """Simd tells with which instructions masks are applied."""
-    assert core.simd in ({"none"} if core is _core_py else {"scalar", "sse2", "avx2", "neon"})
-
-
 # ---- Fan-out, on connections made for it. Their attributes have other names than those of any library.
 
 OPEN, CLOSED, LOOP = object(), object(), object()

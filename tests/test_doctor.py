@@ -333,7 +333,6 @@ def test_this_installation() -> None:
     assert found["core"].value["in_use"] == ("twin" if core is _core_py else "extension")
     if core is not _core_py:
         assert (found["core"].level, found["core"].value["file"]) == ("ok", core.__file__)
-    assert found["simd"].value == {"level": core.simd}
     assert found["python"].value["version"] == platform.python_version()
     assert found["websockets"].value["version"] == importlib.metadata.version("websockets")
     assert found["websockets"].level == "ok"
@@ -482,7 +481,6 @@ def test_environment() -> None:
     assert content["core"]["level"] == "note"
     assert content["core"]["cure"] == "unset WSFAST_PURE"
     assert content["core"]["value"]["error"] is None
-    assert content["simd"]["value"]["level"] == "none"
     assert (content["asyncio-debug"]["level"], content["asyncio-debug"]["cure"]) == ("note", "unset PYTHONASYNCIODEBUG")
     assert run(PYTHONDEVMODE="1")["by key"]["asyncio-debug"]["cure"].startswith("unset PYTHONDEVMODE")
 

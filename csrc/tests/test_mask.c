@@ -1,15 +1,12 @@
 #include "check.h"
 #include "wsf.h"
 
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <string.h>
 
 enum {
     SMALL = 300,           /* every size up to here */
     LARGE = (1 << 20) + 3, /* and a few up to here */
-    ALIGNMENTS = 33,       /* one more than the widest vector has octets */
+    ALIGNMENTS = 33,       /* one more than the widest vector has that a compiler may take */
     MARGIN = 64,           /* octets watched on both sides of dst */
     CANARY = 0xa5
 };
@@ -38,99 +35,6 @@ static void prepare(void)
     naive_mask(masked, original, LARGE, key);
     memset(canary, CANARY, MARGIN);
 }
-
-/* ---- Levels ------------------------------------------------------------------------------------------------ */
-
-static const struct {
-    enum wsf_simd level;
-    const char *name;
-} levels[] = {{WSF_SCALAR, "scalar"}, {WSF_SSE2, "sse2"}, {WSF_AVX2, "avx2"}, {WSF_NEON, "neon"}};
-
-/* Asked of the processor rather than of wsf. */
-static bool supported(enum wsf_simd level)
-{
-    switch (level) {
-    case WSF_SCALAR:
-        return true;
-#if defined(__x86_64__) || defined(__i386__)
-    case WSF_SSE2:
-        return __builtin_cpu_supports("sse2");
-    case WSF_AVX2:
-        return __builtin_cpu_supports("avx2");
-#elif defined(__ARM_NEON)
-    case WSF_NEON:
-        return true;
-#endif
-    default:
-        return false;
-    }
-}
-
-static enum wsf_simd best_level(void)
-{
-    static const enum wsf_simd best_first[] = {WSF_NEON, WSF_AVX2, WSF_SSE2};
-
-    for (size_t i = 0; i < COUNT(best_first); i++)
-        if (supported(best_first[i]))
-            return best_first[i];
-    return WSF_SCALAR;
-}
-
-enum { RACERS = 8 };
-static atomic_int ready;
-
-static void *race(void *first_call)
-{
-    uint8_t out[SMALL];
-
-    atomic_fetch_add(&ready, 1);
-    while (atomic_load(&ready) < RACERS)
-        ;
-    if (*(const bool *)first_call)
-        CHECK(wsf_mask_level() == best_level());
-    wsf_mask(out, original, SMALL, key);
-    CHECK(memcmp(out, masked, SMALL) == 0);
-    CHECK(wsf_mask_level() == best_level());
-    return NULL;
-}
-
-static void threads_racing_to_the_first_use_all_get_the_best_level(void)
-{
-    static bool asks_the_level_first[RACERS];
-    pthread_t threads[RACERS];
-
-    for (int i = 0; i < RACERS; i++) {
-        asks_the_level_first[i] = i % 2 != 0;
-        CHECK(pthread_create(&threads[i], NULL, race, &asks_the_level_first[i]) == 0);
-    }
-    for (int i = 0; i < RACERS; i++)
-        CHECK(pthread_join(threads[i], NULL) == 0);
-}
-
-static void level_can_be_chosen_where_the_processor_has_it(void)
-{
-    for (size_t i = 0; i < COUNT(levels); i++) {
-        if (supported(levels[i].level)) {
-            CHECK(wsf_mask_use(levels[i].level) == 0);
-            CHECK(wsf_mask_level() == levels[i].level);
-        }
-    }
-}
-
-static void level_that_is_lacking_is_refused_and_changes_nothing(void)
-{
-    CHECK(wsf_mask_use(WSF_SCALAR) == 0);
-    for (size_t i = 0; i < COUNT(levels); i++) {
-        if (!supported(levels[i].level)) {
-            CHECK(wsf_mask_use(levels[i].level) == -1);
-            CHECK(wsf_mask_level() == WSF_SCALAR);
-        }
-    }
-    CHECK(wsf_mask_use((enum wsf_simd)99) == -1);
-    CHECK(wsf_mask_level() == WSF_SCALAR);
-}
-
-/* ---- Octets: run at each level ----------------------------------------------------------------------------- */
 
 static void rfc_example_masked_hello(void)
 {
@@ -231,14 +135,10 @@ static size_t nth_size(size_t n)
 
 static void nothing_is_touched_beyond_the_end(void)
 {
-    static uint8_t *src_end, *dst_end, *key_at_end;
+    uint8_t *const src_end = fence_after(LARGE) + LARGE, *const dst_end = fence_after(LARGE) + LARGE;
+    uint8_t *const key_at_end = fence_after(WSF_KEY_SIZE);
 
-    if (src_end == NULL) { /* once for all levels */
-        src_end = fence_after(LARGE) + LARGE;
-        dst_end = fence_after(LARGE) + LARGE;
-        key_at_end = fence_after(WSF_KEY_SIZE);
-        memcpy(key_at_end, key, WSF_KEY_SIZE);
-    }
+    memcpy(key_at_end, key, WSF_KEY_SIZE);
     for (size_t n = 0; n < SMALL + 1 + COUNT(large_sizes); n++) {
         const size_t size = nth_size(n);
         memcpy(src_end - size, original, size);
@@ -251,14 +151,10 @@ static void nothing_is_touched_beyond_the_end(void)
 
 static void nothing_is_touched_before_the_start(void)
 {
-    static uint8_t *src, *dst, *key_at_start;
+    uint8_t *const src = fence_before(LARGE), *const dst = fence_before(LARGE);
+    uint8_t *const key_at_start = fence_before(WSF_KEY_SIZE);
 
-    if (src == NULL) {
-        src = fence_before(LARGE);
-        dst = fence_before(LARGE);
-        key_at_start = fence_before(WSF_KEY_SIZE);
-        memcpy(key_at_start, key, WSF_KEY_SIZE);
-    }
+    memcpy(key_at_start, key, WSF_KEY_SIZE);
     for (size_t n = 0; n < SMALL + 1 + COUNT(large_sizes); n++) {
         const size_t size = nth_size(n);
         memcpy(src, original, size);
@@ -272,21 +168,13 @@ static void nothing_is_touched_before_the_start(void)
 int main(void)
 {
     prepare();
-    RUN(threads_racing_to_the_first_use_all_get_the_best_level); /* first, or there is no first use to race to */
-    RUN(level_can_be_chosen_where_the_processor_has_it);
-    RUN(level_that_is_lacking_is_refused_and_changes_nothing);
-    for (size_t i = 0; i < COUNT(levels); i++) {
-        if (wsf_mask_use(levels[i].level) != 0)
-            continue;
-        printf("-- %s\n", levels[i].name);
-        RUN(rfc_example_masked_hello);
-        RUN(dst_and_src_of_any_alignment_and_size);
-        RUN(in_place_at_any_alignment_and_size);
-        RUN(large_sizes_at_odd_alignments);
-        RUN(masking_twice_gives_the_original);
-        RUN(every_octet_of_the_key_has_its_place);
-        RUN(nothing_is_touched_beyond_the_end);
-        RUN(nothing_is_touched_before_the_start);
-    }
+    RUN(rfc_example_masked_hello);
+    RUN(dst_and_src_of_any_alignment_and_size);
+    RUN(in_place_at_any_alignment_and_size);
+    RUN(large_sizes_at_odd_alignments);
+    RUN(masking_twice_gives_the_original);
+    RUN(every_octet_of_the_key_has_its_place);
+    RUN(nothing_is_touched_beyond_the_end);
+    RUN(nothing_is_touched_before_the_start);
     return report();
 }

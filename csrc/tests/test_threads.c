@@ -57,12 +57,10 @@ static void *work(void *argument)
             wsf_mask(data, data, SHARED, key);
             CHECK(memcmp(data, frame + 8, SHARED) == 0);
         }
-        CHECK(wsf_mask_use(wsf_mask_level()) == 0);
     }
     return NULL;
 }
 
-/* The only test of this program, so that its threads also race to the first use of wsf_mask. */
 static void threads_send_and_mask_at_once(void)
 {
     struct worker workers[WORKERS];

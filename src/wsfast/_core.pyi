@@ -14,4 +14,3 @@ from wsfast._core_py import fan_out as fan_out
 from wsfast._core_py import send_many as send_many
 
 sends_directly: bool
-simd: str

@@ -19,17 +19,12 @@ from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from ._wsf cimport (
-    WSF_AVX2,
     WSF_KEY_SIZE,
     WSF_MAX_HEADER,
-    WSF_NEON,
-    WSF_SCALAR,
-    WSF_SSE2,
     wsf_buffer,
     wsf_drain,
     wsf_frame_header,
     wsf_mask,
-    wsf_mask_level,
     wsf_send_many,
     wsf_send_masked,
 )
@@ -52,8 +47,6 @@ sends_directly = True
 
 cdef object EMPTY = b""
 cdef object ROUTE = "_wsfast_route"
-
-simd = {WSF_SCALAR: "scalar", WSF_SSE2: "sse2", WSF_AVX2: "avx2", WSF_NEON: "neon"}[wsf_mask_level()]
 
 
 # ---- Frames and masking

@@ -1,7 +1,7 @@
 """The core in plain Python: the fallback where the extension is absent, and the definition of what it does.
 
-The extension, `_core`, has the same functions and answers the same tests. It is faster at two things: it masks with
-SIMD instructions, and it writes to the descriptors itself.
+The extension, `_core`, has the same functions and answers the same tests. It is faster at two things: it masks many
+octets at a time, and it writes to the descriptors itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ __all__ = [
     "fan_out",
     "send_many",
     "sends_directly",
-    "simd",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -54,9 +53,6 @@ ENCODER = "_wsfast_encoder"
 
 sends_directly = False
 """Whether this core writes to descriptors itself."""
-
-simd = "none"
-"""Level of SIMD instructions with which masks are applied."""
 
 
 class Encoding(Protocol):

@@ -8,12 +8,6 @@ cdef extern from "wsf.h" nogil:
         WSF_KEY_SIZE
         WSF_MAX_HEADER
 
-    enum wsf_simd:
-        WSF_SCALAR
-        WSF_SSE2
-        WSF_AVX2
-        WSF_NEON
-
     struct wsf_buffer:
         const void *data
         size_t size
@@ -21,10 +15,8 @@ cdef extern from "wsf.h" nogil:
     size_t wsf_frame_header(uint8_t *out, uint8_t first, uint64_t length, const uint8_t *key)
 
     void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key)
-    wsf_simd wsf_mask_level()
 
     size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const wsf_buffer *buffers, ssize_t *results)
     size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
                            const wsf_buffer *payloads, uint8_t *scratch, ssize_t *results)
-
     int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)

@@ -59,4 +59,4 @@ if __name__ == "__main__":
     assert core.__name__ == sys.argv[1], core
     assert (Path(wsfast.__file__).parent / "py.typed").is_file()
     asyncio.run(asyncio.wait_for(main(), 60))
-    print(f"{core.__name__} ({core.simd}) works: Python {sys.version.split()[0]}, {sys.platform}, {wsfast.__file__}")
+    print(f"{core.__name__} works: Python {sys.version.split()[0]}, {sys.platform}, {wsfast.__file__}")

@@ -84,7 +84,6 @@ def _core() -> Iterator[Finding]:
             text=f"the extension, {file}",
             value={"in_use": "extension", "why": "built", "file": file},
         )
-        yield _simd()
         return
     extension = _look_for_extension()
     value = {"in_use": "twin", "file": extension.file, "error": extension.error, "strangers": extension.strangers}
@@ -117,13 +116,6 @@ def _core() -> Iterator[Finding]:
             cure=f"{REBUILD}   (in a clone, with a C compiler)",
             value={**value, "why": "not built"},
         )
-    yield _simd()
-
-
-def _simd() -> Finding:
-    fast = core.simd not in ("none", "scalar")
-    text = f"{core.simd}: what clients send is masked " + ("16 bytes or more at a time" if fast else "without SIMD")
-    return Finding(key="simd", level="ok" if fast else "note", text=text, value={"level": core.simd})
 
 
 def _describe_broken(extension: Extension) -> str | None:
