@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD ?= build
+BENCH := benchmarks
+C = csrc/*.[ch] csrc/tests/*.[ch] $(BENCH)/csrc/*.[ch] $(BENCH)/csrc/tests/*.[ch]
 
 # The extension must be built here; only users without a compiler get the twin alone.
 export WSFAST_REQUIRE_EXT = 1
@@ -47,19 +49,19 @@ support: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/*.pyx src/wsfast/*.pxd src/wsfast/*.pxi
-	$(BIN)/clang-format --dry-run --Werror csrc/*.[ch] csrc/tests/*.[ch]
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/*.pyx src/wsfast/*.pxd src/wsfast/*.pxi $(BENCH)/src/*/*.pyx
+	$(BIN)/clang-format --dry-run --Werror $(C)
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i csrc/*.[ch] csrc/tests/*.[ch]
+	$(BIN)/clang-format -i $(C)
 
-# The library also as it is on macOS; the command line and the demo ask the operating system for more.
+# The library also as it is on macOS; the doctor asks the operating system for more.
 types: $(VENV)/ready
 	$(BIN)/mypy
-	$(BIN)/mypy --platform darwin --follow-imports=silent --exclude '/(cli|demo|__main__)' src
-	$(BIN)/mypy --platform win32 --follow-imports=silent --exclude '/(cli|demo|__main__)' src
+	$(BIN)/mypy --platform darwin --follow-imports=silent --exclude '/(doctor)/' src
+	$(BIN)/mypy --platform win32 --follow-imports=silent --exclude '/(doctor)/' src
 
 bench: $(VENV)/ready
 	$(BIN)/wsfast bench
@@ -72,12 +74,13 @@ $(VENV)/ready-docs: $(VENV)/ready
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
 	touch $@
 
-# An editable installation: the extension is rebuilt when one of its sources has changed, at the next import.
-$(VENV)/ready: pyproject.toml
+# Editable installations, of the library and of its benchmarks: an extension is rebuilt when one of its sources has
+# changed, at the next import.
+$(VENV)/ready: pyproject.toml $(BENCH)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "cython>=3.2" cython-cmake cmake ninja
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[test,bench,lint]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]" --editable $(BENCH)
 	touch $@
 
 clean:
-	rm -rf $(BUILD) $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache site
+	rm -rf $(BUILD) $(BENCH)/build $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache site

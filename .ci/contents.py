@@ -1,7 +1,7 @@
-"""Whether an sdist holds all that is tracked, and wheels hold the whole package and nothing else.
+"""Whether an sdist holds all that is tracked, and wheels hold the whole library, nothing else, and not too much of it.
 
 Usage: contents.py SDIST TRACKED [WHEEL...], with TRACKED a file that `git ls-files` has written. A wheel's extension
-may need the C library and nothing else, and shows nothing but its init function.
+may need the C library and nothing else, shows nothing but its init function, and is stripped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from elftools.elf.sections import SymbolTableSection
 
 SOURCES = {".pyx", ".pxd", ".pxi", ".c"}
 NOT_IN_SDIST = (".ci/", ".github/")
+MOST_FILES, MOST_BYTES = 65, 330_000
+"""Of a wheel."""
+
 LIBRARY = re.compile(r"libc\.so\.6|libc\.musl-\w+\.so\.1|ld-linux-[\w-]+\.so\.\d")  # the last one for _Thread_local
 
 
@@ -29,7 +32,7 @@ def check_sdist(path: Path, tracked: list[str]) -> set[str]:
     meant = [name for name in tracked if not name.startswith(NOT_IN_SDIST)]
     missing = sorted(set(meant) - names)
     assert not missing, f"{path.name} lacks {missing}"
-    for folder in ("csrc/tests", "docs/explanation", "examples", "src/wsfast", "tests/isolated"):
+    for folder in ("benchmarks/src", "csrc/tests", "docs/explanation", "examples", "src/wsfast", "tests/isolated"):
         assert any(name.startswith(f"{folder}/") for name in names), f"{path.name} has no {folder}"
     for name in ("CMakeLists.txt", "LICENSE", "Makefile", "PKG-INFO", "README.md", "pyproject.toml"):
         assert name in names, f"{path.name} has no {name}"
@@ -56,8 +59,10 @@ def check_wheel(path: Path, sdist: set[str]) -> None:
         assert len(extensions) == (not pure), f"{path.name} has the extensions {sorted(extensions)}"
         for name in extensions:
             check_extension(name, archive.read(name))
-    pages = sum(PurePosixPath(name).suffix in {".html", ".js", ".css", ".svg"} for name in package)
-    print(f"{path.name}: {len(package)} files of the package, {pages} of pages, {sorted(extensions)}, {licenses}")
+    size = path.stat().st_size
+    assert len(names) <= MOST_FILES, f"{path.name} has {len(names)} files, more than {MOST_FILES}"
+    assert size <= MOST_BYTES, f"{path.name} has {size} bytes, more than {MOST_BYTES}"
+    print(f"{path.name}: {size} bytes, {len(names)} files, {sorted(extensions)}, {licenses}")
 
 
 def check_extension(name: str, octets: bytes) -> None:
@@ -66,6 +71,7 @@ def check_extension(name: str, octets: bytes) -> None:
     dynamic, symbols = elf.get_section_by_name(".dynamic"), elf.get_section_by_name(".dynsym")
     assert isinstance(dynamic, DynamicSection)
     assert isinstance(symbols, SymbolTableSection)
+    assert elf.get_section_by_name(".symtab") is None, f"{name} is not stripped"
     needed = {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")}
     assert all(map(LIBRARY.fullmatch, needed)), f"{name} needs {sorted(needed)}"
     defined = {symbol.name for symbol in symbols.iter_symbols() if symbol["st_shndx"] != "SHN_UNDEF" and symbol.name}

@@ -94,19 +94,6 @@ size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const str
 size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
                        const struct wsf_buffer *payloads, uint8_t *scratch, ssize_t *results);
 
-/* ---- Receiving, for benchmarks: a client that never is the bottleneck ------------------------------------------ */
-
-/*
- * Read and discard what arrives at `fds` until `stop_fd` is readable or has hung up, or all of `fds` have ended.
- *
- * octets: what was read is added to it as it comes, by one writer and without tearing: another process may watch it.
- * awake:  1 never to sleep. A process that sleeps must be woken up, and on a virtual machine that costs the one that
- *         sends to it as much as half a send; the faster a server sends, the less often its clients would fall asleep.
- *
- * Returns 0, or a negated errno of epoll; -ENOSYS where there is none. Linux only.
- */
-int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake);
-
 #ifdef __cplusplus
 }
 #endif

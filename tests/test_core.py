@@ -651,13 +651,3 @@ def test_fan_out_uses_fresh_keys(core: Any, network: Network) -> None:
         assert tail == b""
         keys += [frame.key for frame in frames]
     assert len(set(keys)) == 60
-
-
-def test_send_many_counts_complete_sends(core: Any, network: Network) -> None:
-    """send_many offers the data to each descriptor and counts those that took all of it."""
-    links = [network.link() for _ in range(4)]
-    network.far[id(links[2].wire)].close()
-    fds = array.array("i", [link.wire.number for link in links])
-    assert core.send_many(fds, b"hello") == 3
-    assert network.received(links[0]) == b"hello"
-    assert core.send_many(array.array("i"), b"hello") == 0

@@ -36,8 +36,8 @@ import wsfast.cli
 from chromium import REQUIRED, Page, find_chromium, open_page
 from pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
 from peers import TIMEOUT, until
-from wsfast.cli.bench.brokers import broker
-from wsfast.cli.machine import UnfitError
+from wsfast.cli import UnfitError
+from wsfast_bench.brokers import broker
 
 PORT = 8765
 """The port of all blocks; each test takes another one."""

@@ -24,8 +24,8 @@ import wsfast
 from wsfast import _core_py
 from wsfast._impl import core
 from wsfast.cli import main
-from wsfast.cli.doctor import EPILOG, limits, software
-from wsfast.cli.doctor.finding import Finding
+from wsfast.doctor import EPILOG, limits, software
+from wsfast.doctor.finding import Finding
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="these limits are those of Linux")
 

@@ -20,8 +20,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
 from peers import TIMEOUT, until
-from wsfast.cli.bench.brokers import BROKERS, broker
-from wsfast.cli.machine import UnfitError
+from wsfast.cli import UnfitError
+from wsfast_bench.brokers import BROKERS, broker
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

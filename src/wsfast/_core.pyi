@@ -8,9 +8,7 @@ from wsfast._core_py import Members as Members
 from wsfast._core_py import Roster as Roster
 from wsfast._core_py import Waiting as Waiting
 from wsfast._core_py import apply_mask as apply_mask
-from wsfast._core_py import drain as drain
 from wsfast._core_py import encode_frame as encode_frame
 from wsfast._core_py import fan_out as fan_out
-from wsfast._core_py import send_many as send_many
 
 sends_directly: bool

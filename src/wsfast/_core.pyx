@@ -1,28 +1,19 @@
 # cython: language_level=3, freethreading_compatible=False, boundscheck=False, wraparound=False
 """The fast core: Python objects on one side, wsf.h on the other. `_core_py` defines what each function does."""
 
-from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS,
-    PyBUF_FORMAT,
-    PyBUF_SIMPLE,
-    PyBUF_WRITABLE,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
-)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.limits cimport INT_MIN
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE
-from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t
 from libc.string cimport memcpy, memmove, memset
 
 from ._wsf cimport (
     WSF_KEY_SIZE,
     WSF_MAX_HEADER,
     wsf_buffer,
-    wsf_drain,
     wsf_frame_header,
     wsf_mask,
     wsf_send_many,
@@ -30,7 +21,7 @@ from ._wsf cimport (
 )
 
 from operator import itemgetter
-from os import strerror, urandom
+from os import urandom
 
 
 cdef extern from "Python.h":
@@ -636,57 +627,3 @@ def fan_out(
 
 
 include "_roster.pxi"
-
-
-# ---- For benchmarks
-
-
-cdef class Integers:
-    """The memory of an array of integers, held for as long as this object lives."""
-
-    cdef Py_buffer view
-    cdef bint held
-
-    def __cinit__(self, owner, Py_ssize_t itemsize, int flags):
-        PyObject_GetBuffer(owner, &self.view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | flags)
-        self.held = True
-        if self.view.itemsize != itemsize:
-            raise ValueError(f"expected integers of {itemsize} bytes, not of {self.view.itemsize}")
-
-    def __dealloc__(self):
-        if self.held:
-            PyBuffer_Release(&self.view)
-
-    cdef size_t size(self) noexcept:
-        return <size_t>(self.view.len // self.view.itemsize)
-
-
-def send_many(fds, bytes data not None):
-    cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
-    cdef wsf_buffer buffer = wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-    cdef const int *first = <const int *>array.view.buf
-    cdef size_t size = array.size(), complete
-    cdef ssize_t *results = <ssize_t *>PyMem_Malloc(size * sizeof(ssize_t))
-
-    if results == NULL:
-        raise MemoryError
-    with nogil:
-        complete = wsf_send_many(first, NULL, size, &buffer, results)
-    PyMem_Free(results)
-    return complete
-
-
-def drain(fds, int stop_fd, octets, bint awake=False):
-    cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
-    cdef Integers counter = Integers(octets, sizeof(uint64_t), PyBUF_WRITABLE)
-    cdef const int *first = <const int *>array.view.buf
-    cdef uint64_t *received = <uint64_t *>counter.view.buf
-    cdef size_t size = array.size()
-    cdef int error
-
-    if counter.size() != 1:
-        raise ValueError("octets must be one unsigned integer of 64 bits")
-    with nogil:
-        error = wsf_drain(first, size, stop_fd, received, awake)
-    if error:
-        raise OSError(-error, strerror(-error))

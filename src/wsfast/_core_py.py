@@ -6,11 +6,7 @@ octets at a time, and it writes to the descriptors itself.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import selectors
 import struct
-from array import array
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -28,10 +24,8 @@ __all__ = [
     "Roster",
     "Waiting",
     "apply_mask",
-    "drain",
     "encode_frame",
     "fan_out",
-    "send_many",
     "sends_directly",
 ]
 
@@ -462,47 +456,3 @@ class Roster:
         self._done = 0
         del self._steps[1:]
         self._children.clear()
-
-
-def send_many(fds: array[int], data: bytes) -> int:
-    """Offer `data` to each descriptor of a non-blocking socket, without regard to anything; return how many took all.
-
-    In the extension, this is the floor that benchmarks measure against: no fan-out can be faster.
-    """
-    complete = 0
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            complete += os.write(fd, data) == len(data)
-    return complete
-
-
-def drain(fds: array[int], stop_fd: int, octets: memoryview, awake: bool = False) -> None:
-    """Read and discard what arrives at `fds` until `stop_fd` is readable or all of `fds` have ended.
-
-    Args:
-        fds: Descriptors of non-blocking sockets, as `array("i")`.
-        stop_fd: Descriptor of a pipe.
-        octets: One unsigned integer of 64 bits, to which what was read is added as it comes.
-        awake: Whether never to sleep; to wake a process up costs the one that sends to it.
-
-    Raises:
-        OSError: If they cannot be watched.
-    """
-    with selectors.DefaultSelector() as selector:
-        selector.register(stop_fd, selectors.EVENT_READ)
-        for fd in fds:
-            selector.register(fd, selectors.EVENT_READ)
-        while len(selector.get_map()) > 1:
-            for key, _ in selector.select(0 if awake else None):
-                if key.fd == stop_fd:
-                    return
-                try:
-                    received = len(os.read(key.fd, 65536))
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    received = 0
-                if received:
-                    octets[0] += received
-                else:
-                    selector.unregister(key.fd)

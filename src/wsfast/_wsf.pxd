@@ -19,4 +19,3 @@ cdef extern from "wsf.h" nogil:
     size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const wsf_buffer *buffers, ssize_t *results)
     size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
                            const wsf_buffer *payloads, uint8_t *scratch, ssize_t *results)
-    int wsf_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)

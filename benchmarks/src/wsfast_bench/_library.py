@@ -1,0 +1,63 @@
+"""The private names of wsfast that benchmarks need: they are here and nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from wsfast import _core_py
+from wsfast._impl import core
+from wsfast.adapters import adapt
+from wsfast.policies import Policy
+from wsfast.publisher import NOTSENT_LOWAT
+
+__all__ = [
+    "NOTSENT_LOWAT",
+    "UVICORN_PROTOCOL",
+    "Policy",
+    "core_in_use",
+    "descriptor_of",
+    "extension_present",
+    "pure_core",
+    "waits_for_a_channel",
+]
+
+UVICORN_PROTOCOL = "wsfast.adapters.uvicorn:WebSocketsProtocol"
+"""Protocol class for the option `ws` of uvicorn."""
+
+pure_core = _core_py
+"""The twin of the extension, in plain Python."""
+
+
+def extension_present() -> bool:
+    """Tell whether the core in use is the extension."""
+    return core is not _core_py
+
+
+@contextmanager
+def core_in_use(chosen: Any) -> Iterator[None]:
+    """Have `wsfast.broadcast()` use that core, the extension or its twin, while in the context."""
+    # The function wsfast.broadcast hides the module of that name.
+    users: list[Any] = [sys.modules["wsfast.broadcast"], sys.modules["wsfast.message"]]
+    before = [user.core for user in users]
+    for user in users:
+        user.core = chosen
+    try:
+        yield
+    finally:
+        for user, former in zip(users, before, strict=True):
+            user.core = former
+
+
+def descriptor_of(connection: Any) -> int:
+    """Return the descriptor of the socket of any connection that can be sent to."""
+    descriptor: int = adapt(connection).transport.get_extra_info("socket").fileno()
+    return descriptor
+
+
+def waits_for_a_channel(connection: Any) -> bool:
+    """Tell whether something waits in a channel for a connection."""
+    outlet = getattr(connection, "_wsfast_outlet", None)
+    return outlet is not None and outlet.lag is not None

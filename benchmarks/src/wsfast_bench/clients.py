@@ -1,0 +1,119 @@
+"""The server's end of the process in which its clients are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from .machine import UnfitError
+
+__all__ = ["Clients"]
+
+
+class Clients:
+    """Clients that read and discard whatever they are sent, in a process of their own.
+
+    What they have read is in memory that both processes share, so that to look at it costs neither of them anything.
+
+    Args:
+        processor: Processor to which they are bound; None for any.
+    """
+
+    def __init__(self, processor: int | None) -> None:
+        self.processor = processor
+
+    def __enter__(self) -> Clients:
+        with tempfile.TemporaryFile() as file:
+            file.truncate(mmap.PAGESIZE)
+            self._shared = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+            arguments = [str(file.fileno()), "" if self.processor is None else str(self.processor)]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "wsfast_bench.peer", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(file.fileno(),),
+                text=True,
+            )
+        self._octets = memoryview(self._shared).cast("Q")
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        # Wherever it is, and though it be stopped. Should this process die instead, the other ends with its input.
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._octets.release()
+        self._shared.close()
+
+    @property
+    def octets(self) -> int:
+        """How many bytes the clients have read since they began to drain."""
+        return self._octets[0]
+
+    async def connect(self, port: int, count: int, *, deflate: bool) -> None:
+        """Connect so many clients to a server at 127.0.0.1; then their opening handshakes are done.
+
+        Args:
+            port: Port of the server.
+            count: How many.
+            deflate: Whether they and the server are to agree on permessage-deflate.
+
+        Raises:
+            UnfitError: If they could not.
+        """
+        await self._ask(f"connect {port} {count}" + (" deflate" if deflate else ""))
+
+    async def drain(self, *, awake: bool) -> None:
+        """Begin to read. Then there is nothing but the end that could be asked of the clients.
+
+        Args:
+            awake: Whether they are to look for more without rest, if the kernel knows how, rather than to sleep until
+                there is some: then no method has to wake them up.
+        """
+        await self._ask("drain awake" if awake else "drain")
+
+    def stop(self) -> None:
+        """Suspend the process; what it is sent piles up in its sockets."""
+        self._process.send_signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        """Resume the process."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def wakeups(self) -> int | None:
+        """Return how often the process has waited for something and was woken up again; None if that is not known."""
+        try:
+            status = Path(f"/proc/{self._process.pid}/status").read_text()
+        except OSError:
+            return None
+        name, _, count = status.rpartition("\nvoluntary_ctxt_switches:")
+        return int(count.split()[0]) if name else None
+
+    async def _ask(self, request: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            answer = ""
+        else:
+            answer = (await asyncio.to_thread(self._process.stdout.readline)).strip()
+        if answer != "ok":
+            raise UnfitError(f"clients cannot {request.split()[0]}: {answer or 'their process has ended'}")

@@ -1,0 +1,464 @@
+"""What differs between two runs: an earlier one, out of the file that `--json` wrote, and this one.
+
+Times of the same case and method are compared by the ratio of their medians, with an interval: rounds are drawn anew,
+with replacement, from those that were measured (a bootstrap), since calls of one round are alike. That tells what
+chance does within a run. It cannot tell how much faster a machine is in one run than in another, which moves all
+methods; so efficiencies, each a ratio within its own run, are compared as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from .cases import FLOORS, Case
+from .machine import UnfitError
+
+__all__ = [
+    "CAVEAT",
+    "SINGLE",
+    "CaseChange",
+    "Change",
+    "Comparison",
+    "Run",
+    "SceneChange",
+    "compare",
+    "describe_interval",
+    "load",
+    "parse",
+    "print_comparison",
+    "tabulate_case",
+    "tabulate_scene",
+]
+
+RESAMPLES = 1000
+"""How often rounds are drawn anew for an interval."""
+
+SEED = 20_240_229
+"""The same files come to the same intervals."""
+
+FEWEST = 5
+"""Rounds of either run below which nothing is known of their spread."""
+
+CAVEAT = """\
+ratio: this run's median divided by the earlier one's; in brackets, what 95 % of ratios are between if the rounds are
+drawn anew: of 20 methods that did not change, one is expected to seem so. That is chance within the runs. A machine
+is faster in one run than in another, too: then all methods seem to have changed, efficiency the least."""
+
+T = TypeVar("T")
+Rounds: TypeAlias = Sequence[Sequence[float]]
+
+
+# ---- A run
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was measured in one case."""
+
+    title: str
+    methods: dict[str, list[list[float]]]
+    """For each method, the microseconds per client and message of each call, by rounds."""
+    warnings: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a scenario came to, or the memory of servers."""
+
+    title: str
+    rows: dict[str, dict[str, float]]
+    """For each row, its numbers by their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is compared of a run."""
+
+    name: str
+    setting: dict[str, str]
+    """Machine, processors and versions."""
+    cases: dict[Case, Measured]
+    """By the case without its methods, rounds and calls."""
+    scenes: dict[str, Scene]
+    """By their exact settings."""
+
+
+def load(path: Path, kind: str) -> Run:
+    """Read what `--json` wrote.
+
+    Args:
+        path: The file.
+        kind: What it must have, `cases` or `scenarios`.
+
+    Raises:
+        UnfitError: If it cannot be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise UnfitError(f"cannot read {path}: {exc.strerror}") from None
+    except (ValueError, RecursionError) as exc:
+        raise UnfitError(f"{path} is damaged, or no JSON: {exc}") from None
+    if not isinstance(content, dict) or not {"machine", "versions"} <= content.keys():
+        raise UnfitError(f"{path} is not what wsfast bench --json writes")
+    if kind not in content:
+        other = "scenarios" if kind == "cases" else "no scenarios"
+        raise UnfitError(f"cannot compare with {path}: it has {other}")
+    try:
+        return parse(content, str(path))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+        reason = f"{type(exc).__name__}: {exc}"
+        raise UnfitError(f"{path} is damaged, or of another version of wsfast: {reason}") from None
+
+
+def parse(content: Mapping[str, Any], name: str = "this run") -> Run:
+    """Return what is compared of a run.
+
+    Raises:
+        AttributeError: If it has another shape than it should have.
+        IndexError: The same.
+        KeyError: The same.
+        TypeError: The same.
+        ValueError: The same, or if a number is none that can be measured.
+    """
+    setting = {str(key): str(value) for key, value in content["machine"].items()}
+    bound = content.get("processors")
+    setting["bound to"] = "none" if bound is None else f"{bound['server']} (server), {bound['clients']} (clients)"
+    setting |= {f"version of {key}": str(value) for key, value in content["versions"].items()}
+    cases = {}
+    for entry in content.get("cases", ()):
+        case, measured = _parse_case(entry)
+        cases[case] = measured
+    scenes = {}
+    for entry in content.get("memory", ()):
+        title = f"memory: {_key(entry['case'])}"
+        servers = entry["servers"].items()
+        scenes[title] = Scene(
+            title, {way: {"bytes per client": _number(weight["bytes_per_client"])} for way, weight in servers}
+        )
+    for entry in content.get("scenarios", ()):
+        key, scene = _parse_scene(entry)
+        scenes[key] = scene
+    return Run(name, setting, cases, scenes)
+
+
+def _parse_case(entry: Mapping[str, Any]) -> tuple[Case, Measured]:
+    case = _key(entry["case"])
+    scale = 1e3 * case.clients * case.burst
+    methods = {}
+    for name, method in entry["methods"].items():
+        rounds = [[_number(call) / scale for call in calls] for calls in method["samples"]["call"]]
+        if not rounds or not all(rounds) or any(value <= 0 for value in chain(*rounds)):
+            raise ValueError(f"samples of {name} are missing, or no times")
+        methods[str(name)] = rounds
+    if len({len(rounds) for rounds in methods.values()}) > 1:
+        raise ValueError(f"methods have different numbers of rounds in {case}")
+    return case, Measured(str(case), methods, [str(line) for line in entry["warnings"]])
+
+
+def _key(data: Mapping[str, Any]) -> Case:
+    """Return a case without what does not keep it from being compared."""
+    known = {field.name for field in fields(Case)}
+    if not data.keys() <= known:
+        raise ValueError(f"unknown setting {', '.join(sorted(data.keys() - known))}")
+    case = Case.from_json({**data, "methods": (), "rounds": 0, "calls": 0})
+    for name, kind in (("clients", int), ("size", int), ("burst", int), ("sleep", bool), ("loop", str), ("type", str)):
+        if not isinstance(getattr(case, name), kind):
+            raise TypeError(f"{name} is {getattr(case, name)!r}")
+    if case.clients < 1 or case.burst < 1:
+        raise ValueError("a case needs clients and messages")
+    hash(case)
+    return case
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return value
+
+
+_ROWS = {
+    "stalled": ("way", "stalled"),
+    "conflate": ("way",),
+    "topics": ("way",),
+    "frameworks": ("framework", "compression", "way"),
+    "relay": ("broker", "way"),
+    "memory-subscriptions": ("connections", "channels", "how"),
+}
+"""For each scenario, what tells its rows apart."""
+
+_NUMBERS = {
+    "stalled": {"rate": "messages/s", "p50": "p50 ms", "p99": "p99 ms", "grown": "grown B"},
+    "conflate": {"age": "age s", "oldest": "oldest s"},
+    "topics": {"rate": "ticks/s", "cpu": "CPU us/message"},
+    "frameworks": {"call": "us/client"},
+    "relay": {
+        "rate": "messages/s",
+        "publisher": "publisher us",
+        "receiver": "receiver us",
+        "p50": "p50 s",
+        "p99": "p99 s",
+    },
+    "memory-subscriptions": {"subscribed": "subscribed B", "each": "B/subscription"},
+}
+"""For each scenario, those of its numbers that are compared, with what they are called."""
+
+
+def _parse_scene(entry: Mapping[str, Any]) -> tuple[str, Scene]:
+    name, loop, tasks = entry["scenario"], entry["loop"], entry["tasks"]
+    if name not in _ROWS:
+        raise ValueError(f"unknown scenario {name!r}")
+    settings = [{key: value for key, value in task.items() if key != "processors"} for task in tasks]
+    rows = {}
+    for row in entry["rows"]:
+        label = ", ".join(f"{row[key]} stalled" if key == "stalled" else str(row[key]) for key in _ROWS[name])
+        rows[label] = {told: _number(row[key]) for key, told in _NUMBERS[name].items() if row[key] is not None}
+    title = f"{name}: {entry['title']}, {loop}" if "title" in entry else f"{name}, {loop}"
+    return json.dumps([name, loop, settings], sort_keys=True), Scene(title, rows)
+
+
+# ---- Two runs
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A number then and now."""
+
+    before: float
+    after: float
+    ratio: float
+    """Now divided by then; nan if that was nothing."""
+    interval: tuple[float, float] | None = None
+    """Where the ratio may as well have been; None if nothing is known of that."""
+
+    @property
+    def seen(self) -> bool | None:
+        """Whether there is a difference; None if nothing is known of its spread."""
+        return None if self.interval is None else not self.interval[0] <= 1 <= self.interval[1]
+
+
+@dataclass(frozen=True, slots=True)
+class CaseChange:
+    """What differs in one case."""
+
+    title: str
+    times: dict[str, Change]
+    """Of each method that is in both runs: microseconds per client and message."""
+    efficiencies: dict[str, Change]
+    """Of each of them, if both runs have its floor."""
+    only_before: list[str]
+    only_after: list[str]
+    warnings: list[str]
+    """What was told of the earlier run."""
+
+
+@dataclass(frozen=True, slots=True)
+class SceneChange:
+    """What differs in a scenario, or in the memory that servers take."""
+
+    title: str
+    rows: dict[tuple[str, str], Change]
+    """By what tells a row apart, and what the number is called."""
+    only_before: list[str]
+    only_after: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What differs between two runs."""
+
+    name: str
+    """Of the earlier one."""
+    differences: list[tuple[str, str, str]]
+    """Of machine, processors and versions: what, then, now."""
+    cases: list[CaseChange]
+    scenes: list[SceneChange]
+    only_before: list[str]
+    """Cases and scenarios that only the earlier run has."""
+    only_after: list[str]
+
+
+def compare(before: Run, after: Run) -> Comparison:
+    """Compare this run with an earlier one."""
+    keys = dict.fromkeys((*before.setting, *after.setting))
+    old, new = before.setting, after.setting
+    return Comparison(
+        name=before.name,
+        differences=[(key, old.get(key, "none"), new.get(key, "none")) for key in keys if old.get(key) != new.get(key)],
+        cases=[_compare_case(before.cases[key], case) for key, case in after.cases.items() if key in before.cases],
+        scenes=[
+            _compare_scene(before.scenes[key], scene) for key, scene in after.scenes.items() if key in before.scenes
+        ],
+        only_before=_titles_of_others(before, after),
+        only_after=_titles_of_others(after, before),
+    )
+
+
+def _titles_of_others(run: Run, other: Run) -> list[str]:
+    cases = [measured.title for case, measured in run.cases.items() if case not in other.cases]
+    return cases + [scene.title for key, scene in run.scenes.items() if key not in other.scenes]
+
+
+def _compare_case(before: Measured, after: Measured) -> CaseChange:
+    times, efficiencies = {}, {}
+    for name, rounds in after.methods.items():
+        if name not in before.methods:
+            continue
+        times[name] = _change(_median_of_calls, before.methods[name], rounds)
+        floor = FLOORS.get(name, "floor")  # that of its own sockets, in both runs, or else the other one
+        if floor not in before.methods or floor not in after.methods:
+            floor = "floor"
+        if floor != name and floor in before.methods and floor in after.methods:
+            efficiencies[name] = _change(
+                _median_of_ratios, _pairs(before.methods, floor, name), _pairs(after.methods, floor, name)
+            )
+    return CaseChange(
+        after.title,
+        times,
+        efficiencies,
+        [name for name in before.methods if name not in after.methods],
+        [name for name in after.methods if name not in before.methods],
+        before.warnings,
+    )
+
+
+def _pairs(methods: Mapping[str, Rounds], over: str, under: str) -> list[float]:
+    """Return the ratio of two methods within each round."""
+    pairs = zip(methods[over], methods[under], strict=True)
+    return [statistics.median(first) / statistics.median(second) for first, second in pairs]
+
+
+def _median_of_calls(rounds: Rounds) -> float:
+    return statistics.median(chain.from_iterable(rounds))
+
+
+def _median_of_ratios(ratios: Sequence[float]) -> float:
+    return statistics.median(ratios)
+
+
+def _change(statistic: Callable[[Sequence[T]], float], before: Sequence[T], after: Sequence[T]) -> Change:
+    """Compare a statistic of the rounds of two runs."""
+    then, now = statistic(before), statistic(after)
+    interval = None
+    if min(len(before), len(after)) >= FEWEST:
+        chance = random.Random(SEED)
+        ratios = sorted(
+            statistic(chance.choices(after, k=len(after))) / statistic(chance.choices(before, k=len(before)))
+            for _ in range(RESAMPLES)
+        )
+        beyond = RESAMPLES * 25 // 1000
+        interval = ratios[beyond], ratios[-1 - beyond]
+    return Change(then, now, now / then, interval)
+
+
+def _compare_scene(before: Scene, after: Scene) -> SceneChange:
+    rows = {}
+    for label, numbers in after.rows.items():
+        for name, now in numbers.items():
+            then = before.rows.get(label, {}).get(name)
+            if then is not None:
+                # Memory may not have grown at all.
+                rows[label, name] = Change(then, now, now / then if then > 0 else math.nan)
+    return SceneChange(
+        after.title,
+        rows,
+        [label for label in before.rows if label not in after.rows],
+        [label for label in after.rows if label not in before.rows],
+    )
+
+
+# ---- What is shown of it
+
+
+def describe_interval(change: Change) -> str:
+    """Return the ratio, and in brackets where it may as well have been."""
+    if math.isnan(change.ratio):
+        return "-"
+    if change.interval is None:
+        return f"{change.ratio:.2f}"
+    return f"{change.ratio:.2f} [{change.interval[0]:.2f}, {change.interval[1]:.2f}]"
+
+
+def tabulate_case(change: CaseChange) -> list[list[str]]:
+    """Return the table of a case: rows of which the first are the heads."""
+    rows = [["method", "before us", "now us", "ratio", "time", "efficiency before", "now", "ratio", "efficiency"]]
+    for name, time in change.times.items():
+        row = [name, f"{time.before:.2f}", f"{time.after:.2f}", describe_interval(time)]
+        row.append(_judge(time, "slower", "faster"))
+        efficiency = change.efficiencies.get(name)
+        if efficiency is None:
+            row += ["-"] * 4
+        else:
+            row += [f"{efficiency.before:.2f}", f"{efficiency.after:.2f}", describe_interval(efficiency)]
+            row.append(_judge(efficiency, "higher", "lower"))
+        rows.append(row)
+    return rows
+
+
+def _judge(change: Change, more: str, less: str) -> str:
+    if change.seen is None:
+        return f"fewer than {FEWEST} rounds: not known"
+    if not change.seen:
+        return "no difference seen"
+    return more if change.ratio > 1 else less
+
+
+def tabulate_scene(change: SceneChange) -> list[list[str]]:
+    """Return the table of a scenario: rows of which the first are the heads."""
+    return [
+        ["method", "what", "before", "now", "ratio"],
+        *(
+            [label, name, _amount(one.before), _amount(one.after), describe_interval(one)]
+            for (label, name), one in change.rows.items()
+        ),
+    ]
+
+
+def _amount(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+SINGLE = "Each of these is one number of each run: how much of a difference is chance, nobody knows."
+"""What must be known of scenarios and of memory."""
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print what differs; first what makes two runs hard to compare."""
+    from .report import print_table
+
+    print(f"\ncompared with {comparison.name}")
+    for what, before, after in comparison.differences:
+        print(f"DIFFERENT {what}: {before} before, {after} now")
+    for case in comparison.cases:
+        print(f"\n{case.title}")
+        for line in case.warnings:
+            print(f"before: {line}")
+        print_table(tabulate_case(case))
+        _print_others(case)
+    if comparison.cases:
+        print(CAVEAT)
+    for scene in comparison.scenes:
+        print(f"\n{scene.title}")
+        print_table(tabulate_scene(scene))
+        _print_others(scene)
+    if comparison.scenes:
+        print(SINGLE)
+    if not comparison.cases and not comparison.scenes:
+        print("no case is in both runs")
+    for which, titles in (("before", comparison.only_before), ("now", comparison.only_after)):
+        for title in titles:
+            print(f"only {which}: {title}")
+
+
+def _print_others(change: CaseChange | SceneChange) -> None:
+    for which, names in (("before", change.only_before), ("now", change.only_after)):
+        if names:
+            print(f"only {which}: {', '.join(names)}")

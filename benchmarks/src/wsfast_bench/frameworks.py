@@ -1,0 +1,255 @@
+"""The process of a server made with a framework, whose documented loop over all clients is compared with wsfast."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from array import array
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeAlias
+
+from websockets.frames import Opcode
+
+import wsfast
+
+from ._library import UVICORN_PROTOCOL, descriptor_of, extension_present
+from .cases import Case
+from .clients import Clients
+from .machine import UnfitError
+from .measure import tell
+from .native import send_many
+from .peer import connect
+from .servers import PATIENCE, admit, keep
+from .ticks import deflated, frame, ticks
+
+__all__ = ["FRAMEWORKS", "STALLED", "compare", "main"]
+
+ROUNDS = 30
+CALLS = 3
+"""Calls in each round of a method, but for the first, which is not measured."""
+
+STALLED = 5
+"""Clients that never read."""
+
+LARGE = 16384
+"""Bytes of the messages for them."""
+
+MESSAGES = 1000
+"""How many these are, at most."""
+
+LIMIT = 5.0
+"""Seconds after which a call counts as one that never returns."""
+
+QUIET = 0.003
+"""Seconds without a byte after which nothing more is on its way."""
+
+Call: TypeAlias = Callable[[Any, Any], Awaitable[object]]
+
+
+@asynccontextmanager
+async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncIterator[int]:
+    import fastapi
+    import uvicorn
+
+    app = fastapi.FastAPI()
+
+    async def endpoint(websocket: Any) -> None:
+        await websocket.accept()
+        accepted.append(websocket)
+        with contextlib.suppress(fastapi.WebSocketDisconnect):
+            while True:
+                await websocket.receive_text()
+
+    endpoint.__annotations__["websocket"] = fastapi.WebSocket  # which FastAPI would look for in this module
+    app.websocket("/")(endpoint)
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        ws=UVICORN_PROTOCOL if ours else "websockets-sansio",
+        ws_per_message_deflate=case.compression == "deflate",
+        ws_ping_interval=None,
+        log_level="critical",
+        lifespan="off",
+        backlog=2048,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(server.serve())
+    try:
+        while not server.started:
+            if task.done():
+                raise UnfitError("uvicorn does not start")
+            await asyncio.sleep(0.001)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await asyncio.wait([task], timeout=PATIENCE)
+
+
+async def _send_text(connections: list[Any], message: str) -> None:
+    """Do as the ConnectionManager of FastAPI's documentation does."""
+    for connection in connections:
+        await connection.send_text(message)
+
+
+@asynccontextmanager
+async def _aiohttp(case: Case, accepted: list[Any], *, ours: bool) -> AsyncIterator[int]:
+    import aiohttp.web
+
+    async def handler(request: Any) -> Any:
+        response = aiohttp.web.WebSocketResponse(compress=case.compression == "deflate")
+        await response.prepare(request)
+        accepted.append(response)
+        async for _ in response:
+            pass
+        return response
+
+    app = aiohttp.web.Application()
+    app.router.add_get("/", handler)
+    runner = aiohttp.web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def _send_str(connections: list[Any], message: str) -> None:
+    for connection in connections:
+        await connection.send_str(message)
+
+
+async def _broadcast(connections: list[Any], message: str) -> None:
+    wsfast.broadcast(connections, message)
+
+
+async def _floor(descriptors: Any, frame: Any) -> None:
+    if send_many(descriptors, frame) != len(descriptors):
+        raise UnfitError("the clients do not read as fast as the floor sends")
+
+
+def _frame(case: Case, message: str) -> bytes:
+    payload = message.encode()
+    if case.compression == "deflate":
+        return frame(Opcode.TEXT, deflated(payload), compressed=True)
+    return frame(Opcode.TEXT, payload)
+
+
+FRAMEWORKS: dict[str, tuple[Any, Call, tuple[str, ...]]] = {
+    "fastapi": (_fastapi, _send_text, ("fastapi", "uvicorn")),
+    "aiohttp": (_aiohttp, _send_str, ("aiohttp",)),
+}
+"""How to serve, the loop that is compared, and the modules that are needed."""
+
+
+async def compare(case: Case, framework: str, processors: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """Measure calls of both methods, each on a server of its own; then how each fares with clients that never read.
+
+    If there is the extension, also its loop of send() over the sockets of the second: the floor.
+
+    Raises:
+        UnfitError: If clients cannot connect, or do not read what they are sent.
+    """
+    if processors is not None:
+        os.sched_setaffinity(0, {processors[0]})
+    serve, loop_over, _ = FRAMEWORKS[framework]
+    calls: dict[str, Call] = {"loop": loop_over, "wsfast": _broadcast}
+    async with AsyncExitStack() as stack:
+        crowds: dict[str, list[Any]] = {name: [] for name in calls}
+        clients = stack.enter_context(Clients(None if processors is None else processors[1]))
+        ports = {}
+        for name, accepted in crowds.items():
+            ports[name] = await stack.enter_async_context(serve(case, accepted, ours=name == "wsfast"))
+            await admit(clients, case, ports[name], accepted)
+        await clients.drain(awake=processors is not None and not case.sleep)
+        gc.collect()
+        gc.freeze()
+        messages = ticks(case.size, framework)
+        rooms: dict[str, Any] = dict(crowds)
+        if extension_present():
+            rooms["floor"] = array("i", map(descriptor_of, crowds["wsfast"]))
+            calls["floor"] = _floor
+        times: dict[str, list[int]] = {name: [] for name in calls}
+        order = list(calls)
+        for _ in range(ROUNDS):
+            random.shuffle(order)
+            for name in order:
+                gc.collect()
+                for number in range(CALLS + 1):
+                    message: Any = next(messages)
+                    if name == "floor":
+                        message = _frame(case, message)
+                    start = time.perf_counter_ns()
+                    await calls[name](rooms[name], message)
+                    took = time.perf_counter_ns() - start
+                    if number:
+                        times[name].append(took)
+                    await _settle(clients)
+        rows = []
+        for name, call in calls.items():
+            row = {
+                "framework": framework,
+                "compression": case.compression,
+                "way": name,
+                "call": statistics.median(times[name]) / case.clients / 1e3,
+            }
+            if name == "floor":
+                rows.append(row)
+                continue
+            deflate = case.compression == "deflate"
+            sleepers = await asyncio.to_thread(connect, ports[name], STALLED, deflate=deflate, receive_buffer=4096)
+            for sock in sleepers:
+                stack.callback(sock.close)
+            await keep(crowds[name], case.clients + STALLED)
+            random.shuffle(crowds[name])
+            rows.append(row | await _send_to_stalled(call, crowds[name], clients))
+        gc.unfreeze()
+        return rows
+
+
+async def _send_to_stalled(call: Call, connections: list[Any], clients: Clients) -> dict[str, Any]:
+    """Send large messages until a call does not return; tell after how many that was."""
+    chance = random.Random("stalled")
+    took: list[float] = []
+    for number in range(MESSAGES):
+        message = chance.randbytes(LARGE // 2).hex()
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(LIMIT):
+                await call(connections, message)
+        except TimeoutError:
+            return {"stopped": number, "longest": max(took, default=0.0)}
+        took.append(time.perf_counter() - start)
+        await _settle(clients, 0.0)
+    return {"stopped": None, "longest": max(took)}
+
+
+async def _settle(clients: Clients, quiet: float = QUIET) -> None:
+    """Wait until the clients have read all that is on its way."""
+    before, since = clients.octets, time.monotonic()
+    while time.monotonic() - since <= quiet:
+        await asyncio.sleep(0)
+        if clients.octets != before:
+            before, since = clients.octets, time.monotonic()
+
+
+def main() -> None:
+    """Do what is told in the first argument; tell the command line by a line of JSON."""
+    task = json.loads(sys.argv[1])
+    case = Case.from_json(task["case"])
+    tell(case, lambda: compare(case, task["framework"], task["processors"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The process in which the server is, and in which all methods are measured for one case.
+
+What could bias the comparison, and what is done about it:
+
+- The state of the machine changes: all methods take turns in every round, in shuffled order.
+- A method finds the caches as the one before left them: the first call of a turn is not measured, so that each finds
+  them as it leaves them itself, as on a server that has only this method.
+- Bytes of the last call are still on their way: nothing begins before the clients have read all of them.
+- The garbage collector runs in one method's time for another's garbage: all that lasts is frozen, and the rest
+  collected before each turn. It stays enabled, since what a method allocates is a part of its cost.
+- Whoever sends to a process that sleeps has to wake it up, slow methods more often: the clients never sleep.
+- With compression, a message costs what its history makes of it: no message is sent twice, and what a method sends when
+  no other takes turns is measured once more without the clock.
+- Someone else works on this processor, the command line with its progress bar for one: it is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import inspect
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from array import array
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import AsyncExitStack, closing
+from itertools import islice
+from typing import Any, NamedTuple
+
+from websockets.asyncio.server import ServerConnection
+
+from .cases import SERVERS, Case, Result, Samples, Verdict
+from .clients import Clients
+from .gauge import Gauge
+from .machine import UnfitError
+from .methods import CALLS, Call, Room
+from .servers import PATIENCE, SERVE, admit
+from .ticks import Burst, bursts
+
+__all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
+
+QUIET = 0.25
+"""Seconds without a byte after which nothing more is on its way, where it is not known how much was sent."""
+
+TRIALS = 9
+"""Fan-outs by which the clients are tried."""
+
+RUN = 200
+"""Messages that each method sends while no other takes turns, to find out how small it makes them."""
+
+
+async def measure(case: Case, processors: tuple[int, int] | None, after_step: Callable[[], None]) -> Result:
+    """Start server and clients, measure all methods of a case, and end them.
+
+    Args:
+        case: What to measure.
+        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        after_step: Called after each round and, with compression, each method's run.
+
+    Raises:
+        UnfitError: If clients cannot connect, or do not read what they are sent.
+    """
+    if processors is not None:
+        os.sched_setaffinity(0, {processors[0]})
+    async with AsyncExitStack() as stack:
+        crowds: dict[str, list[Any]] = {SERVERS.get(name, "stock"): [] for name in case.methods}
+        ports = {
+            name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowds.items()
+        }
+        clients = stack.enter_context(Clients(None if processors is None else processors[1]))
+        for name, accepted in crowds.items():
+            await admit(clients, case, ports[name], accepted)
+        room = make_room(case, crowds)
+        gauges: dict[str, Gauge] = {}
+        if case.compression != "none":
+            gauges = {name: stack.enter_context(closing(Gauge(accepted[0]))) for name, accepted in crowds.items()}
+        turns = {
+            name: Turn(await stack.enter_async_context(CALLS[name](room)), gauges.get(SERVERS.get(name, "stock")))
+            for name in case.methods
+        }
+        bench = Bench(case, clients, room)
+        # On one processor, clients that never sleep would only be in the way.
+        await clients.drain(awake=processors is not None and not case.sleep)
+        gc.collect()
+        gc.freeze()
+        try:
+            return await bench.run(turns, after_step)
+        finally:
+            gc.unfreeze()
+
+
+def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
+    """Return what the methods need: all have collections of the same kind."""
+    kind: Callable[[list[Any]], Collection[Any]] = {"list": list, "set": set}[case.collection]
+    stock, served = crowds.get("stock", []), crowds.get("served", [])
+    connections: Collection[ServerConnection] = kind(stock)
+    return Room(
+        connections=connections,
+        descriptors=_descriptors(connections),
+        strangers=kind(crowds.get("picows", [])),
+        forgetful=kind(crowds.get("no-takeover", [])),
+        stock=stock,
+        served=served,
+        served_descriptors=_descriptors(served),
+    )
+
+
+def _descriptors(connections: Collection[ServerConnection]) -> array[int]:
+    return array("i", [connection.transport.get_extra_info("socket").fileno() for connection in connections])
+
+
+class Turn(NamedTuple):
+    """A method that is ready to be called."""
+
+    call: Call
+    gauge: Gauge | None
+    """What tells how much it has sent; None if the size of a frame does."""
+
+
+class Sample(NamedTuple):
+    """What came of one call: nanoseconds, and bytes that one client was sent."""
+
+    call: int
+    cpu: int
+    drained: int
+    octets: int
+
+
+class Bench:
+    """The measurement of one case: calls, and waiting until all that they sent has arrived."""
+
+    def __init__(self, case: Case, clients: Clients, room: Room) -> None:
+        self.case = case
+        self.clients = clients
+        self.room = room
+        self.bursts = bursts(case, "turns")
+        self.expected = 0
+        """Bytes that the clients will have read."""
+
+    async def run(self, turns: dict[str, Turn], after_step: Callable[[], None]) -> Result:
+        """Measure calls of all methods, given by their names, in rounds; then what each sends when it is alone."""
+        samples = {name: Samples() for name in turns}
+        for turn in turns.values():
+            await self.take_turn(turn, Samples())
+        self.room.short = 0
+        sender = next(name for name in ("floor", "websockets", *turns) if name in turns)
+        verdict = await self.try_clients(sender, turns[sender])
+        order = list(turns)
+        for _ in range(self.case.rounds):
+            random.shuffle(order)
+            for name in order:
+                await self.take_turn(turns[name], samples[name])
+            after_step()
+        for name, turn in turns.items():
+            if turn.gauge is not None:
+                short = self.room.short
+                # All methods send the same messages here. Those of the method before have left the window when the
+                # first of them that count come.
+                for burst in islice(bursts(self.case, "run"), RUN):
+                    samples[name].run.append((await self.sample(turn, burst)).octets)
+                self.room.short = short
+                after_step()
+        return Result(self.case, samples, verdict)
+
+    async def take_turn(self, turn: Turn, samples: Samples) -> None:
+        """Make one call that is not measured, and those that are."""
+        first, *rest = islice(self.bursts, self.case.calls + 1)
+        gc.collect()
+        await self.sample(turn, first)
+        short = self.room.short
+        wakeups = self.clients.wakeups()
+        taken = [await self.sample(turn, burst) for burst in rest]
+        samples.call.append([sample.call for sample in taken])
+        samples.cpu.append([sample.cpu for sample in taken])
+        samples.drained.append([sample.drained for sample in taken])
+        if turn.gauge is not None:
+            samples.octets.append([sample.octets for sample in taken])
+        samples.short += self.room.short - short
+        if wakeups is not None:
+            samples.wakeups.append((self.clients.wakeups() or wakeups) - wakeups)
+
+    async def sample(self, turn: Turn, burst: Burst) -> Sample:
+        """Make one call of a method, and wait until all has arrived."""
+        self.room.take(burst)
+        short = self.room.short
+        call = turn.call
+        waits = inspect.iscoroutinefunction(call)
+        cpu = time.process_time_ns()
+        start = time.perf_counter_ns()
+        result = call()
+        if waits:
+            assert result is not None
+            await result
+        end = time.perf_counter_ns()
+        cpu = time.process_time_ns() - cpu
+        before = self.expected
+        self.expect(turn)
+        arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
+        return Sample(end - start, cpu, arrival - start, (self.expected - before) // self.case.clients)
+
+    def expect(self, turn: Turn) -> bool:
+        """Expect what a method has sent since the last time to arrive; return whether that is anything."""
+        octets = len(self.room.frames) if turn.gauge is None else turn.gauge.advance()
+        self.expected += self.case.clients * octets
+        return octets > 0
+
+    async def arrive(self, turn: Turn) -> int:
+        """Wait until the clients have read all that was sent; return when that was seen.
+
+        Raises:
+            UnfitError: If they read nothing for long, or more than was sent.
+        """
+        # The event loop runs meanwhile: it may have to send what the kernel has not taken at once. To sleep rather
+        # than to spin would put the processor to rest, and each method to the trouble of waking it up.
+        clients = self.clients
+        seen, since = clients.octets, time.perf_counter_ns()
+        while (octets := clients.octets) < self.expected or (
+            turn.gauge is not None and (self.expect(turn) or turn.gauge.behind)
+        ):
+            now = time.perf_counter_ns()
+            if octets != seen:
+                seen, since = octets, now
+            elif now - since > PATIENCE * 10**9:
+                raise UnfitError(
+                    f"clients have read {octets} of {self.expected} bytes, and nothing for {PATIENCE} seconds"
+                )
+            await asyncio.sleep(0)
+        arrival = time.perf_counter_ns()
+        if octets > self.expected:
+            raise UnfitError(
+                f"clients have read {octets} bytes, {octets - self.expected} more than they should have been sent"
+            )
+        return arrival
+
+    async def settle(self) -> int:
+        """Wait until nothing more arrives, after the floor has sent nobody knows how much; return when that began."""
+        seen, since = self.clients.octets, time.perf_counter_ns()
+        while (now := time.perf_counter_ns()) - since < QUIET * 10**9:
+            if (octets := self.clients.octets) != seen:
+                seen, since = octets, now
+            await asyncio.sleep(0)
+        self.expected = seen
+        return since
+
+    async def try_clients(self, sender: str, turn: Turn) -> Verdict:
+        """Find out how fast the clients read, and whether they keep up with the server."""
+        drained = []
+        for burst in islice(self.bursts, TRIALS):
+            self.room.take(burst)
+            self.clients.stop()
+            short = self.room.short
+            result = turn.call()
+            sending = None if result is None else asyncio.create_task(result)
+            if sending is not None:
+                # It may wait for clients that have been stopped, if the sockets do not hold all of the message.
+                await asyncio.wait((sending,), timeout=1)
+            start = time.perf_counter_ns()
+            self.clients.go_on()
+            if sending is not None:
+                await sending
+            self.expect(turn)
+            arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
+            drained.append(arrival - start)
+        together = [await self.sample(turn, burst) for burst in islice(self.bursts, TRIALS)]
+        self.room.short = 0
+        messages = self.case.clients * self.case.burst
+        return Verdict(
+            sender=sender,
+            clients=messages,
+            drained=messages * 1e9 / statistics.median(drained),
+            size=round(statistics.mean(sample.octets for sample in together) / self.case.burst),
+            behind=int(statistics.median(sample.drained - sample.call for sample in together)),
+            call=int(statistics.median(sample.call for sample in together)),
+        )
+
+
+def main() -> None:
+    """Measure the case in the first argument; tell the command line by lines of JSON.
+
+    After each step, and before the next, the command line answers with a line; until then it may draw its progress
+    bar.
+    """
+    task = json.loads(sys.argv[1])
+    case = Case.from_json(task["case"])
+
+    def after_step() -> None:
+        print(json.dumps({"step": 1}), flush=True)
+        if not sys.stdin.readline():
+            raise KeyboardInterrupt  # the command line is gone
+
+    async def work() -> dict[str, Any]:
+        result = await measure(case, task["processors"], after_step)
+        return {"methods": result.methods, "verdict": result.verdict}
+
+    tell(case, work)
+
+
+def tell(case: Case, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Do some work in the event loop of a case, and tell the command line what came of it."""
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if case.loop == "uvloop":
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            result = runner.run(work())
+    except UnfitError as exc:
+        print(json.dumps({"error": str(exc)}), flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        print(json.dumps({"result": result}, default=dataclasses.asdict), flush=True)
+
+
+if __name__ == "__main__":
+    main()

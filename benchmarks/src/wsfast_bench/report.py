@@ -1,0 +1,418 @@
+"""What is shown of the samples: tables, a file, a chart. `page` and `comparison` have what else can be asked for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cases import FLOORS, METHODS, WAYS, Case, Result, Samples, Verdict, Weight
+from .machine import UnfitError, shares_core
+
+if TYPE_CHECKING:
+    from .comparison import Run
+
+__all__ = [
+    "Summary",
+    "collect",
+    "deliver",
+    "describe_machine",
+    "describe_verdict",
+    "draw_chart",
+    "explain",
+    "find_files",
+    "of_processors",
+    "percentile",
+    "print_case",
+    "print_machine",
+    "print_memory",
+    "print_table",
+    "ratio",
+    "steady",
+    "summarize",
+    "tabulate",
+    "tabulate_memory",
+    "warn",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What a table tells of one method."""
+
+    call: float
+    """Microseconds per client and message: median over the calls."""
+    lower: float
+    """The same for the lower quartile."""
+    upper: float
+    """The same for the upper quartile."""
+    p50: float
+    """Milliseconds of a call."""
+    p99: float
+    """The same for the 99th percentile."""
+    cpu: float
+    """Processor time of a call, in microseconds per client and message: median."""
+    drained: float
+    """Milliseconds from the call until the last byte has arrived: median."""
+    wakeups: float | None
+    """How often the process of the clients was woken up in a call: mean."""
+    faster: float | None
+    """How many times as fast as websockets."""
+    efficiency: float | None
+    """Time of the floor of the same sockets, or of the other one, divided by that of this method."""
+    wire: float | None
+    """Bytes that one client is sent for a message: mean; with compression only."""
+    steady: float | None
+    """The same when no other method takes turns."""
+    compressed: float | None
+    """These divided by the payload."""
+
+
+def percentile(values: Sequence[int], percent: float) -> int:
+    """Return the smallest of `values` that is not below `percent` per cent of them (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
+
+
+def ratio(over: Samples, under: Samples) -> float:
+    """Return how many times as long `over` takes as `under`: the median of the ratios within each round.
+
+    Both were measured within one round under the same conditions, which may differ from round to round.
+    """
+    pairs = zip(over.call, under.call, strict=True)
+    return statistics.median(statistics.median(first) / statistics.median(second) for first, second in pairs)
+
+
+def steady(run: Sequence[int]) -> float:
+    """Return the mean of a run without its first quarter, in which other methods' messages are still remembered."""
+    return statistics.mean(run[len(run) // 4 :])
+
+
+def summarize(result: Result) -> dict[str, Summary]:
+    """Return what a table tells of each method."""
+    burst, calls = result.case.burst, result.case.rounds * result.case.calls
+    messages = result.case.clients * burst
+    websockets = result.methods.get("websockets")
+    summaries = {}
+    for name, samples in result.methods.items():
+        floor = result.methods.get(FLOORS.get(name, "floor")) or result.methods.get("floor")
+        call = list(chain.from_iterable(samples.call))
+        run = steady(samples.run) / burst if samples.run else None
+        summaries[name] = Summary(
+            call=statistics.median(call) / messages / 1e3,
+            lower=percentile(call, 25) / messages / 1e3,
+            upper=percentile(call, 75) / messages / 1e3,
+            p50=percentile(call, 50) / 1e6,
+            p99=percentile(call, 99) / 1e6,
+            cpu=statistics.median(chain.from_iterable(samples.cpu)) / messages / 1e3,
+            drained=statistics.median(chain.from_iterable(samples.drained)) / 1e6,
+            wakeups=sum(samples.wakeups) / calls if samples.wakeups else None,
+            faster=ratio(websockets, samples) if websockets is not None else None,
+            efficiency=ratio(floor, samples) if floor is not None else None,
+            wire=statistics.mean(chain.from_iterable(samples.octets)) / burst if samples.octets else None,
+            steady=run,
+            compressed=None if run is None else run / result.case.size,
+        )
+    return summaries
+
+
+# ---- On the terminal
+
+
+def print_machine(machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None) -> None:
+    """Print on what is measured."""
+    for line in describe_machine(machine, versions, processors):
+        print(line)
+
+
+def describe_machine(
+    machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None
+) -> list[str]:
+    """Say on what is measured, in a few lines."""
+    lines = [
+        f"{machine['processor']}, {machine['processors']} processors, {machine['system']} {machine['architecture']}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
+    if processors is None:
+        lines.append("WARNING: there are no two processors to bind server and clients to: they are in each other's way")
+    else:
+        lines.append(f"server on processor {processors[0]}, clients on processor {processors[1]}")
+        if shares_core(*processors):
+            lines.append("WARNING: these two are threads of one core: server and clients slow each other down")
+    return lines
+
+
+def print_case(result: Result) -> None:
+    """Print the table of one case, and what one should know to believe it."""
+    print(f"\n{result.case}; {result.case.rounds} rounds of {result.case.calls} calls")
+    print(describe_verdict(result.verdict))
+    print_table(tabulate(result.case, summarize(result)))
+    for line in (*warn(result), *explain(result.case, result.methods)):
+        print(line)
+
+
+def tabulate(case: Case, summaries: Mapping[str, Summary], *, quartiles: bool = False) -> list[list[str]]:
+    """Return the table of one case: rows of which the first are the heads."""
+    heads = ["method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms", "wakeups", "x websockets", "efficiency"]
+    if quartiles:
+        heads[2:2] = ["quartiles"]
+    compresses = case.compression != "none"
+    if compresses:
+        heads += ["wire B", "steady B", "ratio"]
+    rows = [heads]
+    for name, summary in summaries.items():
+        row = [
+            name,
+            f"{summary.call:.2f}",
+            f"{summary.p50:.2f}",
+            f"{summary.p99:.2f}",
+            f"{summary.cpu:.2f}",
+            f"{summary.drained:.2f}",
+            _optional(summary.wakeups, ".0f"),
+            _optional(summary.faster, ".2f"),
+            _optional(summary.efficiency, ".2f"),
+        ]
+        if quartiles:
+            row[2:2] = [f"{summary.lower:.2f} to {summary.upper:.2f}"]
+        if compresses:
+            row += [
+                _optional(summary.wire, ".1f"),
+                _optional(summary.steady, ".1f"),
+                _optional(summary.compressed, ".2f"),
+            ]
+        rows.append(row)
+    return rows
+
+
+def explain(case: Case, methods: Collection[str]) -> list[str]:
+    """Say what the heads of the table of a case mean."""
+    lines = [
+        "us/client, CPU us: of a call, per client and message, median; CPU is the server's, until the call returns or\n"
+        "all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.\n"
+        "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
+    ]
+    if "floor-served" in methods:
+        lines.append(
+            "efficiency of channel, wsfast-served, floor-served: against floor-served, which has the same sockets."
+        )
+    if case.compression != "none":
+        lines.append(
+            "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
+            "a run of one method, the others' messages forgotten. ratio: steady B divided by the payload.\n"
+            "Connections of picows have a window of 15 bits and memLevel 8, all others 12 bits and memLevel 5."
+        )
+    return lines
+
+
+def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
+    """Print the table of what connections take of a server's memory."""
+    print(f"\nmemory: {case}")
+    print_table(tabulate_memory(weights))
+    print(MEMORY)
+    for way in weights:
+        print(f"{way}: {WAYS[way]}")
+
+
+MEMORY = """\
+KiB/client, clients MiB: by how much the resident memory of the server's process has grown from right before
+the clients connected to the end of a few broadcasts, per client and in all; process MiB: what it is then.
+Without the kernel's memory; and of an encoder, what its messages have reached yet: longer ones reach all."""
+"""What the heads of the table of memory mean."""
+
+
+def tabulate_memory(weights: Mapping[str, Weight]) -> list[list[str]]:
+    """Return the table of what connections take of a server's memory."""
+    rows = [["server", "KiB/client", "clients MiB", "process MiB"]]
+    for way, weight in weights.items():
+        grown = weight.after - weight.before
+        rows.append([way, f"{weight.each / 2**10:.1f}", f"{grown / 2**20:.1f}", f"{weight.after / 2**20:.1f}"])
+    return rows
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of which the first are the heads."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """Say in one line whether the server or the clients are the bottleneck."""
+    megabytes = verdict.size / 1e6
+    line = (
+        f"clients drain at {verdict.drained * megabytes:.0f} MB/s ({verdict.drained:,.0f} messages/s), "
+        f"{verdict.sender} sends at {verdict.sent * megabytes:.0f} MB/s ({verdict.sent:,.0f}); together they finish "
+        f"{verdict.behind / 1e6:.2f} ms after the call: "
+    )
+    if verdict.server:
+        return line + "the server is the bottleneck"
+    return f"WARNING: {line}the clients may be the bottleneck; drained times are theirs"
+
+
+_SYNCHRONOUS = (
+    "floor",
+    "floor-served",
+    "wsfast",
+    "wsfast-served",
+    "channel",
+    "channel-stock",
+    "audience",
+    "websockets",
+    "no-takeover",
+    "picows",
+)
+
+
+def warn(result: Result) -> list[str]:
+    """Return warnings about what was measured."""
+    notes = []
+    for name, samples in result.methods.items():
+        if samples.short:
+            sends = result.case.clients * result.case.rounds * result.case.calls
+            notes.append(
+                f"WARNING: the kernel did not take all of {samples.short} of {sends} sends of {name}: "
+                f"it did less than the others"
+            )
+    # A call that awaits nothing never gives its processor up; what is missing is what somebody else had.
+    waiting = [result.methods[name] for name in _SYNCHRONOUS if name in result.methods]
+    wall = sum(chain.from_iterable(chain.from_iterable(samples.call for samples in waiting)))
+    cpu = sum(chain.from_iterable(chain.from_iterable(samples.cpu for samples in waiting)))
+    if wall and cpu < 0.95 * wall:
+        notes.append(
+            f"WARNING: the server had its processor for {cpu / wall:.0%} of the time only: something else runs there"
+        )
+    if result.case.rounds * result.case.calls < 100:
+        notes.append("p99 of fewer than 100 calls is the slowest of them.")
+    return notes
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+# ---- In files
+
+
+def find_files(arguments: argparse.Namespace, kind: str) -> Run | None:
+    """See to the files that the options name before hours have been spent; return what is to be compared with.
+
+    Args:
+        arguments: The options `json`, `chart`, `report`, `compare`.
+        kind: What will be measured: `cases` or `scenarios`.
+
+    Raises:
+        UnfitError: If one could not be written, or is not what can be compared with.
+    """
+    for path in (arguments.json, arguments.chart, arguments.report):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UnfitError(f"there is no directory {path.absolute().parent}")
+        if path is not None and path.is_dir():
+            raise UnfitError(f"{path} is a directory")
+    if arguments.compare is None:
+        return None
+    from .comparison import load
+
+    return load(arguments.compare, kind)
+
+
+def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run | None) -> None:
+    """Write and print what the options ask for.
+
+    Args:
+        arguments: The options `json`, `report`, `compare`; and `argv`, the command line.
+        content: All that was measured, as it is written.
+        before: What is to be compared with.
+    """
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    comparison = None
+    if before is not None:
+        from .comparison import compare, parse, print_comparison
+
+        comparison = compare(before, parse(content))
+        print_comparison(comparison)
+    if arguments.report is not None:
+        from .page import render
+
+        command = shlex.join(["wsfast", *arguments.argv])
+        page = render(content, comparison, command=command, when=time.strftime("%Y-%m-%d %H:%M %z"))
+        arguments.report.write_text(page, encoding="utf-8")
+
+
+def of_processors(processors: tuple[int, int] | None) -> dict[str, int] | None:
+    """Return in the form of a file who was bound to which processor."""
+    return None if processors is None else {"server": processors[0], "clients": processors[1]}
+
+
+def collect(
+    machine: Mapping[str, Any],
+    versions: Mapping[str, str],
+    processors: tuple[int, int] | None,
+    results: Sequence[Result],
+    weights: Mapping[Case, Mapping[str, Weight]],
+) -> dict[str, Any]:
+    """Return everything that was measured: for each method a summary, and all samples, times in nanoseconds."""
+    return {
+        "machine": dict(machine),
+        "versions": dict(versions),
+        "processors": of_processors(processors),
+        "cases": [
+            {
+                "case": dataclasses.asdict(result.case),
+                "verdict": {**dataclasses.asdict(result.verdict), "server_is_the_bottleneck": result.verdict.server},
+                "warnings": warn(result),
+                "methods": {
+                    name: {"summary": dataclasses.asdict(summary), "samples": dataclasses.asdict(result.methods[name])}
+                    for name, summary in summarize(result).items()
+                },
+            }
+            for result in results
+        ],
+        "memory": [
+            {
+                "case": dataclasses.asdict(case),
+                "servers": {
+                    way: {**dataclasses.asdict(weight), "bytes_per_client": weight.each}
+                    for way, weight in servers.items()
+                },
+            }
+            for case, servers in weights.items()
+        ],
+    }
+
+
+def draw_chart(path: Path, results: Sequence[Result]) -> None:
+    """Draw the call times: for each case, a bar for each method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [0.28 * len(result.methods) + 0.9 for result in results]
+    figure = Figure(figsize=(8, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    plots = figure.subplots(len(results), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for plot, result in zip(plots, results, strict=True):
+        _draw_case(plot, result.case, summarize(result))
+    figure.savefig(path, dpi=150)
+
+
+def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
+    names = [name for name in METHODS if name in summaries]
+    greens = ("wsfast", "wsfast-served", "audience", "channel", "channel-stock")
+    colors = {"floor": "0.75", "floor-served": "0.75", "wsfast-pure": "tab:olive", **dict.fromkeys(greens, "tab:green")}
+    bars = plot.barh(
+        names, [summaries[name].call for name in names], color=[colors.get(name, "tab:blue") for name in names]
+    )
+    plot.bar_label(bars, fmt="%.1f", padding=3)
+    plot.invert_yaxis()
+    plot.margins(x=0.12)
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.set_title(str(case), fontsize=10, loc="left")
+    plot.set_xlabel("call, us per client and message (median)", fontsize=8)

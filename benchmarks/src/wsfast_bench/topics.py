@@ -1,0 +1,148 @@
+"""The process of a server with many topics, of which each client follows some."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from websockets.asyncio.server import broadcast as websockets_broadcast
+
+import wsfast
+
+from .cases import Case
+from .clients import Clients
+from .machine import UnfitError
+from .measure import tell
+from .servers import PATIENCE, SERVE, admit
+
+__all__ = ["FOLLOWED", "RATE", "WAYS", "main", "publish_topics"]
+
+WAYS = {
+    "hub": "served",
+    "hub-stock": "stock",
+    "channel": "served",
+    "channel-stock": "stock",
+    "wsfast": "stock",
+    "websockets": "stock",
+}
+"""What is compared, each with its server."""
+
+FOLLOWED = 50
+"""Topics that a client follows, if there are so many."""
+
+RATE = 20
+"""Ticks in a second; in each, a message is published in each topic."""
+
+
+async def publish_topics(
+    case: Case, way: str, topics: int, seconds: float, processors: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Publish in all topics, tick by tick.
+
+    Args:
+        case: Clients, and the size of a message.
+        way: One of `WAYS`.
+        topics: How many there are.
+        seconds: How long it takes if the server keeps up.
+        processors: One for this process, one for that of the clients; None if they are not to be bound.
+
+    Raises:
+        UnfitError: If clients cannot connect, or do not read what they are sent.
+    """
+    if processors is not None:
+        os.sched_setaffinity(0, {processors[0]})
+    async with AsyncExitStack() as stack:
+        accepted: list[Any] = []
+        port = await stack.enter_async_context(SERVE[WAYS[way]](case, accepted))
+        clients = stack.enter_context(Clients(None if processors is None else processors[1]))
+        await admit(clients, case, port, accepted)
+        chance = random.Random("topics")
+        followers: list[list[Any]] = [[] for _ in range(topics)]
+        for connection in accepted:
+            for topic in chance.sample(range(topics), min(FOLLOWED, topics)):
+                followers[topic].append(connection)
+        deliveries = sum(map(len, followers))
+        call = _publisher(way, followers, [f"{topic:>8}".ljust(case.size)[: case.size] for topic in range(topics)])
+        await clients.drain(awake=processors is not None and not case.sleep)
+        gc.collect()
+        gc.freeze()
+        ticks = max(round(seconds * RATE), 1)
+        cpu = 0
+        start = time.monotonic()
+        for tick in range(ticks):
+            await asyncio.sleep(max(start + tick / RATE - time.monotonic(), 0))
+            before = time.process_time_ns()
+            call()
+            await asyncio.sleep(0)
+            cpu += time.process_time_ns() - before
+        took = time.monotonic() - start
+        expected = ticks * deliveries * (case.size + (2 if case.size < 126 else 4))
+        deadline = time.monotonic() + PATIENCE
+        while clients.octets < expected and time.monotonic() < deadline:
+            await asyncio.sleep(0.001)
+        gc.unfreeze()
+        if clients.octets != expected:
+            raise UnfitError(f"clients have read {clients.octets} of {expected} bytes")
+        return {
+            "way": way,
+            "topics": topics,
+            "ticks": ticks,
+            "rate": ticks / max(took, ticks / RATE),
+            "deliveries": ticks * deliveries,
+            "cpu": cpu / (ticks * deliveries) / 1e3,
+            "busy": cpu / 1e6 / ticks,
+        }
+
+
+def _publisher(way: str, followers: list[list[Any]], messages: list[str]) -> Callable[[], None]:
+    if way in ("hub", "hub-stock"):
+        hub = wsfast.Hub()
+        for topic, connections in enumerate(followers):
+            for connection in connections:
+                hub.subscribe(connection, f"topics.{topic}")
+        items = [(f"topics.{topic}", message) for topic, message in enumerate(messages)]
+
+        def publish_many() -> None:
+            hub.publish_many(items)
+            hub.flush()
+
+        return publish_many
+    if way in ("channel", "channel-stock"):
+        channels = [wsfast.Channel(str(topic)) for topic in range(len(followers))]
+        for channel, connections in zip(channels, followers, strict=True):
+            for connection in connections:
+                channel.subscribe(connection)
+
+        def publish() -> None:
+            for channel, message in zip(channels, messages, strict=True):
+                channel.publish(message)
+            channels[0].flush()
+
+        return publish
+
+    broadcast: Callable[[Any, Any], object] = wsfast.broadcast if way == "wsfast" else websockets_broadcast
+
+    def call() -> None:
+        for connections, message in zip(followers, messages, strict=True):
+            broadcast(connections, message)
+
+    return call
+
+
+def main() -> None:
+    """Do what is told in the first argument; tell the command line by a line of JSON."""
+    task = json.loads(sys.argv[1])
+    case = Case.from_json(task["case"])
+    tell(case, lambda: publish_topics(case, task["way"], task["topics"], task["seconds"], task["processors"]))
+
+
+if __name__ == "__main__":
+    main()
