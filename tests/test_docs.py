@@ -681,7 +681,7 @@ def check_command(command: str, page: str, directory: Path) -> None:
         assert kind == "install"
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for one in what:
-            match = re.fullmatch(r"(?:\.|wsfast|fastapi|uvicorn|h2|wsproto)(?:\[([\w,]+)\])?", one)
+            match = re.fullmatch(r"(?:\.|\./benchmarks|wsfast|fastapi|uvicorn|h2|wsproto)(?:\[([\w,]+)\])?", one)
             assert match is not None, one
             assert set((match[1] or "").split(",")) - {""} <= set(extras)
     elif name == "python" and arguments[0] == "-m":
