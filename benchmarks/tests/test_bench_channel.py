@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,23 @@ import pytest
 import wsfast
 from wsfast import Channel, Disconnect, ServerConnection
 from wsfast.cli import UnfitError, main
-from wsfast_bench import relays, scenarios, stalled, topics
 from wsfast_bench._library import extension_present
 from wsfast_bench.cases import PATTERNS, Case, Result, Samples, Verdict
 from wsfast_bench.clients import Clients
-from wsfast_bench.conflation import READ, UPDATES, publish_to_slow
 from wsfast_bench.gauge import Gauge
 from wsfast_bench.numbered import KEYS, Mark, Numbered, newest
+from wsfast_bench.play import print_rows
 from wsfast_bench.readers import Checker, Trickle
 from wsfast_bench.reading import Reading
 from wsfast_bench.report import summarize
+from wsfast_bench.scenarios import SCENARIOS, relay, stalled, topics
+from wsfast_bench.scenarios.conflate import READ, UPDATES, publish_to_slow
+from wsfast_bench.scenarios.memory_subscriptions import HOWS, weigh_subscriptions
+from wsfast_bench.scenarios.scenario import Settings
+from wsfast_bench.scenarios.stalled import publish_to_stalled
+from wsfast_bench.scenarios.topics import publish_topics
 from wsfast_bench.servers import SERVE, admit, keep
-from wsfast_bench.stalled import publish_to_stalled
-from wsfast_bench.subscriptions import HOWS, weigh_subscriptions
 from wsfast_bench.ticks import bursts, parcels
-from wsfast_bench.topics import publish_topics
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scenarios are played on Linux only")
 
@@ -316,7 +317,7 @@ def test_stalled_tells_what_was_missed(capsys: pytest.CaptureFixture[str]) -> No
     row = {"way": "websockets", "stalled": 0, "messages": 9, "asked": 10, "rate": 1.0, "p50": 1.0, "p99": 1.0}
     row |= {"grown": 1 << 20, "disconnected": 0, "dropped": 0, "conflated": 0}
     told = {"live": 5, "complete": 2, "wrong": 1, "short": 2, "closed": 1}
-    scenarios._print_rows("stalled", [{**row, "clients": told}])
+    print_rows(stalled.SCENARIO, [{**row, "clients": told}])
     output = capsys.readouterr().out
     assert "websockets with 0 stalled: ended after 9 of 10 messages, when the memory had grown by 2048 MiB" in output
     assert "of 5 clients that read, 1 got other bytes than they should, 2 too few; 1 were closed" in output
@@ -376,12 +377,12 @@ def test_topics_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(publish_topics(case(2), "channel", 2, 0.1, None))
 
 
-@pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind, ways in relays.WAYS.items() for way in ways])
+@pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind, ways in relay.WAYS.items() for way in ways])
 def test_relay(kind: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every message reaches the other process."""
-    monkeypatch.setattr(relays, "PACED", 20)
+    monkeypatch.setattr(relay, "PACED", 20)
     try:
-        row = asyncio.run(relays.compare(dataclasses.replace(case(0), size=100), kind, way, 0.1, None))
+        row = asyncio.run(relay.compare(dataclasses.replace(case(0), size=100), kind, way, 0.1, None))
     except UnfitError as exc:
         if "install" not in str(exc):
             raise
@@ -394,15 +395,15 @@ def test_relay_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     """It has a row for each broker and way."""
     asked = []
 
-    def ask(module: str, part: object, task: Any, progress: object) -> dict[str, Any]:
-        asked.append((module, task["broker"], task["way"]))
+    def ask(module: str, part: object, task: Any, progress: object, *names: str) -> dict[str, Any]:
+        asked.append((module, *names, task["broker"], task["way"]))
         numbers = {"rate": 5e4, "publisher": 9.0, "receiver": 8.0, "p50": 0.001, "p99": 0.002}
         return {"broker": task["broker"], "way": task["way"], "messages": 7, **numbers}
 
-    monkeypatch.setattr("wsfast_bench.session.ask", ask)
+    monkeypatch.setattr("wsfast_bench.play.ask", ask)
     assert main(["bench", "--scenario", "relay", "--seconds", "1"]) == 0
     output = capsys.readouterr().out
-    assert asked == [("relays", kind, way) for kind, ways in relays.WAYS.items() for way in ways]
+    assert asked == [("scenarios", "relay", kind, way) for kind, ways in relay.WAYS.items() for way in ways]
     assert rows(output)["redis"] == ["recipe", "7", "50000", "9.0", "8.0", "1.00", "2.00"]
 
 
@@ -428,7 +429,7 @@ def test_subscriptions_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         if needed > 80:
             raise UnfitError(f"{what} are too many")
 
-    monkeypatch.setattr(scenarios, "reserve_descriptors", reserve)
+    monkeypatch.setattr("wsfast_bench.scenarios.scenario.reserve_descriptors", reserve)
     assert main(argv) == 0
     output = capsys.readouterr().out
     assert "Skipping 30 connections in one channel: 30 clients are too many" in output
@@ -455,9 +456,18 @@ def test_scenarios_that_cannot_be_played(argv: list[str], message: str, capsys: 
 
 def test_scenarios_on_another_system(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """They need Linux."""
-    monkeypatch.setattr("wsfast_bench.scenarios.sys.platform", "darwin")
+    monkeypatch.setattr("wsfast_bench.play.sys.platform", "darwin")
     assert main(["bench", "--scenario", "topics"]) == 1
     assert "on Linux only" in capsys.readouterr().err
+
+
+def test_options_of_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each scenario says what its options mean, those of the same name included."""
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "--messages N of scenario stalled: messages (20000)" in output
+    assert "of scenario conflate: how long (60); of scenario topics: how long (10); of scenario relay:" in output
 
 
 def test_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
@@ -470,15 +480,15 @@ def test_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quick_scenarios() -> None:
     """Without numbers, those of the issue are played, or smaller ones to see that it works."""
     options = argparse.Namespace(clients=None, messages=None, seconds=None, topics=None, quick=False)
-    plans = {name: list(plan(options, "asyncio", None)) for name, plan in scenarios._PLANS.items()}
+    plans = {name: list(one.plan(Settings(options, "asyncio", None))) for name, one in SCENARIOS.items()}
     assert plans["stalled"][1].task["case"]["clients"] == 1000
     assert plans["stalled"][1].task["messages"] == 20_000
     assert plans["stalled"][1].task["stalled"] == 50
     assert plans["conflate"][0].task["seconds"] == 60
     assert plans["topics"][0].task["topics"] == 1000
     options.quick = True
-    plans = {name: list(plan(options, "asyncio", None)) for name, plan in scenarios._PLANS.items()}
+    plans = {name: list(one.plan(Settings(options, "asyncio", None))) for name, one in SCENARIOS.items()}
     assert plans["stalled"][1].task["case"]["clients"] == 200
     assert plans["conflate"][0].task["seconds"] == 10
-    for part in chain(*plans.values()):
-        assert importlib.util.find_spec(f"wsfast_bench.{part.module}") is not None
+    for name, plan in plans.items():
+        assert len({part.title.partition(": ")[0] for part in plan}) == 1, name  # which the table has for its title

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from wsfast.cli import UnfitError, main
-from wsfast_bench import page, report, scenarios
+from wsfast_bench import page, report
 from wsfast_bench._library import extension_present
 from wsfast_bench.cases import METHODS, Case, Result, Samples, Verdict, Weight
 from wsfast_bench.comparison import compare, load, parse, tabulate_case, tabulate_scene
 from wsfast_bench.page import Bar, draw_bars, render
+from wsfast_bench.scenarios import SCENARIOS
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 MACHINE = {"processor": "Z80", "processors": 2, "system": "CP/M 2", "architecture": "z80", "implementation": "cpython"}
@@ -526,7 +527,7 @@ def scenes(*names: str) -> dict[str, Any]:
 
 def test_all_scenarios_are_known() -> None:
     """Each has rows here, and so is looked at below."""
-    assert set(ROWS) == set(scenarios.SCENARIOS)
+    assert set(ROWS) == set(SCENARIOS)
 
 
 @pytest.mark.parametrize("name", ROWS)

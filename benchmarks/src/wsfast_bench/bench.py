@@ -21,7 +21,8 @@ from .cases import (
 )
 from .machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
 from .options import choices, positive, positives
-from .scenarios import SCENARIOS, play
+from .play import add_options, play
+from .scenarios import SCENARIOS
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
@@ -87,13 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenario",
         type=choices("scenario", tuple(SCENARIOS)),
         metavar="NAME,...",
-        help="play these instead, about channels: " + "; ".join(f"{name}: {what}" for name, what in SCENARIOS.items()),
+        help="play these instead, about channels: "
+        + "; ".join(f"{scenario.name}: {scenario.help}" for scenario in SCENARIOS.values()),
     )
-    parser.add_argument("--messages", type=positive, metavar="N", help="of scenario stalled: messages (20000)")
-    parser.add_argument(
-        "--seconds", type=positive, metavar="N", help="of scenarios conflate (60), topics (10) and relay (5): how long"
-    )
-    parser.add_argument("--topics", type=positive, metavar="N", help="of scenario topics: how many (1000)")
+    add_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="write one HTML page with tables, charts, machine and method"

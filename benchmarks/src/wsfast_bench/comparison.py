@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from .cases import FLOORS, Case
 from .machine import UnfitError
+from .scenarios import SCENARIOS
 
 __all__ = [
     "CAVEAT",
@@ -185,42 +186,16 @@ def _number(value: object) -> float:
     return value
 
 
-_ROWS = {
-    "stalled": ("way", "stalled"),
-    "conflate": ("way",),
-    "topics": ("way",),
-    "frameworks": ("framework", "compression", "way"),
-    "relay": ("broker", "way"),
-    "memory-subscriptions": ("connections", "channels", "how"),
-}
-"""For each scenario, what tells its rows apart."""
-
-_NUMBERS = {
-    "stalled": {"rate": "messages/s", "p50": "p50 ms", "p99": "p99 ms", "grown": "grown B"},
-    "conflate": {"age": "age s", "oldest": "oldest s"},
-    "topics": {"rate": "ticks/s", "cpu": "CPU us/message"},
-    "frameworks": {"call": "us/client"},
-    "relay": {
-        "rate": "messages/s",
-        "publisher": "publisher us",
-        "receiver": "receiver us",
-        "p50": "p50 s",
-        "p99": "p99 s",
-    },
-    "memory-subscriptions": {"subscribed": "subscribed B", "each": "B/subscription"},
-}
-"""For each scenario, those of its numbers that are compared, with what they are called."""
-
-
 def _parse_scene(entry: Mapping[str, Any]) -> tuple[str, Scene]:
     name, loop, tasks = entry["scenario"], entry["loop"], entry["tasks"]
-    if name not in _ROWS:
+    if name not in SCENARIOS:
         raise ValueError(f"unknown scenario {name!r}")
+    scenario = SCENARIOS[name]
     settings = [{key: value for key, value in task.items() if key != "processors"} for task in tasks]
     rows = {}
     for row in entry["rows"]:
-        label = ", ".join(f"{row[key]} stalled" if key == "stalled" else str(row[key]) for key in _ROWS[name])
-        rows[label] = {told: _number(row[key]) for key, told in _NUMBERS[name].items() if row[key] is not None}
+        numbers = {told: _number(row[key]) for key, told in scenario.numbers.items() if row[key] is not None}
+        rows[scenario.label(row)] = numbers
     title = f"{name}: {entry['title']}, {loop}" if "title" in entry else f"{name}, {loop}"
     return json.dumps([name, loop, settings], sort_keys=True), Scene(title, rows)
 

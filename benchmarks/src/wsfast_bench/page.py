@@ -16,7 +16,7 @@ from wsfast import __version__
 from .cases import METHODS, WAYS, Case, Verdict, Weight
 from .comparison import CAVEAT, SINGLE, CaseChange, Comparison, SceneChange, tabulate_case, tabulate_scene
 from .report import MEMORY, Summary, describe_machine, describe_verdict, explain, tabulate, tabulate_memory
-from .tables import draw, tell
+from .scenarios import SCENARIOS
 
 __all__ = ["Bar", "draw_bars", "render"]
 
@@ -212,11 +212,11 @@ def _memory(entry: Mapping[str, Any]) -> Iterable[str]:
 
 def _scenario(entry: Mapping[str, Any]) -> Iterable[str]:
     name, rows = entry["scenario"], entry["rows"]
-    told = tell(name, rows)
+    told = SCENARIOS[name].tell(rows)
     title = f"{name}: {entry['title']}, {entry['loop']}"
     yield f"<h2>{escape(title)}</h2>"
     yield _lines(told.warnings)
-    drawn = draw(name, rows)
+    drawn = SCENARIOS[name].draw(rows)
     yield _figure(drawn.quantity, [Bar(label, value, _group(way)) for label, way, value in drawn.bars])
     yield _table(told.table)
     yield _lines([told.legend], "soft")

@@ -84,7 +84,7 @@ def measure_memory(case: Case, way: str, processors: tuple[int, int] | None, pro
     return Weight(**ask("memory", case, task, progress))
 
 
-def ask(module: str, case: object, task: dict[str, Any], progress: Progress) -> Any:
+def ask(module: str, case: object, task: dict[str, Any], progress: Progress, *names: str) -> Any:
     """Have a module of this package do a task in a process of its own; return what came of it.
 
     Args:
@@ -92,12 +92,13 @@ def ask(module: str, case: object, task: dict[str, Any], progress: Progress) -> 
         case: What is measured, for the error.
         task: What it is told.
         progress: What counts its steps.
+        *names: What the module is told before that.
 
     Raises:
         UnfitError: If it could not be done.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", f"wsfast_bench.{module}", json.dumps(task)],
+        [sys.executable, "-m", f"wsfast_bench.{module}", *names, json.dumps(task)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

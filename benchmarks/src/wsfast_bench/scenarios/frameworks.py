@@ -1,36 +1,35 @@
-"""The process of a server made with a framework, whose documented loop over all clients is compared with wsfast."""
+"""The documented loop of a framework over all its WebSockets, compared with `wsfast.broadcast()`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import json
 import os
 import random
 import statistics
-import sys
 import time
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from websockets.frames import Opcode
 
 import wsfast
+from wsfast_bench._library import UVICORN_PROTOCOL, descriptor_of, extension_present
+from wsfast_bench.cases import Case
+from wsfast_bench.clients import Clients
+from wsfast_bench.machine import UnfitError, installed
+from wsfast_bench.native import send_many
+from wsfast_bench.peer import connect
+from wsfast_bench.servers import PATIENCE, admit, keep
+from wsfast_bench.ticks import deflated, frame, ticks
 
-from ._library import UVICORN_PROTOCOL, descriptor_of, extension_present
-from .cases import Case
-from .clients import Clients
-from .machine import UnfitError
-from .measure import tell
-from .native import send_many
-from .peer import connect
-from .servers import PATIENCE, admit, keep
-from .ticks import deflated, frame, ticks
+from .scenario import Chart, Play, Row, Scenario, Settings
 
-__all__ = ["FRAMEWORKS", "STALLED", "compare", "main"]
+__all__ = ["FRAMEWORKS", "SCENARIO", "STALLED", "compare"]
 
 ROUNDS = 30
 CALLS = 3
@@ -244,12 +243,65 @@ async def _settle(clients: Clients, quiet: float = QUIET) -> None:
             before, since = clients.octets, time.monotonic()
 
 
-def main() -> None:
-    """Do what is told in the first argument; tell the command line by a line of JSON."""
-    task = json.loads(sys.argv[1])
-    case = Case.from_json(task["case"])
-    tell(case, lambda: compare(case, task["framework"], task["processors"]))
+class Frameworks(Scenario):
+    """A server of each framework, with and without compression."""
+
+    name = "frameworks"
+    help = "500 WebSockets of FastAPI under uvicorn, and of aiohttp: a loop of await, and wsfast.broadcast()"
+    keys = ("framework", "compression", "way")
+    numbers = MappingProxyType({"call": "us/client"})
+    chart = Chart("call, us per client (median)", "call", "{framework}, {compression}, {way}")
+    legend = (
+        "loop: `for connection in connections: await connection.send_text(message)`, on a stock server; wsfast on one\n"
+        "with its protocol class (FastAPI) or a stock one (aiohttp); floor: a bare loop of send() in C over the same\n"
+        "sockets. us/client: of a call, median; in turns."
+    )
+
+    def plan(self, settings: Settings) -> Iterator[Play]:
+        """Play each framework, without compression and with it."""
+        clients = settings.clients(500)
+        for framework, (_, _, needed) in FRAMEWORKS.items():
+            missing = [name for name in needed if not installed(name)]
+            if missing:
+                raise UnfitError(f"scenario frameworks needs {', '.join(missing)}; pip install wsfast[bench]")
+            for compression in ("none", "deflate"):
+                case = {**settings.case(2 * clients + 2 * STALLED, 256, "text"), "clients": clients}
+                title = f"{clients} clients, 256 B; then {STALLED} more that never read, 16 KiB"
+                yield Play(
+                    f"{title}: {framework}, {compression}",
+                    {
+                        "case": {**case, "compression": compression},
+                        "framework": framework,
+                        "processors": settings.processors,
+                    },
+                )
+
+    async def run(self, case: Case, task: dict[str, Any]) -> list[Row]:
+        """Compare all ways over one framework."""
+        return [*await compare(case, task["framework"], task["processors"])]
+
+    def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
+        """Return a row for each framework, compression and way."""
+        loops = {(row["framework"], row["compression"]): row["call"] for row in rows if row["way"] == "loop"}
+        table = [["framework", "compression", "method", "us/client", "x loop", "clients that never read"]]
+        for row in rows:
+            if "stopped" not in row:
+                told = "-"
+            elif row["stopped"] is None:
+                told = f"no call took longer than {row['longest'] * 1e3:.0f} ms"
+            else:
+                told = f"message {row['stopped'] + 1} never left"
+            table.append(
+                [
+                    row["framework"],
+                    row["compression"],
+                    row["way"],
+                    f"{row['call']:.2f}",
+                    f"{loops[row['framework'], row['compression']] / row['call']:.2f}",
+                    told,
+                ]
+            )
+        return table
 
 
-if __name__ == "__main__":
-    main()
+SCENARIO = Frameworks()

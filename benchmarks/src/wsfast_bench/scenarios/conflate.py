@@ -1,28 +1,28 @@
-"""The process of a server with two clients that read far less than they are sent: one conflates, one is not bounded."""
+"""Clients that read far less than they are sent: one conflates, one is not bounded. How old is what they read?"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import statistics
-import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
+from types import MappingProxyType
 from typing import Any
 
 from websockets.asyncio.server import broadcast as websockets_broadcast
 
 import wsfast
+from wsfast_bench.cases import Case
+from wsfast_bench.numbered import KEYS, Numbered
+from wsfast_bench.reading import Reading
+from wsfast_bench.servers import SERVE, keep
 
-from .cases import Case
-from .measure import tell
-from .numbered import KEYS, Numbered
-from .reading import Reading
-from .servers import SERVE, keep
+from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
-__all__ = ["READ", "UPDATES", "main", "publish_to_slow"]
+__all__ = ["READ", "SCENARIO", "UPDATES", "publish_to_slow"]
 
 UPDATES = 1000
 """Messages that are published in a second."""
@@ -95,13 +95,52 @@ async def publish_to_slow(case: Case, seconds: float, processors: tuple[int, int
         return rows
 
 
-def main() -> None:
-    """Do what is told in the first argument; tell the command line by a line of JSON."""
-    task = json.loads(sys.argv[1])
-    case = Case.from_json(task["case"])
-    logging.getLogger("wsfast").setLevel(logging.ERROR)  # that clients do not keep up is what was asked for
-    tell(case, lambda: publish_to_slow(case, task["seconds"], task["processors"]))
+class Conflation(Scenario):
+    """A client of a channel that conflates, beside one of `websockets.broadcast()`."""
+
+    name = "conflate"
+    help = "a client that reads 10 of 1,000 updates a second; the age of what it reads"
+    seconds = Option("seconds", "how long", 60, quick=10)
+    options = (seconds,)
+    numbers = MappingProxyType({"age": "age s", "oldest": "oldest s"})
+    chart = Chart("age of the last messages that are read slowly, s (median)", "age", "{way}")
+    legend = (
+        "age, oldest: seconds from publishing to reading, of the last 10 messages read slowly: median, most.\n"
+        "read fast: messages that were read after that. newest of keys: keys with whose newest value the client ends."
+    )
+
+    def plan(self, settings: Settings) -> Iterator[Play]:
+        """Play both at once."""
+        seconds = settings.number(self.seconds)
+        yield Play(
+            f"{READ} of {UPDATES} updates/s of 1 KiB over {KEYS} keys are read for {seconds} s, "
+            f"SO_RCVBUF {RECEIVE_BUFFER} B",
+            {"case": settings.case(1, 1024), "seconds": seconds, "processors": settings.processors},
+        )
+
+    async def run(self, case: Case, task: dict[str, Any]) -> list[Row]:
+        """Publish to both."""
+        logging.getLogger("wsfast").setLevel(logging.ERROR)  # that clients do not keep up is what was asked for
+        return [*await publish_to_slow(case, task["seconds"], task["processors"])]
+
+    def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
+        """Return a row for each of both."""
+        table = [["method", "published", "s", "read", "age s", "oldest s", "read fast", "newest of keys", "disordered"]]
+        table += [
+            [
+                row["way"],
+                str(row["published"]),
+                f"{row['seconds']:.1f}",
+                str(row["read"]),
+                "-" if row["age"] is None else f"{row['age']:.2f}",
+                "-" if row["oldest"] is None else f"{row['oldest']:.2f}",
+                str(row["more"]),
+                f"{row['newest']}/{row['keys']}",
+                str(row["disordered"]),
+            ]
+            for row in rows
+        ]
+        return table
 
 
-if __name__ == "__main__":
-    main()
+SCENARIO = Conflation()

@@ -1,29 +1,28 @@
-"""The process of a server with many topics, of which each client follows some."""
+"""Many topics, of which each client follows some."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import random
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from types import MappingProxyType
 from typing import Any
 
 from websockets.asyncio.server import broadcast as websockets_broadcast
 
 import wsfast
+from wsfast_bench.cases import Case
+from wsfast_bench.clients import Clients
+from wsfast_bench.machine import UnfitError
+from wsfast_bench.servers import PATIENCE, SERVE, admit
 
-from .cases import Case
-from .clients import Clients
-from .machine import UnfitError
-from .measure import tell
-from .servers import PATIENCE, SERVE, admit
+from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
-__all__ = ["FOLLOWED", "RATE", "WAYS", "main", "publish_topics"]
+__all__ = ["FOLLOWED", "RATE", "SCENARIO", "WAYS", "publish_topics"]
 
 WAYS = {
     "hub": "served",
@@ -137,12 +136,58 @@ def _publisher(way: str, followers: list[list[Any]], messages: list[str]) -> Cal
     return call
 
 
-def main() -> None:
-    """Do what is told in the first argument; tell the command line by a line of JSON."""
-    task = json.loads(sys.argv[1])
-    case = Case.from_json(task["case"])
-    tell(case, lambda: publish_topics(case, task["way"], task["topics"], task["seconds"], task["processors"]))
+class Topics(Scenario):
+    """A message in each topic, in each tick."""
+
+    name = "topics"
+    help = "1000 topics, 1000 clients in 50 of them each, 20 ticks a second"
+    topics = Option("topics", "how many", 1000, quick=1000)
+    seconds = Option("seconds", "how long", 10, quick=2)
+    options = (topics, seconds)
+    numbers = MappingProxyType({"rate": "ticks/s", "cpu": "CPU us/message"})
+    chart = Chart("processor time of the server, us per message", "cpu", "{way}")
+    legend = (
+        "messages: delivered, all of them have arrived. CPU: of the server in its ticks, until all is written or\n"
+        "waits. ticks/s: fewer than 20 if a tick takes longer."
+    )
+
+    def plan(self, settings: Settings) -> Iterator[Play]:
+        """Play each way."""
+        clients = settings.clients()
+        topics, seconds = settings.number(self.topics), settings.number(self.seconds)
+        for way in WAYS:
+            yield Play(
+                f"{topics} topics, {clients} clients in {min(FOLLOWED, topics)} each, {RATE} ticks/s for {seconds} s, "
+                f"64 B: {way}",
+                {
+                    "case": settings.case(clients, 64, "text"),
+                    "way": way,
+                    "topics": topics,
+                    "seconds": seconds,
+                    "processors": settings.processors,
+                },
+            )
+
+    async def run(self, case: Case, task: dict[str, Any]) -> Row:
+        """Publish by one way."""
+        return await publish_topics(case, task["way"], task["topics"], task["seconds"], task["processors"])
+
+    def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
+        """Return a row for each way."""
+        reference = next((row["cpu"] for row in rows if row["way"] == "websockets"), None)
+        table = [["method", "ticks/s", "messages", "CPU us/message", "CPU ms/tick", "x websockets"]]
+        table += [
+            [
+                row["way"],
+                f"{row['rate']:.1f}",
+                str(row["deliveries"]),
+                f"{row['cpu']:.3f}",
+                f"{row['busy']:.1f}",
+                "-" if reference is None else f"{reference / row['cpu']:.2f}",
+            ]
+            for row in rows
+        ]
+        return table
 
 
-if __name__ == "__main__":
-    main()
+SCENARIO = Topics()

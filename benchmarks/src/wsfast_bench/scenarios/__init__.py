@@ -1,0 +1,23 @@
+"""What channels and hubs are for, each played in fresh processes: a module for each scenario, and a line here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .scenario import Scenario
+
+__all__ = ["SCENARIOS"]
+
+_MODULES = (
+    "stalled",
+    "conflate",
+    "topics",
+    "frameworks",
+    "relay",
+    "memory_subscriptions",
+)
+
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario for scenario in (import_module(f"{__name__}.{module}").SCENARIO for module in _MODULES)
+}
+"""Scenarios by their names, in the order in which they are shown."""

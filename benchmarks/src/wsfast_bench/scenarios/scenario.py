@@ -1,0 +1,158 @@
+"""What a scenario is, and what it may ask for."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+from wsfast_bench.cases import Case
+from wsfast_bench.machine import UnfitError, reserve_descriptors
+
+__all__ = ["Bars", "Chart", "Option", "Play", "Row", "Scenario", "Settings", "Told"]
+
+Row: TypeAlias = Mapping[str, Any]
+"""What came of one thing that is compared: numbers by their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of the command line that takes a number."""
+
+    name: str
+    what: str
+    default: int
+    quick: int
+    """The default with `--quick`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line asks for."""
+
+    arguments: argparse.Namespace
+    loop: str
+    processors: tuple[int, int] | None
+    """One for the server, one for its clients; None if they are not to be bound."""
+
+    def clients(self, default: int = 1000) -> int:
+        """Return how many clients there are."""
+        if self.arguments.clients is None:
+            return 200 if self.arguments.quick else default
+        if len(self.arguments.clients) > 1:
+            raise UnfitError("a scenario is played with one number of clients")
+        count: int = self.arguments.clients[0]
+        return count
+
+    def number(self, option: Option) -> int:
+        """Return the value of an option."""
+        value: int | None = getattr(self.arguments, option.name)
+        return value or (option.quick if self.arguments.quick else option.default)
+
+    def case(self, clients: int, size: int, kind: str = "binary") -> dict[str, Any]:
+        """Return a case as it stands in a task, with descriptors for its clients."""
+        reserve_descriptors(clients + 64, f"{clients} clients")
+        return dataclasses.asdict(Case(clients, size, self.loop, kind, (), 1, 1, "list"))
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One process of a scenario."""
+
+    title: str
+    """What is played, then a colon, then what sets this process apart."""
+    task: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.title
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is told of a scenario."""
+
+    table: list[list[str]]
+    """Rows of cells, of which the first are the heads."""
+    warnings: list[str]
+    legend: str
+    """What the heads mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What is drawn of a scenario."""
+
+    quantity: str
+    """What the numbers are, with their unit."""
+    key: str
+    """Their name in a row."""
+    label: str
+    """Format of a bar's label, of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """What one chart shows of a scenario."""
+
+    quantity: str
+    bars: list[tuple[str, str, float]]
+    """Of each bar, its label, the method, and the number."""
+
+
+class Scenario(ABC):
+    """What is played, how, and what is shown of it. Its attributes are the same for each play."""
+
+    name: ClassVar[str]
+    help: ClassVar[str]
+    options: ClassVar[tuple[Option, ...]] = ()
+    keys: ClassVar[tuple[str, ...]] = ("way",)
+    """Names in a row that tell it from the others."""
+    numbers: ClassVar[Mapping[str, str]]
+    """Names in a row of what is compared with an earlier run, each with what it is called."""
+    chart: ClassVar[Chart]
+    legend: ClassVar[str]
+
+    @abstractmethod
+    def plan(self, settings: Settings) -> Iterator[Play]:
+        """Iterate over what is to be played, each in a process of its own.
+
+        Raises:
+            UnfitError: If it cannot be played here.
+        """
+
+    @abstractmethod
+    async def run(self, case: Case, task: dict[str, Any]) -> Row | list[Row]:
+        """Do one task of the plan, in its process.
+
+        Raises:
+            UnfitError: If it cannot be done.
+        """
+
+    @abstractmethod
+    def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
+        """Return the table: rows of which the first are the heads."""
+
+    def warn(self, rows: Sequence[Row]) -> list[str]:
+        """Return what one must know to believe the numbers."""
+        return []
+
+    def tell(self, rows: Sequence[Row]) -> Told:
+        """Return what is told of the rows."""
+        return Told(self.tabulate(rows), self.warn(rows), self.legend)
+
+    def draw(self, rows: Sequence[Row]) -> Bars:
+        """Return what is drawn of the rows."""
+        key = self.chart.key
+        bars = [
+            (self.chart.label.format_map(row), str(row.get("way", row.get("how"))), row[key])
+            for row in rows
+            if row[key] is not None
+        ]
+        return Bars(self.chart.quantity, bars)
+
+    def label(self, row: Row) -> str:
+        """Return what tells a row from the others."""
+        return ", ".join(str(row[key]) for key in self.keys)
