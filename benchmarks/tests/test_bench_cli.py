@@ -19,20 +19,20 @@ import wsfast_bench
 from wsfast.cli import main
 from wsfast_bench import bench, machine
 from wsfast_bench._library import core_in_use, extension_present
-from wsfast_bench.cases import COMPRESSED, FEATURES, METHODS, Case, Result, Samples, Verdict
+from wsfast_bench.cases import Case, Result, Samples, Verdict
+from wsfast_bench.methods import METHODS
 from wsfast_bench.report import describe_verdict, percentile, print_case, ratio, summarize
 
 TINY = ["--clients", "5", "--rounds", "2", "--calls", "2"]
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
-EXTENDED = [name for name, feature in FEATURES.items() if feature == "extension"]
-
 PRESENT = [
     name
-    for name in METHODS
-    if name not in ("picows", *COMPRESSED, *(() if extension_present() else EXTENDED))
-    or (name == "picows" and importlib.util.find_spec("picows"))
+    for name, method in METHODS.items()
+    if not method.compressed
+    and (method.feature != "extension" or extension_present())
+    and (method.feature != "picows" or importlib.util.find_spec("picows"))
 ]
 
 

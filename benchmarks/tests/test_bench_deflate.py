@@ -23,11 +23,13 @@ import pytest
 from wsfast.cli import UnfitError, main
 from wsfast_bench import methods, native
 from wsfast_bench._library import extension_present
-from wsfast_bench.cases import FEATURES, METHODS, WAYS, Case, Weight, combine
+from wsfast_bench.bench import combine
+from wsfast_bench.cases import WAYS, Case, Weight
 from wsfast_bench.clients import Clients
 from wsfast_bench.gauge import Gauge
 from wsfast_bench.measure import RUN, measure
 from wsfast_bench.memory import resident, weigh
+from wsfast_bench.methods import METHODS
 from wsfast_bench.report import print_memory, steady
 from wsfast_bench.servers import SERVE, admit
 from wsfast_bench.ticks import deflated, parcels, ticks
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
 ABSENT = {
-    *((name for name, feature in FEATURES.items() if feature == "extension") if not extension_present() else ()),
+    *((name for name, method in METHODS.items() if method.feature == "extension") if not extension_present() else ()),
     *(() if importlib.util.find_spec("picows") else ("picows",)),
 }
 

@@ -15,8 +15,9 @@ import pytest
 from wsfast.cli import UnfitError, main
 from wsfast_bench import page, report
 from wsfast_bench._library import extension_present
-from wsfast_bench.cases import METHODS, Case, Result, Samples, Verdict, Weight
+from wsfast_bench.cases import Case, Result, Samples, Verdict, Weight
 from wsfast_bench.comparison import compare, load, parse, tabulate_case, tabulate_scene
+from wsfast_bench.methods import METHODS
 from wsfast_bench.page import Bar, draw_bars, render
 from wsfast_bench.scenarios import SCENARIOS
 

@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ._library import extension_present
-from .cases import (
-    COMPRESSED,
-    FEATURES,
-    LOOPS,
-    METHODS,
-    PATTERNS,
-    SERVERS,
-    WAYS,
-    Case,
-    Weight,
-    combine,
-)
+from .cases import WAYS, Case, Weight
 from .machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
+from .methods import METHODS
 from .options import choices, positive, positives
 from .play import add_options, play
 from .scenarios import SCENARIOS
 
-__all__ = ["DESCRIPTION", "add_arguments", "run"]
+__all__ = ["DESCRIPTION", "add_arguments", "combine", "run"]
 
 DESCRIPTION = """Measure what a broadcast costs: a server with stock websockets connections, clients that only read in
 another process on another processor, all methods in one run, in rounds and shuffled order. Between two calls the server
 waits until every byte has arrived."""
+
+LOOPS = {"asyncio": None, "uvloop": "uvloop"}
+COMPRESSIONS = {"none": None, "deflate": "linux"}
+"""Loops and compressions, each with what must be there for it: a module, or Linux."""
 
 CHARTS = (".png", ".svg", ".pdf")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    known = "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+    known = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values())
     parser.add_argument("--clients", type=positives, metavar="N,...", help="how many clients (1000)")
     parser.add_argument("--sizes", type=positives, default=(64,), metavar="N,...", help="bytes of a message (64)")
     parser.add_argument(
-        "--loops", type=choices("loop", LOOPS), metavar="LOOP,...", help="asyncio, uvloop (those installed)"
+        "--loops", type=choices("loop", tuple(LOOPS)), metavar="LOOP,...", help="asyncio, uvloop (those installed)"
     )
     parser.add_argument(
         "--types", type=choices("type", ("text", "binary")), default=("text",), metavar="TYPE,...", help="text, binary"
     )
     parser.add_argument(
         "--compression",
-        type=choices("compression", ("none", "deflate")),
+        type=choices("compression", tuple(COMPRESSIONS)),
         default=("none",),
         metavar="HOW,...",
         help="none, deflate; with deflate, all servers have their default permessage-deflate, and no two messages are "
@@ -75,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let the clients sleep when there is nothing to read; to wake them up costs",
     )
-    ways = "; ".join(f"{name}: {what}" for name, what in WAYS.items())
+    ways = "; ".join(f"{name}: {way.help}" for name, way in WAYS.items())
     parser.add_argument(
         "--memory",
         nargs="?",
@@ -113,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .session import Progress, measure_case, measure_memory
 
     if arguments.scenario is not None:
-        return play(arguments, _available("loop", arguments.loops or ("asyncio",)))
+        return play(arguments, _available("loop", arguments.loops or ("asyncio",), LOOPS))
     plan = _plan(arguments)
     weighed = _weighed(arguments)
     chart: Path | None = arguments.chart
@@ -150,17 +146,18 @@ def _plan(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that can be measured here; tell which cannot and why."""
     if arguments.memory == "only":
         return []
-    methods = _available("method", arguments.methods or tuple(METHODS))
+    methods = _available("method", arguments.methods or METHODS, {name: one.feature for name, one in METHODS.items()})
     cases = _combine(arguments, methods)
     for name in methods:
-        if arguments.methods and name in COMPRESSED and any(name not in case.methods for case in cases):
+        if arguments.methods and METHODS[name].compressed and any(name not in case.methods for case in cases):
             print(f"Skipping method {name} without compression: there it would be nothing new")
-    if arguments.burst > 1 and not PATTERNS.isdisjoint(methods):
-        print(f"Skipping methods {', '.join(name for name in methods if name in PATTERNS)} in bursts")
+    single = [name for name in methods if METHODS[name].awaits]
+    if arguments.burst > 1 and single:
+        print(f"Skipping methods {', '.join(single)} in bursts")
     plan = [case for case in cases if case.methods]
     if not plan:
         raise UnfitError("no method is left to measure")
-    servers = max(len({SERVERS.get(name, "stock") for name in case.methods}) for case in plan)
+    servers = max(len({METHODS[name].server for name in case.methods}) for case in plan)
     most = max(case.clients for case in plan)
     reserve_descriptors(servers * most + 64, f"{most} clients" + (f" of each of {servers} servers" * (servers > 1)))
     return plan
@@ -190,23 +187,62 @@ def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Ca
     return combine(
         clients=arguments.clients or ((200,) if arguments.quick else (1000,)),
         sizes=arguments.sizes,
-        loops=_available("loop", arguments.loops or LOOPS),
+        loops=_available("loop", arguments.loops or LOOPS, LOOPS),
         types=arguments.types,
         methods=methods,
         rounds=arguments.rounds or (8 if arguments.quick else 40),
         calls=arguments.calls,
         collection=arguments.collection,
         sleep=arguments.sleep,
-        compressions=_available("compression", arguments.compression),
+        compressions=_available("compression", arguments.compression, COMPRESSIONS),
         burst=arguments.burst,
     )
 
 
-def _available(what: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def combine(
+    *,
+    clients: tuple[int, ...],
+    sizes: tuple[int, ...],
+    loops: tuple[str, ...],
+    types: tuple[str, ...],
+    methods: tuple[str, ...],
+    rounds: int,
+    calls: int,
+    collection: str,
+    sleep: bool,
+    compressions: tuple[str, ...],
+    burst: int = 1,
+) -> list[Case]:
+    """Return one case for each combination, with those of the methods that mean something in it."""
+    return [
+        Case(
+            count,
+            size,
+            loop,
+            kind,
+            tuple(
+                name
+                for name in METHODS
+                if name in methods
+                and (how != "none" or not METHODS[name].compressed)
+                and (burst == 1 or not METHODS[name].awaits)
+            ),
+            rounds,
+            calls,
+            collection,
+            sleep,
+            how,
+            burst,
+        )
+        for loop, count, size, kind, how in itertools.product(loops, clients, sizes, types, compressions)
+    ]
+
+
+def _available(what: str, names: Iterable[str], features: Mapping[str, str | None]) -> tuple[str, ...]:
     """Return those names whose feature is there; print a notice for each other one."""
     available = []
     for name in names:
-        feature = FEATURES.get(name)
+        feature = features[name]
         if feature == "extension":
             if not extension_present():
                 print(f"Skipping {what} {name}: the extension of wsfast is absent or WSFAST_PURE is set")

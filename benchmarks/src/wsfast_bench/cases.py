@@ -1,91 +1,34 @@
-"""What is measured: methods, loops, cases, and the samples that come out."""
+"""What is measured, and the samples that come out."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = [
-    "COMPRESSED",
-    "FEATURES",
-    "FLOORS",
-    "LOOPS",
-    "METHODS",
-    "PATTERNS",
-    "SERVERS",
-    "WAYS",
-    "Case",
-    "Result",
-    "Samples",
-    "Verdict",
-    "Weight",
-    "combine",
-]
+__all__ = ["WAYS", "Case", "Result", "Samples", "Verdict", "Way", "Weight"]
 
-METHODS = {
-    "floor": "a bare loop of send() in C over the same sockets",
-    "floor-served": "the same loop over connections of wsfast.serve()",
-    "wsfast": "wsfast.broadcast()",
-    "wsfast-served": "wsfast.broadcast(), on connections of wsfast.serve()",
-    "channel": "publish() and flush() of a wsfast.Channel, on connections of wsfast.serve()",
-    "channel-stock": "publish() and flush() of a wsfast.Channel, on stock connections",
-    "audience": "broadcast() of a wsfast.Audience (with compression only)",
-    "wsfast-pure": "wsfast.broadcast() by its twin in plain Python",
-    "websockets": "websockets.broadcast()",
-    "no-takeover": "websockets.broadcast(), each message compressed by itself, on connections of its own "
-    "(with compression only)",
-    "picows": "broadcast() of picows.websockets, on connections of its own",
-    "await": "await connection.send() in a loop",
-    "tasks": "a task per client and message",
-    "wait": "asyncio.wait() for a task per client and message",
-    "queues": "a queue and a task per client",
-    "pubsub": "a publish-subscribe stream and a task per client",
-}
-"""Methods, in the order in which they are shown, each with what it is."""
 
-COMPRESSED = frozenset({"audience", "no-takeover"})
-"""Methods that mean nothing without compression."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A server whose memory is measured."""
 
-PATTERNS = frozenset({"await", "tasks", "wait", "queues", "pubsub"})
-"""Methods that are left out of bursts: they send one message after the other, as ever."""
+    help: str
+    server: str
+    method: str
+    """What sends to its connections."""
 
-SERVERS = {
-    "picows": "picows",
-    "no-takeover": "no-takeover",
-    "floor-served": "served",
-    "wsfast-served": "served",
-    "channel": "served",
-}
-"""Methods that have another server than most, and its name; the others share one, `stock`."""
-
-FLOORS = {"floor-served": "floor-served", "wsfast-served": "floor-served", "channel": "floor-served"}
-"""Methods whose efficiency is told against another floor, that of their own sockets, if it is measured."""
-
-LOOPS = ("asyncio", "uvloop")
-
-FEATURES = {
-    "floor": "extension",
-    "floor-served": "extension",
-    "wsfast": "extension",
-    "wsfast-served": "extension",
-    "channel": "extension",
-    "channel-stock": "extension",
-    "audience": "extension",
-    "picows": "picows",
-    "uvloop": "uvloop",
-    "deflate": "linux",
-}
-"""What must be there for a method, a loop or a compression: a module, the extension, or Linux."""
 
 WAYS = {
-    "websockets": "websockets.broadcast() on stock connections",
-    "wsfast": "wsfast.broadcast() on stock connections",
-    "wsfast-factory": "wsfast.broadcast() with extensions=[wsfast.ServerPerMessageDeflateFactory()] "
-    "(with compression only)",
-    "picows": "broadcast() of picows.websockets",
+    "websockets": Way("websockets.broadcast() on stock connections", "stock", "websockets"),
+    "wsfast": Way("wsfast.broadcast() on stock connections", "stock", "wsfast"),
+    "wsfast-factory": Way(
+        "wsfast.broadcast() with extensions=[wsfast.ServerPerMessageDeflateFactory()] (with compression only)",
+        "wsfast-factory",
+        "wsfast",
+    ),
+    "picows": Way("broadcast() of picows.websockets", "picows", "picows"),
 }
-"""Servers of which the memory is measured, in the order in which they are shown, each with what it is."""
+"""Servers whose memory is measured, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,45 +71,6 @@ class Case:
         how = "" if self.compression == "none" else f", {self.compression}"
         many = "" if self.burst == 1 else f", bursts of {self.burst}"
         return f"{self.clients} clients, {self.size} B {self.type}{how}{many}, {self.loop}{kept}{sleepy}"
-
-
-def combine(
-    *,
-    clients: tuple[int, ...],
-    sizes: tuple[int, ...],
-    loops: tuple[str, ...],
-    types: tuple[str, ...],
-    methods: tuple[str, ...],
-    rounds: int,
-    calls: int,
-    collection: str,
-    sleep: bool,
-    compressions: tuple[str, ...],
-    burst: int = 1,
-) -> list[Case]:
-    """Return one case for each combination, with those of the methods that mean something in it."""
-    return [
-        Case(
-            count,
-            size,
-            loop,
-            kind,
-            tuple(
-                name
-                for name in METHODS
-                if name in methods
-                and (how != "none" or name not in COMPRESSED)
-                and (burst == 1 or name not in PATTERNS)
-            ),
-            rounds,
-            calls,
-            collection,
-            sleep,
-            how,
-            burst,
-        )
-        for loop, count, size, kind, how in itertools.product(loops, clients, sizes, types, compressions)
-    ]
 
 
 @dataclass(slots=True)

@@ -18,8 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from .cases import FLOORS, Case
+from .cases import Case
 from .machine import UnfitError
+from .methods import floor_of
 from .scenarios import SCENARIOS
 
 __all__ = [
@@ -288,7 +289,7 @@ def _compare_case(before: Measured, after: Measured) -> CaseChange:
         if name not in before.methods:
             continue
         times[name] = _change(_median_of_calls, before.methods[name], rounds)
-        floor = FLOORS.get(name, "floor")  # that of its own sockets, in both runs, or else the other one
+        floor = floor_of(name)  # that of its own sockets, in both runs, or else the other one
         if floor not in before.methods or floor not in after.methods:
             floor = "floor"
         if floor != name and floor in before.methods and floor in after.methods:

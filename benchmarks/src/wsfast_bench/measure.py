@@ -34,11 +34,11 @@ from typing import Any, NamedTuple
 
 from websockets.asyncio.server import ServerConnection
 
-from .cases import SERVERS, Case, Result, Samples, Verdict
+from .cases import Case, Result, Samples, Verdict
 from .clients import Clients
 from .gauge import Gauge
 from .machine import UnfitError
-from .methods import CALLS, Call, Room
+from .methods import METHODS, Call, Room
 from .servers import PATIENCE, SERVE, admit
 from .ticks import Burst, bursts
 
@@ -68,7 +68,7 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
     if processors is not None:
         os.sched_setaffinity(0, {processors[0]})
     async with AsyncExitStack() as stack:
-        crowds: dict[str, list[Any]] = {SERVERS.get(name, "stock"): [] for name in case.methods}
+        crowds: dict[str, list[Any]] = {METHODS[name].server: [] for name in case.methods}
         ports = {
             name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowds.items()
         }
@@ -80,7 +80,7 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
         if case.compression != "none":
             gauges = {name: stack.enter_context(closing(Gauge(accepted[0]))) for name, accepted in crowds.items()}
         turns = {
-            name: Turn(await stack.enter_async_context(CALLS[name](room)), gauges.get(SERVERS.get(name, "stock")))
+            name: Turn(await stack.enter_async_context(METHODS[name].call(room)), gauges.get(METHODS[name].server))
             for name in case.methods
         }
         bench = Bench(case, clients, room)

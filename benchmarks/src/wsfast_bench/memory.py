@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, Weight
+from .cases import WAYS, Case, Weight
 from .clients import Clients
 from .gauge import Gauge
 from .measure import Bench, Turn, make_room, tell
-from .methods import CALLS
+from .methods import METHODS
 from .servers import SERVE, admit
 from .ticks import bursts
 
@@ -27,13 +27,6 @@ __all__ = ["MESSAGES", "main", "weigh"]
 
 MESSAGES = 20
 """Broadcasts before the memory is measured: encoders that are made late have been made."""
-
-_SERVER_AND_METHOD = {
-    "websockets": ("stock", "websockets"),
-    "wsfast": ("stock", "wsfast"),
-    "wsfast-factory": ("wsfast-factory", "wsfast"),
-    "picows": ("picows", "picows"),
-}
 
 
 async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Weight:
@@ -49,7 +42,7 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
     """
     if processors is not None:
         os.sched_setaffinity(0, {processors[0]})
-    server, method = _SERVER_AND_METHOD[way]
+    server = WAYS[way].server
     async with AsyncExitStack() as stack:
         accepted: list[Any] = []
         port = await stack.enter_async_context(SERVE[server](case, accepted))
@@ -58,7 +51,7 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
         await admit(clients, case, port, accepted)
         # Those of the factory are connections of websockets, too.
         room = make_room(case, {"picows" if server == "picows" else "stock": accepted})
-        call = await stack.enter_async_context(CALLS[method](room))
+        call = await stack.enter_async_context(METHODS[WAYS[way].method].call(room))
         gauge = None if case.compression == "none" else stack.enter_context(closing(Gauge(accepted[0])))
         turn = Turn(call, gauge)
         await clients.drain(awake=processors is not None and not case.sleep)

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import broadcast as websockets_broadcast
@@ -24,7 +24,7 @@ from ._library import core_in_use, pure_core
 from .native import send_many
 from .ticks import Burst
 
-__all__ = ["CALLS", "Call", "Room"]
+__all__ = ["METHODS", "Call", "Method", "Room", "floor_of"]
 
 
 @dataclass(slots=True)
@@ -70,6 +70,48 @@ Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]
 """Sends the message to all clients. A coroutine function is done when all of its sends are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What is compared: a way to send a message to all clients."""
+
+    name: str
+    help: str
+    call: Callable[[Room], AbstractAsyncContextManager[Call]]
+    """Makes its call for a room of clients; what it needs before the first and after the last surrounds a `yield`."""
+    server: str = "stock"
+    """Name of the server whose connections it sends to."""
+    floor: str = "floor"
+    """The method over the same sockets against which its efficiency is told."""
+    feature: str | None = None
+    """What must be there: a module, or the extension."""
+    compressed: bool = False
+    """Whether it means nothing without compression."""
+    awaits: bool = False
+    """Whether its call is a coroutine. It sends one message after the other, as ever, and so is left out of bursts."""
+    group: Literal["ours", "theirs", "floor"] = "ours"
+
+
+METHODS: dict[str, Method] = {}
+"""Methods by their names, in the order in which they are shown."""
+
+_Open: TypeAlias = Callable[[Room], AbstractAsyncContextManager[Call]]
+
+
+def method(name: str, what: str, **attributes: Any) -> Callable[[_Open], _Open]:
+    """Make a method of a function, with these attributes."""
+
+    def register(call: _Open) -> _Open:
+        METHODS[name] = Method(name, what, call, **attributes)
+        return call
+
+    return register
+
+
+def floor_of(name: str) -> str:
+    """Return the floor of a method; it may be one that only an earlier release had."""
+    return METHODS[name].floor if name in METHODS else "floor"
+
+
 class Countdown:
     """Tells when the tasks that send for a method have all sent."""
 
@@ -90,9 +132,10 @@ class Countdown:
             self.done.set_result(None)
 
 
-# ---- One function for each method. What it needs before the first call and after the last one surrounds its `yield`.
+# ---- One function for each method
 
 
+@method("floor", "a bare loop of send() in C over the same sockets", feature="extension", group="floor")
 @asynccontextmanager
 async def floor(room: Room) -> AsyncIterator[Call]:
     """Measure against the least that there can be: system calls alone."""
@@ -104,6 +147,14 @@ async def floor(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method(
+    "floor-served",
+    "the same loop over connections of wsfast.serve()",
+    server="served",
+    floor="floor-served",
+    feature="extension",
+    group="floor",
+)
 @asynccontextmanager
 async def floor_of_served(room: Room) -> AsyncIterator[Call]:
     """Do the same over the sockets of `wsfast.serve()`: how many sockets a server has matters to the kernel."""
@@ -115,6 +166,7 @@ async def floor_of_served(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method("wsfast", "wsfast.broadcast()", feature="extension")
 @asynccontextmanager
 async def by_wsfast(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()`, which has the extension."""
@@ -126,6 +178,13 @@ async def by_wsfast(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method(
+    "wsfast-served",
+    "wsfast.broadcast(), on connections of wsfast.serve()",
+    server="served",
+    floor="floor-served",
+    feature="extension",
+)
 @asynccontextmanager
 async def by_wsfast_served(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()` with connections that tell what happens to them."""
@@ -138,6 +197,30 @@ async def by_wsfast_served(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method(
+    "channel",
+    "publish() and flush() of a wsfast.Channel, on connections of wsfast.serve()",
+    server="served",
+    floor="floor-served",
+    feature="extension",
+)
+@asynccontextmanager
+async def by_channel(room: Room) -> AsyncIterator[Call]:
+    """Publish in a channel and flush it, on connections that tell it what happens to them."""
+    yield _publisher(room, wsfast.Channel(slow=UNBOUNDED), room.served)
+
+
+@method("channel-stock", "publish() and flush() of a wsfast.Channel, on stock connections", feature="extension")
+@asynccontextmanager
+async def by_channel_stock(room: Room) -> AsyncIterator[Call]:
+    """Publish in a channel and flush it, on connections that must be asked.
+
+    They are those of other methods, too, so their sockets are left as they are.
+    """
+    yield _publisher(room, wsfast.Channel(slow=UNBOUNDED, notsent_lowat=None), room.stock)
+
+
+@method("audience", "broadcast() of a wsfast.Audience (with compression only)", feature="extension", compressed=True)
 @asynccontextmanager
 async def by_audience(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.Audience.broadcast()`, which shares what the window holds between the connections."""
@@ -148,21 +231,6 @@ async def by_audience(room: Room) -> AsyncIterator[Call]:
             audience.broadcast(room.connections, message)
 
     yield call
-
-
-@asynccontextmanager
-async def by_channel(room: Room) -> AsyncIterator[Call]:
-    """Publish in a channel and flush it, on connections that tell it what happens to them."""
-    yield _publisher(room, wsfast.Channel(slow=UNBOUNDED), room.served)
-
-
-@asynccontextmanager
-async def by_channel_stock(room: Room) -> AsyncIterator[Call]:
-    """Publish in a channel and flush it, on connections that must be asked.
-
-    They are those of other methods, too, so their sockets are left as they are.
-    """
-    yield _publisher(room, wsfast.Channel(slow=UNBOUNDED, notsent_lowat=None), room.stock)
 
 
 def _publisher(room: Room, channel: wsfast.Channel, connections: Sequence[ServerConnection]) -> Call:
@@ -177,6 +245,7 @@ def _publisher(room: Room, channel: wsfast.Channel, connections: Sequence[Server
     return call
 
 
+@method("wsfast-pure", "wsfast.broadcast() by its twin in plain Python")
 @asynccontextmanager
 async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()` with the twin for its core, which costs two assignments more than without."""
@@ -189,6 +258,7 @@ async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method("websockets", "websockets.broadcast()", group="theirs")
 @asynccontextmanager
 async def by_websockets(room: Room) -> AsyncIterator[Call]:
     """Call `websockets.broadcast()`."""
@@ -200,6 +270,13 @@ async def by_websockets(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method(
+    "no-takeover",
+    "websockets.broadcast(), each message compressed by itself, on connections of its own (with compression only)",
+    server="no-takeover",
+    compressed=True,
+    group="theirs",
+)
 @asynccontextmanager
 async def without_takeover(room: Room) -> AsyncIterator[Call]:
     """Call `websockets.broadcast()` on connections whose encoders forget each message, as many a server's do."""
@@ -211,6 +288,13 @@ async def without_takeover(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method(
+    "picows",
+    "broadcast() of picows.websockets, on connections of its own",
+    server="picows",
+    feature="picows",
+    group="theirs",
+)
 @asynccontextmanager
 async def by_picows(room: Room) -> AsyncIterator[Call]:
     """Call the `broadcast()` of picows.websockets."""
@@ -223,6 +307,7 @@ async def by_picows(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method("await", "await connection.send() in a loop", awaits=True, group="theirs")
 @asynccontextmanager
 async def await_each(room: Room) -> AsyncIterator[Call]:
     """Await each send before the next: the naive way."""
@@ -235,6 +320,7 @@ async def await_each(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method("tasks", "a task per client and message", awaits=True, group="theirs")
 @asynccontextmanager
 async def task_each(room: Room) -> AsyncIterator[Call]:
     """Leave each send to a task of its own, so that slow clients delay nobody."""
@@ -254,6 +340,7 @@ async def task_each(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method("wait", "asyncio.wait() for a task per client and message", awaits=True, group="theirs")
 @asynccontextmanager
 async def wait_for_all(room: Room) -> AsyncIterator[Call]:
     """Wait for a task for each send."""
@@ -268,6 +355,7 @@ async def wait_for_all(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
+@method("queues", "a queue and a task per client", awaits=True, group="theirs")
 @asynccontextmanager
 async def queue_each(room: Room) -> AsyncIterator[Call]:
     """Put the message in a queue for each client, from which a task sends."""
@@ -313,6 +401,7 @@ class PubSub:
     __aiter__ = subscribe
 
 
+@method("pubsub", "a publish-subscribe stream and a task per client", awaits=True, group="theirs")
 @asynccontextmanager
 async def publish_subscribe(room: Room) -> AsyncIterator[Call]:
     """Publish the message in a stream, from which a task for each client sends."""
@@ -345,24 +434,3 @@ async def _running(coroutines: list[Coroutine[Any, Any, None]]) -> AsyncIterator
             task.cancel()
         results: Awaitable[list[BaseException | None]] = asyncio.gather(*tasks, return_exceptions=True)
         await results
-
-
-CALLS: dict[str, Callable[[Room], AbstractAsyncContextManager[Call]]] = {
-    "floor": floor,
-    "floor-served": floor_of_served,
-    "wsfast": by_wsfast,
-    "wsfast-served": by_wsfast_served,
-    "channel": by_channel,
-    "channel-stock": by_channel_stock,
-    "audience": by_audience,
-    "wsfast-pure": by_wsfast_pure,
-    "websockets": by_websockets,
-    "no-takeover": without_takeover,
-    "picows": by_picows,
-    "await": await_each,
-    "tasks": task_each,
-    "wait": wait_for_all,
-    "queues": queue_each,
-    "pubsub": publish_subscribe,
-}
-"""For each name of a method, what makes its call for a room of clients."""

@@ -13,8 +13,9 @@ from typing import Any
 
 from wsfast import __version__
 
-from .cases import METHODS, WAYS, Case, Verdict, Weight
+from .cases import WAYS, Case, Verdict, Weight
 from .comparison import CAVEAT, SINGLE, CaseChange, Comparison, SceneChange, tabulate_case, tabulate_scene
+from .methods import METHODS
 from .report import MEMORY, Summary, describe_machine, describe_verdict, explain, tabulate, tabulate_memory
 from .scenarios import SCENARIOS
 
@@ -77,11 +78,6 @@ SCENARIOS_METHOD = (
     "and the floor take turns within one process.",
     "Each number is of one run, without a spread. Play it again before you believe a small difference.",
 )
-
-THEIRS = frozenset(
-    {"websockets", "no-takeover", "picows", "await", "tasks", "wait", "queues", "pubsub", "loop", "recipe"}
-)
-"""Methods that are not of wsfast."""
 
 
 def render(content: Mapping[str, Any], comparison: Comparison | None, *, command: str, when: str) -> str:
@@ -171,10 +167,10 @@ def _case(entry: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h2>{escape(str(case))}</h2>"
     yield f'<p class="soft">{case.rounds} rounds of {case.calls} calls</p>'
     yield _lines([describe_verdict(_verdict(entry)), *entry["warnings"], *_remarks(case, entry, summaries)])
-    times = [Bar(name, one.call, _group(name), (one.lower, one.upper)) for name, one in summaries.items()]
+    times = [Bar(name, one.call, METHODS[name].group, (one.lower, one.upper)) for name, one in summaries.items()]
     yield _figure("Time of a call, us per client and message: median, and quartiles", times)
     efficiencies = [
-        Bar(name, one.efficiency, _group(name)) for name, one in summaries.items() if one.efficiency is not None
+        Bar(name, one.efficiency, METHODS[name].group) for name, one in summaries.items() if one.efficiency is not None
     ]
     if efficiencies:
         yield _figure(
@@ -204,10 +200,10 @@ def _memory(entry: Mapping[str, Any]) -> Iterable[str]:
         for way, weight in entry["servers"].items()
     }
     yield f"<h2>{escape(f'memory: {case}')}</h2>"
-    bars = [Bar(way, weight.each / 2**10, _group(way)) for way, weight in weights.items()]
+    bars = [Bar(way, weight.each / 2**10, METHODS[WAYS[way].method].group) for way, weight in weights.items()]
     yield _figure("Resident memory of the server, KiB per client", bars)
     yield _table(tabulate_memory(weights))
-    yield _lines([MEMORY, *(f"{way}: {WAYS[way]}" for way in weights)], "soft")
+    yield _lines([MEMORY, *(f"{way}: {WAYS[way].help}" for way in weights)], "soft")
 
 
 def _scenario(entry: Mapping[str, Any]) -> Iterable[str]:
@@ -217,7 +213,7 @@ def _scenario(entry: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h2>{escape(title)}</h2>"
     yield _lines(told.warnings)
     drawn = SCENARIOS[name].draw(rows)
-    yield _figure(drawn.quantity, [Bar(label, value, _group(way)) for label, way, value in drawn.bars])
+    yield _figure(drawn.quantity, [Bar(label, value, group) for label, group, value in drawn.bars])
     yield _table(told.table)
     yield _lines([told.legend], "soft")
 
@@ -259,7 +255,7 @@ def _method(content: Mapping[str, Any]) -> Iterable[str]:
     yield "<ul>" + "".join(f"<li>{escape(point)}</li>" for point in points) + "</ul>"
     names = dict.fromkeys(name for entry in content.get("cases", ()) for name in entry["methods"])
     if names:
-        yield _table([["method", "what it is"], *([name, METHODS[name]] for name in names)])
+        yield _table([["method", "what it is"], *([name, METHODS[name].help] for name in names)])
 
 
 # ---- Elements
@@ -293,10 +289,6 @@ class Bar:
     group: str
     """`ours`, `theirs` or `floor`."""
     spread: tuple[float, float] | None = None
-
-
-def _group(name: str) -> str:
-    return "floor" if name.startswith("floor") else "theirs" if name in THEIRS else "ours"
 
 
 def _figure(caption: str, bars: Sequence[Bar], mark: float | None = None) -> str:

@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cases import FLOORS, METHODS, WAYS, Case, Result, Samples, Verdict, Weight
+from .cases import WAYS, Case, Result, Samples, Verdict, Weight
 from .machine import UnfitError, shares_core
+from .methods import METHODS, floor_of
 
 if TYPE_CHECKING:
     from .comparison import Run
@@ -103,7 +104,7 @@ def summarize(result: Result) -> dict[str, Summary]:
     websockets = result.methods.get("websockets")
     summaries = {}
     for name, samples in result.methods.items():
-        floor = result.methods.get(FLOORS.get(name, "floor")) or result.methods.get("floor")
+        floor = result.methods.get(floor_of(name)) or result.methods.get("floor")
         call = list(chain.from_iterable(samples.call))
         run = steady(samples.run) / burst if samples.run else None
         summaries[name] = Summary(
@@ -218,7 +219,7 @@ def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
     print_table(tabulate_memory(weights))
     print(MEMORY)
     for way in weights:
-        print(f"{way}: {WAYS[way]}")
+        print(f"{way}: {WAYS[way].help}")
 
 
 MEMORY = """\
@@ -257,20 +258,6 @@ def describe_verdict(verdict: Verdict) -> str:
     return f"WARNING: {line}the clients may be the bottleneck; drained times are theirs"
 
 
-_SYNCHRONOUS = (
-    "floor",
-    "floor-served",
-    "wsfast",
-    "wsfast-served",
-    "channel",
-    "channel-stock",
-    "audience",
-    "websockets",
-    "no-takeover",
-    "picows",
-)
-
-
 def warn(result: Result) -> list[str]:
     """Return warnings about what was measured."""
     notes = []
@@ -282,7 +269,7 @@ def warn(result: Result) -> list[str]:
                 f"it did less than the others"
             )
     # A call that awaits nothing never gives its processor up; what is missing is what somebody else had.
-    waiting = [result.methods[name] for name in _SYNCHRONOUS if name in result.methods]
+    waiting = [samples for name, samples in result.methods.items() if not METHODS[name].awaits]
     wall = sum(chain.from_iterable(chain.from_iterable(samples.call for samples in waiting)))
     cpu = sum(chain.from_iterable(chain.from_iterable(samples.cpu for samples in waiting)))
     if wall and cpu < 0.95 * wall:
@@ -405,10 +392,9 @@ def draw_chart(path: Path, results: Sequence[Result]) -> None:
 
 def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
     names = [name for name in METHODS if name in summaries]
-    greens = ("wsfast", "wsfast-served", "audience", "channel", "channel-stock")
-    colors = {"floor": "0.75", "floor-served": "0.75", "wsfast-pure": "tab:olive", **dict.fromkeys(greens, "tab:green")}
+    colors = {"floor": "0.75", "ours": "tab:green", "theirs": "tab:blue"}
     bars = plot.barh(
-        names, [summaries[name].call for name in names], color=[colors.get(name, "tab:blue") for name in names]
+        names, [summaries[name].call for name in names], color=[colors[METHODS[name].group] for name in names]
     )
     plot.bar_label(bars, fmt="%.1f", padding=3)
     plot.invert_yaxis()

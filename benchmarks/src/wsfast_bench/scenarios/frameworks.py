@@ -250,6 +250,7 @@ class Frameworks(Scenario):
     help = "500 WebSockets of FastAPI under uvicorn, and of aiohttp: a loop of await, and wsfast.broadcast()"
     keys = ("framework", "compression", "way")
     numbers = MappingProxyType({"call": "us/client"})
+    theirs = frozenset({"loop"})
     chart = Chart("call, us per client (median)", "call", "{framework}, {compression}, {way}")
     legend = (
         "loop: `for connection in connections: await connection.send_text(message)`, on a stock server; wsfast on one\n"

@@ -154,6 +154,7 @@ class Relay(Scenario):
             "p99": "p99 s",
         }
     )
+    theirs = frozenset({"recipe"})
     chart = Chart("messages per second", "rate", "{broker}, {way}")
     legend = (
         "recipe: await publish(), one message after the other, and whatever the library iterates with. us: CPU per\n"

@@ -99,7 +99,7 @@ class Bars:
 
     quantity: str
     bars: list[tuple[str, str, float]]
-    """Of each bar, its label, the method, and the number."""
+    """Of each bar, its label, its group, and the number."""
 
 
 class Scenario(ABC):
@@ -112,6 +112,8 @@ class Scenario(ABC):
     """Names in a row that tell it from the others."""
     numbers: ClassVar[Mapping[str, str]]
     """Names in a row of what is compared with an earlier run, each with what it is called."""
+    theirs: ClassVar[frozenset[str]] = frozenset({"websockets"})
+    """Ways that are not of wsfast."""
     chart: ClassVar[Chart]
     legend: ClassVar[str]
 
@@ -145,13 +147,14 @@ class Scenario(ABC):
 
     def draw(self, rows: Sequence[Row]) -> Bars:
         """Return what is drawn of the rows."""
-        key = self.chart.key
-        bars = [
-            (self.chart.label.format_map(row), str(row.get("way", row.get("how"))), row[key])
-            for row in rows
-            if row[key] is not None
-        ]
+        key, label = self.chart.key, self.chart.label
+        bars = [(label.format_map(row), self.group(row), row[key]) for row in rows if row[key] is not None]
         return Bars(self.chart.quantity, bars)
+
+    def group(self, row: Row) -> str:
+        """Return whose a row is: `ours`, `theirs` or `floor`."""
+        way = row.get("way")
+        return "theirs" if way in self.theirs else "floor" if way == "floor" else "ours"
 
     def label(self, row: Row) -> str:
         """Return what tells a row from the others."""
