@@ -47,7 +47,7 @@ support: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/*.pyx src/wsfast/*.pxd src/wsfast/*.pxi
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/_core/*.pyx src/wsfast/_core/*.pxd src/wsfast/_core/*.pxi
 	$(BIN)/clang-format --dry-run --Werror csrc/*.[ch] csrc/tests/*.[ch]
 
 format: $(VENV)/ready

@@ -12,11 +12,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from websockets.frames import Frame, Opcode
 
-import wsfast._core_py
+import wsfast._core._pure
 from wsfast import PreparedMessage
-from wsfast.message import encodings_of
+from wsfast._encoding.message import encodings_of
 
-CORES: dict[str, ModuleType] = {"py": wsfast._core_py}
+CORES: dict[str, ModuleType] = {"py": wsfast._core._pure}
 try:
     import wsfast._core
 except ModuleNotFoundError:
@@ -65,7 +65,7 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
     from websockets.protocol import CLOSED
     from websockets.server import ServerProtocol
 
-    from wsfast.adapters import ConnectionLayout
+    from wsfast.connections import ConnectionLayout
 
     layout = ConnectionLayout(
         protocol="protocol",

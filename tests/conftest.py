@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 import wsfast
 from peers import TIMEOUT
 from stage import Outcome, Scenario, play, upstream
-from wsfast import _core_py
+from wsfast._core import _pure
 
 # Hypothesis would count an example that took 200 ms as a failure; nothing here is to depend on the machine's speed.
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -40,12 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-USERS = ["broadcast", "channel", "hub", "message", "outlet"]
+USERS = ["_broadcast", "channel", "hub", "_encoding.message", "_dispatcher"]
 """Modules that use the core."""
 
 
 def load_core(name: str) -> Any:
-    return importlib.import_module("wsfast._core") if name == "c" else _core_py
+    return importlib.import_module("wsfast._core._core") if name == "c" else _pure
 
 
 @pytest.fixture(scope="module", autouse=True)

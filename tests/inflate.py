@@ -21,7 +21,7 @@ from websockets.uri import parse_uri
 
 import wsfast
 from peers import parse_frames
-from wsfast.adapters.websockets import SEND_IN_PROGRESS
+from wsfast.connections.websockets import SEND_IN_PROGRESS
 
 __all__ = ["Inflater", "Message", "Spec", "Wire", "connect", "extension_of", "message_of", "tick"]
 

@@ -25,7 +25,7 @@ from websockets.asyncio.server import ServerConnection
 
 import wsfast
 from peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, inflate, parse_frames, until
-from wsfast.adapters.websockets import SEND_IN_PROGRESS
+from wsfast.connections.websockets import SEND_IN_PROGRESS
 
 __all__ = ["Outcome", "Scenario", "Stage", "describe", "drop", "fragmented_send", "play", "upstream", "version"]
 

@@ -25,12 +25,12 @@ import quart
 from websockets.exceptions import ConcurrencyError, ConnectionClosedError
 
 import wsfast
-import wsfast.adapters.aiohttp
+import wsfast.connections.aiohttp
 from conftest import Run
 from libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from peers import TIMEOUT, until
 from test_sync import crowd, wait_for
-from wsfast.adapters import adapt, adapted, sync
+from wsfast.connections import adapt, adapted, sync
 
 Act = Callable[[Any], Awaitable[None]]
 
@@ -179,7 +179,7 @@ def test_timer_of_close_is_cancelled(play: Any, monkeypatch: pytest.MonkeyPatch)
         timers.append(abort_later(*arguments))
         return timers[-1]
 
-    monkeypatch.setattr(wsfast.adapters.aiohttp, "abort_later", spy)
+    monkeypatch.setattr(wsfast.connections.aiohttp, "abort_later", spy)
 
     async def act(connect: Any) -> None:
         connection, client = await connect()
@@ -669,7 +669,7 @@ def test_connections_that_tell_are_not_looked_at(play: Any, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["fastapi", "fastapi-wsproto"])
 def test_eager_tasks(name: str) -> None:
     """Applications that run before `create_task()` has returned find the connection, too."""
-    protocol = WEBSOCKETS_PROTOCOL if name == "fastapi" else "wsfast.adapters.uvicorn_wsproto:WSProtocol"
+    protocol = WEBSOCKETS_PROTOCOL if name == "fastapi" else "wsfast.connections.uvicorn_wsproto:WSProtocol"
 
     async def main() -> None:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]

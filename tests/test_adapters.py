@@ -111,7 +111,7 @@ def test_broadcast_is_direct(play: Any, core: Any, monkeypatch: pytest.MonkeyPat
 
     values = {key: getattr(core, key) for key in dir(core) if not key.startswith("_")}
     spy = types.SimpleNamespace(**{**values, "fan_out": fan_out})
-    monkeypatch.setattr(sys.modules["wsfast.broadcast"], "core", spy)
+    monkeypatch.setattr(sys.modules["wsfast._broadcast"], "core", spy)
 
     async def act(connect: Any) -> None:
         pairs = [await connect() for _ in range(3)]

@@ -17,7 +17,7 @@ from websockets.frames import Frame, Opcode
 
 import wsfast
 from inflate import Spec, Wire, connect, tick
-from wsfast.deflate import LazyEncoder, Parameters, compress_by
+from wsfast._encoding.deflate import LazyEncoder, Parameters, compress_by
 
 
 async def end(wires: list[Wire]) -> None:
@@ -137,7 +137,7 @@ def test_at_most_two_compressions(core: Any, monkeypatch: pytest.MonkeyPatch) ->
         return compress_by(encoder, data)
 
     monkeypatch.setattr(sys.modules["wsfast.audience"], "compress_by", compress)
-    monkeypatch.setattr(sys.modules["wsfast.deflate"], "compress_by", compress)
+    monkeypatch.setattr(sys.modules["wsfast._encoding.deflate"], "compress_by", compress)
 
     async def scene(audience: wsfast.Audience, wires: list[Wire]) -> None:
         for number in range(99):

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from wsfast import Channel, Disconnect, _core_py
-from wsfast._impl import core
+from wsfast import Channel, Disconnect
+from wsfast._core import _pure, core
+from wsfast._serve import ServerConnection
 from wsfast.cli import main
 from wsfast.cli.bench import relays, scenarios, stalled, topics
 from wsfast.cli.bench.cases import PATTERNS, Case, Result, Samples, Verdict
@@ -35,11 +36,10 @@ from wsfast.cli.bench.subscriptions import HOWS, weigh_subscriptions
 from wsfast.cli.bench.ticks import bursts, parcels
 from wsfast.cli.bench.topics import publish_topics
 from wsfast.cli.machine import UnfitError
-from wsfast.server import ServerConnection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scenarios are played on Linux only")
 
-extension = pytest.mark.skipif(core is _core_py, reason="the extension is absent")
+extension = pytest.mark.skipif(core is _pure, reason="the extension is absent")
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 

@@ -20,8 +20,7 @@ from typing import Any
 import pytest
 
 from conftest import Run
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 from wsfast.cli import main
 from wsfast.cli.bench.cases import FEATURES, METHODS, WAYS, Case, Weight, combine
 from wsfast.cli.bench.clients import Clients
@@ -38,7 +37,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tell
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
 ABSENT = {
-    *((name for name, feature in FEATURES.items() if feature == "extension") if core is _core_py else ()),
+    *((name for name, feature in FEATURES.items() if feature == "extension") if core is _pure else ()),
     *(() if importlib.util.find_spec("picows") else ("picows",)),
 }
 

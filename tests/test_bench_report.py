@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 from wsfast.cli import main
 from wsfast.cli.bench import page, report, scenarios
 from wsfast.cli.bench.cases import METHODS, Case, Result, Samples, Verdict, Weight
@@ -598,7 +597,7 @@ def test_scenario_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "it has no scenarios" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(core is _core_py, reason="the extension is absent")
+@pytest.mark.skipif(core is _pure, reason="the extension is absent")
 def test_quick_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--quick` means few clients and rounds, of all methods."""
     plans: list[Case] = []

@@ -41,7 +41,7 @@ def test_delivery_counts_what_the_kernel_took(ours: Ours, core: Any) -> None:
     async def scenario(stage: Stage) -> None:
         connections = await stage.connect_many(3) + await stage.connect_many(2, "client")
         delivery = stage.broadcast(connections, "hello")
-        if core.__name__ == "wsfast._core":  # the twin leaves writing to the transport, and uvloop's waits
+        if core.__name__ == "wsfast._core._core":  # the twin leaves writing to the transport, and uvloop's waits
             assert delivery == (5, 0, 0, 0)
             assert all(isinstance(peer, Peer) and peer.sock.recv(99, socket.MSG_PEEK) for peer in stage.peers)
 
@@ -655,7 +655,7 @@ def test_broadcast_aborts_connections_whose_frames_are_not_whole(
 
     async def scenario(stage: Stage) -> None:
         connections = await stage.connect_many(2, sndbuf=SMALL, rcvbuf=SMALL)
-        module: Any = sys.modules["wsfast.broadcast"]
+        module: Any = sys.modules["wsfast._broadcast"]
         with monkeypatch.context() as patch:
             if moment == "swept":
                 patch.setattr(module, "core", types.SimpleNamespace(fan_out=fan_out))
@@ -664,7 +664,7 @@ def test_broadcast_aborts_connections_whose_frames_are_not_whole(
             with pytest.raises(Nowhere):
                 wsfast.broadcast(connections, b"x" * 100_000)
         assert gc.isenabled()
-        cut = core.__name__ == "wsfast._core"  # the twin cuts none
+        cut = core.__name__ == "wsfast._core._core"  # the twin cuts none
         assert [connection.transport.is_closing() for connection in connections] == [cut, cut]
 
     ours(scenario)

@@ -26,10 +26,10 @@ from conftest import Run
 from inflate import Spec, Wire, connect
 from peers import TIMEOUT, Peer, decode, inflate, parse_frames, until
 from stage import Stage, fragmented_send
-from wsfast.message import Encoding
-from wsfast.outlet import Joined
+from wsfast._dispatcher import Joined
+from wsfast._encoding.message import Encoding
 from wsfast.policies import Policy
-from wsfast.publisher import ChannelStats, Subscription, SubscriptionStats
+from wsfast.subscription import ChannelStats, Subscription, SubscriptionStats
 
 Tls = tuple[ssl.SSLContext, ssl.SSLContext]
 
@@ -438,8 +438,8 @@ def test_one_system_call(play: Play, kind: str, monkeypatch: pytest.MonkeyPatch)
 @each_kind
 def test_slices(play: Play, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flush that takes too long goes on in the next iteration; what is published meanwhile comes behind it."""
-    monkeypatch.setattr("wsfast.outlet.SLICE", 1)
-    monkeypatch.setattr("wsfast.outlet.BUDGET", -1.0)
+    monkeypatch.setattr("wsfast._dispatcher.SLICE", 1)
+    monkeypatch.setattr("wsfast._dispatcher.BUDGET", -1.0)
 
     async def act(scene: Scene) -> None:
         channel = wsfast.Channel(history=2)
@@ -624,7 +624,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have connections count as recovered as soon as that is looked at."""
-    monkeypatch.setattr("wsfast.outlet.EPISODE_GAP", 0.0)
+    monkeypatch.setattr("wsfast._dispatcher.EPISODE_GAP", 0.0)
 
 
 class Clock:
@@ -640,7 +640,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have time pass for messages that wait only when a test says so."""
     clock = Clock()
-    for module in "publisher", "outlet":
+    for module in "subscription", "_dispatcher":
         monkeypatch.setattr(f"wsfast.{module}.time", types.SimpleNamespace(monotonic=clock.monotonic))
     return clock
 

@@ -28,10 +28,10 @@ import wsfast
 from conftest import CORES, Run, load_core
 from peers import TIMEOUT, BasePeer, Peer, decode, inflate, parse_frames, until
 from stage import Stage, drop
+from wsfast._dispatcher import Outlet
 from wsfast.channel import Channel
-from wsfast.outlet import Outlet
 from wsfast.policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
-from wsfast.publisher import Subscription
+from wsfast.subscription import Subscription
 
 Contexts: TypeAlias = tuple[ssl.SSLContext, ssl.SSLContext]
 
@@ -58,7 +58,7 @@ class Nowhere(BaseException):
 def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One of the two cores, in use by all modules that send."""
     module = load_core(request.param)
-    for name in "broadcast", "message", "channel", "outlet":
+    for name in "_broadcast", "_encoding.message", "channel", "_dispatcher":
         monkeypatch.setattr(sys.modules[f"wsfast.{name}"], "core", module)
     return module
 
@@ -756,7 +756,7 @@ def test_exceptions_in_the_middle_of_a_flush(
     act: Play, both: Any, kind: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an exception out of nowhere, no half frame is followed by anything else, and later flushes work."""
-    module: Any = sys.modules["wsfast.outlet"]
+    module: Any = sys.modules["wsfast._dispatcher"]
     raised: list[str] = []
 
     def nowhere() -> None:
@@ -855,7 +855,7 @@ def test_an_exception_while_one_catches_up_stops_nobody_else(
     run: Run, tls: Contexts, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When catching up fails for one connection, all of them catch up nevertheless."""
-    module: Any = sys.modules["wsfast.outlet"]
+    module: Any = sys.modules["wsfast._dispatcher"]
     failed: list[object] = []
 
     async def main() -> None:
@@ -1143,7 +1143,7 @@ def test_broadcast_and_channel_on_one_connection(
                 channel.flush()
             elif interrupted and i == 20:
                 with monkeypatch.context() as patch:
-                    patch.setattr(sys.modules["wsfast.broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
+                    patch.setattr(sys.modules["wsfast._broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
                     with pytest.raises(Nowhere):
                         wsfast.broadcast([connection], message)
             else:

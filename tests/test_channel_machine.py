@@ -30,11 +30,11 @@ from websockets.uri import parse_uri
 import wsfast
 from inflate import LOGGERS, Inflater, Server, Spec, extension_of
 from peers import TIMEOUT, parse_frames
-from wsfast.adapters.websockets import SEND_IN_PROGRESS
-from wsfast.deflate import LazyEncoder
-from wsfast.outlet import Outlet
+from wsfast._dispatcher import Outlet
+from wsfast._encoding.deflate import LazyEncoder
+from wsfast.connections.websockets import SEND_IN_PROGRESS
 from wsfast.policies import Policy
-from wsfast.publisher import Subscription, SubscriptionStats
+from wsfast.subscription import Subscription, SubscriptionStats
 
 T = TypeVar("T")
 

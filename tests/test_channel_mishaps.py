@@ -22,10 +22,10 @@ import websockets.asyncio.server
 import wsfast
 from conftest import Run
 from peers import TIMEOUT, until
-from wsfast import outlet as outlets
-from wsfast import watch
+from wsfast import _dispatcher as outlets
+from wsfast import _writable as watch
 from wsfast.channel import Channel
-from wsfast.publisher import Subscription
+from wsfast.subscription import Subscription
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
 BIG = b"f" * 500_000
@@ -402,7 +402,7 @@ def test_overload_is_bounded(play: Any, kind: Any, monkeypatch: pytest.MonkeyPat
 def test_history_is_not_old_to_those_who_join(play: Any, core: Any, slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a message waits is counted from when it began to wait, not from when it was published."""
     now = 1000.0
-    for module in (outlets, sys.modules["wsfast.publisher"]):
+    for module in (outlets, sys.modules["wsfast.subscription"]):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:
@@ -443,7 +443,7 @@ def test_conflation_beyond_bounds_drops_what_is_oldest(play: Any) -> None:
 def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of messages that are gone, nothing stays in the queue behind one that is refreshed all the time."""
     now = 1000.0
-    for module in (outlets, sys.modules["wsfast.publisher"]):
+    for module in (outlets, sys.modules["wsfast.subscription"]):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:

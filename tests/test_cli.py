@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 import wsfast
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 from wsfast.cli import bench, machine, main
 from wsfast.cli.bench.cases import COMPRESSED, FEATURES, METHODS, Case, Result, Samples, Verdict
 from wsfast.cli.bench.methods import core_in_use
@@ -31,7 +30,7 @@ EXTENDED = [name for name, feature in FEATURES.items() if feature == "extension"
 PRESENT = [
     name
     for name in METHODS
-    if name not in ("picows", *COMPRESSED, *(EXTENDED if core is _core_py else ()))
+    if name not in ("picows", *COMPRESSED, *(EXTENDED if core is _pure else ()))
     or (name == "picows" and importlib.util.find_spec("picows"))
 ]
 
@@ -174,7 +173,7 @@ def test_bench_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert "p99 of fewer than 100 calls is the slowest of them." in output
 
 
-@pytest.mark.skipif(core is _core_py, reason="the extension is absent")
+@pytest.mark.skipif(core is _pure, reason="the extension is absent")
 def test_bench_floor_that_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     """A message that sockets may not hold, so that the floor is none, does not keep the others from being measured."""
     argv = ["bench", "--clients", "1", "--sizes", "32000000", "--rounds", "1", "--calls", "1", "--loops", "asyncio"]
@@ -288,7 +287,7 @@ def test_two_processors() -> None:
 
 def test_core_in_use() -> None:
     """Either core can be had for a while, by broadcast() and by the messages that it makes."""
-    users: list[Any] = [sys.modules["wsfast.broadcast"], sys.modules["wsfast.message"]]
+    users: list[Any] = [sys.modules["wsfast._broadcast"], sys.modules["wsfast._encoding.message"]]
     before = [user.core for user in users]
     stranger = object()
     with core_in_use(stranger):

@@ -22,9 +22,9 @@ import wsfast
 from conftest import Agree, Ours, Run
 from peers import BasePeer, Frame, parse_frames, until
 from stage import Stage, fragmented_send, play
-from wsfast import _core_py
-from wsfast.deflate import LazyEncoder
-from wsfast.message import SelfContained
+from wsfast._core import _pure
+from wsfast._encoding.deflate import LazyEncoder
+from wsfast._encoding.message import SelfContained
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
 TICK = '{"symbol":"BTC-USD","price":64250.17,"size":100,"sequence":%06d,"side":"buy","venue":"XNAS","bid":64250.1}'
@@ -329,7 +329,7 @@ def test_exceptions_out_of_nowhere_leave_encoders_right(
         stage.broadcast(connections, tick(0))
         with monkeypatch.context() as patch:
             if moment == "after":
-                patch.setattr(sys.modules["wsfast.broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
+                patch.setattr(sys.modules["wsfast._broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
             else:
                 patch.setattr(SelfContained, "encoding_for", encoding_for)
             with pytest.raises(Nowhere):
@@ -474,7 +474,7 @@ def test_an_interrupted_broadcast_spares_those_who_got_it(
             while True:
                 os.write(fd, b"\x89\x00" * 100)
         monkeypatch.setattr(LazyEncoder, "forget", forget)
-        with pytest.raises(Nowhere) if core is not _core_py else contextlib.nullcontext():
+        with pytest.raises(Nowhere) if core is not _pure else contextlib.nullcontext():
             wsfast.broadcast([*connections, stalled], tick(0))
         monkeypatch.undo()
         assert not any(connection.transport.is_closing() for connection in connections)

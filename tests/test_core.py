@@ -22,9 +22,10 @@ from websockets.frames import Frame, Opcode
 
 from conftest import CORES, load_core
 from peers import parse_frames
-from wsfast import PreparedMessage, _core_py
-from wsfast.adapters import ConnectionLayout, TransportLayout
-from wsfast.message import encodings_of
+from wsfast import PreparedMessage
+from wsfast._core import _pure
+from wsfast._encoding.message import encodings_of
+from wsfast.connections import ConnectionLayout, TransportLayout
 
 LENGTHS = [*range(40), 63, 64, 65, 124, 125, 126, 127, 128, 255, 256, 1000, 4095, 4096, 65535, 65536, 65537, 1 << 20]
 KEYS = st.binary(min_size=4, max_size=4)
@@ -191,12 +192,12 @@ def test_rejects_wrong_arguments(core: Any, function: str, arguments: tuple[Any,
     """encode_frame and apply_mask raise ValueError or TypeError, with the same text in both cores."""
     kind, text = outcome(core, function, arguments)
     assert kind in (ValueError, TypeError)
-    assert (kind, text) == outcome(_core_py, function, arguments)
+    assert (kind, text) == outcome(_pure, function, arguments)
 
 
 def test_names_its_simd_level(core: Any) -> None:
     """Simd tells with which instructions masks are applied."""
-    assert core.simd in ({"none"} if core is _core_py else {"scalar", "sse2", "avx2", "neon"})
+    assert core.simd in ({"none"} if core is _pure else {"scalar", "sse2", "avx2", "neon"})
 
 
 # ---- Fan-out, on connections made for it. Their attributes have other names than those of any library.
@@ -359,7 +360,7 @@ class Network:
             assert encoder is None
             encoding = encodings_of(message).plain
             key = os.urandom(4) if type(links[position]) is MaskedLink else None
-            links[position].wire.write(_core_py.encode_frame(encoding.first, encoding.payload, key))
+            links[position].wire.write(_pure.encode_frame(encoding.first, encoding.payload, key))
 
     def stream(self, link: Link) -> bytes:
         """Return what came out of the socket, and then what the transport was given."""
@@ -389,7 +390,7 @@ def test_fan_out_sends_to_all(core: Any, network: Network) -> None:
     links = [network.link(kind) for kind in (Link, Link, MaskedLink, Link, MaskedLink)]
     stop, sent, skipped, cut, waiting, ordinary = fan_out(core, links, 1)
     assert (stop, skipped, cut, ordinary) == (5, 0, [], [])
-    if core is _core_py:
+    if core is _pure:
         assert (sent, waiting) == (0, [(1, None), (2, None), (3, None), (4, None)])
     else:
         assert (sent, waiting) == (4, [])
@@ -540,7 +541,7 @@ def test_fan_out_leaves_it_to_busy_transports(core: Any, network: Network) -> No
     links[4].wire.busy = object()
     _, _, _, cut, waiting, ordinary = fan_out(core, links)
     assert (cut, ordinary) == ([], [])
-    assert waiting == ([(i, None) for i in range(5)] if core is _core_py else [(1, None), (3, None), (4, None)])
+    assert waiting == ([(i, None) for i in range(5)] if core is _pure else [(1, None), (3, None), (4, None)])
     assert [network.received(links[i]) for i in (1, 3, 4)] == [b""] * 3
 
 

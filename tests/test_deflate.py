@@ -18,9 +18,9 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 import wsfast
 from inflate import Inflater, tick
 from wsfast import Audience, PreparedMessage
+from wsfast._encoding.deflate import LOOKAHEAD, Encoder, LazyEncoder, Parameters, PerMessageEncoder, Stream, compress_by
+from wsfast._encoding.message import encodings_of, prepare
 from wsfast.audience import Publication
-from wsfast.deflate import LOOKAHEAD, Encoder, LazyEncoder, Parameters, PerMessageEncoder, Stream, compress_by
-from wsfast.message import encodings_of, prepare
 
 WINDOW_BITS = range(9, 16)
 SETTINGS: list[dict[str, int]] = [

@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import wsfast
 from inflate import Spec, Wire, connect, message_of, tick
 from stage import upstream
+from wsfast._encoding.deflate import LazyEncoder
 from wsfast.audience import SharedEncoder
-from wsfast.deflate import LazyEncoder
 
 T = TypeVar("T")
 

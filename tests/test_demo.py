@@ -537,7 +537,7 @@ def test_demo(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     assert re.search(r"^The page is at http://127\.0\.0\.1:\d+/$", output, re.MULTILINE)
     assert "20 clients have connected" in output
-    for label in ("websockets.broadcast", "wsfast.broadcast", "wsfast.Channel"):
+    for label in ("websockets.broadcast", "wsfast._broadcast", "wsfast.Channel"):
         assert f"\n{label} " in output
     assert "times faster" in output
     assert output.splitlines()[-1].startswith("All 20 clients received all ")

@@ -21,8 +21,7 @@ from typing import Any, TypeAlias
 import pytest
 
 import wsfast
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 from wsfast.cli import main
 from wsfast.cli.doctor import EPILOG, limits, software
 from wsfast.cli.doctor.finding import Finding
@@ -330,8 +329,8 @@ def installed() -> dict[str, Finding]:
 def test_this_installation() -> None:
     """What is told of it is what it is."""
     found = installed()
-    assert found["core"].value["in_use"] == ("twin" if core is _core_py else "extension")
-    if core is not _core_py:
+    assert found["core"].value["in_use"] == ("twin" if core is _pure else "extension")
+    if core is not _pure:
         assert (found["core"].level, found["core"].value["file"]) == ("ok", core.__file__)
     assert found["simd"].value == {"level": core.simd}
     assert found["python"].value["version"] == platform.python_version()
@@ -527,7 +526,7 @@ def test_extension_that_is_broken(package: Path) -> None:
     assert "WSFAST_REQUIRE_EXT=1" in finding["cure"]
 
 
-@pytest.mark.skipif(core is _core_py, reason="the extension is absent")
+@pytest.mark.skipif(core is _pure, reason="the extension is absent")
 def test_extension_that_would_load(package: Path) -> None:
     """With WSFAST_PURE=1, an extension that is fine is no problem; without it, it is in use."""
     shutil.copy(core.__file__, package / "wsfast")

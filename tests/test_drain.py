@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from wsfast import _core_py
+from wsfast._core import _pure
 
 PATIENCE = 60
 
@@ -23,8 +23,8 @@ PATIENCE = 60
 def twin(request: pytest.FixtureRequest) -> ModuleType:
     """Either core, whichever of them is in use."""
     if request.param == "py":
-        return _core_py
-    extension: ModuleType = pytest.importorskip("wsfast._core")
+        return _pure
+    extension: ModuleType = pytest.importorskip("wsfast._core._core")
     return extension
 
 

@@ -24,12 +24,12 @@ import wsfast
 from conftest import CORES, Run
 from inflate import Spec, Wire, connect
 from peers import TIMEOUT, parse_frames, until
+from wsfast._dispatcher import Joined
+from wsfast._encoding.message import Encoding
 from wsfast.audience import Publication
 from wsfast.hub import PAUSE, HubStats, Kind, TopicStats
-from wsfast.message import Encoding
-from wsfast.outlet import Joined
 from wsfast.policies import Policy
-from wsfast.publisher import SubscriptionStats
+from wsfast.subscription import SubscriptionStats
 
 KINDS = ["evented", "evented-deflate", "stock", "stock-deflate"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -1432,7 +1432,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have connections count as recovered as soon as that is looked at."""
-    monkeypatch.setattr("wsfast.outlet.EPISODE_GAP", 0.0)
+    monkeypatch.setattr("wsfast._dispatcher.EPISODE_GAP", 0.0)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from test_channel_machine import KIND, POLICIES, connect
 from wsfast.hub import Hub, Member
 from wsfast.patterns import PatternTree
 from wsfast.policies import Policy
-from wsfast.publisher import SubscriptionStats
+from wsfast.subscription import SubscriptionStats
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import PURE_ONLY
 
-SCRIPT = "import wsfast, wsfast._impl; print(wsfast._impl.core.__name__, wsfast.PreparedMessage('x').frame)"
+SCRIPT = "import wsfast, wsfast._core; print(wsfast._core.core.__name__, wsfast.PreparedMessage('x').frame)"
 
 
 def chosen(**environment: str) -> str:
@@ -24,10 +24,10 @@ def chosen(**environment: str) -> str:
 
 def test_wsfast_pure_chooses_the_twin() -> None:
     """WSFAST_PURE=1 chooses the core in plain Python."""
-    assert chosen(WSFAST_PURE="1") == "wsfast._core_py"
+    assert chosen(WSFAST_PURE="1") == "wsfast._core._pure"
 
 
 @pytest.mark.parametrize("environment", [{}, {"WSFAST_PURE": "0"}, {"WSFAST_PURE": ""}], ids=repr)
 def test_the_extension_is_chosen_otherwise(environment: dict[str, str]) -> None:
     """Unless WSFAST_PURE says otherwise, the extension is chosen where there is one."""
-    assert chosen(**environment) == ("wsfast._core_py" if PURE_ONLY else "wsfast._core")
+    assert chosen(**environment) == ("wsfast._core._pure" if PURE_ONLY else "wsfast._core._core")

@@ -20,7 +20,7 @@ from websockets.asyncio.server import serve
 import wsfast
 from conftest import Run
 from peers import Peer, until
-from wsfast import _core_py
+from wsfast._core import _pure
 
 SIZE = 65536
 COUNT = 1000
@@ -79,7 +79,7 @@ async def reading_clients(count: int, core: Any) -> AsyncIterator[tuple[list[Any
 def test_broadcast_allocates_one_frame(core: Any, run: Run, kind: str) -> None:
     """Broadcast of 64 KiB to 1000 reading clients allocates less than 1 MiB."""
     # The twin leaves all to the transports, which copy what they cannot send.
-    count = 100 if core is _core_py else COUNT
+    count = 100 if core is _pure else COUNT
 
     async def main() -> None:
         async with reading_clients(count, core) as (connections, octets):
@@ -98,7 +98,7 @@ def test_broadcast_allocates_one_frame(core: Any, run: Run, kind: str) -> None:
             finally:
                 tracemalloc.stop()
             assert delivery.skipped == delivery.failed == 0
-            if core is not _core_py:
+            if core is not _pure:
                 assert delivery.sent == count
                 assert peak - before < 1 << 20
                 assert after - before < 2 * SIZE

@@ -10,7 +10,7 @@ import pytest
 
 import wsfast
 from wsfast import PreparedMessage
-from wsfast.message import prepare
+from wsfast._encoding.message import prepare
 
 pytestmark = pytest.mark.usefixtures("core")
 
@@ -193,4 +193,4 @@ def test_prepare_rejects_text_for_prepared_messages(text: bool) -> None:
 
 def test_public_name() -> None:
     """PreparedMessage is a public name of the package."""
-    assert wsfast.PreparedMessage is sys.modules["wsfast.message"].PreparedMessage
+    assert wsfast.PreparedMessage is sys.modules["wsfast._encoding.message"].PreparedMessage

@@ -13,7 +13,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 import wsfast
-from wsfast._impl import core
+from wsfast._core import core
 
 CLIENTS = 40
 PER_CLIENT = 0.5
@@ -82,8 +82,8 @@ async def serve_uvicorn(ws: str) -> AsyncIterator[Served]:
 
 SERVERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[Served]]] = {
     "wsfast.serve": serve_websockets,
-    "uvicorn": lambda: serve_uvicorn("wsfast.adapters.uvicorn:WebSocketsProtocol"),
-    "uvicorn-wsproto": lambda: serve_uvicorn("wsfast.adapters.uvicorn_wsproto:WSProtocol"),
+    "uvicorn": lambda: serve_uvicorn("wsfast.connections.uvicorn:WebSocketsProtocol"),
+    "uvicorn-wsproto": lambda: serve_uvicorn("wsfast.connections.uvicorn_wsproto:WSProtocol"),
 }
 
 

@@ -17,7 +17,7 @@ import wsfast
 from conftest import Run
 from peers import Peer, decode, parse_frames, until
 from stage import Stage, play
-from wsfast.adapters.websockets import SEND_IN_PROGRESS
+from wsfast.connections.websockets import SEND_IN_PROGRESS
 
 COUNT = 4  # connections: one with buffers of the usual size, two with small ones, one client
 WHICH = st.integers(0, COUNT - 1)

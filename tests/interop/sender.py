@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import wsfast
 from peers import until
-from wsfast.adapters.websockets import SEND_IN_PROGRESS
+from wsfast.connections.websockets import SEND_IN_PROGRESS
 
 __all__ = ["How", "Kind", "Line", "Sender", "Sent"]
 

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wsfast
 from wsfast import Channel, Subscription
-from wsfast.publisher import NOTSENT_LOWAT
+from wsfast.subscription import NOTSENT_LOWAT
 
 from .commands import METHODS, POLICIES, TURNS, CommandError, Settings, count_of
 from .crowd import Crowd, LostError
@@ -122,7 +122,7 @@ class Show:
         self.members: dict[int, Member] = {}
         self.calls = {
             "websockets": Calls("websockets.broadcast"),
-            "wsfast": Calls("wsfast.broadcast"),
+            "wsfast": Calls("wsfast._broadcast"),
             "channel": Calls("wsfast.Channel"),
         }
         self.channel = self._new_channel()

@@ -6,8 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 
 __all__ = [
     "COMPRESSED",
@@ -94,7 +93,7 @@ WAYS = {
 
 def extension_present() -> bool:
     """Tell whether the core in use is the extension."""
-    return core is not _core_py
+    return core is not _pure
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeAlias
 
 import wsfast
-from wsfast._impl import core
-from wsfast.adapters import adapt
+from wsfast._core import core
 from wsfast.cli.machine import UnfitError
+from wsfast.connections import adapt
 
 from .cases import Case
 from .clients import Clients
@@ -72,7 +72,7 @@ async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncItera
         app,
         host="127.0.0.1",
         port=0,
-        ws="wsfast.adapters.uvicorn:WebSocketsProtocol" if ours else "websockets-sansio",
+        ws="wsfast.connections.uvicorn:WebSocketsProtocol" if ours else "websockets-sansio",
         ws_per_message_deflate=case.compression == "deflate",
         ws_ping_interval=None,
         log_level="critical",

@@ -20,8 +20,7 @@ from websockets.asyncio.server import broadcast as websockets_broadcast
 from websockets.exceptions import ConnectionClosed
 
 import wsfast
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 
 from .ticks import Burst
 
@@ -75,7 +74,7 @@ Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]
 def core_in_use(chosen: Any) -> Iterator[None]:
     """Have `wsfast.broadcast()` use that core, the extension or its twin, while in the context."""
     # The function wsfast.broadcast hides the module of that name.
-    users: list[Any] = [sys.modules["wsfast.broadcast"], sys.modules["wsfast.message"]]
+    users: list[Any] = [sys.modules["wsfast._broadcast"], sys.modules["wsfast._encoding.message"]]
     before = [user.core for user in users]
     for user in users:
         user.core = chosen
@@ -198,7 +197,7 @@ async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()` with the twin for its core, which costs two assignments more than without."""
 
     def call() -> None:
-        with core_in_use(_core_py):
+        with core_in_use(_pure):
             for message in room.messages:
                 wsfast.broadcast(room.connections, message)
 

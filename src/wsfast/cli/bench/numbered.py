@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from wsfast._impl import core
+from wsfast._core import core
 
 __all__ = ["KEYS", "Mark", "Numbered", "newest"]
 

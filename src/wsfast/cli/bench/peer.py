@@ -10,7 +10,7 @@ import sys
 from array import array
 from base64 import b64encode
 
-from wsfast._impl import core
+from wsfast._core import core
 
 __all__ = ["connect", "main", "read_line"]
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from wsfast._impl import core
+from wsfast._core import core
 
 from .cases import Case
 

@@ -24,8 +24,8 @@ from typing import Any
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
-from wsfast._core_py import Encodings, encode_frame
-from wsfast.message import PreparedMessage
+from wsfast._core._pure import Encodings, encode_frame
+from wsfast._encoding.message import PreparedMessage
 
 from .websockets import encoder_of_extensions, without_deflate
 

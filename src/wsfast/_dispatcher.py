@@ -26,12 +26,14 @@ from weakref import WeakKeyDictionary, ref
 
 from websockets.protocol import OPEN
 
-from ._impl import core
-from .adapters import unsupported
-from .adapters.adapted import Adapted, is_open
-from .adapters.evented import disturb
-from .adapters.transports import transport_layout
-from .adapters.websockets import (
+from ._core import core
+from ._encoding.deflate import Encoder
+from ._encoding.message import Encoding, PreparedMessage
+from .connections import unsupported
+from .connections.adapted import Adapted, is_open
+from .connections.evented import disturb
+from .connections.transports import transport_layout
+from .connections.websockets import (
     LOST,
     SEND_IN_PROGRESS,
     connection_layout,
@@ -41,11 +43,9 @@ from .adapters.websockets import (
     keep_reason,
     without_deflate,
 )
-from .deflate import Encoder
-from .message import Encoding, PreparedMessage
 
 if TYPE_CHECKING:
-    from .publisher import Publisher, Subscription
+    from .subscription import Publisher, Subscription
 
 __all__ = ["Entry", "Item", "Lag", "Outbox", "Outlet"]
 
@@ -422,7 +422,7 @@ class Outbox:
         reference = cls._all.get(loop)
         outbox = None if reference is None else reference()
         if outbox is None:
-            from .watch import Watch
+            from ._writable import Watch
 
             outbox = cls()
             outbox.loop = loop

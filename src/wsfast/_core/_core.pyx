@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=False, boundscheck=False, wraparound=False
-"""The fast core: Python objects on one side, wsf.h on the other. `_core_py` defines what each function does."""
+"""The fast core: Python objects on one side, wsf.h on the other. `_pure` defines what each function does."""
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS,
@@ -642,7 +642,7 @@ def fan_out(
     return batch.stop, batch.sent, batch.skipped, batch.waiting, batch.ordinary, batch.lost
 
 
-include "_roster.pxi"
+include "table.pxi"
 
 
 # ---- For benchmarks

@@ -14,13 +14,15 @@ from weakref import WeakSet
 
 from websockets.exceptions import ConcurrencyError
 
-from ._core_py import Buffer
-from ._impl import core
-from .adapters import adapt, adapter_of, is_sync, unsupported
-from .adapters.adapted import is_open
-from .adapters.evented import disturb
-from .adapters.transports import transport_layout
-from .adapters.websockets import (
+from ._core import core
+from ._core._pure import Buffer
+from ._encoding.deflate import Encoder
+from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
+from .connections import adapt, adapter_of, is_sync, unsupported
+from .connections.adapted import is_open
+from .connections.evented import disturb
+from .connections.transports import transport_layout
+from .connections.websockets import (
     SEND_IN_PROGRESS,
     connection_layout,
     encoder_of,
@@ -28,8 +30,6 @@ from .adapters.websockets import (
     keep_reason,
     without_deflate,
 )
-from .deflate import Encoder
-from .message import Message, PreparedMessage, encodings_of, prepare
 
 __all__ = ["Delivery", "Reporter", "broadcast", "fan_out"]
 
@@ -191,7 +191,7 @@ class _FanOut(Reporter):
 
     def send_synchronously(self, connections: list[Any]) -> None:
         """Send the message to connections of websockets.sync, and wait until they have taken it."""
-        from .adapters.sync import send_to_all
+        from .connections.sync import send_to_all
 
         def report(connection: Any, outcome: Exception | bool) -> None:
             if outcome is True:

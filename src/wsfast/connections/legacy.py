@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from websockets.protocol import State
 
-from wsfast.deflate import Encoder
+from wsfast._encoding.deflate import Encoder
 
 from . import ConnectionLayout
 from .adapted import Adapted, layout_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from .adapters import name_of
-from .adapters.sink import Sink, SinkConnection
+from . import name_of
+from .sink import Sink, SinkConnection
 
 __all__ = ["Sink", "attach"]
 
@@ -35,6 +35,6 @@ def attach(transport: asyncio.Transport | Sink, connection: Any = None) -> Any:
         return SinkConnection(transport, asyncio.get_running_loop())
     if not type(connection).__module__.startswith("wsproto"):
         raise TypeError(f"connection must be one of wsproto, not {name_of(type(connection))}")
-    from .adapters.wsproto import attach
+    from .wsproto import attach
 
     return attach(transport, connection)

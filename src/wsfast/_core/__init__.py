@@ -7,8 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 # An extension that is there and does not load is a broken installation, and its ImportError should be seen.
-if TYPE_CHECKING or os.environ.get("WSFAST_PURE", "0") not in ("", "0") or not importlib.util.find_spec("wsfast._core"):
-    from . import _core_py as core
+if (
+    TYPE_CHECKING
+    or os.environ.get("WSFAST_PURE", "0") not in ("", "0")
+    or not importlib.util.find_spec(f"{__name__}._core")
+):
+    from . import _pure as core
 else:
     try:
         from . import _core as core

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from .adapters import ConnectionLayout, TransportLayout
-    from .deflate import Encoder
+    from wsfast._encoding.deflate import Encoder
+    from wsfast.connections import ConnectionLayout, TransportLayout
 
 __all__ = [
     "Buffer",

@@ -1,7 +1,7 @@
 """Protocols for uvicorn, which put themselves into the ASGI scope so that a framework's WebSocket leads to them.
 
-    uvicorn.run(app, ws="wsfast.adapters.uvicorn:WebSocketsProtocol")   # in place of ws="websockets-sansio" or "auto"
-    uvicorn.run(app, ws="wsfast.adapters.uvicorn_wsproto:WSProtocol")   # in place of ws="wsproto"
+    uvicorn.run(app, ws="wsfast.connections.uvicorn:WebSocketsProtocol")  # in place of ws="websockets-sansio" or "auto"
+    uvicorn.run(app, ws="wsfast.connections.uvicorn_wsproto:WSProtocol")  # in place of ws="wsproto"
 
 uvicorn 0.35 takes only the class itself: `ws=WebSocketsProtocol`.
 
@@ -36,7 +36,7 @@ from .websockets import encoder_of_extensions
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 except ModuleNotFoundError:
-    raise TypeError("wsfast.adapters.uvicorn takes uvicorn 0.35 or later") from None
+    raise TypeError("wsfast.connections.uvicorn takes uvicorn 0.35 or later") from None
 
 __all__ = ["UvicornConnection", "WebSocketsProtocol"]
 

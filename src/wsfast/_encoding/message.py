@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal, TypeAlias
 
-from ._impl import core
+from wsfast._core import core
+
 from .deflate import Encoder, Parameters
 
 __all__ = [

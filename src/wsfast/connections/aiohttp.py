@@ -31,7 +31,7 @@ from aiohttp.http_websocket import WebSocketWriter
 from aiohttp.web import WebSocketResponse
 from websockets.protocol import CLOSED, CLOSING, OPEN, State
 
-from wsfast.deflate import Encoder, LazyEncoder, Parameters
+from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
 from .adapted import Adapted, abort_later, layout_of

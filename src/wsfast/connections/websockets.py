@@ -36,7 +36,7 @@ from websockets.extensions import Extension, permessage_deflate
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.typing import ExtensionParameter
 
-from wsfast.deflate import Encoder, LazyEncoder, Parameters
+from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
 from .adapted import Adapted

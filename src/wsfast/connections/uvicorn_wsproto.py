@@ -1,4 +1,4 @@
-"""uvicorn's protocol made of wsproto: see `wsfast.adapters.uvicorn`."""
+"""uvicorn's protocol made of wsproto: see `wsfast.connections.uvicorn`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import uvicorn.protocols.websockets.wsproto_impl
 import wsproto.events
 from websockets.protocol import CLOSED, CLOSING, CONNECTING, State
 
-from wsfast.deflate import Encoder
+from wsfast._encoding.deflate import Encoder
 
 from . import ConnectionLayout
 from .adapted import layout_of

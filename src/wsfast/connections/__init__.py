@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from wsfast.deflate import Encoder
+from wsfast._encoding.deflate import Encoder
 
 __all__ = [
     "ConnectionLayout",

@@ -6,7 +6,7 @@ from typing import Any
 
 import websockets.asyncio.server
 
-from .adapters.websockets import EventedConnection
+from .connections.websockets import EventedConnection
 
 __all__ = ["ServerConnection", "serve"]
 

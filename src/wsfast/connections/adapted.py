@@ -22,8 +22,8 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from websockets.protocol import CLOSED, OPEN, State
 
-from wsfast._core_py import encode_frame
-from wsfast.deflate import Encoder
+from wsfast._core._pure import encode_frame
+from wsfast._encoding.deflate import Encoder
 
 from . import ConnectionLayout
 

@@ -14,11 +14,11 @@ from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from .adapters import adapt
-from .adapters.adapted import Adapted
+from ._dispatcher import Entry, Item, Lag, Outbox, Outlet
+from ._encoding.message import PreparedMessage, encodings_of
 from .audience import SMALLEST_SHARED, Audience, Publication
-from .message import PreparedMessage, encodings_of
-from .outlet import Entry, Item, Lag, Outbox, Outlet
+from .connections import adapt
+from .connections.adapted import Adapted
 from .policies import Conflate, Disconnect, DropNewest, Policy
 
 __all__ = [

@@ -22,7 +22,7 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 from wsproto.extensions import PerMessageDeflate
 
-from wsfast.deflate import Encoder, LazyEncoder, Parameters
+from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import name_of
 from .adapted import Adapted, abort_later
