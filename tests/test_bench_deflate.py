@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Run
+from helpers.fixtures import Run
 from wsfast import _core_py
 from wsfast._impl import core
 from wsfast.cli import main
