@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from conftest import Run
+from helpers.fixtures import Run
 from wsfast._core import _pure, core
 from wsfast.cli import main
 from wsfast.cli.bench.cases import FEATURES, METHODS, WAYS, Case, Weight, combine
