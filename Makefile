@@ -49,7 +49,7 @@ support: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/*.pyx src/wsfast/*.pxd src/wsfast/*.pxi $(BENCH)/src/*/*.pyx
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/_core/*.pyx src/wsfast/_core/*.pxd src/wsfast/_core/*.pxi $(BENCH)/src/*/*.pyx
 	$(BIN)/clang-format --dry-run --Werror $(C)
 
 format: $(VENV)/ready

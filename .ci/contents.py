@@ -46,11 +46,11 @@ def check_wheel(path: Path, sdist: set[str]) -> None:
     """Compare the files in a wheel with those in the sdist, given by their names."""
     package = {name.removeprefix("src/") for name in sdist if name.startswith("src/wsfast/")}
     package = {name for name in package if PurePosixPath(name).suffix not in SOURCES}
-    assert {"wsfast/py.typed", "wsfast/_core.pyi"} <= package
+    assert {"wsfast/py.typed", "wsfast/_core/_core.pyi"} <= package
     with zipfile.ZipFile(path) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
         infos = {name for name in names if name.split("/")[0].endswith(".dist-info")}
-        extensions = {name for name in names if name.startswith("wsfast/_core.") and name.endswith(".so")}
+        extensions = {name for name in names if name.startswith("wsfast/_core/_core.") and name.endswith(".so")}
         (licenses,) = [name for name in infos if name.endswith("/LICENSE")]
         assert package <= names, f"{path.name} lacks {sorted(package - names)}"
         unexpected = names - package - infos - extensions

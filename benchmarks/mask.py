@@ -14,8 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 
 SIZES = [16 * 4**power for power in range(9)]  # 16 B to 1 MiB
 ROUND = 2_000_000  # nanoseconds for which each of them runs in each round
@@ -57,7 +56,7 @@ def main() -> int:
     except ImportError:
         print("websockets was built without its extension, speedups", file=sys.stderr)
         return 1
-    if core is _core_py:
+    if core is _pure:
         print("the extension of wsfast is absent or WSFAST_PURE is set: this is its twin", file=sys.stderr)
     print(f"{rounds} rounds")
     print(f"{'bytes':>9}{'wsfast ns':>12}{'websockets ns':>15}{'times faster':>14}")

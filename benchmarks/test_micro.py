@@ -12,17 +12,17 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from websockets.frames import Frame, Opcode
 
-import wsfast._core_py
+import wsfast._core._pure
 from wsfast import PreparedMessage
-from wsfast.message import encodings_of
+from wsfast._encoding.message import encodings_of
 
-CORES: dict[str, ModuleType] = {"py": wsfast._core_py}
+CORES: dict[str, ModuleType] = {"py": wsfast._core._pure}
 try:
-    import wsfast._core
+    import wsfast._core._core
 except ModuleNotFoundError:
     pass
 else:
-    CORES["c"] = wsfast._core
+    CORES["c"] = wsfast._core._core
 
 SIZES = [16 * 4**power for power in range(9)]  # 16 B to 1 MiB
 KEY = b"\x8f\x01\x5a\xc3"
@@ -65,7 +65,7 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
     from websockets.protocol import CLOSED
     from websockets.server import ServerProtocol
 
-    from wsfast.adapters import ConnectionLayout
+    from wsfast.connections import ConnectionLayout
 
     layout = ConnectionLayout(
         protocol="protocol",

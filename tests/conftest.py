@@ -3,15 +3,12 @@ from __future__ import annotations
 import asyncio
 import datetime
 import gc
-import importlib
 import ipaddress
 import logging
-import os
 import ssl
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import uvloop
@@ -21,31 +18,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 import wsfast
-from peers import TIMEOUT
-from stage import Outcome, Scenario, play, upstream
-from wsfast import _core_py
+from helpers.cores import CORES, load_core, use_core
+from helpers.fixtures import Agree, Ours, Run
+from helpers.peers import TIMEOUT
+from helpers.stage import Outcome, Scenario, play, upstream
 
 # Hypothesis would count an example that took 200 ms as a failure; nothing here is to depend on the machine's speed.
 settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any speed")
-
-# Where the extension must be there, its absence is a failure. A build that has none on purpose says so.
-PURE_ONLY = os.environ.get("WSFAST_TEST_PURE_ONLY", "0") not in ("", "0")
-CORES = ["py"] if PURE_ONLY else ["c", "py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--support", type=Path, metavar="FILE", help="append to FILE what test_support.py finds, rather than check it"
     )
-
-
-USERS = ["broadcast", "channel", "hub", "message", "outlet"]
-"""Modules that use the core."""
-
-
-def load_core(name: str) -> Any:
-    return importlib.import_module("wsfast._core") if name == "c" else _core_py
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,8 +45,7 @@ def quick_collections() -> None:
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One of the two cores, in use by the whole package."""
     module = load_core(request.param)
-    for name in USERS:  # by name, since the package has a function of the same name as its module broadcast
-        monkeypatch.setattr(sys.modules[f"wsfast.{name}"], "core", module)
+    use_core(module, monkeypatch)
     return module
 
 
@@ -68,12 +53,6 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
 def loop_kind(request: pytest.FixtureRequest) -> str:
     """Name of a kind of event loops."""
     return str(request.param)
-
-
-class Run(Protocol):
-    """Runs a coroutine in an event loop of its own."""
-
-    def __call__(self, main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = ...) -> Any: ...
 
 
 @pytest.fixture
@@ -86,12 +65,6 @@ def run(loop_kind: str) -> Run:
             return runner.run(asyncio.wait_for(main(), timeout))
 
     return run
-
-
-class Agree(Protocol):
-    """Asserts that a scenario comes to the same with upstream's broadcast() and with ours."""
-
-    def __call__(self, scenario: Scenario, *, level: int = ...) -> Outcome: ...
 
 
 @pytest.fixture
@@ -118,12 +91,6 @@ def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ag
         return ours
 
     return agree
-
-
-class Ours(Protocol):
-    """Plays a scenario with our broadcast() alone."""
-
-    def __call__(self, scenario: Scenario, *, level: int = ...) -> Outcome: ...
 
 
 @pytest.fixture

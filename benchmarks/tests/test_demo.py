@@ -24,8 +24,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 import wsfast
-from chromium import REQUIRED, Page, find_chromium, open_page
-from peers import TIMEOUT, until
+from helpers.chromium import REQUIRED, Page, find_chromium, open_page
+from helpers.peers import TIMEOUT, until
 from wsfast.cli import main
 from wsfast_bench.demo import commands, crowd, server, show, terminal
 from wsfast_bench.demo import options as command_line

@@ -4,16 +4,16 @@ Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(co
 """
 
 from . import relay
-from .adapters.websockets import ServerPerMessageDeflateFactory
-from .attach import Sink, attach
+from ._broadcast import Delivery, broadcast
+from ._encoding.message import PreparedMessage
+from ._serve import ServerConnection, serve
 from .audience import Audience
-from .broadcast import Delivery, broadcast
 from .channel import Channel
+from .connections.attach import Sink, attach
+from .connections.websockets import ServerPerMessageDeflateFactory
 from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration
-from .message import PreparedMessage
 from .policies import Conflate, Disconnect, DropNewest, DropOldest
-from .publisher import Subscription
-from .server import ServerConnection, serve
+from .subscription import Subscription
 
 __all__ = [
     "Audience",

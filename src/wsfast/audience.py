@@ -6,9 +6,9 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from .broadcast import Delivery, fan_out
-from .deflate import Encoder, LazyEncoder, Parameters, Stream, compress_by
-from .message import RSV1, Encoding, Message, PreparedMessage, encodings_of, prepare
+from ._broadcast import Delivery, fan_out
+from ._encoding.deflate import Encoder, LazyEncoder, Parameters, Stream, compress_by
+from ._encoding.message import RSV1, Encoding, Message, PreparedMessage, encodings_of, prepare
 
 __all__ = ["Audience"]
 

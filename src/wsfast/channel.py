@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Any
 from weakref import WeakSet
 
-from ._impl import core
-from .adapters import adapt
+from ._core import core
+from ._dispatcher import Entry, Outlet
+from ._encoding.message import Message, PreparedMessage, prepare
 from .audience import Audience
-from .message import Message, PreparedMessage, prepare
-from .outlet import Entry, Outlet
+from .connections import adapt
 from .policies import Policy
-from .publisher import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, encodings_for
+from .subscription import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, encodings_for
 
 __all__ = ["STREAM_BOUND", "Channel", "Stream"]
 

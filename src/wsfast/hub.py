@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 from weakref import WeakSet
 
-from ._impl import core
-from .adapters import adapt
+from ._core import core
+from ._dispatcher import Entry, Outlet
+from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from .audience import SMALLEST_SHARED, Audience, Publication
 from .channel import STREAM_BOUND, Stream
-from .message import Message, PreparedMessage, encodings_of, prepare
-from .outlet import Entry, Outlet
+from .connections import adapt
 from .patterns import PatternTree, check_topic, check_topic_or_pattern, is_pattern, matches
 from .policies import Policy
-from .publisher import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, SubscriptionStats, Waiting
+from .subscription import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, SubscriptionStats, Waiting
 
 __all__ = ["Hub", "HubChannel", "HubStats", "HubSubscription", "Kind", "Registration", "Relay", "TopicStats"]
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .channel import Channel
-from .publisher import ChannelStats
+from .subscription import ChannelStats
 
 __all__ = ["ChannelCollector"]
 

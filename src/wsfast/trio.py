@@ -14,11 +14,11 @@ import websockets.trio.connection
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
-from ._core_py import encode_frame
-from .adapters import name_of
-from .adapters.websockets import encoder_of_extensions, without_deflate
-from .broadcast import Delivery, Reporter
-from .message import Message, encodings_of, prepare
+from ._broadcast import Delivery, Reporter
+from ._core._pure import encode_frame
+from ._encoding.message import Message, encodings_of, prepare
+from .connections import name_of
+from .connections.websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["broadcast"]
 

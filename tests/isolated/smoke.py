@@ -1,7 +1,7 @@
 """Whether an installed wsfast works at all: a server, clients with and without compression, every step of the API.
 
 For wheels, on every platform: it needs nothing but what wsfast itself needs. Its argument is the module that must be
-the core, `wsfast._core` or `wsfast._core_py`.
+the core, `wsfast._core` or `wsfast._core._pure`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from websockets.asyncio.client import connect
 
 import wsfast
-from wsfast._impl import core
+from wsfast._core import core
 
 LONG = "price " * 1000
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from wsfast import _core_py
-from wsfast._impl import core
-from wsfast.adapters import adapt
+from wsfast._core import _pure, core
+from wsfast.connections import adapt
 from wsfast.policies import Policy
-from wsfast.publisher import NOTSENT_LOWAT
+from wsfast.subscription import NOTSENT_LOWAT
 
 __all__ = [
     "NOTSENT_LOWAT",
@@ -24,23 +23,22 @@ __all__ = [
     "waits_for_a_channel",
 ]
 
-UVICORN_PROTOCOL = "wsfast.adapters.uvicorn:WebSocketsProtocol"
+UVICORN_PROTOCOL = "wsfast.connections.uvicorn:WebSocketsProtocol"
 """Protocol class for the option `ws` of uvicorn."""
 
-pure_core = _core_py
+pure_core = _pure
 """The twin of the extension, in plain Python."""
 
 
 def extension_present() -> bool:
     """Tell whether the core in use is the extension."""
-    return core is not _core_py
+    return core is not _pure
 
 
 @contextmanager
 def core_in_use(chosen: Any) -> Iterator[None]:
     """Have `wsfast.broadcast()` use that core, the extension or its twin, while in the context."""
-    # The function wsfast.broadcast hides the module of that name.
-    users: list[Any] = [sys.modules["wsfast.broadcast"], sys.modules["wsfast.message"]]
+    users: list[Any] = [sys.modules["wsfast._broadcast"], sys.modules["wsfast._encoding.message"]]
     before = [user.core for user in users]
     for user in users:
         user.core = chosen

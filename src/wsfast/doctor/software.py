@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import wsfast
-from wsfast import _core_py
-from wsfast._impl import core
+from wsfast._core import _pure, core
 
 from .finding import Finding
 
@@ -76,7 +75,7 @@ class Extension:
 
 def _core() -> Iterator[Finding]:
     chosen = os.environ.get("WSFAST_PURE", "0") not in ("", "0")
-    if core is not _core_py:
+    if core is not _pure:
         file = core.__file__
         yield Finding(
             key="core",
@@ -108,7 +107,7 @@ def _core() -> Iterator[Finding]:
         text = "the twin in plain Python: there is no extension for Windows"
         yield Finding(key="core", level="note", text=text, value={**value, "why": "Windows"})
     else:
-        directory = Path(wsfast.__file__).parent
+        directory = Path(_pure.__file__).parent
         yield Finding(
             key="core",
             level="note",
@@ -129,12 +128,12 @@ def _describe_broken(extension: Extension) -> str | None:
 
 
 def _look_for_extension() -> Extension:
-    spec = importlib.util.find_spec("wsfast._core")
+    spec = importlib.util.find_spec("wsfast._core._core")
     if spec is not None and spec.origin is not None:
         return Extension(file=spec.origin, error=_try_to_load(spec.origin))
     strangers = sorted(
         str(path)
-        for directory in wsfast.__path__
+        for directory in wsfast._core.__path__
         for path in Path(directory).glob("_core.*")
         if path.suffix in (".so", ".pyd")
     )
@@ -143,7 +142,7 @@ def _look_for_extension() -> Extension:
 
 LOAD = """\
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("wsfast._core", sys.argv[1])
+spec = importlib.util.spec_from_file_location("wsfast._core._core", sys.argv[1])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 """
 """Loads that very file, whatever else is installed; the extension imports nothing of wsfast."""
@@ -192,7 +191,7 @@ def _free_threading() -> Iterator[Finding]:
         text = "no: this Python has its GIL"
     elif enabled:
         text = "a free-threaded build, and the GIL is on"
-        text += ", which the extension has Python see to" if core is not _core_py else ""
+        text += ", which the extension has Python see to" if core is not _pure else ""
     else:
         text = "a free-threaded build without the GIL, with which wsfast is not tested"
     value = {"build": free, "gil": enabled}
@@ -290,7 +289,7 @@ def _libraries() -> Iterator[Finding]:
     for name, adapter in LIBRARIES.items():
         if name in versions and adapter is not None:
             try:
-                importlib.import_module(f"wsfast.adapters.{adapter}")
+                importlib.import_module(f"wsfast.connections.{adapter}")
             except Exception as exc:
                 refused[name] = f"{type(exc).__name__}: {exc}"
     text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "none of those with adapters"

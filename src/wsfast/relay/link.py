@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
+from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Hub, Kind
-from wsfast.message import PreparedMessage
 from wsfast.policies import DropNewest, DropOldest
 
 from .wire import FAREWELL, MARK, MESSAGE, PUBLISHER, REQUEST, Address, Parcel, check_key, check_user, pack, unpack

@@ -21,8 +21,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
-from wsfast.message import PreparedMessage
 from wsfast.patterns import check_topic
 
 __all__ = [

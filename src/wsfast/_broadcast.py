@@ -1,0 +1,329 @@
+"""The drop-in for `websockets.broadcast()`: types, skips, errors and logging are upstream's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import traceback
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+from weakref import WeakSet
+
+from websockets.exceptions import ConcurrencyError
+
+from ._core import core
+from ._core._pure import Buffer
+from ._encoding.deflate import Encoder
+from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
+from .connections import adapt, adapter_of, is_sync, unsupported
+from .connections.adapted import is_open
+from .connections.evented import disturb
+from .connections.transports import transport_layout
+from .connections.websockets import (
+    SEND_IN_PROGRESS,
+    connection_layout,
+    encoder_of,
+    is_connection,
+    keep_reason,
+    without_deflate,
+)
+
+__all__ = ["Delivery", "Reporter", "broadcast", "fan_out"]
+
+
+class Delivery(NamedTuple):
+    """What became of a broadcast: how many connections there were of each kind.
+
+    A connection that was given twice counts twice.
+    """
+
+    sent: int
+    """The kernel has taken the whole message (with TLS, or if the transport does not tell, the transport)."""
+    buffered: int
+    """The message, or its end, waits in the transport's write buffer."""
+    skipped: int
+    """The connection is not open, or a fragmented message is being sent on it."""
+    failed: int
+    """The message could not be written, or the transport is closing and has discarded it."""
+
+
+# Iterating over these runs no code of the user's, so all that they hold may be sent to in one sweep. Between the
+# items of anything else, code may run that writes to a connection or closes it, and it must find the message sent.
+_INERT = frozenset({list, tuple, set, frozenset, dict, type({}.keys()), type({}.values()), deque, WeakSet})
+
+
+def broadcast(
+    connections: Iterable[Any],
+    message: Message,
+    raise_exceptions: bool = False,
+    *,
+    text: bool | None = None,
+    compress: Literal[False] | None = None,
+) -> Delivery:
+    """Broadcast a message to several WebSocket connections.
+
+    A drop-in for `websockets.broadcast()`: it takes the same arguments, delivers the same messages, logs the same
+    records and raises the same exceptions. Like that it is synchronous, pushes the message even to connections whose
+    write buffers overflow, silently skips connections that are not open, and goes on when one of them fails. When it
+    returns, the message is in the kernel or in the transport's write buffer.
+
+    For connections that have negotiated permessage-deflate (RFC 7692, the default of websockets), it is compressed
+    once, by itself, rather than anew for each of them. See `Audience` for how to share the context takeover as well.
+
+    It is fastest where `connections` is a list, tuple, set, frozenset, dict, dict view, deque or WeakSet. Anything
+    else, as a generator, is iterated over lazily, and each connection is sent to before the next one is asked for.
+
+    Args:
+        connections: Connections of `websockets.asyncio`, server or client side. One that is given twice is sent the
+            message twice.
+        message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame (RFC 6455,
+            section 5.6); a `PreparedMessage` as what it was prepared for.
+        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
+        text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
+        compress: None to compress the message, where the connection allows it, if it has at least 64 bytes and
+            shrinks; False not to compress it.
+
+    Returns:
+        How many connections the message was sent to, buffered for, skipped and not written to.
+
+    Raises:
+        TypeError: If `message` has none of these types, or `text` or `compress` is given with a `PreparedMessage`; then
+            nothing was sent. Or if one of `connections` is no supported connection; then the message was sent to those
+            ahead of it.
+        UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
+        ValueError: If `compress` is neither None nor False; then nothing was sent.
+        RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
+            message was sent to those ahead of it. Use `loop.call_soon_threadsafe(wsfast.broadcast, ...)`.
+        ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
+    """
+    prepared = prepare(message, text, compress)
+    return fan_out(connections, prepared, encodings_of(prepared), raise_exceptions)
+
+
+def fan_out(
+    connections: Iterable[Any], message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool
+) -> Delivery:
+    """Do as `broadcast()` does with a message and with a choice of its encodings."""
+    fan_out = _FanOut(message, encodings, raise_exceptions)
+    if type(connections) in _INERT:
+        fan_out.send(list(connections))
+    else:
+        for connection in connections:
+            fan_out.send([connection])
+    if fan_out.exceptions:
+        raise ExceptionGroup("skipped broadcast", fan_out.exceptions)
+    return Delivery(fan_out.sent, fan_out.buffered, fan_out.skipped, fan_out.failed)
+
+
+class Reporter:
+    """Counts what becomes of a broadcast, and records or logs what goes wrong."""
+
+    def __init__(self, raise_exceptions: bool) -> None:
+        self.raise_exceptions = raise_exceptions
+        self.exceptions: list[Exception] = []
+        self.sent = self.buffered = self.skipped = self.failed = 0
+
+    def report_fragmented(self, connection: Any, exception: ConcurrencyError) -> None:
+        """Record or log that a connection was skipped, since a fragmented message is being sent on it."""
+        self.skipped += 1
+        if self.raise_exceptions:
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning("skipped broadcast: sending a fragmented message")
+
+    def report_failure(self, connection: Any, cause: Exception) -> None:
+        """Record or log that the message could not be written."""
+        self.failed += 1
+        if self.raise_exceptions:
+            exception = RuntimeError("failed to write message")
+            exception.__cause__ = cause
+            self.exceptions.append(exception)
+        else:
+            connection.logger.warning(
+                "skipped broadcast: failed to write message: %s",
+                traceback.format_exception_only(cause)[0].strip(),
+            )
+
+
+class _FanOut(Reporter):
+    """One call of `broadcast()` on its way."""
+
+    def __init__(self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool) -> None:
+        super().__init__(raise_exceptions)
+        self.message = message
+        self.encodings = encodings
+        try:
+            self.running_loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            self.running_loop = None
+
+    def send(self, connections: list[Any]) -> None:
+        """Send the message to all connections, in sweeps as long as possible."""
+        start = 0
+        while start < len(connections):
+            stop = self.sweep(connections, start)
+            if stop == start and self.adapt(connections, start):
+                continue
+            if stop == start and is_sync(type(connections[start])):
+                while stop < len(connections) and is_sync(type(connections[stop])):
+                    stop += 1
+                self.send_synchronously(connections[start:stop])
+            elif stop == start:
+                self.send_ordinarily(connections[stop])
+                stop += 1
+            start = stop
+
+    def adapt(self, connections: list[Any], start: int) -> bool:
+        """Replace connections of other libraries by what stands for them, as far as that goes; tell whether it did."""
+        kind = type(connections[start])
+        if adapter_of(kind) is None:
+            return False
+        connections[start] = adapt(connections[start])
+        with contextlib.suppress(TypeError, RuntimeError):  # of which we are told when it is the turn of that one
+            for position in range(start + 1, len(connections)):
+                connection = connections[position]
+                known = getattr(connection, "_wsfast_adapted", None) if type(connection) is kind else None
+                connections[position] = adapt(connection) if known is None else known
+        return True
+
+    def send_synchronously(self, connections: list[Any]) -> None:
+        """Send the message to connections of websockets.sync, and wait until they have taken it."""
+        from .connections.sync import send_to_all
+
+        def report(connection: Any, outcome: Exception | bool) -> None:
+            if outcome is True:
+                self.sent += 1
+            elif outcome is False:
+                self.skipped += 1
+            elif isinstance(outcome, ConcurrencyError):
+                self.report_fragmented(connection, outcome)
+            else:
+                self.report_failure(connection, outcome)
+
+        send_to_all(connections, self.message, self.encodings, report)
+
+    def sweep(self, connections: list[Any], start: int) -> int:
+        """Send the message to as many connections as possible at once; return the position behind the last.
+
+        Between the kernel's taking the beginning of a frame and the transport's taking its end, nothing else may write
+        there. Therefore the garbage collector, which calls finalizers, is off; what was cut off comes first; and an
+        exception out of nowhere, as from a signal handler, aborts the connections whose frames are not whole.
+        """
+        cut: core.Cut = []
+        failures: dict[int, Exception] = {}
+        collects = gc.isenabled()
+        try:
+            gc.disable()
+            stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
+                connections, start, self.encodings, connection_layout, transport_layout, self.running_loop, cut
+            )
+            self.sent += sent
+            self.skipped += skipped
+            if not cut and not waiting and not ordinary:
+                return stop
+            written = [position for position, _ in cut]
+            while cut:
+                self.write(connections, *cut[-1], failures)
+                cut.pop()
+            for position, encoder in waiting:
+                self.write_frame(connections, position, encoder, failures)
+                written.append(position)
+        except BaseException:
+            for connection in connections[start:]:
+                self.distrust(connection)
+            raise
+        finally:
+            try:
+                for position, _ in cut:
+                    connections[position].transport.abort()
+            finally:
+                if collects:
+                    gc.enable()
+
+        # From here on, code of the user's may run.
+        for position, errno in lost:
+            keep_reason(connections[position], errno)
+        for position in written:
+            if position not in failures:
+                self.count(connections[position])
+        for position in sorted((*failures, *ordinary)):
+            if position in failures:
+                self.report_failure(connections[position], failures.pop(position))
+            else:
+                self.send_ordinarily(connections[position])
+        return stop
+
+    def distrust(self, connection: Any) -> None:
+        """Rely on nothing about a connection of this event loop that may have been sent something, or not."""
+        layout = connection_layout(type(connection))
+        if layout is not None and getattr(connection, layout.loop) is self.running_loop:
+            encoder = encoder_of(connection)
+            if encoder is not None:
+                encoder.forget()
+            disturb(connection)
+
+    def write_frame(
+        self, connections: list[Any], position: int, encoder: Encoder | None, failures: dict[int, Exception]
+    ) -> None:
+        """Write a whole frame to the transport of a connection."""
+        connection = connections[position]
+        layout = connection_layout(type(connection))
+        assert layout is not None
+        encoding = self.encodings.plain if encoder is None else self.encodings.encoding_for(encoder)
+        frame = core.encode_frame(encoding.first, encoding.payload, os.urandom(4)) if layout.masked else encoding.frame
+        self.write(connections, position, frame, failures)
+        if encoder is not None and position in failures:
+            self.encodings.take_back(encoder)
+
+    def write(self, connections: list[Any], position: int, data: Buffer, failures: dict[int, Exception]) -> None:
+        """Write to the transport of a connection, or keep the exception that this raises."""
+        try:
+            connections[position].transport.write(data)
+        except Exception as exc:
+            failures[position] = exc
+
+    def count(self, connection: Any) -> None:
+        """Count a message that a connection has accepted."""
+        try:
+            buffered, closing = connection.transport.get_write_buffer_size() > 0, connection.transport.is_closing()
+        except Exception:
+            buffered = closing = False  # a transport, or none, that does not tell
+        if buffered:
+            self.buffered += 1
+        elif closing:
+            self.failed += 1
+        else:
+            self.sent += 1
+
+    def send_ordinarily(self, connection: Any) -> None:
+        """Send the message by the connection's own methods, as upstream does."""
+        if not is_connection(connection):
+            raise unsupported(connection)
+        if not is_open(connection):
+            self.skipped += 1
+            return
+        loop = getattr(connection, "loop", None)
+        if loop is not None and loop is not self.running_loop and loop.is_running():
+            raise RuntimeError(
+                "broadcast() must be called in the thread of the event loop that runs the connection; "
+                "from elsewhere, use loop.call_soon_threadsafe()"
+            )
+        if getattr(connection, SEND_IN_PROGRESS) is not None:
+            self.report_fragmented(connection, ConcurrencyError("sending a fragmented message"))
+            return
+        try:
+            with contextlib.nullcontext() if self.message.compress is None else without_deflate(connection.protocol):
+                if self.message.text:
+                    connection.protocol.send_text(self.message.data)
+                else:
+                    connection.protocol.send_binary(self.message.data)
+            connection.send_data()
+        except ConcurrencyError as exc:  # one that could not be asked before
+            self.report_fragmented(connection, exc)
+        except Exception as exc:
+            self.report_failure(connection, exc)
+        else:
+            self.count(connection)

@@ -1,0 +1,170 @@
+"""What each library calls the things that a fan-out has to ask a connection and its transport.
+
+This package is the only place that knows private names of other libraries. It resolves them once for each type and
+hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core asks by these names and knows none.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
+
+from wsfast._encoding.deflate import Encoder
+
+__all__ = [
+    "ConnectionLayout",
+    "TransportLayout",
+    "adapt",
+    "adapter_of",
+    "cache_by_type",
+    "is_sync",
+    "name_of",
+    "unsupported",
+]
+
+T = TypeVar("T")
+
+
+def cache_by_type(function: Callable[[type], T]) -> Callable[[type], T]:
+    """Ask a function about each type only once, and do not keep types alive for that."""
+    answers: WeakKeyDictionary[type, T] = WeakKeyDictionary()
+
+    @functools.wraps(function)
+    def answer(kind: type) -> T:
+        try:
+            return answers[kind]
+        except KeyError:
+            return answers.setdefault(kind, function(kind))
+
+    return answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLayout:
+    """Where one type of connections keeps what gather must know before it may write to the transport itself.
+
+    All of them are attributes whose reading runs no code of the user's.
+    """
+
+    protocol: str
+    """Attribute of the connection: the sans-I/O protocol. Never changes."""
+    protocol_type: type
+    """The exact type that the protocol must have: one whose way of sending is known."""
+    transport: str
+    """Attribute of the connection: its transport. Does not change while the connection is open."""
+    loop: str
+    """Attribute of the connection: the event loop that runs it. Never changes."""
+    send_in_progress: str
+    """Attribute of the connection, or of its `gate`: what `idle` is, unless something is being sent that must not be
+    interrupted."""
+    state: str
+    """Attribute of the protocol: the state of the connection."""
+    open_state: object
+    """What `state` is while messages may be sent."""
+    debug: str | None
+    """Attribute of the protocol: False, unless frames are logged. Does not change while the connection is open. None
+    if there is no such thing, as below."""
+    extensions: str | None
+    """Attribute of the protocol: what `encoder` is given, and does not change while the connection is open; None to
+    give it the connection."""
+    encoder: Callable[[Any], Encoder | Literal[False] | None]
+    """Function of the extensions, or of the connection: what compresses messages; None if nothing does; False if what
+    they do to a message is not known, or depends on the connection. A `LazyEncoder` is put in the place of an encoder
+    that is not one."""
+    expect_continuation: str | None
+    """Attribute of the protocol: False, unless the next data frame must be a continuation."""
+    writes: str | None
+    """Attribute of the protocol: list of what is to be written before anything else."""
+    methods: Mapping[str, object]
+    """Methods of the connection that send, as functions. One that was replaced on the connection itself must be called;
+    whether there is one is asked when the connection is first sent to."""
+    protocol_methods: Mapping[str, object]
+    """The same, for the protocol."""
+    masked: bool
+    """Whether frames must be masked: True on the client side (RFC 6455, section 5.3)."""
+    gate: str | None = None
+    """Attribute of the connection: what has `send_in_progress`, and never changes; None if the connection has it."""
+    idle: object = None
+    """What `send_in_progress` is while nothing is being sent."""
+    tells: bool = False
+    """Whether the connection clears `quiet` of what gather keeps in it whenever any of this may have changed. It then
+    may be written to without being asked anything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportLayout:
+    """How one type of transports tells what gather must know before it may write to the descriptor."""
+
+    direct: bool
+    """Whether the socket carries exactly the bytes that are written. If not, only the transport may write."""
+    descriptor: str | None
+    """Attribute that holds the descriptor; None to ask `get_extra_info("socket")`."""
+    closing: str | None
+    """Attribute that tells whether it is closing; None to call `is_closing()`."""
+    clear: tuple[str, ...]
+    """Attributes that must be None."""
+    methods: Mapping[str, object]
+    """Methods that write, as functions; one that was replaced on the transport itself must be called."""
+    try_write: bool
+    """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
+
+
+ADAPTERS = {
+    ("aiohttp.client_ws", "ClientWebSocketResponse"): "aiohttp",
+    ("aiohttp.web_ws", "WebSocketResponse"): "aiohttp",
+    ("litestar.connection.websocket", "WebSocket"): "asgi",
+    ("picows.picows", "WSTransport"): "picows",
+    ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows_websockets",
+    ("quart.wrappers.websocket", "Websocket"): "asgi",
+    ("starlette.websockets", "WebSocket"): "asgi",
+    ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
+    ("werkzeug.local", "LocalProxy"): "werkzeug",
+}
+"""For the module and the name of each class of connections of other libraries, the module here that adapts them."""
+
+
+@cache_by_type
+def adapter_of(kind: type) -> Callable[[Any], Any] | None:
+    """Return what makes connections of this type known to a fan-out; None if they are, or nothing can."""
+    for base in kind.__mro__:
+        name = ADAPTERS.get((base.__module__, base.__qualname__))
+        if name is not None:
+            adapt: Callable[[Any], Any] = importlib.import_module(f"{__name__}.{name}").adapt
+            return adapt
+    return None
+
+
+@cache_by_type
+def is_sync(kind: type) -> bool:
+    """Whether connections of this type are those of websockets.sync, which belong to threads."""
+    return any(
+        (base.__module__, base.__qualname__) == ("websockets.sync.connection", "Connection") for base in kind.__mro__
+    )
+
+
+def adapt(connection: Any) -> Any:
+    """Return a connection in the shape in which a fan-out knows it.
+
+    Raises:
+        TypeError: If it is of a library that is supported, but not as it is used here.
+        RuntimeError: If it has not been opened yet.
+    """
+    adapter = adapter_of(type(connection))
+    return connection if adapter is None else adapter(connection)
+
+
+def name_of(kind: type) -> str:
+    """Return the name of a type, as it stands in messages."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
+    """Return the error that tells that `connection` is none, and what is supported."""
+    return TypeError(
+        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, WebSockets of "
+        "Starlette, FastAPI, Litestar and Quart under uvicorn, of aiohttp and picows, and what wsfast.attach() returns"
+    )

@@ -1,0 +1,96 @@
+"""Connections of websockets.legacy, which is deprecated and deployed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from websockets.protocol import State
+
+from wsfast._encoding.deflate import Encoder
+
+from . import ConnectionLayout
+from .adapted import Adapted, layout_of
+from .websockets import encoder_of_extensions
+
+__all__ = ["adapt"]
+
+
+class _Connection(Adapted):
+    """A connection of websockets.legacy."""
+
+    library = "websockets.legacy"
+
+    def __init__(self, origin: Any) -> None:
+        self._origin = origin
+        self.transport = origin.transport
+        self.loop = origin.loop
+        self.logger = origin.logger
+        self.debug = origin.debug
+
+    @classmethod
+    def layout(cls) -> ConnectionLayout | None:
+        """See Adapted."""
+        return layout_of(cls, debug="debug")
+
+    @property
+    def origin(self) -> Any:
+        """The connection of the library."""
+        return self._origin
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        state: State = self._origin.state
+        return state
+
+    @property
+    def id(self) -> str:
+        """A name for log records."""
+        return str(self._origin.id)
+
+    @property
+    def send_in_progress(self) -> Any:
+        """A future while a fragmented message is being sent."""
+        return self._origin._fragmented_message_waiter
+
+    @property
+    def extensions(self) -> Any:
+        """The extensions, which may be left out for a while."""
+        return self._origin.extensions
+
+    @extensions.setter
+    def extensions(self, extensions: Any) -> None:
+        self._origin.extensions = extensions
+
+    def encoder(self) -> Encoder | Literal[False] | None:
+        """See Adapted."""
+        return encoder_of_extensions(self._origin.extensions)
+
+    def send_text(self, data: Any) -> None:
+        """Send a Text frame."""
+        self._origin.write_frame_sync(True, 0x1, data)
+
+    def send_binary(self, data: Any) -> None:
+        """Send a Binary frame."""
+        self._origin.write_frame_sync(True, 0x2, data)
+
+    @property
+    def connection_lost_waiter(self) -> Any:
+        """A future that is done when the connection is lost."""
+        return self._origin.connection_lost_waiter
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection."""
+        await self._origin.close(code, reason)
+
+
+class _ClientConnection(_Connection):
+    masked = True
+
+
+def adapt(origin: Any) -> _Connection:
+    """Return what stands for a connection of websockets.legacy."""
+    connection: _Connection | None = getattr(origin, "_wsfast_adapted", None)
+    if connection is None:
+        connection = origin._wsfast_adapted = (_ClientConnection if origin.is_client else _Connection)(origin)
+    return connection

@@ -1,0 +1,162 @@
+"""Protocols for uvicorn, which put themselves into the ASGI scope so that a framework's WebSocket leads to them.
+
+    uvicorn.run(app, ws="wsfast.connections.uvicorn:WebSocketsProtocol")  # in place of ws="websockets-sansio" or "auto"
+    uvicorn.run(app, ws="wsfast.connections.uvicorn_wsproto:WSProtocol")  # in place of ws="wsproto"
+
+uvicorn 0.35 takes only the class itself: `ws=WebSocketsProtocol`.
+
+They are those of uvicorn, and differ in that what an application sends by itself never overtakes what channels have
+published before, and in that `broadcast()` and channels need not ask them whether they may be written to.
+
+| private or moving name                             | what                                        | versions     |
+|----------------------------------------------------|---------------------------------------------|--------------|
+| `conn`, `transport`, `loop`, `queue`, `logger`     | sans-I/O protocol, asyncio's, messages read | 0.35 to 0.54 |
+| `handshake_complete`, `close_sent`                 | what has been sent                          | 0.35 to 0.54 |
+| `read_paused`                                      | whether the transport does not read         | 0.35 to 0.54 |
+| `close_timer`, `close_timeout`                     | how long the peer has to close              | 0.52 to 0.54 |
+| `disconnected`                                     | whether the connection was lost             | 0.52 to 0.54 |
+| `run_asgi()`, `send()`, `receive()`, `scope`       | ASGI                                        | 0.35 to 0.54 |
+| `writable`                                         | an event that `send()` waits for            | 0.35 to 0.54 |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uvicorn.protocols.utils import ClientDisconnected
+from websockets.protocol import OPEN, State
+from websockets.server import ServerProtocol
+
+from . import ConnectionLayout
+from .adapted import Adapted, abort_later, layout_of
+from .asgi import EXTENSION
+from .evented import Evented, watched
+from .websockets import encoder_of_extensions
+
+try:
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+except ModuleNotFoundError:
+    raise TypeError("wsfast.connections.uvicorn takes uvicorn 0.35 or later") from None
+
+__all__ = ["UvicornConnection", "WebSocketsProtocol"]
+
+
+class UvicornConnection(Evented, Adapted):
+    """What both have in common; it stands before the protocol of uvicorn."""
+
+    library = "uvicorn"
+    tells_loss = True
+
+    websocket: Any = None
+    """The framework's WebSocket by which the connection was first sent to."""
+
+    _wsfast_conn: Any
+    scope: Any
+    logger: Any
+    queue: Any
+    close_sent: bool
+    close_timer: Any
+    close_timeout: float
+    disconnected: bool = False
+    read_paused: bool
+    writable: Any
+    _wsfast_closed: bool = False
+
+    conn: Any = watched("conn")
+
+    @property
+    def origin(self) -> Any:
+        """The framework's WebSocket."""
+        return self.websocket
+
+    async def run_asgi(self) -> None:
+        """Run the application."""
+        self.scope["extensions"][EXTENSION] = self
+        await super().run_asgi()  # type: ignore[misc]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell channels, and take leave."""
+        self.lose()
+        super().connection_lost(exc)
+        self.disconnected = True
+
+    def shutdown(self) -> None:
+        """Close the connection, since the server ends. Before 0.52, uvicorn would send a second close frame."""
+        if self.close_sent and not hasattr(self, "close_timer"):
+            self.transport.close()
+        else:
+            super().shutdown()  # type: ignore[misc]
+
+    async def send(self, message: Any) -> None:
+        """Send what the application sends, after all that was published for this connection before.
+
+        Raises:
+            ClientDisconnected: If the connection was closed here, as by the policy of a channel; from this, frameworks
+                make what they raise when the client has closed it.
+        """
+        await self._wsfast_take_turn(wait=message["type"] == "websocket.send")
+        await self.writable.wait()
+        if self._wsfast_closed:
+            raise ClientDisconnected
+        await super().send(message)  # type: ignore[misc]
+        self._wsfast_settle()
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection, whether its client reads or not."""
+        if self.state is not OPEN or self.transport.is_closing():
+            return
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._send_close(code, reason)
+        self.close_sent = self._wsfast_closed = True
+        self.writable.set()  # whoever waits to send is to hear of it
+        if not hasattr(self, "close_timer"):  # before 0.52, uvicorn does not wait for the peer's close frame
+            self.transport.close()
+            abort_later(self.transport, self.loop)
+            return
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def _send_close(self, code: int, reason: str) -> None:
+        raise NotImplementedError
+
+
+class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
+    """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to."""
+
+    @property
+    def protocol(self) -> Any:
+        """The sans-I/O protocol."""
+        return self.conn
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        state: State = self._wsfast_conn.state
+        return state
+
+    @classmethod
+    def layout(cls) -> ConnectionLayout | None:
+        """See Adapted."""
+        return layout_of(
+            cls,
+            protocol="_wsfast_conn",
+            protocol_type=ServerProtocol,
+            transport="_wsfast_transport",
+            state="_state",
+            debug="debug",
+            extensions="extensions",
+            expect_continuation="expect_continuation_frame",
+            writes="writes",
+            encoder=encoder_of_extensions,
+            tells=True,
+        )
+
+    def send_data(self) -> None:
+        """Write what was given to the protocol."""
+        self.transport.write(b"".join(self.conn.data_to_send()))
+
+    def _send_close(self, code: int, reason: str) -> None:
+        self.conn.send_close(code, reason)
+        self.send_data()

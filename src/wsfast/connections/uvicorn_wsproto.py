@@ -1,0 +1,48 @@
+"""uvicorn's protocol made of wsproto: see `wsfast.connections.uvicorn`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import uvicorn.protocols.websockets.wsproto_impl
+import wsproto.events
+from websockets.protocol import CLOSED, CLOSING, CONNECTING, State
+
+from wsfast._encoding.deflate import Encoder
+
+from . import ConnectionLayout
+from .adapted import layout_of
+from .uvicorn import UvicornConnection
+from .wsproto import encoder_of, is_fragmented, state_of
+
+__all__ = ["WSProtocol"]
+
+
+class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WSProtocol):
+    """uvicorn's WSProtocol, which wsfast can send to."""
+
+    @classmethod
+    def layout(cls) -> ConnectionLayout | None:
+        """See Adapted."""
+        return layout_of(cls, transport="_wsfast_transport", tells=True)
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        if not self.handshake_complete:
+            return CONNECTING
+        if self.disconnected:
+            return CLOSED
+        return CLOSING if self.close_sent else state_of(self._wsfast_conn)
+
+    @property
+    def send_in_progress(self) -> Any:
+        """True between the fragments of a message."""
+        return is_fragmented(self._wsfast_conn) or None
+
+    def encoder(self) -> Encoder | Literal[False] | None:
+        """See Adapted."""
+        return encoder_of(self._wsfast_conn)
+
+    def _send_close(self, code: int, reason: str) -> None:
+        self.transport.write(self.conn.send(wsproto.events.CloseConnection(code=code, reason=reason)))

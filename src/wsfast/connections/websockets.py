@@ -1,0 +1,321 @@
+"""Connections of websockets.asyncio, versions 14 to 17.
+
+| private or moving name       | what                                          | versions |
+|------------------------------|-----------------------------------------------|----------|
+| `fragmented_send_waiter`     | future, or None                               | 14, 15   |
+| `send_in_progress`           | the same                                      | 16, 17   |
+| `Protocol._state`            | what the property `state` returns             | 14 to 17 |
+| `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
+| `set_recv_exc`               | keeps the reason why a connection was lost    | 14 to 16 |
+| `set_connection_exc`         | the same                                      | 17       |
+| `PerMessageDeflate.encoder`  | a `zlib.compressobj`; with no context takeover | 14 to 17 |
+|                              | only while a message is being compressed      |          |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import websockets.asyncio.connection
+import websockets.client
+import websockets.protocol
+import websockets.server
+import websockets.version
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.connection import Connection
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import NegotiationError
+from websockets.extensions import Extension, permessage_deflate
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.typing import ExtensionParameter
+
+from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
+
+from . import ConnectionLayout, cache_by_type
+from .adapted import Adapted
+from .evented import Evented, watched
+from .transports import transport_layout
+
+__all__ = [
+    "LOST",
+    "SEND_IN_PROGRESS",
+    "EventedConnection",
+    "ServerPerMessageDeflateFactory",
+    "connection_layout",
+    "direct_descriptor",
+    "encoder_of",
+    "encoder_of_extensions",
+    "is_connection",
+    "keep_reason",
+    "without_deflate",
+]
+
+_MAJOR = int(websockets.version.version.split(".")[0])
+
+SEND_IN_PROGRESS = "send_in_progress" if _MAJOR >= 16 else "fragmented_send_waiter"
+"""Attribute of a connection: None, unless a fragmented message is being sent."""
+
+LOST = "connection_lost_waiter"
+"""Attribute of a connection: a future that is done when the connection is lost."""
+
+SET_EXCEPTION = "set_connection_exc" if hasattr(Connection, "set_connection_exc") else "set_recv_exc"
+"""Method of a connection: keeps an exception as the reason why the connection was lost, unless it has one already."""
+
+
+def _original(method: Any, module: ModuleType) -> object:
+    """Return the function if it is the library's own; if another was put in its place, what no method is."""
+    return method if getattr(method, "__globals__", None) is vars(module) else object()
+
+
+# What a connection must not have replaced, be it in a subclass or on itself, if it is to be written to directly: what
+# sends, and what the transport calls back in the middle of sending.
+_METHODS = {
+    name: _original(getattr(Connection, name), websockets.asyncio.connection)
+    for name in ("send_data", "pause_writing", SET_EXCEPTION)
+}
+_PROTOCOL_METHODS = {
+    name: _original(getattr(websockets.protocol.Protocol, name), websockets.protocol)
+    for name in ("send_text", "send_binary", "send_frame", "data_to_send")
+}
+_ENCODE = _original(PerMessageDeflate.encode, permessage_deflate)
+_ZLIB_ENCODER = type(zlib.compressobj())
+
+
+def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
+    """Return what compresses the messages that a connection with these extensions sends: see ConnectionLayout."""
+    if type(extensions) is not list or len(extensions) > 1:
+        return False
+    if not extensions:
+        return None
+    if type(extensions[0]) is not PerMessageDeflate:
+        return False
+    extension: Any = extensions[0]
+    if getattr(extension.encode, "__func__", None) is not _ENCODE:
+        return False
+    if extension.local_max_window_bits < 9:
+        return None  # zlib cannot compress for so small a window; not to compress is always allowed
+    parameters = Parameters.of(extension.local_max_window_bits, extension.compress_settings)
+    if parameters is None:
+        return False
+    if extension.local_no_context_takeover:
+        return parameters.per_message
+    if type(extension.encoder) is _ZLIB_ENCODER:
+        extension.encoder = LazyEncoder(parameters, extension.encoder)
+    return extension.encoder if type(extension.encoder) is LazyEncoder else False
+
+
+def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> ConnectionLayout:
+    return ConnectionLayout(
+        protocol="_wsfast_protocol" if tells else "protocol",
+        protocol_type=protocol_type,
+        transport="_wsfast_transport" if tells else "transport",
+        loop="loop",
+        send_in_progress=SEND_IN_PROGRESS,
+        state="_state",
+        open_state=websockets.protocol.OPEN,
+        debug="debug",
+        extensions="extensions",
+        encoder=encoder_of_extensions,
+        expect_continuation="expect_continuation_frame",
+        writes="writes",
+        methods=dict(_METHODS),
+        protocol_methods=_PROTOCOL_METHODS,
+        masked=masked,
+        tells=tells,
+    )
+
+
+class EventedConnection(Evented, ServerConnection):
+    """A connection that tells what happens to it, and whose own messages do not overtake what was published."""
+
+    protocol: Any = watched("protocol")
+
+    async def send(self, message: Any, *args: Any, **options: Any) -> None:
+        """Send a message, after all that was published for this connection before."""
+        await self._wsfast_take_turn()
+        await super().send(message, *args, **options)
+        self._wsfast_settle()
+
+
+_EVENTED = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
+_SERVER = _layout(websockets.server.ServerProtocol, masked=False)
+_CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
+
+# What else a subclass must leave alone: the attributes that gather reads.
+_READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", "__getattr__", "__setattr__")
+
+
+@cache_by_type
+def connection_layout(kind: type) -> ConnectionLayout | None:
+    """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
+    if issubclass(kind, Adapted):
+        layout: ConnectionLayout | None = kind.layout()
+        return layout
+    if not issubclass(kind, Connection):
+        return None
+    evented = issubclass(kind, EventedConnection)
+    original = EventedConnection if evented else Connection
+    if any(_static(kind, name) is not _static(original, name) for name in (*_METHODS, *_READ)):
+        return None
+    if evented:
+        return _EVENTED
+    if issubclass(kind, ServerConnection):
+        return _SERVER
+    if issubclass(kind, ClientConnection):
+        return _CLIENT
+    return None
+
+
+def encoder_of(connection: Any) -> Encoder | None:
+    """Return what takes note of the compressed frames that a connection is sent; None if nothing does."""
+    layout = connection_layout(type(connection))
+    if layout is None:
+        return None
+    protocol = getattr(connection, layout.protocol)
+    if type(protocol) is not layout.protocol_type:
+        return None
+    return _encoder_by(layout, connection, protocol) or None
+
+
+def _encoder_by(layout: ConnectionLayout, connection: Any, protocol: Any) -> Encoder | Literal[False] | None:
+    return layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
+
+
+def keep_reason(connection: Any, errno: int) -> None:
+    """Keep what the kernel has told, once, as the reason why a connection was lost."""
+    getattr(connection, SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
+
+
+def direct_descriptor(connection: Any) -> int:
+    """Return the descriptor that unmasked frames may be written to as long as the connection says so; -1 if none.
+
+    That is: it tells what happens to it, nothing compresses or logs its messages, and nobody has replaced a method.
+    """
+    layout = connection_layout(type(connection))
+    if layout is None or not layout.tells:
+        return -1
+    protocol: Any = getattr(connection, layout.protocol)
+    if type(protocol) is not layout.protocol_type:
+        return -1
+    transport = getattr(connection, layout.transport)
+    transports = transport_layout(type(transport))
+    if (
+        transports is None
+        or not transports.direct
+        or (layout.debug is not None and getattr(protocol, layout.debug))
+        or _encoder_by(layout, connection, protocol) is not None
+        or any(
+            getattr(getattr(owner, name), "__func__", None) is not function
+            for owner, methods in (
+                (connection, layout.methods),
+                (protocol, layout.protocol_methods),
+                (transport, transports.methods),
+            )
+            for name, function in methods.items()
+        )
+    ):
+        return -1
+    return int(transport.get_extra_info("socket").fileno())
+
+
+@contextlib.contextmanager
+def without_deflate(protocol: Any) -> Iterator[None]:
+    """Have a protocol send messages that are not compressed, which is always allowed (RFC 7692, section 6)."""
+    extensions = getattr(protocol, "extensions", [])  # what stands in for a connection may have none
+    if extensions:
+        protocol.extensions = [extension for extension in extensions if extension.name != PerMessageDeflate.name]
+    try:
+        yield
+    finally:
+        if extensions:
+            protocol.extensions = extensions
+
+
+def is_connection(connection: Any) -> bool:
+    """Whether upstream's `broadcast()` knows how to send to it: by its type, or by having all the same parts."""
+    if isinstance(connection, Connection):
+        return True
+    # Stand-ins and wrappers. The connections of websockets.sync and .trio have the first two, but write otherwise.
+    return not type(connection).__module__.startswith("websockets.") and all(
+        hasattr(connection, name) for name in ("protocol", SEND_IN_PROGRESS, "send_data", "logger")
+    )
+
+
+def _static(kind: type, name: str) -> object:
+    return inspect.getattr_static(kind, name, None)
+
+
+class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateFactory):
+    """Negotiates permessage-deflate as that of websockets does, but makes no encoder until one is needed.
+
+    Give it to `websockets.serve(extensions=[wsfast.ServerPerMessageDeflateFactory()])`. A connection that is only
+    broadcast to, by `wsfast.broadcast()` or an `Audience`, then never owns an encoder, which saves 32 KiB for each with
+    the defaults. One is made when the connection sends a message for itself.
+
+    Args:
+        server_no_context_takeover: Compress each message by itself, also those that connections send for themselves.
+        client_no_context_takeover: Have clients compress each message by itself.
+        server_max_window_bits: Base-2 logarithm of the largest window of the server, 9 to 15; None for whatever the
+            client allows.
+        client_max_window_bits: The same for clients, 8 to 15.
+        compress_settings: Arguments of `zlib.compressobj` but for `wbits`; None for `{"memLevel": 5}`.
+        require_client_max_window_bits: Do without compression if a client cannot limit its window.
+
+    The defaults are those of `websockets.serve(compression="deflate")`.
+
+    Raises:
+        ValueError: If a number is out of range or settings contain `wbits`.
+        TypeError: If settings contain what `zlib.compressobj` does not know.
+    """
+
+    def __init__(
+        self,
+        server_no_context_takeover: bool = False,
+        client_no_context_takeover: bool = False,
+        server_max_window_bits: int | None = 12,
+        client_max_window_bits: int | None = 12,
+        compress_settings: dict[str, Any] | None = None,
+        require_client_max_window_bits: bool = False,
+    ) -> None:
+        if server_max_window_bits == 8:  # before websockets 17, which refuses it itself
+            raise ValueError("server_max_window_bits must be between 9 and 15")
+        super().__init__(
+            server_no_context_takeover,
+            client_no_context_takeover,
+            server_max_window_bits,
+            client_max_window_bits,
+            {"memLevel": 5} if compress_settings is None else compress_settings,
+            require_client_max_window_bits,
+        )
+        zlib.compressobj(wbits=-15, **(self.compress_settings or {}))  # to find out now whether it can be made
+
+    def process_request_params(
+        self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
+    ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
+        """Process request parameters; return those of the response, and the extension."""
+        no_takeover = ("server_no_context_takeover", None)
+        if self.server_no_context_takeover or no_takeover in params:
+            return super().process_request_params(params, accepted_extensions)
+        # Without takeover, an encoder is made for each message only; that is not what the response is to say.
+        frugal = copy.copy(self)
+        frugal.server_no_context_takeover = True
+        extension: Any
+        response, extension = super(ServerPerMessageDeflateFactory, frugal).process_request_params(
+            params, accepted_extensions
+        )
+        if extension.local_max_window_bits < 9:  # before websockets 17, which refuses it itself
+            raise NegotiationError("unsupported server_max_window_bits = 8, use 9")
+        parameters = Parameters.of(extension.local_max_window_bits, extension.compress_settings)
+        if parameters is None:
+            return super().process_request_params(params, accepted_extensions)
+        response.remove(no_takeover)
+        extension.local_no_context_takeover = False
+        extension.encoder = LazyEncoder(parameters)
+        return response, extension

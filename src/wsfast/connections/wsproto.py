@@ -1,0 +1,130 @@
+"""Connections of wsproto, which knows frames and nothing of transports.
+
+| private or moving name in wsproto 1.2 and 1.3 | what                                          |
+|-----------------------------------------------|-----------------------------------------------|
+| `WSConnection.connection`                     | a `Connection` once the handshake is complete |
+| `Connection._proto`                           | its `FrameProtocol`                           |
+| `FrameProtocol.extensions`                    | list                                          |
+| `FrameProtocol._outbound_opcode`              | None, but between the fragments of a message  |
+| `PerMessageDeflate._compressor`               | a `zlib.compressobj`, made when needed        |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any, Literal
+
+import wsproto
+import wsproto.connection
+from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN, State
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection
+from wsproto.extensions import PerMessageDeflate
+
+from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
+
+from . import name_of
+from .adapted import Adapted, abort_later
+from .sink import Sink, SinkTransport
+
+__all__ = ["attach", "encoder_of", "is_fragmented", "state_of"]
+
+_STATES = {
+    ConnectionState.CONNECTING: CONNECTING,
+    ConnectionState.REJECTING: CONNECTING,
+    ConnectionState.OPEN: OPEN,
+    ConnectionState.LOCAL_CLOSING: CLOSING,
+    ConnectionState.REMOTE_CLOSING: CLOSING,
+    ConnectionState.CLOSED: CLOSED,
+}
+_ZLIB_ENCODER = type(zlib.compressobj())
+
+
+def state_of(connection: Any) -> State:
+    """Return the state of a connection in the terms of websockets."""
+    return _STATES[connection.state]
+
+
+def is_fragmented(connection: Any) -> bool:
+    """Whether a message has been sent in part."""
+    return _inner(connection)._proto._outbound_opcode is not None
+
+
+def encoder_of(connection: Any) -> Encoder | Literal[False] | None:
+    """Return what compresses messages: see ConnectionLayout."""
+    inner = _inner(connection)
+    extensions = inner._proto.extensions
+    if not extensions:
+        return None
+    if len(extensions) > 1 or type(extensions[0]) is not PerMessageDeflate:
+        return False
+    extension: Any = extensions[0]
+    bits = int(extension.client_max_window_bits if inner.client else extension.server_max_window_bits)
+    if bits < 9:
+        return None  # zlib cannot compress for so small a window; not to compress is always allowed
+    parameters = Parameters.of(bits, {})
+    assert parameters is not None  # those are the defaults of zlib
+    if extension.client_no_context_takeover if inner.client else extension.server_no_context_takeover:
+        return parameters.per_message
+    if extension._compressor is None or type(extension._compressor) is _ZLIB_ENCODER:
+        extension._compressor = LazyEncoder(parameters, extension._compressor)
+    return extension._compressor if type(extension._compressor) is LazyEncoder else False
+
+
+def _inner(connection: Any) -> Any:
+    """Return the Connection of a WSConnection, or of itself."""
+    return connection if isinstance(connection, wsproto.connection.Connection) else connection.connection
+
+
+class _Attached(Adapted):
+    """A connection of wsproto with its transport."""
+
+    library = "wsproto"
+
+    def __init__(self, transport: Any, connection: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport = transport
+        self.connection = connection
+        self.loop = loop
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        return state_of(self.connection)
+
+    @property
+    def send_in_progress(self) -> Any:
+        """True between the fragments of a message."""
+        return is_fragmented(self.connection) or None
+
+    def encoder(self) -> Encoder | Literal[False] | None:
+        """See Adapted."""
+        return encoder_of(self.connection)
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
+        if isinstance(self.transport, SinkTransport):
+            self.transport.sink_close(code, reason)
+        elif self.state is OPEN:
+            self.transport.write(self.connection.send(CloseConnection(code=code, reason=reason)))
+            abort_later(self.transport, self.loop)
+
+
+class _AttachedClient(_Attached):
+    masked = True
+
+
+def attach(transport: asyncio.Transport | Sink, connection: Any) -> _Attached:
+    """See `wsfast.attach()`."""
+    if not isinstance(connection, (wsproto.WSConnection, wsproto.connection.Connection)):
+        raise TypeError(f"connection must be a wsproto.WSConnection, not {name_of(type(connection))}")
+    if _inner(connection) is None:
+        raise RuntimeError("the handshake of the connection is not complete")
+    loop = asyncio.get_running_loop()
+    kind = _AttachedClient if _inner(connection).client else _Attached
+    if hasattr(transport, "get_write_buffer_size"):
+        return kind(transport, connection, loop)
+    sink = SinkTransport(transport, loop)
+    attached = kind(sink, connection, loop)
+    sink.on_lost = attached.lose
+    return attached

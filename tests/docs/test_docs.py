@@ -1,0 +1,815 @@
+"""What the documentation tells is true: its code runs, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import importlib
+import inspect
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tomllib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import aiohttp.web
+import prometheus_client
+import pytest
+import uvicorn
+import websockets.asyncio.server
+from uvicorn.main import main as uvicorn_command
+from websockets.asyncio.client import ClientConnection, connect
+
+import wsfast
+import wsfast.cli
+from helpers.chromium import REQUIRED, Page, find_chromium, open_page
+from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
+from helpers.peers import TIMEOUT, until
+from wsfast.cli import UnfitError
+from wsfast_bench.brokers import broker
+
+PORT = 8765
+"""The port of all blocks; each test takes another one."""
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+Driver: TypeAlias = Callable[[Block, Path], Awaitable[None]]
+
+DRIVERS: dict[tuple[str, str], Driver] = {}
+"""What runs a block, and finds out whether it does what the page says: by page, and the name ahead of the block."""
+
+
+def runs(page: str, name: str) -> Callable[[Driver], Driver]:
+    """Have a function be what runs a block."""
+
+    def register(driver: Driver) -> Driver:
+        assert (page, name) not in DRIVERS
+        DRIVERS[page, name] = driver
+        return driver
+
+    return register
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language not in ("console", "text")], ids=str)
+def test_block(block: Block, tmp_path: Path) -> None:
+    """Every block of code runs, and does what its page says."""
+    driver = DRIVERS.get((block.page, block.name or ""))
+    assert driver is not None, f"nothing in {Path(__file__).name} runs the block {block.name!r} at {block}"
+    asyncio.run(asyncio.wait_for(driver(block, tmp_path), 3 * TIMEOUT))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_all_code_is_fenced(page: str) -> None:
+    """No code is hidden from these tests by being only indented, but for the contract, which has a test of its own."""
+    assert page == "docs/explanation/design.md" or not re.search(r"\n\n(?: {4}|\t)\S", prose_of(page))
+
+
+def test_no_driver_is_left_over() -> None:
+    """Whatever runs a block has one."""
+    assert set(DRIVERS) == {(block.page, block.name) for block in BLOCKS if block.name}
+
+
+# ---- Running blocks
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def play(block: Block, *, at: int = PORT, until_line: str | None = None, **names: Any) -> dict[str, Any]:
+    """Execute a block, or its statements ahead of a line; return its names. `_` is the value of the last expression."""
+    return play_on(block, {"__name__": "page", **names}, at=at, until_line=until_line)
+
+
+def play_on(
+    block: Block,
+    names: dict[str, Any],
+    *,
+    at: int = PORT,
+    from_line: str | None = None,
+    until_line: str | None = None,
+) -> dict[str, Any]:
+    """Execute a block, or a part of it, among names that there are already."""
+    code = "\n" * (block.line - 1) + block.code.replace(str(PORT), str(at))  # so that tracebacks tell the line
+    lines = code.splitlines()
+    statements = ast.parse(code, str(ROOT / block.page)).body
+    starts = [lines[statement.lineno - 1] for statement in statements]
+    first = 0 if from_line is None else next(n for n, line in enumerate(starts) if line.startswith(from_line))
+    last = None if until_line is None else next(n for n, line in enumerate(starts) if line.startswith(until_line))
+    for statement in statements[first:last]:
+        if isinstance(statement, ast.Expr):
+            names["_"] = eval(compile(ast.Expression(statement.value), str(ROOT / block.page), "eval"), names)
+        else:
+            exec(compile(ast.Module([statement], []), str(ROOT / block.page), "exec"), names)
+    return names
+
+
+async def dial(port: int, path: str = "") -> ClientConnection:
+    """Connect to a server that is about to begin."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            try:
+                return await connect(f"ws://127.0.0.1:{port}/{path}", max_queue=None, ping_interval=None)
+            except OSError:
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def dialled(port: int, *paths: str) -> AsyncIterator[list[ClientConnection]]:
+    """Connect several clients, and close them in the end."""
+    clients = [await dial(port, path) for path in paths]
+    try:
+        yield clients
+    finally:
+        for client in clients:
+            await client.close()
+
+
+@contextlib.asynccontextmanager
+async def background(coroutine: Any) -> AsyncIterator[None]:
+    """Run a coroutine that does not end; what it raises is raised here."""
+    task = asyncio.ensure_future(coroutine)
+    try:
+        yield
+        assert not task.done() or task.exception() is None
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def receive(*clients: ClientConnection) -> list[str | bytes]:
+    """Return the next message of each of some clients."""
+    async with asyncio.timeout(TIMEOUT):
+        return [await client.recv() for client in clients]
+
+
+@contextlib.asynccontextmanager
+async def crowd(count: int) -> AsyncIterator[tuple[list[Any], list[ClientConnection]]]:
+    """Have stock connections of a server, and their clients in the same order."""
+    connections: dict[str, Any] = {}
+
+    async def handler(connection: Any) -> None:
+        connections[connection.request.path] = connection
+        await connection.wait_closed()
+
+    async with websockets.asyncio.server.serve(handler, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with dialled(port, *map(str, range(count))) as clients:
+            await until(lambda: len(connections) == count, "all to be connected")
+            yield [connections[f"/{number}"] for number in range(count)], clients
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Any, *paths: str) -> AsyncIterator[list[ClientConnection]]:
+    """Serve a handler of a block by wsfast, and have clients."""
+    async with (
+        wsfast.serve(handler, "127.0.0.1", 0) as server,
+        dialled(server.sockets[0].getsockname()[1], *paths) as clients,
+    ):
+        yield clients
+
+
+@contextlib.asynccontextmanager
+async def program(directory: Path, command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a command in a directory, as a reader would, until this is left."""
+    name, *arguments = shlex.split(command)
+    assert name == "python"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        cwd=directory,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+        assert process.returncode is None, await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def read_until(process: asyncio.subprocess.Process, pattern: str) -> re.Match[str]:
+    """Read what a program prints until a line matches."""
+    assert process.stdout is not None
+    async with asyncio.timeout(TIMEOUT):
+        while not (match := re.search(pattern, line := (await process.stdout.readline()).decode())):
+            assert line, "it has ended"
+    return match
+
+
+@contextlib.asynccontextmanager
+async def browser() -> AsyncIterator[Page]:
+    """Have a page in a real browser; without one, the test is skipped, or fails where it is required."""
+    chromium = find_chromium()
+    if chromium is None:
+        (pytest.fail if REQUIRED else pytest.skip)("there is no Chromium")
+    async with open_page(chromium) as page:
+        yield page
+
+
+def copy(page: str, directory: Path, port: int) -> None:
+    """Do with a page as a reader does: save each block for which it gives the name of a file."""
+    for block in blocks_of(page):
+        if block.file is not None and block.language in ("python", "html"):
+            (directory / block.file).write_text(block.code.replace(str(PORT), str(port)))
+
+
+def commands_of(page: str) -> list[str]:
+    """Return what a page has its readers type."""
+    return [
+        line.removeprefix("$ ").partition("  #")[0].strip()
+        for block in blocks_of(page)
+        if block.language == "console"
+        for line in block.code.splitlines()
+        if line.startswith("$ ")
+    ]
+
+
+def address_in(page: Path) -> str:
+    """Return where a page in HTML connects to."""
+    match = re.search(r"new WebSocket\(\"(ws:[^\"]+)\"\)", page.read_text())
+    assert match is not None
+    return match[1]
+
+
+# ---- README.md
+
+
+@runs("README.md", "switch")
+async def switch(block: Block, _: Path) -> None:
+    """One line sends to everybody."""
+    async with crowd(3) as (connections, clients):
+        play(block, connections=connections, message="hello")
+        assert await receive(*clients) == ["hello"] * 3
+
+
+async def is_time(client: ClientConnection) -> bool:
+    """Whether a client gets the time, and a later one after it."""
+    first, second = await receive(client, client)
+    return datetime.datetime.fromisoformat(str(first)) < datetime.datetime.fromisoformat(str(second))
+
+
+@runs("README.md", "server")
+async def server(block: Block, directory: Path) -> None:
+    """Who copies the blocks into an empty directory, and types what stands there, has a server."""
+    port = free_port()
+    copy(block.page, directory, port)
+    assert sorted(path.name for path in directory.iterdir()) == ["client.html", "server.py"]
+    assert "python server.py" in commands_of(block.page)
+    async with program(directory, "python server.py"):
+        url = urlsplit(address_in(directory / "client.html"))
+        assert url.port == port
+        async with dialled(port, "", "") as clients:
+            assert all([await is_time(client) for client in clients])
+
+
+@runs("README.md", "client")
+async def client(block: Block, directory: Path) -> None:
+    """And who opens the page in a browser sees the time change."""
+    copy(block.page, directory, free_port())
+    async with browser() as page, program(directory, "python server.py"):
+        await page.go((directory / "client.html").as_uri())
+        shown: set[datetime.datetime] = set()
+        async with asyncio.timeout(TIMEOUT):
+            while len(shown) < 3:
+                text = await page.evaluate("document.getElementById('time').textContent")
+                if text == "disconnected":  # the page was faster than the server
+                    await page.go((directory / "client.html").as_uri())
+                elif text != "connecting":
+                    shown.add(datetime.datetime.fromisoformat(text))
+                await asyncio.sleep(0.05)
+
+
+@runs("README.md", "prepared")
+async def prepared(block: Block, _: Path) -> None:
+    """A message that was prepared goes to several sets of connections."""
+    async with crowd(4) as (connections, clients):
+        play(block, wsfast=wsfast, players=connections[:2], spectators=connections[2:])
+        assert await receive(*clients) == ['{"type": "heartbeat"}'] * 4
+
+
+@runs("README.md", "audience")
+async def audience(block: Block, _: Path) -> None:
+    """An audience shares compression; what clients decode is what was sent."""
+    tick = json.dumps({"symbol": "VOD", "price": 71.2})
+    async with crowd(2) as (connections, clients):
+        names = play(block, wsfast=wsfast, connections=connections, tick=tick)
+        names["audience"].broadcast(connections, tick)
+        assert await receive(*clients, *clients) == [tick] * 4
+
+
+@runs("README.md", "factory")
+async def factory(block: Block, _: Path) -> None:
+    """Connections negotiate compression, and have no encoder."""
+    seen = []
+
+    async def handler(connection: Any) -> None:
+        seen.append(connection)
+        await connection.wait_closed()
+
+    names = play(block, serve=websockets.asyncio.server.serve, handler=handler, host="127.0.0.1", port=0, wsfast=wsfast)
+    async with names["_"] as server, dialled(server.sockets[0].getsockname()[1], "") as clients:
+        await until(lambda: seen)
+        (extension,) = seen[0].protocol.extensions
+        assert wsfast.broadcast(seen, "0123456789" * 20).sent == 1
+        assert await receive(*clients) == ["0123456789" * 20]
+        assert extension.encoder.encoder is None
+
+
+class Source:
+    """What a test has to tell to a block that iterates over it."""
+
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    def __aiter__(self) -> Source:
+        return self
+
+    async def __anext__(self) -> tuple[str, str]:
+        return await self.items.get()
+
+
+@runs("README.md", "channel")
+async def channel(block: Block, _: Path) -> None:
+    """A channel sends to all that are subscribed, and newcomers get what was before."""
+    port, source = free_port(), Source()
+    names = play(block, at=port, wsfast=wsfast, feed=lambda: source)
+    async with background(names["main"]()), dialled(port, "", "") as clients:
+        await until(lambda: len(names["prices"]) == 2)
+        for number in range(12):
+            source.items.put_nowait(("VOD", f"VOD {number}"))
+        assert [await receive(*clients) for _ in range(12)] == [[f"VOD {number}"] * 2 for number in range(12)]
+        async with dialled(port, "") as newcomers:
+            assert [await receive(*newcomers) for _ in range(10)] == [[f"VOD {number}"] for number in range(2, 12)]
+
+
+@runs("README.md", "hub")
+async def hub(block: Block, _: Path) -> None:
+    """Topics, patterns and users."""
+    names = play(
+        block, until_line="hub.publish", wsfast=wsfast, user_of=lambda connection: connection.request.path.strip("/")
+    )
+    async with serving(names["handler"], "ann", "bob") as (ann, bob):
+        await until(lambda: names["hub"].count("prices.lse") == 2)
+        play_on(block, names, from_line="hub.publish")
+        assert await receive(ann, bob) == ["VOD 71.2"] * 2
+        names["hub"].publish("orders.7.filled", "7")
+        assert await receive(ann, ann, bob) == ["your order was filled", "7", "7"]
+        async with serving(names["handler"], "carl") as (newcomer,):
+            assert await receive(newcomer) == ["VOD 71.2"]
+
+
+# ---- docs/how-to/connections.md
+
+
+@runs("docs/how-to/connections.md", "fastapi")
+async def fastapi(block: Block, _: Path) -> None:
+    """A chat in FastAPI, which is run as the last line tells uvicorn."""
+    told: list[Any] = []
+    names = {"__name__": "__main__"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn, "run", lambda app, **options: told.append((app, options)))
+        play_on(block, names)
+    ((app, options),) = told
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, **options, lifespan="off", log_config=None))
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        async with background(server.serve(sockets=[listener])):
+            port = listener.getsockname()[1]
+            async with dialled(port, "chat/ann") as (ann,):
+                await ann.send("hello")
+                assert await receive(ann) == ["ann: hello"]
+                async with dialled(port, "chat/bob") as (bob,):
+                    assert await receive(bob, bob, ann) == ["ann has come", "ann: hello", "bob has come"]
+                    await bob.send("hi")
+                    assert await receive(ann, bob) == ["bob: hi"] * 2
+            server.should_exit = True
+
+
+@runs("docs/how-to/connections.md", "aiohttp")
+async def with_aiohttp(block: Block, _: Path) -> None:
+    """Connections of aiohttp subscribe to a channel."""
+    names = play(block)
+    app = aiohttp.web.Application()
+    app.router.add_get("/", names["handler"])
+    runner = aiohttp.web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = aiohttp.web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        async with dialled(runner.addresses[0][1], "", "") as clients:
+            await until(lambda: len(names["prices"]) == 2)
+            names["prices"].publish("VOD 71.2", key="VOD")
+            assert await receive(*clients) == ["VOD 71.2"] * 2
+        await until(lambda: len(names["prices"]) == 0)
+    finally:
+        await runner.cleanup()
+
+
+@runs("docs/how-to/connections.md", "to-users")
+async def to_users(block: Block, _: Path) -> None:
+    """All users, one user, some users."""
+    names = play(block)
+    async with crowd(4) as (connections, clients):
+        names["users"].update(ann=connections[:2], bob=connections[2:3], carl=connections[3:])
+        names["to_all"]("all")
+        names["to_one"]("ann", "one")
+        names["to_one"]("nobody", "none")
+        names["to_some"](["ann", "carl"], "some")
+        names["to_all"]("end")
+        ann, also_ann, bob, carl = clients
+        for client in ann, also_ann:
+            assert await receive(*[client] * 4) == ["all", "one", "some", "end"]
+        assert await receive(bob, bob) == ["all", "end"]
+        assert await receive(*[carl] * 3) == ["all", "some", "end"]
+
+
+# ---- docs/how-to/slow-clients.md
+
+
+@runs("docs/how-to/slow-clients.md", "feed")
+async def feed(block: Block, _: Path) -> None:
+    """A channel is fed, and its clients get everything while they keep up."""
+    port, source = free_port(), Source()
+    names = play(block, at=port)
+    async with background(names["main"](source)), dialled(port, "", "") as clients:
+        await until(lambda: len(names["prices"]) == 2)
+        for number in range(5):
+            source.items.put_nowait(("VOD", f"VOD {number}"))
+        assert [await receive(*clients) for _ in range(5)] == [[f"VOD {number}"] * 2 for number in range(5)]
+
+
+@runs("docs/how-to/slow-clients.md", "callbacks")
+async def callbacks(block: Block, _: Path) -> None:
+    """Channels call back, and their books reconcile."""
+    async with crowd(1) as (connections, clients):
+        subscription = wsfast.Channel().subscribe(connections[0])
+        names = play(block, wsfast=wsfast, subscription=subscription)
+        assert names["_"] == (0, 0, 0.0)
+        for name in "on_drop", "on_disconnect", "on_recover":
+            assert len(inspect.signature(getattr(names["channel"], name)).parameters) == 1 + (name == "on_drop")
+        names["channel"].subscribe(connections[0])
+        names["channel"].publish("hello")
+        assert await receive(*clients) == ["hello"]
+        stats = names["channel"].stats()
+        assert stats.published == stats.sent + stats.dropped + stats.conflated + stats.queued == 1
+
+
+@runs("docs/how-to/slow-clients.md", "prometheus")
+async def prometheus(block: Block, _: Path) -> None:
+    """Prometheus is told."""
+    registry = prometheus_client.CollectorRegistry()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prometheus_client, "REGISTRY", registry)
+        play(block, prices=wsfast.Channel("prices"))
+    assert (
+        'wsfast_channel_published_total{channel="prices"} 0.0' in prometheus_client.generate_latest(registry).decode()
+    )
+
+
+# ---- docs/how-to/topics.md
+
+
+@runs("docs/how-to/topics.md", "hub")
+async def topics(block: Block, _: Path) -> None:
+    """Who is subscribed to a topic or to a pattern gets what is published, but for whom it came from."""
+    names = play(block)
+    async with serving(names["handler"], "", "", "") as clients:
+        await until(lambda: names["hub"].count("news") == 3)
+        await clients[0].send("hello")
+        assert await receive(*clients[1:]) == ["hello"] * 2
+        names["hub"].publish("orders.eu.42", "filled")
+        assert await receive(*clients) == ["filled"] * 3
+
+
+@runs("docs/how-to/topics.md", "newcomers")
+async def newcomers(block: Block, _: Path) -> None:
+    """Newcomers get history, or the last value of each key, and then the stream."""
+    names = play(block, wsfast=wsfast)
+    async with crowd(2) as (connections, clients):
+        for number in range(25):
+            names["chat"].publish("lobby", str(number))
+        names["chat"].subscribe(connections[0], "lobby")
+        assert await receive(*[clients[0]] * 20) == [str(number) for number in range(5, 25)]
+        for symbol, price in ("VOD", 71.1), ("BP", 4.5), ("VOD", 71.2):
+            names["on_tick"]("lse", symbol, price)
+        names["prices"].subscribe(connections[1], "prices.lse")
+        names["on_tick"]("lse", "BP", 4.6)
+        assert await receive(*[clients[1]] * 3) == ["BP 4.5", "VOD 71.2", "BP 4.6"]
+        assert names["prices"].last("prices.lse") == {"VOD": "VOD 71.2", "BP": "BP 4.6"}
+        names["prices"].forget("prices.lse", key="VOD")
+        assert names["prices"].last("prices.lse") == {"BP": "BP 4.6"}
+
+
+@runs("docs/how-to/topics.md", "users")
+async def users(block: Block, _: Path) -> None:
+    """What is sent to a user goes to all connections of that one, and to nobody else."""
+
+    async def authenticate(connection: Any) -> str:
+        return str(connection.request.path).strip("/")
+
+    hub = wsfast.Hub()
+    names = play(block, hub=hub, authenticate=authenticate)
+    async with serving(names["handler_of_users"], "ann", "ann", "bob") as clients:
+        await until(lambda: hub.count("news") == 3)
+        assert names["invite"]("ann") == 2
+        assert names["invite"]("carl") == 0
+        hub.publish("news", "to others", exclude_users=["ann"])
+        hub.publish("news", "end")
+        assert await receive(*clients) == ["you are invited", "you are invited", "to others"]
+        assert await receive(*clients) == ["end"] * 3
+
+
+@runs("docs/how-to/topics.md", "presence")
+async def presence(block: Block, _: Path) -> None:
+    """A hub tells who has come and who has left."""
+    said: list[str] = []
+    names = play(block, wsfast=wsfast, print=lambda *words: said.append(" ".join(words)))
+    async with crowd(1) as (connections, _clients):
+        hub = names["hub"]
+        with hub.register(connections[0], "ann"), hub.subscribe(connections[0], "news"):
+            assert hub.users() == hub.users("news") == ["ann"]
+            assert hub.subscribers("news") == connections
+        await until(lambda: len(said) == 4)
+    assert said == ["ann is online", "ann is in news", "ann has left news", "ann has left us"]
+
+
+# ---- docs/how-to/processes.md
+
+
+@runs("docs/how-to/processes.md", "relay")
+async def relay(block: Block, _: Path) -> None:
+    """What is published in one process reaches the clients of another one."""
+    try:
+        with broker("redis") as url:
+            await relay_by(url, block)
+    except UnfitError as exc:
+        pytest.skip(str(exc))
+
+
+async def relay_by(url: str, block: Block) -> None:
+    ports = free_port(), free_port()
+    processes = [
+        play(dataclasses.replace(block, code=block.code.replace("redis://localhost", url)), at=port) for port in ports
+    ]
+    async with (
+        background(processes[0]["main"]()),
+        background(processes[1]["main"]()),
+        dialled(ports[0], "") as (here,),
+        dialled(ports[1], "") as (there,),
+    ):
+
+        async def say() -> None:  # until the other process has subscribed at the broker
+            while True:
+                await here.send("hello")
+                await asyncio.sleep(0.05)
+
+        async with background(say()):
+            assert await receive(here, there) == ["hello"] * 2
+
+
+# ---- docs/tutorial/price-feed.md
+
+TUTORIAL = "docs/tutorial/price-feed.md"
+
+
+async def is_fed(client: ClientConnection) -> bool:
+    """Whether a client gets two prices of each symbol."""
+    counts: dict[str, int] = {}
+    async with asyncio.timeout(TIMEOUT):
+        while len(counts) < 100 or min(counts.values()) < 2:
+            tick = json.loads(await client.recv())
+            assert tick["price"] > 0
+            counts[tick["symbol"]] = counts.get(tick["symbol"], 0) + 1
+    return True
+
+
+@runs(TUTORIAL, "server")
+async def tutorial(block: Block, directory: Path) -> None:
+    """Step by step, a server that sends prices to whoever wants them."""
+    port = free_port()
+    copy(block.page, directory, port)
+    assert sorted(path.name for path in directory.iterdir()) == ["index.html", "server.py", "stalled.py"]
+    check, command, _ = commands_of(block.page)
+    async with program(directory, check) as process:
+        await read_until(process, re.escape(wsfast.__version__))
+    async with program(directory, command) as process:
+        await read_until(process, "^0 clients, 0 lagging, 0 sent, 0 queued, 0 conflated")
+        assert urlsplit(address_in(directory / "index.html")).port == port
+        async with dialled(port, "") as (client,), background(read_until(process, "^1 clients, 0 lagging")):
+            assert await is_fed(client)
+
+
+@runs(TUTORIAL, "stalled")
+async def stalled(block: Block, directory: Path) -> None:
+    """A client that does not read is owed one price of each symbol; another one gets all of them as before."""
+    port = free_port()
+    copy(block.page, directory, port)
+    _, command, stall = commands_of(block.page)
+    async with program(directory, command) as process, dialled(port, "") as (client,):
+        assert await is_fed(client)
+
+        async def read() -> None:
+            async for _ in client:
+                pass
+
+        async with program(directory, stall), background(read()):
+            await read_until(process, "does not keep up with <Channel 'prices'>, which conflates")
+            for _ in range(2):
+                await read_until(process, r"^2 clients, 1 lagging, \d+ sent, 100 queued, \d{3,} conflated")
+        assert await is_fed(client)
+
+
+@runs(TUTORIAL, "page")
+async def tutorial_page(block: Block, directory: Path) -> None:
+    """The page shows a hundred prices that move, and comes back when the server does."""
+    copy(block.page, directory, free_port())
+    async with browser() as page:
+        await page.go((directory / "index.html").as_uri())
+        for _ in range(2):
+            async with program(directory, "python server.py"):
+                shown: set[str] = set()
+                async with asyncio.timeout(TIMEOUT):
+                    while len(shown) < 3:
+                        await asyncio.sleep(0.05)
+                        cells = await page.evaluate(
+                            "[...document.querySelectorAll('#prices td:last-child')].map(cell => cell.textContent)"
+                        )
+                        state = await page.evaluate("document.getElementById('state').textContent")
+                        if len(cells) == 100 and state == "connected":
+                            shown.add(" ".join(cells))
+
+
+# ---- Commands
+
+
+class ParsedError(Exception):
+    """That arguments are right."""
+
+
+def check_command(command: str, page: str, directory: Path) -> None:
+    """Make sure that a command that a reader types is there, and knows its options."""
+    name, *arguments = shlex.split(command)
+    if name == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert arguments
+        assert set(arguments) <= set(targets)
+    elif name == "wsfast":
+        check_arguments(arguments)
+    elif name == "uvicorn":
+        assert uvicorn_command.make_context("uvicorn", arguments).params["ws"] in block_with("uvicorn.run", page)
+    elif name == "pip":
+        kind, *what = arguments
+        assert kind == "install"
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for one in what:
+            match = re.fullmatch(r"(?:\.|\./benchmarks|wsfast|fastapi|uvicorn|h2|wsproto)(?:\[([\w,]+)\])?", one)
+            assert match is not None, one
+            assert set((match[1] or "").split(",")) - {""} <= set(extras)
+    elif name == "python" and arguments[0] == "-m":
+        assert arguments[1] == "wsfast"
+        check_arguments(arguments[2:] or ["--help"])
+    elif name == "python" and arguments[0] == "-c":
+        run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        assert run.stdout
+    elif name == "python":
+        if not (ROOT / arguments[0]).is_file():
+            copy(page, directory, PORT)
+            assert (directory / arguments[0]).is_file()
+    else:
+        assert os.access(ROOT / name, os.X_OK), f"nobody knows {name!r}"
+
+
+def block_with(text: str, page: str) -> str:
+    """Return the block of a page that contains something."""
+    (block,) = (block for block in blocks_of(page) if text in block.code)
+    return block.code
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Make sure that the command line takes these arguments."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(*args: Any) -> None:
+        parse(*args)
+        raise ParsedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        with pytest.raises((ParsedError, SystemExit)) as raised:
+            wsfast.cli.main(arguments)
+    assert getattr(raised.value, "code", 0) == 0, arguments  # as after --help
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "console"], ids=str)
+def test_console(block: Block, tmp_path: Path) -> None:
+    """What readers are told to type exists, and takes these options."""
+    lines = block.code.splitlines()
+    assert all(line.startswith("$ ") for line in lines)
+    for line in lines:
+        check_command(line.removeprefix("$ ").partition("  #")[0], block.page, tmp_path)
+        if remedy := re.search(r"# .*(pip install .*)", line):
+            check_command(remedy[1], block.page, tmp_path)
+
+
+MENTIONED = re.compile(r"(?:make|pip install|python|uvicorn|wsfast) [^.].*")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_text(page: str, tmp_path: Path) -> None:
+    """Commands that the text mentions exist as well."""
+    for code in inline_code_of(page):
+        if MENTIONED.fullmatch(code):
+            check_command(code.replace(" COMMAND", "").replace("FILE", "x"), page, tmp_path)
+
+
+# ---- Links, names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str) -> None:
+    """Every link to a file or to a heading of the repository leads to one."""
+    for link in links_of(page):
+        if re.match(r"[a-z]+:", link.target):
+            continue
+        path, _, anchor = link.target.partition("#")
+        target = os.path.normpath(ROOT / Path(page).parent / path) if path else str(ROOT / page)
+        assert Path(target).exists(), link
+        if anchor:
+            assert anchor in anchors_of(os.path.relpath(target, ROOT)), link
+
+
+def test_every_page_is_in_the_site() -> None:
+    """MkDocs knows all pages of docs/."""
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2].partition("\n\n")[0]
+    listed = re.findall(r"[\w/.-]+\.md\b", nav)
+    assert sorted(f"docs/{page}" for page in listed if not page.startswith("repository/")) == [
+        page for page in PAGES if page.startswith("docs/")
+    ]
+
+
+def look_up(name: str) -> Any:
+    """Return what a dotted name stands for."""
+    module, _, rest = name.rpartition(".")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return getattr(look_up(module), rest)
+
+
+def test_reference_has_all_names() -> None:
+    """The reference lists every public name, and none that is not there."""
+    pytest.importorskip("websockets.trio", reason="websockets before 17 has no connections for trio")
+    documented = set()
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        directives = re.findall(r"^::: ([\w.]+)\n((?: +.*\n)*)", page.read_text(), re.MULTILINE)
+        assert directives or page.name == "command-line.md"
+        for name, options in directives:
+            what = look_up(name)
+            members = re.search(r"members: \[(.*)\]", options)
+            listed = members[1].split(", ") if members else getattr(what, "__all__", [])
+            if inspect.ismodule(what):
+                documented |= {f"{name}.{member}" for member in listed}
+            for member in listed:
+                kinds = getattr(what, "__mro__", [what])
+                assert hasattr(what, member) or any(f"self.{member} = " in inspect.getsource(kind) for kind in kinds)
+            heading = re.search(r"heading: (\S+)", options)
+            documented.add(heading[1] if heading else name)
+    public = {f"wsfast.{name}" for name in wsfast.__all__ if not inspect.ismodule(getattr(wsfast, name))}
+    public |= {f"wsfast.relay.{name}" for name in wsfast.relay.__all__}
+    public |= {"wsfast.trio.broadcast", "wsfast.prometheus.ChannelCollector"}
+    assert public <= documented
+
+
+RETURNED = {"HubChannel", "HubStats", "HubSubscription", "Registration", "Subscription"}
+"""Names that are public for annotations; the contract has what they are returned by."""
+
+
+def test_contract_has_all_names() -> None:
+    """Section 2 of the design, the contract, lists what is there, and nothing else."""
+    section = (ROOT / "docs/explanation/design.md").read_text().partition("## 2.")[2].partition("\n## ")[0]
+    kinds = {"wsfast": wsfast, "channel": wsfast.Channel, "hub": wsfast.Hub, "relay": wsfast.relay.Relay}
+    kinds["subscription"] = wsfast.Subscription
+    for owner, name in re.findall(r"(?<![\w.])(wsfast|channel|hub|relay|subscription)\.(\w+)", section):
+        assert hasattr(kinds[owner], name), f"{owner}.{name}"
+    for name in wsfast.__all__:
+        if name not in RETURNED:
+            assert re.search(rf"\b{name}\b", section), name

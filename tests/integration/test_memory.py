@@ -1,0 +1,205 @@
+"""What a broadcast costs in memory: one frame, however many connections; and nothing that stays."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import sys
+import threading
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import serve
+
+import wsfast
+from helpers.fixtures import Run
+from helpers.peers import Peer, until
+from wsfast._core import _pure
+
+SIZE = 65536
+COUNT = 1000
+
+
+@contextlib.contextmanager
+def draining(peers: list[Peer], core: Any) -> Iterator[memoryview]:
+    """Read what arrives at the peers in a thread; yield the number of octets."""
+    octets = memoryview(bytearray(8)).cast("Q")
+    fds = array.array("i", [peer.sock.fileno() for peer in peers])
+    stop, stopping = os.pipe()
+    thread = threading.Thread(target=core.drain, args=(fds, stop, octets))
+    thread.start()
+    try:
+        yield octets
+    finally:
+        os.close(stopping)
+        thread.join()
+        os.close(stop)
+
+
+@contextlib.asynccontextmanager
+async def reading_clients(count: int, core: Any) -> AsyncIterator[tuple[list[Any], memoryview]]:
+    """Connect clients that read as fast as they can."""
+    connections: list[Any] = []
+    peers: list[Peer] = []
+
+    async def handler(connection: Any) -> None:
+        connections.append(connection)
+        await connection.wait_closed()
+
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * SIZE)  # room for a message, also if nobody reads yet
+    listener.bind(("127.0.0.1", 0))
+    address = listener.getsockname()
+    async with serve(handler, sock=listener, compression=None, ping_interval=None, close_timeout=1):
+        try:
+            for _ in range(count):
+                sock = socket.socket()
+                peers.append(Peer(sock))
+                await asyncio.get_running_loop().sock_connect(sock, address)
+                await peers[-1].upgrade()
+            await until(lambda: len(connections) == count)
+            with draining(peers, core):
+                pass  # that it stops at once is part of what is relied on below
+            with draining(peers, core) as octets:
+                yield connections, octets
+        finally:
+            for connection in connections:
+                connection.transport.abort()
+            for peer in peers:
+                peer.close()
+
+
+@pytest.mark.parametrize("kind", ["str", "prepared"])
+def test_broadcast_allocates_one_frame(core: Any, run: Run, kind: str) -> None:
+    """Broadcast of 64 KiB to 1000 reading clients allocates less than 1 MiB."""
+    # The twin leaves all to the transports, which copy what they cannot send.
+    count = 100 if core is _pure else COUNT
+
+    async def main() -> None:
+        async with reading_clients(count, core) as (connections, octets):
+            message: Any = "x" * SIZE
+            if kind == "prepared":
+                message = wsfast.PreparedMessage(message)
+            wsfast.broadcast(connections, "warm up")
+            await until(lambda: octets[0] == count * 9, "the clients to have read")
+            gc.collect()
+            tracemalloc.start()
+            try:
+                before, _ = tracemalloc.get_traced_memory()
+                tracemalloc.reset_peak()
+                delivery = wsfast.broadcast(connections, message)
+                after, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert delivery.skipped == delivery.failed == 0
+            if core is not _pure:
+                assert delivery.sent == count
+                assert peak - before < 1 << 20
+                assert after - before < 2 * SIZE
+            await until(lambda: octets[0] == count * (SIZE + 10 + 9), "the clients to have read")
+
+    run(main)
+
+
+def test_broadcast_keeps_nothing(core: Any, run: Run) -> None:
+    """Broadcast leaves reference counts, the number of objects and the amount of memory as they were."""
+
+    async def main() -> None:
+        async with reading_clients(20, core) as (connections, octets):
+            message = wsfast.PreparedMessage(b"x" * 1000)
+            sent = 0
+
+            async def broadcast(times: int) -> None:
+                nonlocal sent
+                for _ in range(times):
+                    wsfast.broadcast(connections, message)
+                    wsfast.broadcast(iter(connections[:2]), message)
+                    sent += 22 * 1004
+                    if connections[0].transport.get_write_buffer_size():
+                        await asyncio.sleep(0)
+                await until(lambda: octets[0] == sent, "the clients to have read")
+
+            def counts() -> list[int]:
+                gc.collect()
+                objects = [message, message.frame, message.data, connections, *connections]
+                objects += [connection.transport for connection in connections]
+                objects += [connection.protocol for connection in connections]
+                return [sys.getrefcount(one) for one in objects]
+
+            await broadcast(10)
+            before, objects_before = counts(), len(gc.get_objects())
+            tracemalloc.start()
+            try:
+                await broadcast(10)
+                gc.collect()
+                growth = []
+                for _ in range(3):  # what is kept for ever is kept each time, what is made once is not
+                    memory_before, _ = tracemalloc.get_traced_memory()
+                    await broadcast(500)
+                    after, objects_after = counts(), len(gc.get_objects())
+                    growth.append(tracemalloc.get_traced_memory()[0] - memory_before)
+            finally:
+                tracemalloc.stop()
+            assert after == before
+            assert abs(objects_after - objects_before) < 50
+            assert min(growth) < 20_000
+
+    run(main)
+
+
+def test_failed_broadcasts_keep_nothing(core: Any, run: Run) -> None:
+    """Broadcast that raises, or has failures to report, leaves reference counts as they were."""
+
+    async def main() -> None:
+        async with reading_clients(3, core) as (connections, _):
+            message = wsfast.PreparedMessage("x")
+            connections[1].transport.write_eof()
+            mixed = [connections[0], connections[1], 5.5]
+
+            def broadcast() -> None:
+                with contextlib.suppress(ExceptionGroup):
+                    wsfast.broadcast(connections, message, raise_exceptions=True)
+                with contextlib.suppress(TypeError):
+                    wsfast.broadcast(mixed, message, raise_exceptions=True)
+
+            def counts() -> list[int]:
+                gc.collect()
+                return [sys.getrefcount(one) for one in (message, message.frame, mixed, mixed[2], *connections)]
+
+            for _ in range(5):
+                broadcast()
+            await asyncio.sleep(0)
+            before = counts()
+            for _ in range(100):
+                broadcast()
+            await asyncio.sleep(0)
+            assert counts() == before
+
+    run(main)
+
+
+def test_connections_are_collected(core: Any, run: Run) -> None:
+    """Broadcast keeps no connection alive once it is closed and forgotten."""
+    import weakref
+
+    async def main() -> list[weakref.ref[Any]]:
+        async with reading_clients(5, core) as (connections, _):
+            wsfast.broadcast(connections, "hello")
+            references = [weakref.ref(connection) for connection in connections]
+            for connection in connections:
+                connection.transport.abort()
+            for connection in connections:
+                await until(connection.connection_lost_waiter.done)
+            del connection
+            connections.clear()
+        return references
+
+    references = run(main)
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 5

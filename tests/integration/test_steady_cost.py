@@ -1,0 +1,194 @@
+"""What a fan-out costs in Python per client, whatever has happened to the clients before: counted, hence exact."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect
+
+import wsfast
+from wsfast._core import core
+
+CLIENTS = 40
+PER_CLIENT = 0.5
+"""Python calls that a client may cost."""
+
+ONCE = 80
+"""Python calls that a fan-out may cost, however many clients there are."""
+
+
+class Served:
+    """A server, its connections, and how each sends a message of its own."""
+
+    def __init__(self, port: int, connections: list[Any], sends: list[Callable[[str], Awaitable[Any]]]) -> None:
+        self.port = port
+        self.connections = connections
+        self.sends = sends
+
+
+@contextlib.asynccontextmanager
+async def serve_websockets() -> AsyncIterator[Served]:
+    connections: list[Any] = []
+    sends: list[Callable[[str], Awaitable[Any]]] = []
+
+    async def handler(connection: Any) -> None:
+        connections.append(connection)
+        sends.append(connection.send)
+        async for _ in connection:
+            pass
+
+    async with wsfast.serve(handler, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
+        yield Served(server.sockets[0].getsockname()[1], connections, sends)
+
+
+@contextlib.asynccontextmanager
+async def serve_uvicorn(ws: str) -> AsyncIterator[Served]:
+    connections: list[Any] = []
+    sends: list[Callable[[str], Awaitable[Any]]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            return
+
+        async def send_text(text: str) -> None:
+            await send({"type": "websocket.send", "text": text})
+
+        await receive()
+        await send({"type": "websocket.accept"})
+        connections.append(scope["extensions"]["wsfast"])
+        sends.append(send_text)
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=0, log_level="error", lifespan="off", ws=ws, ws_per_message_deflate=False
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield Served(server.servers[0].sockets[0].getsockname()[1], connections, sends)
+    finally:
+        server.should_exit = True
+        await task
+
+
+SERVERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[Served]]] = {
+    "wsfast.serve": serve_websockets,
+    "uvicorn": lambda: serve_uvicorn("wsfast.connections.uvicorn:WebSocketsProtocol"),
+    "uvicorn-wsproto": lambda: serve_uvicorn("wsfast.connections.uvicorn_wsproto:WSProtocol"),
+}
+
+
+def channel_of(connections: list[Any]) -> Callable[[str], Any]:
+    channel = wsfast.Channel()
+    for connection in connections:
+        channel.subscribe(connection)
+
+    def publish(message: str) -> None:
+        channel.publish(message)
+        channel.flush()
+
+    return publish
+
+
+def hub_of(connections: list[Any]) -> Callable[[str], Any]:
+    hub = wsfast.Hub()
+    for connection in connections:
+        hub.subscribe(connection, "prices.lse")
+
+    def publish(message: str) -> None:
+        hub.publish("prices.lse", message)
+        hub.flush()
+
+    return publish
+
+
+def broadcast_to(connections: list[Any]) -> Callable[[str], Any]:
+    return lambda message: wsfast.broadcast(connections, message)
+
+
+METHODS: dict[str, Callable[[list[Any]], Callable[[str], Any]]] = {
+    "Channel": channel_of,
+    "Hub": hub_of,
+    "broadcast": broadcast_to,
+}
+
+
+def calls_of(function: Callable[[str], Any], message: str) -> int:
+    """Return how many functions, of Python and of C, are called meanwhile."""
+    calls = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        function(message)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+async def heard_pong(clients: list[Any], _served: Served) -> None:
+    for client in clients:
+        await client.pong()  # one that nobody has asked for, as keepalive of browsers' proxies
+
+
+async def answered_ping(clients: list[Any], _served: Served) -> None:
+    await asyncio.gather(*[await client.ping() for client in clients])
+
+
+async def heard_message(clients: list[Any], _served: Served) -> None:
+    for client in clients:
+        await client.send("hello")
+
+
+async def sent_privately(_clients: list[Any], served: Served) -> None:
+    for send in served.sends:
+        await send("private")
+
+
+EVENTS = [heard_pong, answered_ping, heard_message, sent_privately]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("server", SERVERS)
+def test_steady_cost(server: str, method: str) -> None:
+    """A client that was heard of, or sent something that the kernel took whole, costs no Python call afterwards."""
+    if not core.sends_directly:
+        pytest.skip("the twin always asks")
+
+    async def main() -> None:
+        async with SERVERS[server]() as served, contextlib.AsyncExitStack() as stack:
+            url = f"ws://127.0.0.1:{served.port}"
+            clients = [
+                await stack.enter_async_context(connect(url, compression=None, ping_interval=None))
+                for _ in range(CLIENTS)
+            ]
+            readers = [asyncio.create_task(client.wait_closed()) for client in clients]
+            while len(served.connections) < CLIENTS:
+                await asyncio.sleep(0.01)
+            publish = METHODS[method](served.connections)
+            publish("the first time, each is asked")
+            costs = {"quiet": calls_of(publish, "quiet")}
+            for event in EVENTS:
+                await event(clients, served)
+                await asyncio.sleep(0.1)
+                publish("whoever was heard of may be asked once")
+                await asyncio.sleep(0.01)
+                costs[event.__name__] = calls_of(publish, "nobody is asked")
+            assert {name: calls for name, calls in costs.items() if calls > PER_CLIENT * CLIENTS + ONCE} == {}
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    asyncio.run(main())
