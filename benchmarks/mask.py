@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from wsfast._core import _pure, core
+from wsfast_bench._library import apply_mask, extension_present
 
 SIZES = [16 * 4**power for power in range(9)]  # 16 B to 1 MiB
 ROUND = 2_000_000  # nanoseconds for which each of them runs in each round
@@ -56,12 +56,12 @@ def main() -> int:
     except ImportError:
         print("websockets was built without its extension, speedups", file=sys.stderr)
         return 1
-    if core is _pure:
+    if not extension_present():
         print("the extension of wsfast is absent or WSFAST_PURE is set: this is its twin", file=sys.stderr)
     print(f"{rounds} rounds")
     print(f"{'bytes':>9}{'wsfast ns':>12}{'websockets ns':>15}{'times faster':>14}")
     for size in SIZES:
-        our, their, ratio = compare(core.apply_mask, theirs, size, rounds)
+        our, their, ratio = compare(apply_mask, theirs, size, rounds)
         print(f"{size:>9}{our:>12.0f}{their:>15.0f}{ratio:>14.2f}")
     return 0
 

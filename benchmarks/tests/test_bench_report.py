@@ -16,9 +16,10 @@ from wsfast.cli import UnfitError, main
 from wsfast_bench import page, report
 from wsfast_bench._library import extension_present
 from wsfast_bench.cases import Case, Result, Samples, Verdict, Weight
-from wsfast_bench.comparison import compare, load, parse, tabulate_case, tabulate_scene
+from wsfast_bench.comparison import compare, tabulate_case, tabulate_scene
 from wsfast_bench.methods import METHODS
 from wsfast_bench.page import Bar, draw_bars, render
+from wsfast_bench.runs import load, parse
 from wsfast_bench.scenarios import SCENARIOS
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -16,6 +16,7 @@ __all__ = [
     "NOTSENT_LOWAT",
     "UVICORN_PROTOCOL",
     "Policy",
+    "apply_mask",
     "core_in_use",
     "descriptor_of",
     "extension_present",
@@ -25,6 +26,8 @@ __all__ = [
 
 UVICORN_PROTOCOL = "wsfast.connections.uvicorn:WebSocketsProtocol"
 """Protocol class for the option `ws` of uvicorn."""
+
+apply_mask = core.apply_mask
 
 pure_core = _pure
 """The twin of the extension, in plain Python."""

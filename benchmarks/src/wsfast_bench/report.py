@@ -19,7 +19,7 @@ from .machine import UnfitError, shares_core
 from .methods import METHODS, floor_of
 
 if TYPE_CHECKING:
-    from .comparison import Run
+    from .runs import Run
 
 __all__ = [
     "Summary",
@@ -305,7 +305,7 @@ def find_files(arguments: argparse.Namespace, kind: str) -> Run | None:
             raise UnfitError(f"{path} is a directory")
     if arguments.compare is None:
         return None
-    from .comparison import load
+    from .runs import load
 
     return load(arguments.compare, kind)
 
@@ -322,7 +322,8 @@ def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run 
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     comparison = None
     if before is not None:
-        from .comparison import compare, parse, print_comparison
+        from .comparison import compare, print_comparison
+        from .runs import parse
 
         comparison = compare(before, parse(content))
         print_comparison(comparison)
