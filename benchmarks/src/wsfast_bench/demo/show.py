@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection, broadcast
@@ -19,11 +17,12 @@ import wsfast
 from wsfast import Channel, Subscription
 from wsfast_bench._library import NOTSENT_LOWAT
 
+from .calls import KEPT, Calls
 from .commands import METHODS, POLICIES, TURNS, CommandError, Settings, count_of
 from .crowd import Crowd, LostError
 from .ticks import Market, Tick
 
-__all__ = ["PILE", "Calls", "Member", "Show"]
+__all__ = ["PILE", "Member", "Show"]
 
 PHASE = 1.0
 """Seconds for which one method sends before it is another's turn; less if there is less time in all."""
@@ -33,12 +32,6 @@ PILE = 256 << 20
 
 NEAR = 2
 """Ticks that may be on their way to a client that has just caught up."""
-
-RECENT = 300
-"""Calls of each method of which the median is shown."""
-
-KEPT = 10_000
-"""Calls of each method that are remembered."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,46 +51,6 @@ class Member:
     def waiting(self) -> int:
         """Bytes that wait for it in its transport."""
         return self.connection.transport.get_write_buffer_size()
-
-
-class Calls:
-    """How long the calls of one method took, for the clients and the size of tick that there are now."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.all: deque[float] = deque(maxlen=KEPT)
-        """Milliseconds."""
-        self._latest: list[float] = []
-
-    def add(self, call: float) -> None:
-        """Take note of a call."""
-        self.all.append(call)
-        self._latest.append(call)
-
-    def clear(self) -> None:
-        """Forget all, since they cannot be compared with what comes."""
-        self.all.clear()
-        self._latest.clear()
-
-    def latest(self) -> float | None:
-        """Return the median of those since the last time, None if there was none."""
-        calls, self._latest = self._latest, []
-        return statistics.median(calls) if calls else None
-
-    @property
-    def median(self) -> float | None:
-        """Median of the last of them in milliseconds: robust against interruptions. None if there was none."""
-        return statistics.median(islice(reversed(self.all), RECENT)) if self.all else None
-
-    @property
-    def mean(self) -> float:
-        """Mean in milliseconds."""
-        return statistics.fmean(self.all)
-
-    @property
-    def p99(self) -> float:
-        """99th percentile in milliseconds; of less than a hundred, the slowest."""
-        return sorted(self.all)[-1 - len(self.all) // 100]
 
 
 class Show:

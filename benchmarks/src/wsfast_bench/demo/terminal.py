@@ -8,7 +8,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from .show import Calls, Show
+from .calls import Calls
+from .show import Show
 
 __all__ = ["Terminal", "describe_bytes", "print_table", "ratios", "summarize", "table", "tell_line"]
 
