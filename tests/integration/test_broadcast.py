@@ -8,7 +8,6 @@ import concurrent.futures
 import gc
 import logging
 import socket
-import subprocess
 import sys
 import threading
 import types
@@ -26,6 +25,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
 import wsfast
+from helpers import processes
 from helpers.fixtures import Ours, Run
 from helpers.peers import Messages, Peer, decode, until
 from helpers.stage import Stage, fragmented_send
@@ -749,7 +749,7 @@ async def main():
 
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    processes.run(sys.executable, "-c", program, check=True)
 
 
 @pytest.mark.parametrize("answer", [NotImplementedError, AttributeError])

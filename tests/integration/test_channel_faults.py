@@ -11,7 +11,6 @@ import random
 import socket
 import ssl
 import struct
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -25,6 +24,7 @@ from typing import Any, TypeAlias
 import pytest
 
 import wsfast
+from helpers import processes
 from helpers.cores import CORES, load_core
 from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, BasePeer, Peer, decode, inflate, parse_frames, until
@@ -582,7 +582,7 @@ print("done")
 def test_shutdown_in_the_middle(loop_kind: str, policy: str) -> None:
     """A loop that ends with everything open tells of no task that was destroyed, and of no exception."""
     command = [sys.executable, "-c", SHUTDOWN, str(Path(__file__).parents[1]), loop_kind, policy]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = processes.run(*command)
     assert result.stdout == "done\n", result
     assert "Traceback" not in result.stderr
     assert "destroyed" not in result.stderr
@@ -741,7 +741,7 @@ print("done")
 def test_out_of_descriptors(loop_kind: str, kind: str) -> None:
     """Without a descriptor to watch others with, everybody gets everything nevertheless."""
     command = [sys.executable, "-c", DESCRIPTORS, str(Path(__file__).parents[1]), loop_kind, kind]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = processes.run(*command)
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stdout + result.stderr[-3000:]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 import wsfast
+from helpers.processes import run
 from wsfast import _core_py
 from wsfast._impl import core
 from wsfast.cli import bench, machine, main
@@ -59,12 +59,12 @@ def test_import_is_light() -> None:
         "print([name for name in ('wsfast.cli', 'wsfast.demo', 'picows', 'uvloop', 'tqdm', 'matplotlib', 'argparse') "
         "if name in sys.modules])"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert run(sys.executable, "-c", code, check=True).stdout.strip() == "[]"
 
 
 def test_module_is_the_command() -> None:
     """`python -m wsfast` is the command."""
-    output = subprocess.check_output([sys.executable, "-m", "wsfast", "--version"], text=True)
+    output = run(sys.executable, "-m", "wsfast", "--version", check=True).stdout
     assert output.strip() == f"wsfast {wsfast.__version__}"
 
 
@@ -108,9 +108,7 @@ def test_closed_pipe() -> None:
     read, write = os.pipe()
     os.close(read)
     argv = [sys.executable, "-m", "wsfast", "bench", *TINY, "--methods", "websockets", "--loops", "asyncio"]
-    process = subprocess.run(
-        argv, stdout=write, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    )
+    process = run(*argv, stdout=write, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     os.close(write)
     assert (process.returncode, process.stderr) == (1, "")
 
@@ -275,7 +273,7 @@ def test_limit_of_descriptors_is_raised() -> None:
     )
     if sys.platform != "linux":
         pytest.skip("elsewhere the hard limit may be none")
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
+    assert run(sys.executable, "-c", code, check=True).stdout.strip() == "True"
 
 
 def test_two_processors() -> None:

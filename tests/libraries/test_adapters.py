@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
 import types
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ import fastapi
 import pytest
 
 import wsfast
+from helpers import processes
 from helpers.fixtures import Run
 from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from helpers.peers import TIMEOUT, until
@@ -319,7 +319,7 @@ def test_importing_wsfast_imports_no_other_library() -> None:
         "{'uvicorn', 'starlette', 'fastapi', 'aiohttp', 'wsproto', 'h2', 'picows', 'litestar', 'quart', 'trio'} "
         "or name.startswith(('websockets.legacy', 'websockets.sync', 'websockets.trio'))])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = processes.run(sys.executable, "-c", script, check=True)
     assert done.stdout.strip() == "[]"
 
 
