@@ -25,7 +25,7 @@ import pytest
 
 import wsfast
 from helpers import processes
-from helpers.cores import CORES, load_core
+from helpers.cores import CORES, load_core, use_core
 from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, BasePeer, Peer, decode, inflate, parse_frames, until
 from helpers.stage import Stage, drop
@@ -59,8 +59,7 @@ class Nowhere(BaseException):
 def both(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One of the two cores, in use by all modules that send."""
     module = load_core(request.param)
-    for name in "broadcast", "message", "channel", "outlet":
-        monkeypatch.setattr(sys.modules[f"wsfast.{name}"], "core", module)
+    use_core(module, monkeypatch)
     return module
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import wsfast
 from helpers import processes
+from helpers.cores import use_core
 from helpers.fixtures import Run
 from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from helpers.peers import TIMEOUT, until
@@ -111,7 +112,7 @@ def test_broadcast_is_direct(play: Any, core: Any, monkeypatch: pytest.MonkeyPat
 
     values = {key: getattr(core, key) for key in dir(core) if not key.startswith("_")}
     spy = types.SimpleNamespace(**{**values, "fan_out": fan_out})
-    monkeypatch.setattr(sys.modules["wsfast.broadcast"], "core", spy)
+    use_core(spy, monkeypatch)
 
     async def act(connect: Any) -> None:
         pairs = [await connect() for _ in range(3)]

@@ -25,7 +25,7 @@ import websockets.asyncio.server
 import websockets.protocol
 
 import wsfast
-from helpers.cores import PURE_ONLY, load_core
+from helpers.cores import PURE_ONLY, load_core, use_core
 from helpers.fixtures import Run
 from helpers.libraries import (
     LIBRARIES,
@@ -250,8 +250,7 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     values = {key: getattr(core, key) for key in dir(core) if not key.startswith("_")}
     spy = types.SimpleNamespace(**{**values, "fan_out": fan_out, "Roster": Roster})
-    for name in ("broadcast", "outlet"):
-        monkeypatch.setattr(sys.modules[f"wsfast.{name}"], "core", spy)
+    use_core(spy, monkeypatch)
     return sent
 
 
