@@ -42,7 +42,14 @@ for group in groups:
 def _watcher(pid: int) -> subprocess.Popen[bytes]:
     """Start the process that reads which groups there are, and kills them when its input ends since this one did."""
     command = [sys.executable, "-I", "-S", "-c", WATCHER]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,  # holds on to nobody's pipes
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,
+    )
 
 
 def _watch(sign: str, group: int) -> None:
