@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 
 import wsfast
 from helpers.cores import CORES, load_core, use_core
-from helpers.fixtures import Agree, Ours, Run
+from helpers.fixtures import Agree, Run
 from helpers.peers import TIMEOUT
 from helpers.stage import Outcome, Scenario, play, upstream
 
@@ -91,18 +91,6 @@ def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ag
         return ours
 
     return agree
-
-
-@pytest.fixture
-def ours(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ours:
-    """Play a scenario with our broadcast() alone, where upstream's does not do the same; return the outcome."""
-
-    def ours(scenario: Scenario, *, level: int = logging.INFO) -> Outcome:
-        outcome = run(lambda: play(scenario, wsfast.broadcast, tls, level=level))
-        assert isinstance(outcome, Outcome)
-        return outcome
-
-    return ours
 
 
 @pytest.fixture(scope="session")
