@@ -171,6 +171,7 @@ def check_counts(*some: End) -> None:
 TOPICS, ROUNDS = 100, 1000
 
 
+@pytest.mark.timeout(300)
 def test_two_processes(run: Run, loop_kind: str, shared: Broker, prefix: str) -> None:
     """A hundred thousand messages over a hundred topics reach every client of another process, exact and in order."""
     if loop_kind == "asyncio":
@@ -211,7 +212,7 @@ def test_two_processes(run: Run, loop_kind: str, shared: Broker, prefix: str) ->
             check_counts(first)
             assert first.relay.stats().sent == TOPICS * ROUNDS
 
-    run(main)
+    run(main, 4 * TIMEOUT)
 
 
 def test_broker_killed_between_processes(own: Broker, prefix: str) -> None:
