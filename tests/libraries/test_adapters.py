@@ -20,6 +20,7 @@ from helpers.cores import use_core
 from helpers.fixtures import Run
 from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from helpers.peers import TIMEOUT, until
+from wsfast.adapters import adapted
 
 CASES = [
     (name, compress)
@@ -199,8 +200,9 @@ def test_policy_closes(play: Any, name: str, compress: bool) -> None:
 
 
 @each_case
-def test_closing(play: Any, name: str, compress: bool) -> None:
+def test_closing(play: Any, monkeypatch: pytest.MonkeyPatch, name: str, compress: bool) -> None:
     """A connection that is lost is skipped, and its subscription ends."""
+    monkeypatch.setattr(adapted, "CLOSING_INTERVAL", 0.05)  # for connections that do not tell
 
     async def act(connect: Any) -> None:
         (connection, client), (other, witness) = await connect(), await connect()
