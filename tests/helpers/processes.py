@@ -9,6 +9,7 @@ When the process of the tests itself dies, as it does if a test hangs in C, anot
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import signal
@@ -42,7 +43,7 @@ for group in groups:
 def _watcher(pid: int) -> subprocess.Popen[bytes]:
     """Start the process that reads which groups there are, and kills them when its input ends since this one did."""
     command = [sys.executable, "-I", "-S", "-c", WATCHER]
-    return subprocess.Popen(
+    watcher = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,  # holds on to nobody's pipes
@@ -50,6 +51,8 @@ def _watcher(pid: int) -> subprocess.Popen[bytes]:
         bufsize=0,
         start_new_session=True,
     )
+    atexit.register(watcher.communicate)  # which closes the pipe, and waits
+    return watcher
 
 
 def _watch(sign: str, group: int) -> None:
