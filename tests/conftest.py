@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-USERS = ["broadcast", "channel", "hub", "message", "outlet"]
+USERS = ["broadcast", "channel", "hub.groups", "message", "outlet"]
 """Modules that use the core."""
 
 

@@ -25,7 +25,8 @@ from conftest import CORES, Run
 from inflate import Spec, Wire, connect
 from peers import TIMEOUT, parse_frames, until
 from wsfast.audience import Publication
-from wsfast.hub import PAUSE, HubStats, Kind, TopicStats
+from wsfast.hub import HubStats, Kind, TopicStats
+from wsfast.hub.groups import PAUSE
 from wsfast.message import Encoding
 from wsfast.outlet import Joined
 from wsfast.policies import Policy
@@ -144,10 +145,10 @@ Play = Callable[[Act], None]
 
 def assert_empty(hub: wsfast.Hub) -> None:
     """Nothing is left of topics, patterns, users and connections."""
-    assert (hub._groups, hub._users, hub._subscriptions) == ({}, {}, {})
-    assert hub._patterns._root.children == {}
-    assert hub._pattern_count == 0
-    assert not any(hub._routes.values())
+    assert (hub._registry.topics, hub._registry.users, hub._subscriptions) == ({}, {}, {})
+    assert hub._registry.patterns._root.children == {}
+    assert hub._registry.pattern_count == 0
+    assert not any(hub._registry.routes.values())
     assert (hub.topics(), hub.users(), len(hub)) == ([], [], 0)
     stats = hub.stats()
     assert (stats.topics, stats.patterns, stats.users, stats.subscribers, stats.queued) == (0, 0, 0, 0, 0)
@@ -272,7 +273,7 @@ def test_publish_errors(play: Play) -> None:
                 hub.send(user, message, key=key)
         assert hub.stats() == HubStats(0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1)
         assert subscription.stats() == SubscriptionStats(0, 0, 0, 0, 0)
-        assert hub._memories == {}
+        assert hub._retained.topics == {}
         assert await client.all() == []
 
     play(act)
@@ -568,7 +569,7 @@ def test_routes_follow_patterns(play: Play) -> None:
 
 def test_routes_are_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many topics are published to, only so many are remembered."""
-    monkeypatch.setattr("wsfast.hub.ROUTES", 10)
+    monkeypatch.setattr("wsfast.hub.registry.ROUTES", 10)
 
     async def act(scene: Scene) -> None:
         hub = scene.hub()
@@ -576,7 +577,7 @@ def test_routes_are_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None
         hub.subscribe(client.connection, "a.*", "a.7")
         for number in range(35):
             hub.publish(f"a.{number}", f"{number}")
-            assert len(hub._routes) <= 10
+            assert len(hub._registry.routes) <= 10
         hub.publish("a.7", "end")
         assert await client.all() == [*(f"{number}" for number in range(35)), "end"]
 
@@ -978,7 +979,7 @@ def test_forget(play: Play) -> None:
         assert await client.all() == ["ta", "tc"]
         for key in "ac":
             hub.forget("t", key=key)
-        assert hub._memories == {}
+        assert hub._retained.topics == {}
         for call in (hub.forget, hub.last):
             with pytest.raises(ValueError, match="is a pattern"):
                 call("t.*")
@@ -1526,7 +1527,7 @@ def test_disconnect(slowly: Slowly) -> None:
         assert (subscription.active, subscription.connection, len(hub)) == (False, None, 0)
         assert subscription.stats() == SubscriptionStats(slow.taken + 3, slow.taken - 1, 4, 0, 0)
         assert_empty(hub)
-        assert (hub.wants("a"), hub.wants("c.x")) == (False, False)
+        assert (hub.routes("a"), hub.routes("c.x")) == ([], [])
         assert (hub.stats().disconnected, hub.stats().dropped) == (1, 4)
         for _ in range(3):
             await asyncio.sleep(0)
@@ -1691,11 +1692,11 @@ class Recorder:
         self.wanted: set[tuple[Kind, Any]] = set()
         self.forwarded: list[Any] = []
 
-    def want(self, kind: Kind, name: Any) -> None:
+    def subscribe(self, kind: Kind, name: Any) -> None:
         assert (kind, name) not in self.wanted
         self.wanted.add((kind, name))
 
-    def unwant(self, kind: Kind, name: Any) -> None:
+    def unsubscribe(self, kind: Kind, name: Any) -> None:
         self.wanted.remove((kind, name))
 
     def forward(self, kind: Kind, names: Any, message: Any, key: Any, excluded: Any) -> None:
@@ -1744,16 +1745,23 @@ def test_relays(play: Play) -> None:
             ("topic", ("x",), b"3", 5, ()),
             ("user", ("zoe",), b"4", "z", ()),
         ]
-        assert [hub.wants(name) for name in ("a", "b.x", "d.x", "x", "b")] == [True, True, True, False, False]
-        excluded = hub.slots_of_topics(["c", "b.x", "unheard"]) | hub.slots_of_users(["bob", "unheard"])
-        assert len(excluded) == 2
-        hub.deliver(("a", "c"), wsfast.PreparedMessage("5"), "key", hub.slots_of_topics(["c"]))
+        assert [hub.routes(name) for name in ("a", "b.x", "d.x", "x", "b")] == [
+            [("topic", "a")],
+            [("pattern", "b.*")],
+            [("pattern", "d.>")],
+            [],
+            [],
+        ]
+        assert [hub.has_user(user) for user in ("ann", "bob", "zoe")] == [True, True, False]
+        hub.deliver("a", wsfast.PreparedMessage("5"), "key", exclude_topics=["c", "unheard"])
+        hub.deliver("a", wsfast.PreparedMessage("5b"), "b", exclude_users=["bob", "unheard"])
+        hub.deliver("c", wsfast.PreparedMessage("5c"), "key")
         assert hub.deliver_to_user("ann", wsfast.PreparedMessage("6"), None) == 1
         assert hub.deliver_to_user("zoe", wsfast.PreparedMessage("7"), None) == 0
         assert len(relay.forwarded) == 4
-        assert (hub.last("a"), hub.last("c")) == ({"k": "1", "key": "5"}, {"key": "5"})
+        assert (hub.last("a"), hub.last("c")) == ({"key": "5", "b": "5b"}, {"key": "5c"})
         assert await one.all() == [b"2", "5"]
-        assert await two.all() == ["1", b"2", "6"]
+        assert await two.all() == ["1", b"2", "5b", "5c", "6"]
         subscription.unsubscribe()
         stream.close()
         assert relay.wanted == {("topic", "a"), ("pattern", "b.*"), ("user", "ann"), ("user", "bob")}

@@ -24,8 +24,10 @@ import wsfast
 from inflate import Spec
 from peers import TIMEOUT
 from test_channel_machine import KIND, POLICIES, connect
-from wsfast.hub import Hub, Member
-from wsfast.patterns import PatternTree
+from wsfast.hub.presence import User
+from wsfast.hub.retained import RetainedMessages
+from wsfast.hub.subscriptions import Member
+from wsfast.hub.topics import PatternTree
 from wsfast.policies import Policy
 from wsfast.publisher import SubscriptionStats
 
@@ -749,12 +751,13 @@ class Machine(RuleBasedStateMachine):
 
         def empty(model: Model) -> None:
             hub = model.hub
-            assert (hub._subscriptions, hub._groups, hub._users, hub._pattern_count) == ({}, {}, {}, 0)
-            assert hub._patterns._root.children == {}
+            assert (hub._subscriptions, hub._registry.topics, hub._registry.users) == ({}, {}, {})
+            assert hub._registry.pattern_count == 0
+            assert hub._registry.patterns._root.children == {}
             assert model.present == set()
             for topic in list(model.remembered):
                 hub.forget(topic)
-            assert hub._memories == {}
+            assert hub._retained.topics == {}
 
         try:
             if self.models:
@@ -821,6 +824,11 @@ def never(*_: object, **__: object) -> bool:
     return False
 
 
+def always(*_: object, **__: object) -> bool:
+    """Stand in for what says whether something is the case."""
+    return True
+
+
 def nothing(*_: object) -> list[Any]:
     """Stand in for what finds something."""
     return []
@@ -831,9 +839,9 @@ def nothing(*_: object) -> list[Any]:
     [
         (Member, "exclude", ignore),
         (Member, "part", lambda self, group: self.groups.pop(group)),
-        (Hub, "_has_got", never),
-        (Hub, "_remember", ignore),
-        (Hub, "_is_user_in", never),
+        (RetainedMessages, "_has_got", never),
+        (RetainedMessages, "replay", ignore),
+        (User, "enter", always),
         (PatternTree, "matching", nothing),
     ],
     ids=["overlaps counted", "left counted", "repeated", "nothing repeated", "told twice", "patterns not seen"],

@@ -27,10 +27,10 @@ from brokers import KINDS, Broker, free_port, proxy_to, relay_of, started, why_n
 from conftest import Run
 from peers import TIMEOUT, until
 from relay_process import Process
-from wsfast.channel import Stream
-from wsfast.patterns import matches
+from wsfast.hub.topics import matches
 from wsfast.relay import Gap, Relay, link, wire
 from wsfast.relay.wire import FAREWELL, MARK, MESSAGE, REQUEST, Parcel, pack, unpack
+from wsfast.stream import Stream
 
 Main = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -1660,7 +1660,7 @@ def test_cancellation(run: Run, own: Broker, prefix: str) -> None:
 
         own.freeze()
         begins = asyncio.create_task(use())
-        await until(lambda: hub._relay is not None)
+        await until(lambda: hub._registry.relay is not None)
         begins.cancel()
         await asyncio.wait([begins])
         assert begins.cancelled()
@@ -1673,12 +1673,12 @@ def test_cancellation(run: Run, own: Broker, prefix: str) -> None:
         inside.clear()
         ends_ = asyncio.create_task(use(5))
         await inside.wait()
-        await until(lambda: hub._relay is None)
+        await until(lambda: hub._registry.relay is None)
         ends_.cancel()
         await asyncio.wait([ends_])
         assert ends_.cancelled()
         own.thaw()
-        assert hub._relay is None
+        assert hub._registry.relay is None
         await until(lambda: len(asyncio.all_tasks()) == tasks)
         await until(lambda: own.connections() == 0)
 
@@ -1697,9 +1697,9 @@ def test_new_relay_while_old_one_leaves(own: Broker, prefix: str) -> None:
             own.freeze()
             old.hub.publish("t", "old")
             leaving = asyncio.create_task(old.__aexit__(None, None, None))
-            await until(lambda: old.hub._relay is None)
+            await until(lambda: old.hub._registry.relay is None)
             new = asyncio.create_task(End(own, prefix, hub=old.hub).__aenter__())
-            await until(lambda: old.hub._relay is not None)
+            await until(lambda: old.hub._registry.relay is not None)
             await leaving
             own.thaw()
             end = await new

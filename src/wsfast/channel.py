@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Any
-from weakref import WeakSet
 
 from ._impl import core
 from .adapters import adapt
 from .audience import Audience
-from .message import Message, PreparedMessage, prepare
+from .message import Message, prepare
 from .outlet import Entry, Outlet
 from .policies import Policy
 from .publisher import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, encodings_for
+from .stream import STREAM_BOUND, Stream, Streams
 
-__all__ = ["STREAM_BOUND", "Channel", "Stream"]
-
-STREAM_BOUND = 1024
-"""Messages that wait in an iterator over a channel."""
+__all__ = ["Channel"]
 
 
 class Channel(Publisher):
@@ -75,7 +71,7 @@ class Channel(Publisher):
         self._history: deque[Entry] = deque(maxlen=history)
         self._audience = Audience()
         self._members = core.Members()
-        self._streams: WeakSet[Stream] = WeakSet()
+        self._streams = Streams()
 
     # ---- Subscribing
 
@@ -136,8 +132,7 @@ class Channel(Publisher):
         self._history.append(entry)
         if self._subscriptions:
             outbox.roster.publish(self._members, outbox.enter(entry), excluded)
-        for stream in list(self._streams):
-            stream.put(prepared)
+        self._streams.put(prepared)
 
     def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
         """Publish from any thread: soon, in the channel's event loop.
@@ -169,61 +164,10 @@ class Channel(Publisher):
         Raises:
             ValueError: If `max_messages` is not positive.
         """
-        if max_messages <= 0:
-            raise ValueError(f"max_messages must be positive, not {max_messages}")
+        stream = Stream(max_messages)
         self._bind()
-        return Stream(self._streams, max_messages)
+        self._streams.add(stream)
+        return stream
 
     def __aiter__(self) -> AsyncIterator[str | bytes]:
         return self.stream()
-
-
-class Stream(AsyncIterator[str | bytes]):
-    """The messages of a channel, as they are published.
-
-    It ends when it is closed, which ends the iteration after what waits, or when nobody refers to it any more.
-    """
-
-    def __init__(self, streams: WeakSet[Stream], max_messages: int) -> None:
-        self.dropped = 0
-        """Messages that were dropped since too many waited."""
-        self._streams = streams
-        self._messages: deque[PreparedMessage] = deque()
-        self._max_messages = max_messages
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed = False
-        streams.add(self)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it."""
-        self._closed = True
-        self._streams.discard(self)
-        self._wake()
-
-    def put(self, message: PreparedMessage) -> None:
-        """Add a message."""
-        if len(self._messages) == self._max_messages:
-            self._messages.popleft()
-            self.dropped += 1
-        self._messages.append(message)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def __anext__(self) -> str | bytes:
-        while not self._messages:
-            if self._closed:
-                raise StopAsyncIteration
-            if self._waiter is None or self._waiter.done():
-                self._waiter = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._waiter)
-        message = self._messages.popleft()
-        return message.data.decode() if message.text else message.data

@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary, ref
 from websockets.protocol import OPEN
 
 from ._impl import core
+from ._reentrancy import Calls
 from .adapters import unsupported
 from .adapters.adapted import Adapted, is_open
 from .adapters.evented import disturb
@@ -427,11 +428,13 @@ class Outbox:
             outbox = cls()
             outbox.loop = loop
             outbox.watch = Watch(loop)
+            outbox.calls = Calls(loop)
             cls._all[loop] = ref(outbox)
         return outbox
 
     loop: asyncio.AbstractEventLoop
     watch: Any
+    calls: Calls
 
     def __init__(self) -> None:
         self.roster = core.Roster()
@@ -547,7 +550,7 @@ class Outbox:
         Args:
             budget: Seconds after which to go on in the next iteration of the event loop; None to send all now.
         """
-        if self._flushing or not self.entries:
+        if self._flushing or not self.entries or self.calls.postponed(self.flush):
             return
         deadline = None if budget is None else time.monotonic() + budget
         try:

@@ -465,7 +465,7 @@ class Publisher:
         """Return what became of the messages so far, in the order of `ChannelStats`."""
         published, sent, dropped, conflated = self._left
         queued = lagging = 0
-        for subscription in self._subscriptions.values():
+        for subscription in list(self._subscriptions.values()):  # some may leave meanwhile
             stats = subscription.stats()
             published += stats.published
             sent += stats.sent

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wsfast.hub import Hub
-from wsfast.patterns import check_topic
+from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
 
 from .link import Gap, Relay, RelayStats

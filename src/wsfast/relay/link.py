@@ -227,7 +227,7 @@ class Relay:
             for kind, name in present:
                 if kind == "user":
                     check_user(name)
-                self.want(kind, name)
+                self.subscribe(kind, name)
             self._tasks = [asyncio.create_task(self._send()), asyncio.create_task(self._subscribe())]
             with contextlib.suppress(TimeoutError):
                 await self.connected(self._timeout)
@@ -301,12 +301,12 @@ class Relay:
 
     # ---- For the hub
 
-    def want(self, kind: Kind, name: Any) -> None:
+    def subscribe(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`."""
         self._wanted[kind, name] = self._unsettled[kind, name] = None
         self._changed.set()
 
-    def unwant(self, kind: Kind, name: Any) -> None:
+    def unsubscribe(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`. What comes when it is wanted again follows upon nothing."""
         self._wanted.pop((kind, name), None)
         self._unsettled[kind, name] = None
@@ -586,7 +586,7 @@ class Relay:
     def _is_wanted(self, address: Address) -> bool:
         """Whether somebody here gets the messages of an address."""
         kind, name = address
-        return bool(self._hub.slots_of_users([name]) if kind == "user" else self._hub.wants(name))
+        return self._hub.has_user(name) if kind == "user" else bool(self._hub.routes(name))
 
     def _is_new(self, parcel: Parcel, address: Address) -> bool:
         """Whether a message has not been received yet; take note of it, and report what is missing before it."""
@@ -621,17 +621,17 @@ class Relay:
         if kind == "user":
             self._hub.deliver_to_user(name, message, parcel.key)
             return
-        excluded = self._hub.slots_of_users(parcel.excluded)
+        elsewhere: list[str] = []
         if parcel.together is not None:
             publication, topics = parcel.together
             delivered = self._delivered.setdefault((parcel.publisher, publication), set())
-            excluded |= self._hub.slots_of_topics(delivered)
+            elsewhere = list(delivered)
             delivered.add(name)
             if delivered.issuperset(topics):
                 del self._delivered[parcel.publisher, publication]
             elif len(self._delivered) > TOGETHER:
                 self._delivered.popitem(last=False)
-        self._hub.deliver((name,), message, parcel.key, excluded)
+        self._hub.deliver(name, message, parcel.key, exclude_users=parcel.excluded, exclude_topics=elsewhere)
 
 
 async def _stop(*tasks: asyncio.Task[None]) -> None:

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsfast.hub import Kind
+from wsfast.hub.topics import check_topic
 from wsfast.message import PreparedMessage
-from wsfast.patterns import check_topic
 
 __all__ = [
     "FAREWELL",
