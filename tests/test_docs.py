@@ -795,7 +795,7 @@ def test_reference_has_all_names() -> None:
             documented.add(heading[1] if heading else name)
     public = {f"wsfast.{name}" for name in wsfast.__all__ if not inspect.ismodule(getattr(wsfast, name))}
     public |= {f"wsfast.relay.{name}" for name in wsfast.relay.__all__}
-    public |= {"wsfast.trio.broadcast", "wsfast.prometheus.ChannelCollector"}
+    public |= {"wsfast.trio.broadcast", "wsfast.prometheus.Collector"}
     assert public <= documented
 
 
