@@ -84,7 +84,7 @@ class Second:
                 client.task = asyncio.create_task(client.listen(connection))
                 await connection.ping()
                 if arguments.get("settle", True):
-                    await self.relay.settled(TIMEOUT)
+                    await self.relay.subscribed(TIMEOUT)
             case "report":
                 return {name: client.report() for name, client in self.clients.items()}
             case "stats":

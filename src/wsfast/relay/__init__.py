@@ -18,7 +18,8 @@ from wsfast.hub import Hub
 from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
 
-from .link import Gap, Relay, RelayStats
+from .inbound import Gap
+from .relay import Relay, RelayStats
 
 __all__ = ["Gap", "Relay", "RelayStats", "nats", "redis"]
 
