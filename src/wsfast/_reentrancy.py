@@ -10,63 +10,98 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "consistent", "exclusive"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Calls(AbstractContextManager[None]):
-    """The calls that change what is subscribed or published in one event loop.
+class Calls:
+    """The calls that change what is subscribed or published in one event loop; see `exclusive()` and `consistent()`."""
 
-    A method that takes several steps begins with these lines, once its arguments are checked:
-
-        if calls.postponed(self.method, *arguments):
-            return
-        with calls:
-            ...
-
-    One that reads several things does so `with calls.reading()`.
-    """
-
-    __slots__ = ("_depth", "_loop", "_runs", "_waiting")
+    __slots__ = ("_loop", "_runs", "_waiting", "busy")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.busy = False
+        """Whether such a call is in progress."""
         self._loop = loop
-        self._depth = 0  # calls in progress, each in the middle of the one before
-        self._runs = False  # whether calls that have waited run already
+        self._runs = False  # whether calls that have waited are being made
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 
-    def postponed(self, call: Callable[..., object], *arguments: Any) -> bool:
-        """Return whether another call is in progress; if so, this one is made right after it."""
-        if not self._depth:
-            return False
+    @property
+    def here(self) -> bool:
+        """Whether the event loop is that of this thread: no other one has anything to wait for."""
+        return asyncio._get_running_loop() is self._loop
+
+    def after(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Make a call right after the one in progress."""
         self._waiting.append((call, arguments))
-        return True
 
-    def __enter__(self) -> None:
-        self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._depth -= 1
-        if self._waiting and not self._depth and not self._runs:
-            self._run()
-
-    def reading(self) -> AbstractContextManager[None]:
-        """Return a context in which nothing changes, unless it is of another thread."""
-        return self if asyncio._get_running_loop() is self._loop else nullcontext()
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Make the calls that have waited."""
+        if self._runs or not self._waiting:
+            return
         self._runs = True
         try:
             while self._waiting:
                 call, arguments = self._waiting.popleft()
                 try:
                     call(*arguments)
-                except Exception as exc:  # whoever made the call has gone on
-                    message = f"Exception in a call of {call!r} that was postponed"
+                except Exception as exc:  # whoever asked for it has gone on
+                    message = f"Exception in {call!r}, which had to wait"
                     self._loop.call_exception_handler({"message": message, "exception": exc})
         finally:
             self._runs = False
             if self._waiting:  # after a KeyboardInterrupt
-                self._loop.call_soon(self._run)
+                self._loop.call_soon(self.run)
+
+
+class _Owner(Protocol):
+    @property
+    def _calls(self) -> Calls | None: ...
+
+
+S = TypeVar("S", bound=_Owner)
+
+
+def exclusive(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+    """Decorate a method that changes something: in the middle of another one, a call of it waits until that is over."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        calls = self._calls
+        if calls is None:  # it belongs to no event loop yet
+            method(self, *args, **kwargs)
+            return
+        if calls.busy:
+            calls.after(partial(call, self, *args, **kwargs))
+            return
+        calls.busy = True  # not by a context manager, whose exit may be interrupted before it begins
+        try:
+            method(self, *args, **kwargs)
+        finally:
+            calls.busy = False
+            calls.run()
+
+    return call
+
+
+def consistent(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Decorate a method that only reads: in the middle of it, calls that change something wait."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        calls = self._calls
+        if calls is None or calls.busy or not calls.here:
+            return method(self, *args, **kwargs)
+        calls.busy = True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            calls.busy = False
+            calls.run()
+
+    return call

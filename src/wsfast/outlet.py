@@ -550,7 +550,10 @@ class Outbox:
         Args:
             budget: Seconds after which to go on in the next iteration of the event loop; None to send all now.
         """
-        if self._flushing or not self.entries or self.calls.postponed(self.flush):
+        if self._flushing or not self.entries:
+            return
+        if self.calls.busy:
+            self.calls.after(self.flush)
             return
         deadline = None if budget is None else time.monotonic() + budget
         try:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Any
 
+from wsfast._reentrancy import consistent, exclusive
 from wsfast.message import Message
 from wsfast.policies import Policy
 from wsfast.publisher import NOTSENT_LOWAT
@@ -120,12 +121,6 @@ class Hub(Publishing):
         self._bind()
         self._unsubscribe(connection, tuple(map(check_topic_or_pattern, topics)))
 
-    def _unsubscribe(self, connection: Any, topics: tuple[str, ...]) -> None:
-        if not self._calls.postponed(self._unsubscribe, connection, topics):
-            member = self._member_of(connection)
-            if member is not None:
-                self._leave(member, topics)
-
     def register(self, connection: Any, user: Hashable) -> Registration:
         """Have a connection be one of a user's, to which `send()` sends, until it is closed or this is ended.
 
@@ -166,6 +161,7 @@ class Hub(Publishing):
         member = self._member_of(connection)
         return [] if member is None else member.topics
 
+    @consistent
     def subscribers(self, topic: str) -> list[Any]:
         """Return the connections that get what is published to a topic, by its name or by a pattern.
 
@@ -174,8 +170,7 @@ class Hub(Publishing):
         Raises:
             TypeError, ValueError: If it is neither.
         """
-        with self._reading():
-            return [member.connection for member in self._members_in(topic)]
+        return [member.connection for member in self._members_in(topic)]
 
     def count(self, topic: str) -> int:
         """Return how many connections get what is published to a topic, or are subscribed to a pattern."""
@@ -184,26 +179,26 @@ class Hub(Publishing):
     def _members_in(self, topic: str) -> list[Member]:
         return self._members(self._registry.slots(check_topic_or_pattern(topic)))
 
+    @consistent
     def users(self, topic: str | None = None) -> list[Any]:
         """Return the users who are connected, or those of them who get what is published to a topic."""
         if topic is None:
             return list(self._registry.users)
-        with self._reading():
-            users = dict.fromkeys(member.user for member in self._members_in(topic))
-            return [user.name for user in users if user is not None]
+        users = dict.fromkeys(member.user for member in self._members_in(topic))
+        return [user.name for user in users if user is not None]
 
+    @consistent
     def connections(self, user: Hashable) -> list[Any]:
         """Return the connections of a user."""
-        with self._reading():
-            group = self._registry.users.get(user)
-            return [] if group is None else [member.connection for member in self._members(group.members.slots)]
+        group = self._registry.users.get(user)
+        return [] if group is None else [member.connection for member in self._members(group.members.slots)]
 
+    @consistent
     def stats(self) -> HubStats:
         """Return what became of the messages so far."""
-        with self._reading():
-            patterns = self._registry.pattern_count
-            topics = len(self._registry.topics) - patterns
-            return HubStats(*self._counts(), topics, patterns, len(self._registry.users))
+        patterns = self._registry.pattern_count
+        topics = len(self._registry.topics) - patterns
+        return HubStats(*self._counts(), topics, patterns, len(self._registry.users))
 
     # ---- As a stream
 
@@ -224,22 +219,26 @@ class Hub(Publishing):
         self._open_stream(stream, name)
         return stream
 
+    @exclusive
     def _open_stream(self, stream: HubStream, topic: str) -> None:
-        if self._calls.postponed(self._open_stream, stream, topic):
+        if stream.closed:
             return
-        with self._calls:
-            group = self._registry.topics.get(topic) or self._registry.add_topic(topic)
-            if group.streams is None:
-                group.streams = Streams()
-            stream.group = group
-            group.streams.add(stream)
+        try:
+            stream.group = self._registry.topics.get(topic) or self._registry.add_topic(topic)
+            if stream.group.streams is None:
+                stream.group.streams = Streams()
+            stream.group.streams.add(stream)
+        except BaseException:
+            group = self._registry.topics.get(topic)
+            if group is not None and group.empty:
+                self._registry.discard(group)
+            raise
 
+    @exclusive
     def discard_if_empty(self, group: Group) -> None:
         """Remove a group, unless somebody is in it."""
-        if not self._calls.postponed(self.discard_if_empty, group):
-            with self._calls:
-                if group.empty and self._registry.topics.get(group.name) is group:
-                    self._registry.discard(group)
+        if group.empty and self._registry.topics.get(group.name) is group:
+            self._registry.discard(group)
 
     # ---- For relays
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from wsfast._reentrancy import Calls
+from wsfast._reentrancy import Calls, exclusive
 from wsfast.adapters import adapt
 from wsfast.outlet import Entry, Outlet
 from wsfast.policies import Policy
@@ -57,14 +56,9 @@ class Membership(Publisher):
         self.on_leave = on_leave
 
     @property
-    def _calls(self) -> Calls:
-        """The calls of the hub's event loop, which it must have already."""
-        assert self._outbox is not None
-        return self._outbox.calls
-
-    def _reading(self) -> AbstractContextManager[None]:
-        """Return a context in which nothing changes."""
-        return nullcontext() if self._outbox is None else self._outbox.calls.reading()
+    def _calls(self) -> Calls | None:
+        """The calls of the hub's event loop, if it has one yet."""
+        return None if self._outbox is None else self._outbox.calls
 
     def _admit(self, connection: Any) -> Member:
         """Return what a connection has here; something new if it has nothing yet."""
@@ -94,25 +88,20 @@ class Membership(Publisher):
 
     # ---- Topics
 
+    @exclusive
     def _subscribe(self, subscription: HubSubscription, connection: Any) -> None:
         """Have a connection join the topics of a subscription."""
-        if self._calls.postponed(self._subscribe, subscription, connection):
-            return
-        with self._calls:
-            member = self._admit(connection)
-            joined: list[Group] = []
-            try:
-                subscription.topics = self._join(member, subscription.topics, joined)
-            except BaseException:
-                for group in joined:
-                    if group in member.groups:
-                        self._part(member, group)
-                    else:
-                        self._give_up(member, group)
-                if not member.groups:
-                    member.end_now()
-                raise
-            subscription.member = member
+        member = self._admit(connection)
+        joined: list[Group] = []
+        try:
+            subscription.topics = self._join(member, subscription.topics, joined)
+        except BaseException:
+            for group in joined:
+                if group in member.groups:
+                    member.part(group)
+            self._repair(member, [*joined, *map(self._registry.topics.get, subscription.topics)], member.user)
+            raise
+        subscription.member = member
 
     def _join(self, member: Member, topics: tuple[str, ...], joined: list[Group]) -> tuple[str, ...]:
         """Have a connection join topics; return these, each name as it is kept already. Groups are added to `joined`.
@@ -142,49 +131,48 @@ class Membership(Publisher):
             member.exclude(-1)
         return tuple(names)
 
+    @exclusive
     def end_subscription(self, subscription: HubSubscription) -> None:
         """Have a connection leave the topics of its subscription."""
-        if not self._calls.postponed(self.end_subscription, subscription) and subscription.member is not None:
+        if subscription.member is not None:
             self._leave(subscription.member, subscription.topics)
 
-    def _leave(self, member: Member, topics: Iterable[str]) -> None:
+    @exclusive
+    def _unsubscribe(self, connection: Any, topics: tuple[str, ...]) -> None:
         """Have a connection leave topics and patterns; without any, all of them."""
-        if self._calls.postponed(self._leave, member, topics):
-            return
+        member = self._member_of(connection)
+        if member is not None:
+            self._leave(member, topics or member.topics)
+
+    def _leave(self, member: Member, topics: Iterable[str]) -> None:
         if member.outlet is None:
             return
-        with self._calls:
-            for name in topics or member.topics:
-                group = self._registry.topics.get(name)
-                if group is not None and group in member.groups:
-                    self._part(member, group)
+        groups = [group for group in map(self._registry.topics.get, dict.fromkeys(topics)) if group in member.groups]
+        try:
+            for group in groups:
+                assert group is not None
+                self._part(member, group, member.outlet.slot)
+        except BaseException:
+            self._repair(member, groups, member.user)
+            raise
         self._end_if_idle(member)
 
-    def _part(self, member: Member, group: Group, slot: int | None = None) -> None:
+    def _part(self, member: Member, group: Group, slot: int) -> None:
         """Have a connection leave a group that it is in."""
-        if slot is None:
-            assert member.outlet is not None
-            slot = member.outlet.slot
-        group.members.remove(slot)
         member.part(group)
+        group.members.remove(slot)
         if member.user is not None:
             self._exit(member.user, group)
         if group.empty:
             self._registry.discard(group)
 
-    def _give_up(self, member: Member, group: Group) -> None:
-        """Undo what was done to have a connection join a group."""
-        slot = -1 if member.outlet is None else member.outlet.slot
-        if slot in group.members.slots:
-            group.members.remove(slot)
-            if member.user is not None:
-                self._exit(member.user, group)
-        if group.empty:
-            self._registry.discard(group)
-
     def _end_if_idle(self, member: Member) -> None:
+        """End what has nothing left in the hub, once the call in progress is over: sinks are written to."""
         if not member.groups and member.outlet is not None:
-            member.unsubscribe()
+            if self._calls is not None and self._calls.busy:
+                self._calls.after(self._end_if_idle, member)
+            else:
+                member.unsubscribe()
 
     def remove(self, subscription: Member, outlet: Outlet) -> None:
         """Remove a connection that has ended."""
@@ -196,52 +184,54 @@ class Membership(Publisher):
         if user is not None:
             self._sign_off(subscription, user, outlet.slot)
 
+    def _repair(self, member: Member, groups: Iterable[Group | None], user: User | None) -> None:
+        """Make groups agree with those that a connection is in, after an exception in the middle of a change."""
+        slot = -1 if member.outlet is None else member.outlet.slot
+        for group in groups:
+            if group is None:
+                continue
+            if group not in member.groups and slot in group.members.slots:
+                group.members.remove(slot)
+            if user is not None and group is not user:
+                members = self._members(user.members.slots)
+                present = user.recount(group, sum(group in other.groups for other in members))
+                if present is not None:
+                    self.report(self.on_join if present else self.on_leave, user.name, group.name)
+            if group.empty:
+                self._registry.discard(group)
+        self._end_if_idle(member)
+
     # ---- Users
 
+    @exclusive
     def _register(self, registration: Registration, connection: Any) -> None:
         """Have a connection be a user's."""
-        if self._calls.postponed(self._register, registration, connection):
-            return
-        with self._calls:
-            member = self._admit(connection)
+        member = self._admit(connection)
+        if member.user is None:
             try:
                 self._sign_on(member, registration.user)
             except BaseException:
-                if not member.groups:
-                    member.end_now()
+                self._repair_user(member, registration.user)
                 raise
-            registration.member = member
+        elif member.user.name != registration.user:
+            raise RuntimeError(f"the connection is registered for {member.user.name!r}")
+        registration.member = member
 
     def _sign_on(self, member: Member, name: Hashable) -> None:
-        if member.user is not None:
-            if member.user.name != name:
-                raise RuntimeError(f"the connection is registered for {member.user.name!r}")
-            return
         assert member.outlet is not None
         user = self._registry.users.get(name)
         if user is None:
             user = self._registry.add_user(name)
             self.report(self.on_join, name, None)
-        entered: list[Group] = []
-        try:
-            user.members.add(member.outlet.slot)
-            for group in member.groups:
-                entered.append(group)
-                self._enter(user, group)
-            member.join(user)
-            member.user = user
-        except BaseException:
-            for group in entered:
-                self._exit(user, group)
-            self._give_up(member, user)
-            if user.empty:
-                self.report(self.on_leave, name, None)
-            raise
+        user.members.add(member.outlet.slot)
+        for group in member.groups:
+            self._enter(user, group)
+        member.join(user)
+        member.user = user
 
+    @exclusive
     def end_registration(self, registration: Registration) -> None:
         """Have a connection not be its user's any more."""
-        if self._calls.postponed(self.end_registration, registration):
-            return
         member = registration.member
         if (
             member is not None
@@ -249,19 +239,31 @@ class Membership(Publisher):
             and member.user is not None
             and member.user.name == registration.user
         ):
-            with self._calls:
+            try:
                 self._sign_off(member, member.user, member.outlet.slot)
+            except BaseException:
+                self._repair_user(member, registration.user)
+                raise
             self._end_if_idle(member)
 
     def _sign_off(self, member: Member, user: User, slot: int) -> None:
         """Have a connection not be its user's any more."""
+        member.part(user)
         member.user = None
+        user.members.remove(slot)
         for group in member.groups:
-            if group is not user:
-                self._exit(user, group)
-        self._part(member, user, slot)
+            self._exit(user, group)
         if user.empty:
+            self._registry.discard(user)
             self.report(self.on_leave, user.name, None)
+
+    def _repair_user(self, member: Member, name: Hashable) -> None:
+        """Make a user agree with the connections that are in it, after an exception in the middle of a change."""
+        user = self._registry.users.get(name)
+        self._repair(member, [user], None)
+        self._repair(member, list(member.groups), user)
+        if user is not None and user.empty:
+            self.report(self.on_leave, name, None)
 
     def _enter(self, user: User, group: Group) -> None:
         if user.enter(group):

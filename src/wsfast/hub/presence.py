@@ -35,3 +35,10 @@ class User(Group):
         else:
             self._subscribed.pop(group, None)
         return count == 1
+
+    def recount(self, group: Group, count: int) -> bool | None:
+        """Set how many connections are in a group; return whether any is, or None if that is so as before."""
+        before = self._subscribed.pop(group, 0)
+        if count:
+            self._subscribed[group] = count
+        return None if bool(count) == bool(before) else bool(count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
+from wsfast._reentrancy import exclusive
 from wsfast.message import Message, PreparedMessage, encodings_of, prepare
 from wsfast.outlet import Entry
 
@@ -90,7 +91,9 @@ class Publishing(Membership):
         hash(key)
         if self._registry.relay is not None:
             self._registry.relay.check("user", (user,), key, ())
-        return self._send(user, prepared, key, forward=True)
+        group = self._registry.users.get(user)
+        self._send(user, prepared, key, forward=True)
+        return 0 if group is None else len(group.members)
 
     def publish_threadsafe(
         self,
@@ -128,12 +131,15 @@ class Publishing(Membership):
         Raises:
             TypeError, ValueError: If it is no topic.
         """
-        name = check_topic(topic)
-        if self._outbox is None or not self._calls.postponed(self._retained.forget, name, key):
-            self._retained.forget(name, key)
+        self._forget(check_topic(topic), key)
+
+    @exclusive
+    def _forget(self, topic: str, key: Hashable) -> None:
+        self._retained.forget(topic, key)
 
     # ---- For relays
 
+    @exclusive
     def deliver(
         self,
         topic: str,
@@ -147,13 +153,14 @@ class Publishing(Membership):
 
         Excluded are users, and those who get the messages of some other topics, to which it was published as well.
         """
-        with self._calls:
-            excluded = self._registry.slots_of_users(exclude_users) | self._registry.slots_of_topics(exclude_topics)
-            self._deliver((topic,), message, key, excluded)
+        excluded = self._registry.slots_of_users(exclude_users) | self._registry.slots_of_topics(exclude_topics)
+        self._deliver((topic,), message, key, excluded)
 
     def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
         """Send a message of another process to the connections of a user in this one; return their number."""
-        return self._send(user, message, key)
+        group = self._registry.users.get(user)
+        self._send(user, message, key)
+        return 0 if group is None else len(group.members)
 
     # ---- Inside
 
@@ -164,19 +171,16 @@ class Publishing(Membership):
             self._registry.relay.check("topic", names, key, users)
         return names, prepared, key
 
+    @exclusive
     def _publish(self, items: Sequence[_Item], connections: Sequence[Any], users: tuple[Hashable, ...]) -> None:
-        calls = self._calls
-        if calls.postponed(self._publish, items, connections, users):
-            return
-        with calls:
-            excluded = self._slots_of(connections) if connections else set()
-            if users:
-                excluded |= self._registry.slots_of_users(users)
-            relay = self._registry.relay
-            for names, message, key in items:
-                self._deliver(names, message, key, excluded)
-                if relay is not None:
-                    relay.forward("topic", names, message, key, users)
+        excluded = self._slots_of(connections) if connections else set()
+        if users:
+            excluded |= self._registry.slots_of_users(users)
+        relay = self._registry.relay
+        for names, message, key in items:
+            self._deliver(names, message, key, excluded)
+            if relay is not None:
+                relay.forward("topic", names, message, key, users)
 
     def _deliver(self, names: tuple[str, ...], message: PreparedMessage, key: Hashable, excluded: set[int]) -> None:
         """Send a message to the subscribers of this process, and retain it."""
@@ -187,18 +191,14 @@ class Publishing(Membership):
         if retained:
             self._retained.add(retained, number, entry, names, key)
 
-    def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> int:
-        """Send a message to the connections of a user; return to how many of this process."""
+    @exclusive
+    def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> None:
+        """Send a message to the connections of a user."""
         group = self._registry.users.get(user)
-        count = 0 if group is None else len(group.members)
-        if self._calls.postponed(lambda: self._send(user, message, key, forward=forward)):
-            return count
-        with self._calls:
-            conflated_by = None if key is None else ((user,), "user", key)
-            self._enqueue(() if group is None else (group,), message, conflated_by, set())
-            if forward and self._registry.relay is not None:
-                self._registry.relay.forward("user", (user,), message, key, ())
-        return count
+        conflated_by = None if key is None else ((user,), "user", key)
+        self._enqueue(() if group is None else (group,), message, conflated_by, set())
+        if forward and self._registry.relay is not None:
+            self._registry.relay.forward("user", (user,), message, key, ())
 
     def _enqueue(self, groups: Sequence[Group], message: PreparedMessage, key: Hashable, excluded: set[int]) -> Entry:
         """Have groups get a message at the end of this iteration of the event loop."""

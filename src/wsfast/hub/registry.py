@@ -57,14 +57,17 @@ class Registry:
         return user
 
     def discard(self, group: Group) -> None:
-        """Remove a group that has nobody any more."""
+        """Remove a group that has nobody any more, unless that was done already."""
         if isinstance(group, User):
-            del self.users[group.name]
+            if self.users.pop(group.name, None) is None:
+                return
+        elif self.topics.get(group.name) is not group:
+            return
         else:
-            del self.topics[group.name]
             if group.kind == "pattern":
                 self.patterns.remove(group.name)
                 self.pattern_count -= 1
+            del self.topics[group.name]
             self._forget_routes(group)
         self._tell(group, False)
 

@@ -24,19 +24,21 @@ class _Owner(Protocol):
 class HubStream(Stream):
     """The messages of a topic or a pattern of a hub, as they are published."""
 
+    group: Group | None = None
+
     def __init__(self, hub: _Owner, max_messages: int) -> None:
-        self.group: Group | None = None
         self._hub = hub
         super().__init__(max_messages)
 
     def close(self) -> None:
         """End it."""
-        super().close()
-        if self.group is not None:
-            self._hub.discard_if_empty(self.group)
+        try:
+            super().close()
+        finally:
+            if self.group is not None:
+                self._hub.discard_if_empty(self.group)
 
     def __del__(self) -> None:  # in whatever thread
-        loop = self._hub.loop
-        if self.group is not None and not self.closed and loop is not None:
+        if self.group is not None and not self.closed and (loop := self._hub.loop) is not None:
             with contextlib.suppress(RuntimeError):  # it may be closed
                 loop.call_soon_threadsafe(self._hub.discard_if_empty, self.group)

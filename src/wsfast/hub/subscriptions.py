@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from types import TracebackType
 from typing import Any, Protocol
 
-from wsfast._reentrancy import Calls
+from wsfast._reentrancy import Calls, consistent, exclusive
 from wsfast.outlet import Outlet
 from wsfast.publisher import Publisher, Subscription, SubscriptionStats, Waiting
 
@@ -33,8 +33,8 @@ class Member(Subscription):
 
     def join(self, group: Group) -> None:
         """Get the messages of a group from now on."""
-        self.groups[group] = self.publisher.messages
         self.exclude(group.messages)
+        self.groups[group] = self.publisher.messages
 
     def part(self, group: Group) -> None:
         """Not get them any more; those until now still count."""
@@ -42,26 +42,25 @@ class Member(Subscription):
         del self.groups[group]
 
     @property
+    @consistent
     def lag(self) -> Waiting:
         """What waits for it, messages of this tick included."""
-        with self._calls.reading():
-            return super().lag
+        return super().lag
 
+    @consistent
     def stats(self) -> SubscriptionStats:
         """Return what became of the messages for it so far; once it has ended, until then."""
-        with self._calls.reading():
-            return super().stats()
+        return super().stats()
 
     @property
     def topics(self) -> list[str]:
         """Its topics and patterns."""
         return [group.name for group in list(self.groups) if group is not self.user]
 
+    @exclusive
     def end(self) -> None:
         """End it. What has not been sent is dropped."""
-        if not self._calls.postponed(self.end):
-            with self._calls:
-                self.end_now()
+        super().end()
 
     def end_now(self) -> None:
         """End it, in the middle of a call."""
