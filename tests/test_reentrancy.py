@@ -21,7 +21,8 @@ import pytest
 import wsfast
 from wsfast._reentrancy import Calls, consistent, exclusive
 
-PLACES = tuple(str(Path(wsfast.__file__).parent / name) for name in ("hub", "stream.py", "_reentrancy.py"))
+PACKAGE = Path(wsfast.__file__).parent
+PLACES = tuple(str(PACKAGE / name) for name in ("hub", "stream.py", "_reentrancy.py"))
 
 
 class Interruption:
@@ -32,10 +33,19 @@ class Interruption:
         action: What is done.
         signals: Whether events are where signals arrive: functions begin, or functions in C have returned. Else they
             are lines, since finalizers may run in each.
+        places: What the paths of files begin with whose events count.
     """
 
-    def __init__(self, number: int, action: Callable[[], object], *, signals: bool = False) -> None:
+    def __init__(
+        self,
+        number: int,
+        action: Callable[[], object],
+        *,
+        signals: bool = False,
+        places: tuple[str, ...] = PLACES,
+    ) -> None:
         self.number = number
+        self.places = places
         self.action = action
         self.signals = signals
         self.events = 0
@@ -58,14 +68,14 @@ class Interruption:
         sys.setprofile(self.before[1])
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PLACES):
+        if not frame.f_code.co_filename.startswith(self.places):
             return None
         if event == "line":
             self._count()
         return self._trace
 
     def _profile(self, frame: FrameType, event: str, _: object) -> None:
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PLACES):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(self.places):
             self._count()
 
     def _count(self) -> None:
@@ -165,6 +175,18 @@ class Scene:
             assert set(route) == {*registry.patterns.matching(topic), *filter(None, [registry.topics.get(topic)])}
 
 
+def look(scene: Scene) -> None:
+    """Look at everything."""
+    hub = scene.hub
+    stats, one = hub.stats(), scene.subscription.stats()
+    assert stats.published == stats.sent + stats.dropped + stats.queued
+    assert one.published == one.sent + one.dropped + one.queued
+    assert scene.subscription.lag.messages >= 0
+    assert None not in (*hub.subscribers("b"), *hub.connections("ann"), *hub.users("a"))
+    assert hub.count("b") >= 1
+    assert len(hub.last("a")) >= 2
+
+
 CALLS: dict[str, Callable[[Any], object]] = {
     "publish": lambda scene: scene.hub.publish(["a", "b", "d"], "news", key=7, exclude=[scene.stranger.connection]),
     "publish many": lambda scene: scene.hub.publish_many([("a", "first"), ("c.x", "second"), (["b", "c.x"], "third")]),
@@ -175,16 +197,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "register": lambda scene: scene.hub.register(scene.lost.connection, "bob"),
     "unregister": lambda scene: scene.registration.unregister(),
     "stream": lambda scene: scene.hub.stream("e").close(),
-    "look": lambda scene: (
-        scene.hub.stats(),
-        scene.hub.subscribers("b"),
-        scene.hub.users("a"),
-        scene.hub.connections("ann"),
-        scene.hub.count("b"),
-        scene.subscription.stats(),
-        scene.subscription.lag,
-        scene.hub.last("a"),
-    ),
+    "look": look,
 }
 ACTIONS: dict[str, Callable[[Any], object]] = {
     "publish": lambda scene: scene.hub.publish("a", "meanwhile"),
@@ -203,11 +216,11 @@ ACTIONS: dict[str, Callable[[Any], object]] = {
 
 
 def each(
-    action: Callable[[], object], *, signals: bool = False, start: int = 0, step: int = 1
+    action: Callable[[], object], *, signals: bool = False, start: int = 0, step: int = 1, **options: Any
 ) -> Iterator[Interruption]:
     """Yield an interruption at each event, or at some, until there are no more."""
     for number in itertools.count(start, step):
-        interruption = Interruption(number, action, signals=signals)
+        interruption = Interruption(number, action, signals=signals, **options)
         yield interruption
         if not interruption.done:
             return
@@ -222,8 +235,9 @@ def test_calls_in_the_middle_of_others(core: Any, call: str, action: str) -> Non
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
         scenes: list[Scene] = []
+        places = (str(PACKAGE),) if call == "look" else PLACES
         start = (list(CALLS).index(call) + list(ACTIONS).index(action)) % 4  # all lines, but not with each action
-        for interruption in each(lambda: ACTIONS[action](scenes[-1]), start=start, step=4):
+        for interruption in each(lambda: ACTIONS[action](scenes[-1]), start=start, step=4, places=places):
             scenes.append(scene := Scene())
             with interruption, contextlib.suppress(*[RuntimeError] * (call == "register" and action == "lose")):
                 CALLS[call](scene)
