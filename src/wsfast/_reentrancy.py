@@ -22,14 +22,15 @@ R = TypeVar("R")
 class Calls:
     """The calls that change what is subscribed or published in one event loop; see `exclusive()` and `consistent()`."""
 
-    __slots__ = ("_loop", "_runs", "_waiting", "busy")
+    __slots__ = ("_loop", "_runs", "busy", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.busy = False
         """Whether such a call is in progress."""
         self._loop = loop
         self._runs = False  # whether calls that have waited are being made
-        self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        """Calls to be made after it."""
 
     @property
     def here(self) -> bool:
@@ -38,16 +39,16 @@ class Calls:
 
     def after(self, call: Callable[..., object], *arguments: Any) -> None:
         """Make a call right after the one in progress."""
-        self._waiting.append((call, arguments))
+        self.waiting.append((call, arguments))
 
     def run(self) -> None:
         """Make the calls that have waited."""
-        if self._runs or not self._waiting:
+        if self._runs:
             return
         self._runs = True
         try:
-            while self._waiting:
-                call, arguments = self._waiting.popleft()
+            while self.waiting:
+                call, arguments = self.waiting.popleft()
                 try:
                     call(*arguments)
                 except Exception as exc:  # whoever asked for it has gone on
@@ -55,7 +56,7 @@ class Calls:
                     self._loop.call_exception_handler({"message": message, "exception": exc})
         finally:
             self._runs = False
-            if self._waiting:  # after a KeyboardInterrupt
+            if self.waiting:  # after a KeyboardInterrupt
                 self._loop.call_soon(self.run)
 
 
@@ -84,7 +85,8 @@ def exclusive(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate
             method(self, *args, **kwargs)
         finally:
             calls.busy = False
-            calls.run()
+            if calls.waiting:
+                calls.run()
 
     return call
 
@@ -102,6 +104,7 @@ def consistent(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S
             return method(self, *args, **kwargs)
         finally:
             calls.busy = False
-            calls.run()
+            if calls.waiting:
+                calls.run()
 
     return call

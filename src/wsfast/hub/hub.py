@@ -71,10 +71,10 @@ class Hub(Publishing):
         on_recover: Callable[[HubSubscription], object] | None = None,
     ) -> None:
         super().__init__(
+            name,
             slow=slow,
             history=history,
             last_values=last_values,
-            name=name,
             notsent_lowat=notsent_lowat,
             on_join=on_join,
             on_leave=on_leave,

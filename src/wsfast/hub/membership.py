@@ -8,7 +8,6 @@ from typing import Any
 from wsfast._reentrancy import Calls, exclusive
 from wsfast.adapters import adapt
 from wsfast.outlet import Entry, Outlet
-from wsfast.policies import Policy
 from wsfast.publisher import Publisher
 
 from .groups import Group
@@ -29,31 +28,19 @@ class Membership(Publisher):
 
     def __init__(
         self,
+        name: str,
         *,
-        slow: Policy | None,
         history: int,
         last_values: int,
-        name: str,
-        notsent_lowat: int | None,
         on_join: PresenceCallback | None,
         on_leave: PresenceCallback | None,
-        on_drop: Callable[[HubSubscription, int], object] | None,
-        on_disconnect: Callable[[HubSubscription], object] | None,
-        on_recover: Callable[[HubSubscription], object] | None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            name,
-            slow=slow,
-            history=history,
-            notsent_lowat=notsent_lowat,
-            on_drop=on_drop,
-            on_disconnect=on_disconnect,
-            on_recover=on_recover,
-        )
-        self._registry = Registry()
-        self._retained = RetainedMessages(history, last_values)
+        super().__init__(name, history=history, **options)
         self.on_join = on_join
         self.on_leave = on_leave
+        self._registry = Registry()
+        self._retained = RetainedMessages(history, last_values)
 
     @property
     def _calls(self) -> Calls | None:

@@ -184,7 +184,7 @@ class Publishing(Membership):
 
     def _deliver(self, names: tuple[str, ...], message: PreparedMessage, key: Hashable, excluded: set[int]) -> None:
         """Send a message to the subscribers of this process, and retain it."""
-        groups = self._registry.routes_of(names)
+        groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
         retained = self._retained.prepare(names, key)
         number = self.messages + 1
         entry = self._enqueue(groups, message, None if key is None else (names, key), excluded)
@@ -208,14 +208,15 @@ class Publishing(Membership):
         entry = Entry(self, message, encodings_of(message) if largest is None else largest.encodings(message), key)
         number = -1 if largest is None or not len(largest.members) else outbox.enter(entry)
         self.messages += 1
-        self.bytes += message.size
+        size = message.size
+        self.bytes += size
         if excluded:
             for member in self._members(excluded):
                 member.exclude(sum(group in member.groups for group in groups))
         already: list[int] = []
         for group in groups:
             group.messages += 1
-            group.bytes += message.size
+            group.bytes += size
             if len(group.members):
                 outbox.roster.publish(group.members, number, excluded, already)
             if group.streams:

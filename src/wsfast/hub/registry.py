@@ -86,8 +86,6 @@ class Registry:
 
     def routes_of(self, topics: tuple[str, ...]) -> tuple[Group, ...]:
         """Return the groups that get what is published to any of some topics, each once."""
-        if len(topics) == 1:
-            return self.route(topics[0])
         return tuple(dict.fromkeys(chain.from_iterable(map(self.route, topics))))
 
     def slots(self, name: str) -> list[int]:
