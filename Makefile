@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BUILD ?= build
+JOBS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 BENCH := benchmarks
 C = csrc/*.[ch] csrc/tests/*.[ch] $(BENCH)/csrc/*.[ch] $(BENCH)/csrc/tests/*.[ch]
 
 # The extension must be built here; only users without a compiler get the twin alone.
 export WSFAST_REQUIRE_EXT = 1
 
-.PHONY: demo test test-c test-python sanitize lint format types bench docs matrix support leaks clean
+# A process that is done takes tests from another, so that none waits for the slow ones of one file.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
+.PHONY: demo test test-c test-python coverage sanitize lint format types bench docs matrix support leaks clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -23,7 +27,11 @@ test-c: $(VENV)/ready
 	$(BIN)/ctest --test-dir $(BUILD)/c --output-on-failure
 
 test-python: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The same tests; fails if too few lines and branches of the library were run.
+coverage: $(VENV)/ready
+	$(PYTEST) --cov
 
 # The C library and its tests under the sanitizers, each in a build of its own.
 sanitize: $(VENV)/ready
@@ -83,4 +91,4 @@ $(VENV)/ready: pyproject.toml $(BENCH)/pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(BUILD) $(BENCH)/build $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache site
+	rm -rf $(BUILD) $(BENCH)/build $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage site

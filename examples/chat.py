@@ -60,4 +60,4 @@ async def endpoint(websocket: WebSocket, name: str) -> None:
 
 if __name__ == "__main__":
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-    uvicorn.run(app, port=port, ws="wsfast.connections.uvicorn:WebSocketsProtocol")
+    uvicorn.run(app, port=port, ws="wsfast.uvicorn:WebSocketsProtocol")

@@ -19,8 +19,7 @@ from hypothesis import HealthCheck, settings
 
 import wsfast
 from helpers.cores import CORES, load_core, use_core
-from helpers.fixtures import Agree, Ours, Run
-from helpers.peers import TIMEOUT
+from helpers.fixtures import RUN_TIMEOUT, Agree, Run
 from helpers.stage import Outcome, Scenario, play, upstream
 
 # Hypothesis would count an example that took 200 ms as a failure; nothing here is to depend on the machine's speed.
@@ -59,7 +58,7 @@ def loop_kind(request: pytest.FixtureRequest) -> str:
 def run(loop_kind: str) -> Run:
     """Run a coroutine function in a fresh event loop of the kind."""
 
-    def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = 3 * TIMEOUT) -> Any:
+    def run(main: Callable[[], Coroutine[Any, Any, Any]], timeout: float = RUN_TIMEOUT) -> Any:
         factory = uvloop.new_event_loop if loop_kind == "uvloop" else asyncio.SelectorEventLoop
         with asyncio.Runner(loop_factory=factory, debug=False) as runner:
             return runner.run(asyncio.wait_for(main(), timeout))
@@ -91,18 +90,6 @@ def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ag
         return ours
 
     return agree
-
-
-@pytest.fixture
-def ours(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ours:
-    """Play a scenario with our broadcast() alone, where upstream's does not do the same; return the outcome."""
-
-    def ours(scenario: Scenario, *, level: int = logging.INFO) -> Outcome:
-        outcome = run(lambda: play(scenario, wsfast.broadcast, tls, level=level))
-        assert isinstance(outcome, Outcome)
-        return outcome
-
-    return ours
 
 
 @pytest.fixture(scope="session")

@@ -264,7 +264,7 @@ def test_two_processors() -> None:
 
 def test_core_in_use() -> None:
     """Either core can be had for a while, by broadcast() and by the messages that it makes."""
-    users: list[Any] = [sys.modules["wsfast._broadcast"], sys.modules["wsfast._encoding.message"]]
+    users: list[Any] = [sys.modules["wsfast._delivery"], sys.modules["wsfast._encoding.message"]]
     before = [user.core for user in users]
     stranger = object()
     with core_in_use(stranger):

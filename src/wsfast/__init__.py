@@ -6,18 +6,21 @@ Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(co
 from . import relay
 from ._broadcast import Delivery, broadcast
 from ._encoding.message import PreparedMessage
+from ._publisher import Subscription
 from ._serve import ServerConnection, serve
 from .audience import Audience
 from .channel import Channel
 from .connections.attach import Sink, attach
 from .connections.websockets import ServerPerMessageDeflateFactory
-from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration
-from .policies import Conflate, Disconnect, DropNewest, DropOldest
-from .subscription import Subscription
+from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, TopicStats
+from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
+from .stats import ChannelStats, Lag, SubscriptionStats
+from .stream import Stream
 
 __all__ = [
     "Audience",
     "Channel",
+    "ChannelStats",
     "Conflate",
     "Delivery",
     "Disconnect",
@@ -27,12 +30,17 @@ __all__ = [
     "HubChannel",
     "HubStats",
     "HubSubscription",
+    "Lag",
+    "Policy",
     "PreparedMessage",
     "Registration",
     "ServerConnection",
     "ServerPerMessageDeflateFactory",
     "Sink",
+    "Stream",
     "Subscription",
+    "SubscriptionStats",
+    "TopicStats",
     "attach",
     "broadcast",
     "relay",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
-import os
 import traceback
 from collections import deque
 from collections.abc import Iterable
@@ -15,21 +13,13 @@ from weakref import WeakSet
 from websockets.exceptions import ConcurrencyError
 
 from ._core import core
-from ._core._pure import Buffer
-from ._encoding.deflate import Encoder
+from ._delivery import Outcome, deliver, report_lost
 from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from .connections import adapt, adapter_of, is_sync, unsupported
-from .connections.adapted import is_open
-from .connections.evented import disturb
+from .connections.foreign import Foreign
+from .connections.shape import is_open, is_sending, send_message
 from .connections.transports import transport_layout
-from .connections.websockets import (
-    SEND_IN_PROGRESS,
-    connection_layout,
-    encoder_of,
-    is_connection,
-    keep_reason,
-    without_deflate,
-)
+from .connections.websockets import connection_layout, is_connection
 
 __all__ = ["Delivery", "Reporter", "broadcast", "fan_out"]
 
@@ -50,7 +40,7 @@ class Delivery(NamedTuple):
     """The message could not be written, or the transport is closing and has discarded it."""
 
 
-# Iterating over these runs no code of the user's, so all that they hold may be sent to in one sweep. Between the
+# Iterating over these runs no code of the user's, so all that they hold may be sent to in one delivery. Between the
 # items of anything else, code may run that writes to a connection or closes it, and it must find the message sent.
 _INERT = frozenset({list, tuple, set, frozenset, dict, type({}.keys()), type({}.values()), deque, WeakSet})
 
@@ -161,10 +151,10 @@ class _FanOut(Reporter):
             self.running_loop = None
 
     def send(self, connections: list[Any]) -> None:
-        """Send the message to all connections, in sweeps as long as possible."""
+        """Send the message to all connections, as many as possible in one delivery."""
         start = 0
         while start < len(connections):
-            stop = self.sweep(connections, start)
+            stop = self.deliver(connections, start)
             if stop == start and self.adapt(connections, start):
                 continue
             if stop == start and is_sync(type(connections[start])):
@@ -172,7 +162,7 @@ class _FanOut(Reporter):
                     stop += 1
                 self.send_synchronously(connections[start:stop])
             elif stop == start:
-                self.send_ordinarily(connections[stop])
+                self.send_by_own_methods(connections[stop])
                 stop += 1
             start = stop
 
@@ -205,85 +195,33 @@ class _FanOut(Reporter):
 
         send_to_all(connections, self.message, self.encodings, report)
 
-    def sweep(self, connections: list[Any], start: int) -> int:
-        """Send the message to as many connections as possible at once; return the position behind the last.
-
-        Between the kernel's taking the beginning of a frame and the transport's taking its end, nothing else may write
-        there. Therefore the garbage collector, which calls finalizers, is off; what was cut off comes first; and an
-        exception out of nowhere, as from a signal handler, aborts the connections whose frames are not whole.
-        """
-        cut: core.Cut = []
-        failures: dict[int, Exception] = {}
-        collects = gc.isenabled()
-        try:
-            gc.disable()
-            stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
-                connections, start, self.encodings, connection_layout, transport_layout, self.running_loop, cut
-            )
-            self.sent += sent
-            self.skipped += skipped
-            if not cut and not waiting and not ordinary:
-                return stop
-            written = [position for position, _ in cut]
-            while cut:
-                self.write(connections, *cut[-1], failures)
-                cut.pop()
-            for position, encoder in waiting:
-                self.write_frame(connections, position, encoder, failures)
-                written.append(position)
-        except BaseException:
-            for connection in connections[start:]:
-                self.distrust(connection)
-            raise
-        finally:
-            try:
-                for position, _ in cut:
-                    connections[position].transport.abort()
-            finally:
-                if collects:
-                    gc.enable()
+    def deliver(self, connections: list[Any], start: int) -> int:
+        """Send the message to as many connections as possible at once; return the position behind the last."""
+        outcome = Outcome()
+        batch = deliver(
+            outcome,
+            lambda batch: batch.gather(
+                connections, start, self.encodings, connection_layout, transport_layout, self.running_loop
+            ),
+            self.encodings,
+        )
+        self.sent += batch.sent
+        self.skipped += len(batch.closed)
+        if not outcome.counts and not batch.waiting and not batch.refused and not batch.own:
+            return batch.stop
 
         # From here on, code of the user's may run.
-        for position, errno in lost:
-            keep_reason(connections[position], errno)
-        for position in written:
+        report_lost(batch, connections.__getitem__)
+        failures = outcome.failures
+        for position in (*outcome.counts, *(place for place, _ in (*batch.waiting, *batch.refused))):
             if position not in failures:
                 self.count(connections[position])
-        for position in sorted((*failures, *ordinary)):
+        for position in sorted((*failures, *batch.own)):
             if position in failures:
                 self.report_failure(connections[position], failures.pop(position))
             else:
-                self.send_ordinarily(connections[position])
-        return stop
-
-    def distrust(self, connection: Any) -> None:
-        """Rely on nothing about a connection of this event loop that may have been sent something, or not."""
-        layout = connection_layout(type(connection))
-        if layout is not None and getattr(connection, layout.loop) is self.running_loop:
-            encoder = encoder_of(connection)
-            if encoder is not None:
-                encoder.forget()
-            disturb(connection)
-
-    def write_frame(
-        self, connections: list[Any], position: int, encoder: Encoder | None, failures: dict[int, Exception]
-    ) -> None:
-        """Write a whole frame to the transport of a connection."""
-        connection = connections[position]
-        layout = connection_layout(type(connection))
-        assert layout is not None
-        encoding = self.encodings.plain if encoder is None else self.encodings.encoding_for(encoder)
-        frame = core.encode_frame(encoding.first, encoding.payload, os.urandom(4)) if layout.masked else encoding.frame
-        self.write(connections, position, frame, failures)
-        if encoder is not None and position in failures:
-            self.encodings.take_back(encoder)
-
-    def write(self, connections: list[Any], position: int, data: Buffer, failures: dict[int, Exception]) -> None:
-        """Write to the transport of a connection, or keep the exception that this raises."""
-        try:
-            connections[position].transport.write(data)
-        except Exception as exc:
-            failures[position] = exc
+                self.send_by_own_methods(connections[position])
+        return batch.stop
 
     def count(self, connection: Any) -> None:
         """Count a message that a connection has accepted."""
@@ -298,9 +236,9 @@ class _FanOut(Reporter):
         else:
             self.sent += 1
 
-    def send_ordinarily(self, connection: Any) -> None:
-        """Send the message by the connection's own methods, as upstream does."""
-        if not is_connection(connection):
+    def send_by_own_methods(self, connection: Any) -> None:
+        """Send the message as upstream does."""
+        if not isinstance(connection, Foreign) and not is_connection(connection):
             raise unsupported(connection)
         if not is_open(connection):
             self.skipped += 1
@@ -311,16 +249,11 @@ class _FanOut(Reporter):
                 "broadcast() must be called in the thread of the event loop that runs the connection; "
                 "from elsewhere, use loop.call_soon_threadsafe()"
             )
-        if getattr(connection, SEND_IN_PROGRESS) is not None:
+        if is_sending(connection):
             self.report_fragmented(connection, ConcurrencyError("sending a fragmented message"))
             return
         try:
-            with contextlib.nullcontext() if self.message.compress is None else without_deflate(connection.protocol):
-                if self.message.text:
-                    connection.protocol.send_text(self.message.data)
-                else:
-                    connection.protocol.send_binary(self.message.data)
-            connection.send_data()
+            send_message(connection, self.message)
         except ConcurrencyError as exc:  # one that could not be asked before
             self.report_fragmented(connection, exc)
         except Exception as exc:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-__all__ = ["POLL_INTERVAL", "Watch"]
+__all__ = ["POLL_INTERVAL", "Writable"]
 
 select: Any = system_select  # what is in it depends on the platform, and mypy looks at one at a time
 
@@ -22,7 +22,7 @@ POLL_INTERVAL = 0.01
 """Seconds between two looks at what cannot be watched."""
 
 
-class Watch:
+class Writable:
     """Calls back once for each socket that has room for more, and for each thing that is to be looked at again.
 
     Args:

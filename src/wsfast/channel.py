@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Any
-from weakref import WeakSet
 
+from ._backlog import Entry
 from ._core import core
-from ._dispatcher import Entry, Outlet
 from ._encoding.message import Message, PreparedMessage, prepare
-from .audience import Audience
+from ._encoding.shared import SharedEncoders, encodings_for
+from ._publisher import NOTSENT_LOWAT, Publisher, Subscription
+from ._reentrancy import exclusive
 from .connections import adapt
 from .policies import Policy
-from .subscription import NOTSENT_LOWAT, ChannelStats, Publisher, Subscription, encodings_for
+from .stats import ChannelStats
+from .stream import STREAM_BOUND, Stream, Streams
 
-__all__ = ["STREAM_BOUND", "Channel", "Stream"]
-
-STREAM_BOUND = 1024
-"""Messages that wait in an iterator over a channel."""
+__all__ = ["Channel"]
 
 
 class Channel(Publisher):
@@ -73,9 +71,9 @@ class Channel(Publisher):
             on_recover=on_recover,
         )
         self._history: deque[Entry] = deque(maxlen=history)
-        self._audience = Audience()
+        self._encoders = SharedEncoders()
         self._members = core.Members()
-        self._streams: WeakSet[Stream] = WeakSet()
+        self._streams = Streams()
 
     # ---- Subscribing
 
@@ -88,26 +86,30 @@ class Channel(Publisher):
             TypeError: If it is no connection, or of a kind that is not supported.
             RuntimeError: If it belongs to another event loop, or is not open.
         """
-        outbox = self._bind()
+        dispatcher = self._bind()
         connection = adapt(connection)
-        outlet = outbox.outlet_of(connection)
-        subscription: Subscription | None = self._subscriptions.get(outlet.slot)
-        if subscription is not None:
-            return subscription
-        subscription = Subscription(self, outlet, self.messages)
-        self._subscriptions[outlet.slot] = subscription
-        self._members.add(outlet.slot)
-        self._prepare_socket(connection)
-        for entry in self._history:
-            outbox.roster.append(outlet.slot, outbox.enter(entry))
-        subscription.exclude(-len(self._history))
-        outlet.refresh()
+        with core.collector_paused:  # finalizers may publish, and history comes first
+            peer = dispatcher.admit(connection)
+            subscription: Subscription | None = self._subscriptions.get(peer.slot)
+            if subscription is not None:
+                return subscription
+            subscription = Subscription(self, peer, self.messages - len(self._history))
+            self._subscriptions[peer.slot] = subscription
+            try:
+                self._members.add(peer.slot)
+                for entry in self._history:
+                    dispatcher.table.append(peer.slot, dispatcher.enter(entry))
+                self._prepare_socket(connection)
+                peer.check(connection)
+            except BaseException:
+                subscription.end()
+                raise
         return subscription
 
-    def remove(self, subscription: Subscription, outlet: Outlet) -> None:
-        """Take leave of a subscription that has ended."""
-        self._members.remove(outlet.slot)
-        super().remove(subscription, outlet)
+    def remove(self, subscription: Subscription, peer: core.Peer) -> None:
+        """Forget a subscription that has ended, but for its counts."""
+        self._members.discard(peer.slot)
+        super().remove(subscription, peer)
 
     # ---- Publishing
 
@@ -124,20 +126,24 @@ class Channel(Publisher):
             TypeError: If `message` has none of these types, or `key` is not hashable.
             RuntimeError: In another event loop than the channel's, or none.
         """
-        outbox = self._bind()
+        self._bind()
         prepared = prepare(message)
         hash(key)
+        self._publish(prepared, key, list(exclude))
+
+    @exclusive
+    def _publish(self, prepared: PreparedMessage, key: Hashable, exclude: list[Any]) -> None:
+        dispatcher = self._bind()
         excluded = self._slots_of(exclude)
-        for slot in excluded:
-            self._subscriptions[slot].exclude()
-        entry = Entry(self, prepared, encodings_for(self._audience, prepared), key)
+        entry = Entry(self, prepared, encodings_for(self._encoders, prepared), key)
+        if self._subscriptions:
+            dispatcher.table.publish(self._members, dispatcher.enter(entry), excluded)
+            for slot in excluded:
+                self._subscriptions[slot].exclude()
         self.messages += 1
         self.bytes += prepared.size
         self._history.append(entry)
-        if self._subscriptions:
-            outbox.roster.publish(self._members, outbox.enter(entry), excluded)
-        for stream in list(self._streams):
-            stream.put(prepared)
+        self._streams.put(prepared)
 
     def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
         """Publish from any thread: soon, in the channel's event loop.
@@ -169,61 +175,10 @@ class Channel(Publisher):
         Raises:
             ValueError: If `max_messages` is not positive.
         """
-        if max_messages <= 0:
-            raise ValueError(f"max_messages must be positive, not {max_messages}")
+        stream = Stream(max_messages)
         self._bind()
-        return Stream(self._streams, max_messages)
+        self._streams.add(stream)
+        return stream
 
     def __aiter__(self) -> AsyncIterator[str | bytes]:
         return self.stream()
-
-
-class Stream(AsyncIterator[str | bytes]):
-    """The messages of a channel, as they are published.
-
-    It ends when it is closed, which ends the iteration after what waits, or when nobody refers to it any more.
-    """
-
-    def __init__(self, streams: WeakSet[Stream], max_messages: int) -> None:
-        self.dropped = 0
-        """Messages that were dropped since too many waited."""
-        self._streams = streams
-        self._messages: deque[PreparedMessage] = deque()
-        self._max_messages = max_messages
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed = False
-        streams.add(self)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End it."""
-        self._closed = True
-        self._streams.discard(self)
-        self._wake()
-
-    def put(self, message: PreparedMessage) -> None:
-        """Add a message."""
-        if len(self._messages) == self._max_messages:
-            self._messages.popleft()
-            self.dropped += 1
-        self._messages.append(message)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def __anext__(self) -> str | bytes:
-        while not self._messages:
-            if self._closed:
-                raise StopAsyncIteration
-            if self._waiter is None or self._waiter.done():
-                self._waiter = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._waiter)
-        message = self._messages.popleft()
-        return message.data.decode() if message.text else message.data

@@ -1,8 +1,11 @@
-"""What is done about a subscriber that does not keep up."""
+"""What is done about a subscriber that does not keep up: bounds, and which messages wait within them."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+
+from ._backlog import Entry, Queue
 
 __all__ = ["Conflate", "Disconnect", "DropNewest", "DropOldest", "Policy"]
 
@@ -28,6 +31,41 @@ class Policy:
             if bound is not None and not bound > 0:
                 raise ValueError(f"{name} must be positive or None, not {bound!r}")
 
+    def admit(self, queue: Queue, entry: Entry) -> None:
+        """Deal with a message that a connection has not taken: have it wait, or not, and make room as needed.
+
+        Args:
+            queue: What waits for the subscription.
+            entry: The message, which is the next one in the inbox.
+        """
+        raise TypeError(f"{type(self).__name__} is no policy")
+
+    def expire(self, queue: Queue, now: float) -> None:
+        """Drop what has waited for too long."""
+        if self.max_age is None:
+            return
+        while queue.oldest is not None and queue.oldest.time < now - self.max_age:
+            self._drop_oldest(queue)
+
+    def _is_full(self, queue: Queue, entry: Entry, now: float) -> bool:
+        """Whether there is no room for a message; one may always wait."""
+        return queue.oldest is not None and (
+            (self.max_messages is not None and queue.messages >= self.max_messages)
+            or (self.max_bytes is not None and queue.bytes + entry.message.size > self.max_bytes)
+            or (self.max_age is not None and queue.oldest.time < now - self.max_age)
+        )
+
+    def _append(self, queue: Queue, entry: Entry, now: float, *, keyed: bool = False) -> None:
+        """Have a message wait; the oldest ones make room."""
+        while self._is_full(queue, entry, now):
+            self._drop_oldest(queue)
+        queue.append(entry, now, keyed=keyed)
+
+    def _drop_oldest(self, queue: Queue) -> None:
+        assert queue.oldest is not None
+        queue.drop(queue.oldest)
+        queue.subscription.report_drop()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect(Policy):
@@ -49,15 +87,49 @@ class Disconnect(Policy):
         if len(self.reason.encode()) > 123:
             raise ValueError("reason of a close frame must not be longer than 123 bytes")
 
+    def admit(self, queue: Queue, entry: Entry) -> None:
+        """Have the message wait, or close the connection."""
+        now = time.monotonic()
+        self.expire(queue, now)
+        if not queue.subscription.active:
+            return
+        if self._is_full(queue, entry, now):
+            queue.subscription.disconnect(self.code, self.reason)
+        else:
+            queue.append(entry, now)
+
+    def expire(self, queue: Queue, now: float) -> None:
+        """Close the connection if something has waited for too long."""
+        if self.max_age is not None and queue.oldest is not None and queue.oldest.time < now - self.max_age:
+            queue.subscription.disconnect(self.code, self.reason)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropNewest(Policy):
     """Leave out new messages while what waits is at the bounds."""
 
+    def admit(self, queue: Queue, entry: Entry) -> None:
+        """Have the message wait, or drop it."""
+        now = time.monotonic()
+        if self._is_full(queue, entry, now):
+            queue.refuse()
+            queue.subscription.report_drop()
+        else:
+            queue.append(entry, now)
+
+    def expire(self, queue: Queue, now: float) -> None:
+        """Do nothing: what waits is what is kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropOldest(Policy):
     """Drop the oldest messages that wait, as many as the bounds need."""
+
+    def admit(self, queue: Queue, entry: Entry) -> None:
+        """Have the message wait, and drop older ones as needed."""
+        now = time.monotonic()
+        self.expire(queue, now)
+        self._append(queue, entry, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,3 +139,18 @@ class Conflate(Policy):
     A new message takes the place in the queue of the one that it replaces, so that no key has to wait for another that
     changes more often. Messages without a key are never replaced.
     """
+
+    def admit(self, queue: Queue, entry: Entry) -> None:
+        """Have the message wait, in the place of an older one of the same key if there is one."""
+        now = time.monotonic()
+        if entry.key is None:
+            self._append(queue, entry, now)
+            return
+        item = queue.find(entry.key)
+        if item is None:
+            self._append(queue, entry, now, keyed=True)
+            return
+        queue.replace(item, entry, now)
+        queue.subscription.report("conflates")
+        while self.max_bytes is not None and queue.bytes > self.max_bytes and queue.messages > 1:
+            self._drop_oldest(queue)

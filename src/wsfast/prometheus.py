@@ -1,23 +1,27 @@
-"""Metrics of channels for Prometheus; needs the extra `prometheus`."""
+"""Metrics of channels, hubs and relays for Prometheus; needs the extra `prometheus`."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from typing import Any, TypeAlias
 
+import prometheus_client.registry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from .channel import Channel
-from .subscription import ChannelStats
+from .hub import Hub
+from .relay import Relay
 
-__all__ = ["ChannelCollector"]
+__all__ = ["Collector"]
+
+Source: TypeAlias = Channel | Hub | Relay
 
 COUNTERS = {
     "published": "Messages times the subscribers that they were for.",
     "sent": "Messages that a kernel, or a transport, has taken.",
-    "dropped": "Messages that a subscriber never gets.",
+    "dropped": "Messages dropped.",
     "conflated": "Messages that were replaced by newer ones of the same key.",
     "disconnected": "Connections that were closed since they did not keep up.",
 }
@@ -26,21 +30,49 @@ GAUGES = {
     "lagging": "Subscribers for which something waits.",
     "queued": "Messages that wait.",
 }
+HUB_GAUGES = {
+    "topics": "Topics that have a subscriber by their names.",
+    "patterns": "Patterns that have a subscriber.",
+    "users": "Users who are connected.",
+}
+RELAY_COUNTERS = {
+    "published": "Messages for other processes.",
+    "sent": "Messages that the broker has confirmed.",
+    "dropped": "Messages for other processes that were dropped.",
+    "received": "Messages from other processes.",
+    "duplicates": "Messages that were received once more, and not delivered again.",
+    "malformed": "Messages that no relay of this version has sent.",
+    "gaps": "How often something was missing.",
+    "lost": "Messages from other processes that are missing.",
+    "reconnects": "How often the broker was connected to again.",
+}
+RELAY_GAUGES = {
+    "queued": "Messages that wait, or that the broker has not confirmed yet.",
+    "subscriptions": "Topics, patterns and users that are subscribed to at the broker.",
+    "connected": "1 if the broker is connected to, else 0.",
+}
+METRICS: list[tuple[type[Source], str, str, dict[str, str], dict[str, str]]] = [
+    (Channel, "channel", "channel", COUNTERS, GAUGES),
+    (Hub, "hub", "hub", COUNTERS, GAUGES | HUB_GAUGES),
+    (Relay, "relay", "hub", RELAY_COUNTERS, RELAY_GAUGES),
+]
+"""For each kind, what its metrics are called after `wsfast_`, the label, the counters and the gauges."""
 
 
-class ChannelCollector(Collector):
-    """Collects the statistics of channels; register it with a `prometheus_client.CollectorRegistry`.
+class Collector(prometheus_client.registry.Collector):
+    """Collects the statistics of channels, hubs and relays; register it with a `prometheus_client.CollectorRegistry`.
 
-    Metrics are called `wsfast_channel_...`, with the name of the channel as label `channel`. It may be asked from any
-    thread; the channels are asked in their event loop.
+    Metrics are called `wsfast_channel_...`, with the name of the channel as label `channel`; `wsfast_hub_...`, with the
+    name of the hub as label `hub`; and `wsfast_relay_...`, with the name of the relay's hub as label `hub`. It may be
+    asked from any thread; each source is asked in its event loop.
 
     Args:
-        channels: The channels, or a function that returns them.
+        sources: The channels, hubs and relays, or a function that returns them.
         timeout: Seconds to wait for an event loop that is busy.
     """
 
-    def __init__(self, channels: Iterable[Channel] | Callable[[], Iterable[Channel]], *, timeout: float = 5.0) -> None:
-        self._channels = channels if callable(channels) else lambda: channels
+    def __init__(self, sources: Iterable[Source] | Callable[[], Iterable[Source]], *, timeout: float = 5.0) -> None:
+        self._sources = sources if callable(sources) else lambda: sources
         self._timeout = timeout
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
@@ -49,26 +81,30 @@ class ChannelCollector(Collector):
         Raises:
             TimeoutError: If an event loop does not answer.
         """
-        stats = [(channel.name, self._ask(channel)) for channel in self._channels()]
-        for name, description in COUNTERS.items():
-            counter = CounterMetricFamily(f"wsfast_channel_{name}", description, labels=["channel"])
-            for channel, values in stats:
-                counter.add_metric([channel], getattr(values, name))
-            yield counter
-        for name, description in GAUGES.items():
-            gauge = GaugeMetricFamily(f"wsfast_channel_{name}", description, labels=["channel"])
-            for channel, values in stats:
-                gauge.add_metric([channel], getattr(values, name))
-            yield gauge
+        sources = list(self._sources())
+        for kind, prefix, label, counters, gauges in METRICS:
+            stats = [(_hub_or_channel(one).name, self._ask(one)) for one in sources if isinstance(one, kind)]
+            if not stats:
+                continue
+            for family, names in ((CounterMetricFamily, counters), (GaugeMetricFamily, gauges)):
+                for name, description in names.items():
+                    metric = family(f"wsfast_{prefix}_{name}", description, labels=[label])
+                    for value, values in stats:
+                        metric.add_metric([value], getattr(values, name))
+                    yield metric
 
-    def _ask(self, channel: Channel) -> ChannelStats:
-        loop = channel.loop
+    def _ask(self, source: Source) -> Any:
+        loop = _hub_or_channel(source).loop
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
         if loop is None or loop is here or not loop.is_running():
-            return channel.stats()
-        answer: Future[ChannelStats] = Future()
-        loop.call_soon_threadsafe(lambda: answer.set_result(channel.stats()))
+            return source.stats()
+        answer: Future[Any] = Future()
+        loop.call_soon_threadsafe(lambda: answer.set_result(source.stats()))
         return answer.result(self._timeout)
+
+
+def _hub_or_channel(source: Source) -> Channel | Hub:
+    return source.hub if isinstance(source, Relay) else source

@@ -15,8 +15,7 @@ from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
 from ._broadcast import Delivery, Reporter
-from ._core._pure import encode_frame
-from ._encoding.message import Message, encodings_of, prepare
+from ._encoding.message import Message, encodings_of, frame_for, prepare
 from .connections import name_of
 from .connections.websockets import encoder_of_extensions, without_deflate
 
@@ -128,20 +127,16 @@ class _FanOut(Reporter):
         encoder = encoder_of_extensions(protocol.extensions)
         if encoder is False or protocol.debug or protocol.writes or type(connection.stream) is not trio.SocketStream:
             return None
-        encoding = self.encodings.plain if encoder is None else self.encodings.encoding_for(encoder)
-        masked = protocol.side.name == "CLIENT"
-        frame = encode_frame(encoding.first, encoding.payload, os.urandom(4)) if masked else encoding.frame
+        frame, window = frame_for(encoder, self.encodings, masked=protocol.side.name == "CLIENT")
         sock = socket.socket(fileno=os.dup(connection.stream.socket.fileno()))
         try:
             taken = sock.send(frame, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             taken = 0
-        except OSError:
-            if encoder is not None:
-                self.encodings.take_back(encoder)
-            raise
         finally:
             sock.close()
+        if encoder is not None:
+            encoder.move_to(window)
         return memoryview(frame)[taken:]
 
     async def _send_rest(self, connection: Any, rest: memoryview, finished: trio.MemorySendChannel[Any]) -> None:

@@ -15,7 +15,6 @@ import os
 import re
 import shlex
 import socket
-import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -36,6 +35,7 @@ import wsfast.cli
 from helpers.chromium import REQUIRED, Page, find_chromium, open_page
 from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
+from helpers.processes import run, running
 from wsfast.cli import UnfitError
 from wsfast_bench.brokers import broker
 
@@ -189,21 +189,16 @@ async def program(directory: Path, command: str) -> AsyncIterator[asyncio.subpro
     """Run a command in a directory, as a reader would, until this is left."""
     name, *arguments = shlex.split(command)
     assert name == "python"
-    process = await asyncio.create_subprocess_exec(
+    async with running(
         sys.executable,
         *arguments,
         cwd=directory,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
+    ) as process:
         yield process
         assert process.returncode is None, await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 async def read_until(process: asyncio.subprocess.Process, pattern: str) -> re.Match[str]:
@@ -688,8 +683,7 @@ def check_command(command: str, page: str, directory: Path) -> None:
         assert arguments[1] == "wsfast"
         check_arguments(arguments[2:] or ["--help"])
     elif name == "python" and arguments[0] == "-c":
-        run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=True)
-        assert run.stdout
+        assert run(sys.executable, *arguments, check=True).stdout
     elif name == "python":
         if not (ROOT / arguments[0]).is_file():
             copy(page, directory, PORT)
@@ -795,7 +789,7 @@ def test_reference_has_all_names() -> None:
             documented.add(heading[1] if heading else name)
     public = {f"wsfast.{name}" for name in wsfast.__all__ if not inspect.ismodule(getattr(wsfast, name))}
     public |= {f"wsfast.relay.{name}" for name in wsfast.relay.__all__}
-    public |= {"wsfast.trio.broadcast", "wsfast.prometheus.ChannelCollector"}
+    public |= {"wsfast.trio.broadcast", "wsfast.prometheus.Collector"}
     assert public <= documented
 
 

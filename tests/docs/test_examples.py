@@ -19,6 +19,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
+from helpers import processes
 from helpers.peers import TIMEOUT, until
 from wsfast.cli import UnfitError
 from wsfast_bench.brokers import BROKERS, broker
@@ -43,30 +44,21 @@ async def running(
     status: int = 0,
 ) -> AsyncIterator[Any]:
     """Run an example until it has said so many times that it is ready; end it by a signal, which it must obey."""
-    process = await asyncio.create_subprocess_exec(
+    async with processes.running(
         sys.executable,
         str(EXAMPLES / name),
         *arguments,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(TIMEOUT):
-            for _ in range(times):
-                while ready not in (line := (await process.stdout.readline()).decode()):
-                    assert line, "it has ended"
+    ) as process:
+        await processes.until_output(process, ready, times)
         yield process
         process.send_signal(end_by)
         async with asyncio.timeout(TIMEOUT):
             rest, _ = await process.communicate()
         assert process.returncode == status, rest.decode()
         assert b"Traceback" not in rest, rest.decode()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 @pytest.mark.parametrize("kind", BROKERS)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import wsfast
+from helpers import processes
 from helpers.peers import TIMEOUT
 from wsfast.relay import Relay
 
@@ -116,6 +117,7 @@ class _Server:
         self.port = free_port()
         self.directory = directory
         self._process: subprocess.Popen[bytes] | None = None
+        self._exits = contextlib.ExitStack()
 
     @property
     def url(self) -> str:
@@ -130,8 +132,8 @@ class _Server:
     def start(self) -> None:
         assert self._process is None
         with open(self.directory / f"{self.port}.log", "ab") as log:
-            self._process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
+            self._process = self._exits.enter_context(
+                processes.started(*self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory)
             )
         deadline = time.monotonic() + TIMEOUT
         while True:
@@ -144,8 +146,7 @@ class _Server:
 
     def kill(self) -> None:
         assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        self._exits.close()
         self._process = None
 
     def freeze(self) -> None:

@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from helpers.peers import TIMEOUT
+from helpers.processes import running
 
 __all__ = ["REQUIRED", "Page", "find_chromium", "open_page"]
 
@@ -147,14 +148,13 @@ class Page:
 async def open_page(chromium: str) -> AsyncIterator[Page]:
     """Start a Chromium with an empty page of 1280x800."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        process = await asyncio.create_subprocess_exec(
+        async with running(
             chromium,
             *(*OPTIONS, f"--user-data-dir={profile}", "about:blank"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
+        ) as process:
             where = Path(profile) / "DevToolsActivePort"
             async with asyncio.timeout(TIMEOUT):
                 while not where.exists() or where.read_text().count("\n") < 1:
@@ -172,13 +172,8 @@ async def open_page(chromium: str) -> AsyncIterator[Page]:
                     yield page
                 finally:
                     await page.close()
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), TIMEOUT)
-            except TimeoutError:
-                process.kill()
+            process.terminate()
+            async with asyncio.timeout(TIMEOUT):
                 await process.wait()
 
 

@@ -35,8 +35,8 @@ from helpers.peers import TIMEOUT
 SMALL = 4096
 """Bytes of the socket buffers of connections that are to be slow."""
 
-WEBSOCKETS_PROTOCOL = "wsfast.connections.uvicorn:WebSocketsProtocol"
-WSPROTO_PROTOCOL = "wsfast.connections.uvicorn_wsproto:WSProtocol"
+WEBSOCKETS_PROTOCOL = "wsfast.uvicorn:WebSocketsProtocol"
+WSPROTO_PROTOCOL = "wsfast.uvicorn:WSProtocol"
 
 UVICORN = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
 

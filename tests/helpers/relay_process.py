@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosed
 import wsfast
 from helpers.brokers import relay_of
 from helpers.peers import TIMEOUT
+from helpers.processes import running, write_line
 from wsfast.relay import Gap
 
 __all__ = ["Process"]
@@ -84,7 +85,7 @@ class Second:
                 client.task = asyncio.create_task(client.listen(connection))
                 await connection.ping()
                 if arguments.get("settle", True):
-                    await self.relay.settled(TIMEOUT)
+                    await self.relay.subscribed(TIMEOUT)
             case "report":
                 return {name: client.report() for name, client in self.clients.items()}
             case "stats":
@@ -115,10 +116,10 @@ async def main(kind: str, url: str, options: dict[str, Any]) -> None:
         second.port = next(iter(server.sockets)).getsockname()[1]
         second.relay = relay_of(kind, second.hub, url, on_gap=second.on_gap, **options)
         async with second.relay:
-            print(json.dumps("ready"), flush=True)
+            write_line(json.dumps("ready"))
             while line := await lines.readline():
                 command, arguments = json.loads(line)
-                print(json.dumps(await second.do(command, arguments)), flush=True)
+                write_line(json.dumps(await second.do(command, arguments)))
         for connection in second.connections:
             await connection.close()
 
@@ -134,7 +135,7 @@ class Process:
     async def run(cls, kind: str, url: str, **options: Any) -> AsyncIterator[Process]:
         """Run it; options are the relay's."""
         arguments = [kind, url, json.dumps(options)]
-        process = await asyncio.create_subprocess_exec(
+        async with running(
             sys.executable,
             "-m",
             "helpers.relay_process",
@@ -143,19 +144,14 @@ class Process:
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[1],
             limit=1 << 24,
-        )
-        self = cls(process)
-        try:
+        ) as process:
+            self = cls(process)
             assert await self._answer() == "ready"
             yield self
             assert process.stdin is not None
             process.stdin.close()
             async with asyncio.timeout(TIMEOUT):
                 assert await process.wait() == 0
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
 
     async def _answer(self) -> Any:
         assert self._process.stdout is not None

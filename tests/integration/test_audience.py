@@ -136,7 +136,7 @@ def test_at_most_two_compressions(core: Any, monkeypatch: pytest.MonkeyPatch) ->
         sizes.append(len(data))
         return compress_by(encoder, data)
 
-    monkeypatch.setattr(sys.modules["wsfast.audience"], "compress_by", compress)
+    monkeypatch.setattr(sys.modules["wsfast._encoding.shared"], "compress_by", compress)
     monkeypatch.setattr(sys.modules["wsfast._encoding.deflate"], "compress_by", compress)
 
     async def scene(audience: wsfast.Audience, wires: list[Wire]) -> None:
@@ -212,11 +212,11 @@ def test_what_is_not_compressed_takes_nobody_out(core: Any, message: str | bytes
     async def scene(audience: wsfast.Audience, wires: list[Wire]) -> None:
         for number in range(30):
             await publish(audience, wires, tick(number))
-        encoders = [(wire.encoder.since, wire.encoder.position) for wire in wires]
+        windows = [wire.encoder.state for wire in wires]
         plain = wsfast.PreparedMessage(message)
         await publish(audience, wires, message)
         assert {wire.inflater.last for wire in wires} == {plain.frame}
-        assert [(wire.encoder.since, wire.encoder.position) for wire in wires] == encoders
+        assert [wire.encoder.state for wire in wires] == windows
         await publish(audience, wires, tick(31))
         assert shared(wires)
 
@@ -375,8 +375,9 @@ def test_a_window_is_held_exactly() -> None:
         await settle(wires)
 
     def lazy_window(lazy: LazyEncoder) -> bytes:
-        assert lazy.stream is not None
-        return lazy.stream.between(lazy.since, lazy.position)
+        assert lazy.state.stream is not None
+        window: bytes = lazy.state.end()
+        return window
 
     stage(scene, *[Spec(kind="factory", bits=9)] * 2)
     sent = "".join(tick(number, 100) for number in range(9)).encode()

@@ -8,7 +8,6 @@ import concurrent.futures
 import gc
 import logging
 import socket
-import subprocess
 import sys
 import threading
 import types
@@ -26,6 +25,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
 import wsfast
+from helpers import processes
 from helpers.fixtures import Ours, Run
 from helpers.peers import Messages, Peer, decode, until
 from helpers.stage import Stage, fragmented_send
@@ -637,7 +637,7 @@ def test_broadcast_skips_connection_during_opening_handshake(core: Any, run: Run
 # ---- Between the two halves of a frame
 
 
-@pytest.mark.parametrize("moment", ["swept", "writing"])
+@pytest.mark.parametrize("moment", ["sent", "writing"])
 def test_broadcast_aborts_connections_whose_frames_are_not_whole(
     ours: Ours, core: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -646,21 +646,22 @@ def test_broadcast_aborts_connections_whose_frames_are_not_whole(
     class Nowhere(BaseException):
         pass
 
-    def fan_out(*args: Any) -> Any:
-        core.fan_out(*args)
-        raise Nowhere
+    class Batch(core.Batch):  # type: ignore[misc]
+        def send(self) -> None:
+            super().send()
+            raise Nowhere
 
     def write(*args: Any) -> Any:
         raise Nowhere
 
     async def scenario(stage: Stage) -> None:
         connections = await stage.connect_many(2, sndbuf=SMALL, rcvbuf=SMALL)
-        module: Any = sys.modules["wsfast._broadcast"]
+        module: Any = sys.modules["wsfast._delivery"]
         with monkeypatch.context() as patch:
-            if moment == "swept":
-                patch.setattr(module, "core", types.SimpleNamespace(fan_out=fan_out))
+            if moment == "sent":
+                patch.setattr(module, "core", types.SimpleNamespace(**{**vars(core), "Batch": Batch}))
             else:
-                patch.setattr(module._FanOut, "write", write)
+                patch.setattr(module.Outcome, "write", write)
             with pytest.raises(Nowhere):
                 wsfast.broadcast(connections, b"x" * 100_000)
         assert gc.isenabled()
@@ -749,7 +750,7 @@ async def main():
 
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+    processes.run(sys.executable, "-c", program, check=True)
 
 
 @pytest.mark.parametrize("answer", [NotImplementedError, AttributeError])

@@ -26,10 +26,10 @@ from helpers.fixtures import Run
 from helpers.inflate import Spec, Wire, connect
 from helpers.peers import TIMEOUT, Peer, decode, inflate, parse_frames, until
 from helpers.stage import Stage, fragmented_send
-from wsfast._dispatcher import Joined
-from wsfast._encoding.message import Encoding
+from wsfast._encoding.message import Encoding, Joined
+from wsfast._publisher import Subscription
 from wsfast.policies import Policy
-from wsfast.subscription import ChannelStats, Subscription, SubscriptionStats
+from wsfast.stats import ChannelStats, SubscriptionStats
 
 Tls = tuple[ssl.SSLContext, ssl.SSLContext]
 
@@ -406,10 +406,10 @@ def test_one_system_call(play: Play, kind: str, monkeypatch: pytest.MonkeyPatch)
     made: list[int] = []
     original = Joined._join
 
-    def join(self: Joined, parts: tuple[Encoding, ...]) -> Encoding:
-        if parts not in self._choices:
-            made.append(len(parts))
-        return original(self, parts)
+    def join(self: Joined, encodings: list[Encoding]) -> Encoding:
+        if tuple(encodings) not in self._joined:
+            made.append(len(encodings))
+        return original(self, encodings)
 
     async def act(scene: Scene) -> None:
         channels = [wsfast.Channel(), wsfast.Channel()]
@@ -624,7 +624,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have connections count as recovered as soon as that is looked at."""
-    monkeypatch.setattr("wsfast._dispatcher.EPISODE_GAP", 0.0)
+    monkeypatch.setattr("wsfast._slow.EPISODE_GAP", 0.0)
 
 
 class Clock:
@@ -640,7 +640,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have time pass for messages that wait only when a test says so."""
     clock = Clock()
-    for module in "subscription", "_dispatcher":
+    for module in "_backlog", "_dispatcher", "policies", "_publisher":
         monkeypatch.setattr(f"wsfast.{module}.time", types.SimpleNamespace(monotonic=clock.monotonic))
     return clock
 

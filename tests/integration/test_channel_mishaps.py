@@ -9,7 +9,6 @@ import inspect
 import os
 import select
 import socket
-import sys
 import types
 import weakref
 from collections.abc import Awaitable, Callable
@@ -24,8 +23,8 @@ from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, until
 from wsfast import _dispatcher as outlets
 from wsfast import _writable as watch
+from wsfast._publisher import Subscription
 from wsfast.channel import Channel
-from wsfast.subscription import Subscription
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
 BIG = b"f" * 500_000
@@ -272,7 +271,7 @@ def test_methods_may_publish_while_a_message_of_the_same_key_leaves(play: Any) -
 
 
 def test_exceptions_from_nowhere_in_methods(play: Any) -> None:
-    """If one is raised while a method sends, what it and those behind it have not got counts as dropped."""
+    """If one is raised while a method sends, the connection is aborted; those behind it get the message."""
 
     async def act(connect: Any) -> None:
         pairs = [await connect(Hooked) for _ in range(3)]
@@ -286,9 +285,11 @@ def test_exceptions_from_nowhere_in_methods(play: Any) -> None:
         channel.publish("m")
         with pytest.raises(Nowhere):
             channel.flush()
-        assert {numbers(subscription) for subscription in subscriptions} == {(1, 0, 1, 0, 0)}
+        assert [numbers(subscription) for subscription in subscriptions] == [(1, 0, 1, 0, 0), *[(1, 0, 0, 0, 1)] * 2]
         channel.publish("n")
-        assert [(await receive(client, 1))[0] for _, client in pairs[1:]] == ["n", "n"]
+        assert [await receive(client, 2) for _, client in pairs[1:]] == [["m", "n"]] * 2
+        assert not subscriptions[0].active
+        assert [numbers(subscription) for subscription in subscriptions[1:]] == [(2, 2, 0, 0, 0)] * 2
 
     play(act)
 
@@ -377,19 +378,19 @@ def test_overload_is_bounded(play: Any, kind: Any, monkeypatch: pytest.MonkeyPat
         channel = Channel()
         for connection, _ in pairs:
             channel.subscribe(connection)
-        outbox = channel._outbox
-        assert outbox is not None
+        dispatcher = channel._bind()
         most = 0
         messages = [f"message {number}" for number in range(300)]
         for message in messages:
             channel.publish(message)
             await asyncio.sleep(0)
-            most = max(most, len(outbox.entries))
-            assert outbox.roster.pending > 0, "there was time for all"
+            pending = [dispatcher.table.pending(connection._wsfast_peer.slot) for connection, _ in pairs]
+            most = max(most, *map(len, pending))
+            assert any(pending), "there was time for all"
         assert most <= 8
         for _, client in pairs:
             assert await receive(client, 300) == messages
-        await until(lambda: not outbox.entries)
+        await until(lambda: not dispatcher.table.sending)
         assert channel.stats().sent == 300 * 7
 
     play(act)
@@ -402,8 +403,8 @@ def test_overload_is_bounded(play: Any, kind: Any, monkeypatch: pytest.MonkeyPat
 def test_history_is_not_old_to_those_who_join(play: Any, core: Any, slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a message waits is counted from when it began to wait, not from when it was published."""
     now = 1000.0
-    for module in (outlets, sys.modules["wsfast.subscription"]):
-        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
+    for name in ("_backlog", "_dispatcher", "_slow", "policies", "_publisher"):
+        monkeypatch.setattr(f"wsfast.{name}.time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:
         nonlocal now
@@ -443,8 +444,8 @@ def test_conflation_beyond_bounds_drops_what_is_oldest(play: Any) -> None:
 def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of messages that are gone, nothing stays in the queue behind one that is refreshed all the time."""
     now = 1000.0
-    for module in (outlets, sys.modules["wsfast.subscription"]):
-        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now))
+    for name in ("_backlog", "_dispatcher", "_slow", "policies", "_publisher"):
+        monkeypatch.setattr(f"wsfast.{name}.time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:
         nonlocal now
@@ -460,12 +461,10 @@ def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch)
             channel.publish("hot", key="hot")
             channel.flush()
             now += 3.0
-            assert subscription.outlet is not None
-            assert subscription.outlet.lag is not None
-            subscription.expire(subscription.outlet.lag)
+            queue = connection._wsfast_peer.backlog.queues[subscription]
+            channel.slow.expire(queue, now)
             assert subscription.queued in (101, 201)
-            assert subscription._items is not None
-            assert len(subscription._items) <= 500
+            assert len(queue.keys) <= 201
 
     play(act)
 
@@ -475,7 +474,7 @@ def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll")
 def test_watches_do_not_pile_up(play: Any) -> None:
-    """The epoll of an outbox is closed when no channel needs it any more."""
+    """The epoll of a dispatcher is closed when no channel needs it any more."""
 
     def epolls() -> int:
         count = 0
@@ -496,10 +495,10 @@ def test_watches_do_not_pile_up(play: Any) -> None:
                 assert subscription.queued == 1
                 assert await receive(client, 2) == [BIG, "more"]
                 await until(lambda one=subscription: one.queued == 0)  # type: ignore[misc]
-            outbox = weakref.ref(channel._outbox)
+            dispatcher = weakref.ref(channel._bind())
             client.transport.abort()
             del channel, subscription, connection
-            await until(lambda one=outbox: gc.collect() < 0 or one() is None)  # type: ignore[misc]
+            await until(lambda one=dispatcher: gc.collect() < 0 or one() is None)  # type: ignore[misc]
         assert epolls() - before <= 1
 
     play(act)

@@ -22,7 +22,7 @@ import wsfast
 from helpers.fixtures import Agree, Ours, Run
 from helpers.peers import BasePeer, Frame, parse_frames, until
 from helpers.stage import Stage, fragmented_send, play
-from wsfast._core import _pure
+from wsfast._delivery import Outcome
 from wsfast._encoding.deflate import LazyEncoder
 from wsfast._encoding.message import SelfContained
 
@@ -309,29 +309,24 @@ def test_exceptions_out_of_nowhere_leave_encoders_right(
     ours: Ours, core: Any, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """When a broadcast is interrupted, no encoder refers to a message that its client may not have got."""
-    count = 0
 
-    def encoding_for(self: SelfContained, encoder: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise Nowhere
-        return original(self, encoder)
-
-    original = SelfContained.encoding_for
-
-    def fan_out(*args: Any) -> Any:
-        core.fan_out(*args)
+    def choose(*_: Any) -> Any:
         raise Nowhere
+
+    class Batch(core.Batch):  # type: ignore[misc]
+        def send(self) -> None:
+            super().send()
+            raise Nowhere
 
     async def scenario(stage: Stage) -> None:
         connections = await stage.connect_many(4, "deflate")
         stage.broadcast(connections, tick(0))
         with monkeypatch.context() as patch:
             if moment == "after":
-                patch.setattr(sys.modules["wsfast._broadcast"], "core", types.SimpleNamespace(fan_out=fan_out))
+                patched = types.SimpleNamespace(**{**vars(core), "Batch": Batch})
+                patch.setattr(sys.modules["wsfast._delivery"], "core", patched)
             else:
-                patch.setattr(SelfContained, "encoding_for", encoding_for)
+                patch.setattr(SelfContained, "choose", choose)
             with pytest.raises(Nowhere):
                 wsfast.broadcast(connections, tick(1))
         for connection in connections:
@@ -460,11 +455,13 @@ def test_a_call_from_another_thread_leaves_encoders_alone(core: Any, tls: Any) -
 def test_an_interrupted_broadcast_spares_those_who_got_it(
     ours: Ours, core: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When a signal arrives while leftovers are listed, no connection is aborted that has got its whole frame."""
+    """When a signal arrives while leftovers are written, no connection is aborted that has got its whole frame."""
+    original = Outcome.write_frame
 
-    def forget(self: LazyEncoder) -> None:
-        monkeypatch.undo()
-        raise Nowhere
+    def write_frame(self: Outcome, place: int, *args: Any) -> None:
+        if place == 3:
+            raise Nowhere
+        original(self, place, *args)
 
     async def scenario(stage: Stage) -> None:
         connections = await stage.connect_many(3, "deflate")
@@ -473,8 +470,8 @@ def test_an_interrupted_broadcast_spares_those_who_got_it(
         with contextlib.suppress(BlockingIOError):  # what the kernel takes is not the stream's, but never read
             while True:
                 os.write(fd, b"\x89\x00" * 100)
-        monkeypatch.setattr(LazyEncoder, "forget", forget)
-        with pytest.raises(Nowhere) if core is not _pure else contextlib.nullcontext():
+        monkeypatch.setattr(Outcome, "write_frame", write_frame)
+        with pytest.raises(Nowhere):
             wsfast.broadcast([*connections, stalled], tick(0))
         monkeypatch.undo()
         assert not any(connection.transport.is_closing() for connection in connections)

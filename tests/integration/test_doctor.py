@@ -11,7 +11,6 @@ import platform
 import shutil
 import site
 import socket
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, TypeAlias
 import pytest
 
 import wsfast
+from helpers import processes
 from wsfast._core import _pure, core
 from wsfast.cli import main
 from wsfast.doctor import EPILOG, limits, software
@@ -235,7 +235,7 @@ def test_the_cure_of_open_files_cures(tmp_path: Path) -> None:
         pytest.skip("the hard limit is very low")
     command = f"{sys.executable} -m wsfast doctor --clients 300 --json"
     shell = f"ulimit -Sn 200; {command} > before; ulimit -Sn 364; {command} > after; true"
-    subprocess.run(["sh", "-c", shell], cwd=tmp_path, check=True, timeout=300)
+    processes.run("sh", "-c", shell, cwd=tmp_path, check=True)
     findings = {}
     for name in ("before", "after"):
         content = json.loads((tmp_path / name).read_text())
@@ -428,7 +428,7 @@ def run(*argv: str, code: int | None = None, package: Path | None = None, **envi
         # Without the site module, the editable installation is out of the way.
         command.insert(1, "-S")
         clean["PYTHONPATH"] = os.pathsep.join([str(package), *site.getsitepackages()])
-    done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, timeout=300)
+    done = processes.run(*command, env=clean | environment)
     assert done.returncode in ((0, 1) if code is None else (code,)), done.stderr
     content: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (content["status"] == "problem")
@@ -509,9 +509,7 @@ def test_extension_that_is_broken(package: Path) -> None:
     broken = package / "wsfast" / "_core" / f"_core{importlib.machinery.EXTENSION_SUFFIXES[0]}"
     broken.write_bytes(b"this is no shared library")
     environment = {"PYTHONPATH": os.pathsep.join([str(package), *site.getsitepackages()])}
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", "import wsfast"], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = processes.run(sys.executable, "-S", "-c", "import wsfast", env=environment)
     assert done.returncode == 1
     error, note = done.stderr.splitlines()[-2:]
     assert error.startswith("ImportError: ")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import mmap
 import os
-import select
 import socket
+import subprocess
 import sys
-import threading
+import tempfile
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -26,41 +27,43 @@ SIZE = 65536
 COUNT = 1000
 
 
-def drain(peers: list[Peer], stop: int, octets: memoryview) -> None:
-    """Read and count what arrives at the peers until `stop` is readable; hardly anything is allocated meanwhile."""
-    sockets = {peer.sock.fileno(): peer.sock for peer in peers}
-    room = bytearray(SIZE)
-    with select.epoll() as poll:
-        poll.register(stop, select.EPOLLIN | select.EPOLLHUP)
-        for fd in sockets:
-            poll.register(fd, select.EPOLLIN)
-        while True:
-            for fd, _ in poll.poll(maxevents=16):
-                if fd == stop:
-                    return
-                try:
-                    received = sockets[fd].recv_into(room)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    received = 0
-                octets[0] += received
-                if not received:
-                    poll.unregister(fd)
+READER = """
+import mmap, os, selectors, sys
+
+stop, counter, *fds = map(int, sys.argv[1:])
+octets = memoryview(mmap.mmap(counter, 8)).cast("Q")
+buffer = bytearray(1 << 18)
+selector = selectors.DefaultSelector()
+for fd in (stop, *fds):
+    selector.register(fd, selectors.EVENT_READ)
+while True:
+    for key, _ in selector.select():
+        if key.fd == stop:
+            os._exit(0)
+        try:
+            size = os.readv(key.fd, [buffer])
+        except ConnectionError:
+            size = 0
+        octets[0] += size
+        if size == 0:
+            selector.unregister(key.fd)
+"""
 
 
 @contextlib.contextmanager
-def draining(peers: list[Peer]) -> Iterator[memoryview]:
-    """Read what arrives at the peers in a thread; yield the number of octets."""
-    octets = memoryview(bytearray(8)).cast("Q")
+def reading(peers: list[Peer]) -> Iterator[memoryview]:
+    """Read what arrives at the peers in another process, whose memory does not count; yield the number of octets."""
     stop, stopping = os.pipe()
-    thread = threading.Thread(target=drain, args=(peers, stop, octets))
-    thread.start()
+    with tempfile.TemporaryFile() as file:
+        file.truncate(8)
+        octets = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
+        fds = [stop, file.fileno(), *(peer.sock.fileno() for peer in peers)]
+        process = subprocess.Popen([sys.executable, "-c", READER, *map(str, fds)], pass_fds=fds)
     try:
         yield octets
     finally:
         os.close(stopping)
-        thread.join()
+        assert process.wait() == 0
         os.close(stop)
 
 
@@ -86,9 +89,7 @@ async def reading_clients(count: int) -> AsyncIterator[tuple[list[Any], memoryvi
                 await asyncio.get_running_loop().sock_connect(sock, address)
                 await peers[-1].upgrade()
             await until(lambda: len(connections) == count)
-            with draining(peers):
-                pass  # that it stops at once is part of what is relied on below
-            with draining(peers) as octets:
+            with reading(peers) as octets:
                 yield connections, octets
         finally:
             for connection in connections:

@@ -82,8 +82,8 @@ async def serve_uvicorn(ws: str) -> AsyncIterator[Served]:
 
 SERVERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[Served]]] = {
     "wsfast.serve": serve_websockets,
-    "uvicorn": lambda: serve_uvicorn("wsfast.connections.uvicorn:WebSocketsProtocol"),
-    "uvicorn-wsproto": lambda: serve_uvicorn("wsfast.connections.uvicorn_wsproto:WSProtocol"),
+    "uvicorn": lambda: serve_uvicorn("wsfast.uvicorn:WebSocketsProtocol"),
+    "uvicorn-wsproto": lambda: serve_uvicorn("wsfast.uvicorn:WSProtocol"),
 }
 
 

@@ -30,7 +30,7 @@ from helpers.fixtures import Run
 from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from helpers.peers import TIMEOUT, until
 from libraries.test_sync import crowd, wait_for
-from wsfast.connections import adapt, adapted, sync
+from wsfast.connections import adapt, foreign, sync
 
 Act = Callable[[Any], Awaitable[None]]
 
@@ -173,7 +173,7 @@ def test_aiohttp_subclasses(play: Any, monkeypatch: pytest.MonkeyPatch, kind: An
 def test_timer_of_close_is_cancelled(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """When aiohttp has closed a connection, nothing aborts it later, nor keeps it alive until then."""
     timers: list[asyncio.TimerHandle] = []
-    abort_later = adapted.abort_later
+    abort_later = foreign.abort_later
 
     def spy(*arguments: Any) -> asyncio.TimerHandle:
         timers.append(abort_later(*arguments))
@@ -194,7 +194,7 @@ def test_timer_of_close_is_cancelled(play: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_lost_transports_are_not_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A transport that was closed while it had something to write, and is lost since, is left alone."""
-    monkeypatch.setattr(adapted, "CLOSE_TIMEOUT", 0.0)
+    monkeypatch.setattr(foreign, "CLOSE_TIMEOUT", 0.0)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -219,8 +219,8 @@ def test_lost_transports_are_not_aborted(monkeypatch: pytest.MonkeyPatch) -> Non
         transport.close()
         assert len(await reader.read()) == 8_000_000
         await lost.wait()
-        await until(lambda: adapted.is_lost(transport))
-        adapted.abort_later(transport, loop)
+        await until(lambda: foreign.is_lost(transport))
+        foreign.abort_later(transport, loop)
         for _ in range(5):
             await asyncio.sleep(0.001)
         assert problems == []
@@ -233,7 +233,7 @@ def test_lost_transports_are_not_aborted(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", ["aiohttp", "wsproto", "picows"])
 def test_clients_that_do_not_read_are_dropped(play: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A policy also gets rid of a client that never takes the close frame."""
-    monkeypatch.setattr(adapted, "CLOSE_TIMEOUT", 0.01)
+    monkeypatch.setattr(foreign, "CLOSE_TIMEOUT", 0.01)
 
     async def act(connect: Any) -> None:
         connection, client = await connect()
@@ -641,9 +641,11 @@ async def _closed_and_sent(websocket: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["fastapi", "fastapi-wsproto"])
-def test_connections_that_tell_are_not_looked_at(play: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_connections_that_tell_are_not_looked_at(
+    play: Any, core: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """A connection that tells when it is lost stays ready to be written to while nothing happens."""
-    monkeypatch.setattr(adapted, "CLOSING_INTERVAL", 0.0)
+    monkeypatch.setattr(foreign, "CLOSING_INTERVAL", 0.0)
 
     async def act(connect: Any) -> None:
         websocket, client = await connect()
@@ -653,12 +655,12 @@ def test_connections_that_tell_are_not_looked_at(play: Any, monkeypatch: pytest.
             channel.publish("x")
             channel.flush()
         assert await receive(client, 2) == ["x", "x"]
-        outlet = adapt(websocket)._wsfast_outlet
-        assert outlet.ready
+        peer = adapt(websocket)._wsfast_peer
+        assert peer.ready  # the twin leaves it to transports to write
         for _ in range(20):
             await asyncio.sleep(0)
             await asyncio.sleep(0.001)
-        assert outlet.ready
+        assert peer.ready
         client.transport.abort()
         await until(lambda: not subscription.active)
 
@@ -669,7 +671,7 @@ def test_connections_that_tell_are_not_looked_at(play: Any, monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["fastapi", "fastapi-wsproto"])
 def test_eager_tasks(name: str) -> None:
     """Applications that run before `create_task()` has returned find the connection, too."""
-    protocol = WEBSOCKETS_PROTOCOL if name == "fastapi" else "wsfast.connections.uvicorn_wsproto:WSProtocol"
+    protocol = WEBSOCKETS_PROTOCOL if name == "fastapi" else "wsfast.uvicorn:WSProtocol"
 
     async def main() -> None:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]

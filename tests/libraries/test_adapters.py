@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
 import types
 from collections.abc import Awaitable, Callable
@@ -16,9 +15,11 @@ import fastapi
 import pytest
 
 import wsfast
+from helpers import processes
 from helpers.fixtures import Run
 from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
 from helpers.peers import TIMEOUT, until
+from wsfast.connections import foreign as adapted
 
 CASES = [
     (name, compress)
@@ -103,30 +104,32 @@ def test_broadcast(play: Any, name: str, compress: bool) -> None:
 @each_case
 def test_broadcast_is_direct(play: Any, core: Any, monkeypatch: pytest.MonkeyPatch, name: str, compress: bool) -> None:
     """The core itself writes to sockets that have room, compressed where that was negotiated."""
-    results: list[Any] = []
+    batches: list[Any] = []
 
-    def fan_out(*arguments: Any) -> Any:
-        results.append(core.fan_out(*arguments))
-        return results[-1]
+    class Batch(core.Batch):  # type: ignore[misc]
+        def send(self) -> None:
+            super().send()
+            batches.append(self)
 
     values = {key: getattr(core, key) for key in dir(core) if not key.startswith("_")}
-    spy = types.SimpleNamespace(**{**values, "fan_out": fan_out})
-    monkeypatch.setattr(sys.modules["wsfast._broadcast"], "core", spy)
+    spy = types.SimpleNamespace(**{**values, "Batch": Batch})
+    monkeypatch.setattr(sys.modules["wsfast._delivery"], "core", spy)
 
     async def act(connect: Any) -> None:
         pairs = [await connect() for _ in range(3)]
         message = "a message that can be compressed " * 30
         for _ in range(2):
-            results.clear()
+            batches.clear()
             assert wsfast.broadcast([connection for connection, _ in pairs], message) == (3, 0, 0, 0)
-        stop, sent, skipped, waiting, ordinary, _ = results[-1]
+        batch = batches[-1]
         if name not in FAST:
-            assert (sent, waiting) == (0, [])
+            assert (batch.sent, batch.waiting) == (0, [])
         elif core.sends_directly:
-            assert (sent, skipped, waiting, ordinary) == (3, 0, [], [])
+            assert (batch.sent, batch.waiting, batch.own) == (3, [], [])
         else:
-            assert (sent, skipped, len(waiting), ordinary) == (0, 0, 3, [])
-        assert stop == 3
+            assert (batch.sent, len(batch.waiting), batch.own) == (0, 3, [])
+        assert batch.closed == batch.cut == batch.refused == batch.lost == []
+        assert batch.stop == 3
         for _, client in pairs:
             assert await receive(client, 2) == [message] * 2
 
@@ -198,8 +201,9 @@ def test_policy_closes(play: Any, name: str, compress: bool) -> None:
 
 
 @each_case
-def test_closing(play: Any, name: str, compress: bool) -> None:
+def test_closing(play: Any, monkeypatch: pytest.MonkeyPatch, name: str, compress: bool) -> None:
     """A connection that is lost is skipped, and its subscription ends."""
+    monkeypatch.setattr(adapted, "CLOSING_INTERVAL", 0.05)  # for connections that do not tell
 
     async def act(connect: Any) -> None:
         (connection, client), (other, witness) = await connect(), await connect()
@@ -261,7 +265,7 @@ def test_servers_that_do_not_help(run: Run) -> None:
             websocket, _ = await connect()
             assert isinstance(websocket, fastapi.WebSocket)
             for call in (lambda: wsfast.broadcast([websocket], "x"), lambda: wsfast.Channel().subscribe(websocket)):
-                with pytest.raises(TypeError, match=r'ws="wsfast\.adapters\.uvicorn:WebSocketsProtocol"'):
+                with pytest.raises(TypeError, match=r'ws="wsfast\.uvicorn:WebSocketsProtocol"'):
                     call()
 
     run(main)
@@ -319,7 +323,7 @@ def test_importing_wsfast_imports_no_other_library() -> None:
         "{'uvicorn', 'starlette', 'fastapi', 'aiohttp', 'wsproto', 'h2', 'picows', 'litestar', 'quart', 'trio'} "
         "or name.startswith(('websockets.legacy', 'websockets.sync', 'websockets.trio'))])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = processes.run(sys.executable, "-c", script, check=True)
     assert done.stdout.strip() == "[]"
 
 

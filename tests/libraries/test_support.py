@@ -238,20 +238,14 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     core = load_core("c")
     sent: list[int] = []
 
-    def fan_out(*arguments: Any) -> Any:
-        result = core.fan_out(*arguments)
-        sent.append(result[1])
-        return result
-
-    class Roster(core.Roster):  # type: ignore[misc, name-defined]
-        def send(self, *arguments: Any) -> int:
-            sent.append(super().send(*arguments))
-            return sent[-1]
+    class Batch(core.Batch):  # type: ignore[misc]
+        def send(self) -> None:
+            super().send()
+            sent.append(self.sent)
 
     values = {key: getattr(core, key) for key in dir(core) if not key.startswith("_")}
-    spy = types.SimpleNamespace(**{**values, "fan_out": fan_out, "Roster": Roster})
-    for name in ("_broadcast", "_dispatcher"):
-        monkeypatch.setattr(sys.modules[f"wsfast.{name}"], "core", spy)
+    spy = types.SimpleNamespace(**{**values, "Batch": Batch})
+    monkeypatch.setattr(sys.modules["wsfast._delivery"], "core", spy)
     return sent
 
 

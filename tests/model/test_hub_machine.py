@@ -2,7 +2,8 @@
 
 The profile is small. To run about 100,000 steps with each core:
 
-    WSFAST_TEST_MACHINE_STEPS=100000 pytest -s tests/model/test_hub_machine.py
+    WSFAST_TEST_MACHINE_STEPS=100000 pytest -s --timeout 0 -o faulthandler_timeout=0 \
+        tests/model/test_hub_machine.py
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import wsfast
 from helpers.inflate import Spec
 from helpers.peers import TIMEOUT
 from model.test_channel_machine import KIND, POLICIES, connect
-from wsfast.hub import Hub, Member
-from wsfast.patterns import PatternTree
+from wsfast.hub.presence import User
+from wsfast.hub.retained import RetainedMessages
+from wsfast.hub.subscriptions import Member
+from wsfast.hub.topics import PatternTree
 from wsfast.policies import Policy
-from wsfast.subscription import SubscriptionStats
+from wsfast.stats import SubscriptionStats
 
 T = TypeVar("T")
 
@@ -164,8 +167,8 @@ class Line:
 
     @property
     def lagging(self) -> bool:
-        outlet = getattr(self.connection, "_wsfast_outlet", None)
-        return outlet is not None and outlet.lag is not None
+        peer = getattr(self.connection, "_wsfast_peer", None)
+        return peer is not None and peer.backlog is not None
 
     def sent(self) -> int:
         """Return how many messages have left, as the hubs tell."""
@@ -313,7 +316,7 @@ class Machine(RuleBasedStateMachine):
         self.gone: list[Line] = []
         self.models: list[Model] = []
         self.number = 0
-        self.outbox: Any = None
+        self.dispatcher: Any = None
 
     # ---- How it is done
 
@@ -366,12 +369,12 @@ class Machine(RuleBasedStateMachine):
         data = text if self.number % 2 else text.encode()
         return Message(model.count, model, topics, about, wsfast.PreparedMessage(data))
 
-    def spy(self, outbox: Any) -> None:
+    def spy(self, dispatcher: Any) -> None:
         """Note what becomes of what was published whenever it is sent."""
-        original = outbox.flush
+        original = dispatcher.flush
 
         def flush(budget: float | None = None) -> None:
-            if outbox._flushing:
+            if dispatcher._flushing:
                 original(budget)
                 return
             before = []
@@ -382,7 +385,7 @@ class Machine(RuleBasedStateMachine):
             for wire, lagging in before:
                 wire.flushed(lagging)
 
-        outbox.flush = flush
+        dispatcher.flush = flush
 
     @initialize(
         kinds=st.lists(KIND, min_size=1, max_size=4),
@@ -430,8 +433,8 @@ class Machine(RuleBasedStateMachine):
         model = Model(hub, history, last_values)
         hub.flush()  # makes it belong to this event loop
         if not self.models:
-            self.outbox = hub._outbox
-            self.spy(self.outbox)
+            self.dispatcher = hub._bind()
+            self.spy(self.dispatcher)
         self.models.append(model)
 
     async def add(self, kind: str, extension: str, small: bool) -> None:
@@ -738,8 +741,8 @@ class Machine(RuleBasedStateMachine):
             self.compare()
 
         async def clear() -> None:
-            if self.outbox is not None:
-                del self.outbox.flush
+            if self.dispatcher is not None:
+                del self.dispatcher.flush
             for wire in (*self.wires, *self.gone):
                 wire.close()
             for wire in (*self.wires, *self.gone):
@@ -749,12 +752,13 @@ class Machine(RuleBasedStateMachine):
 
         def empty(model: Model) -> None:
             hub = model.hub
-            assert (hub._subscriptions, hub._groups, hub._users, hub._pattern_count) == ({}, {}, {}, 0)
-            assert hub._patterns._root.children == {}
+            assert (hub._subscriptions, hub._registry.topics, hub._registry.users) == ({}, {}, {})
+            assert hub._registry.pattern_count == 0
+            assert hub._registry.patterns._root.children == {}
             assert model.present == set()
             for topic in list(model.remembered):
                 hub.forget(topic)
-            assert hub._memories == {}
+            assert hub._retained.topics == {}
 
         try:
             if self.models:
@@ -821,6 +825,11 @@ def never(*_: object, **__: object) -> bool:
     return False
 
 
+def always(*_: object, **__: object) -> bool:
+    """Stand in for what says whether something is the case."""
+    return True
+
+
 def nothing(*_: object) -> list[Any]:
     """Stand in for what finds something."""
     return []
@@ -831,9 +840,9 @@ def nothing(*_: object) -> list[Any]:
     [
         (Member, "exclude", ignore),
         (Member, "part", lambda self, group: self.groups.pop(group)),
-        (Hub, "_has_got", never),
-        (Hub, "_remember", ignore),
-        (Hub, "_is_user_in", never),
+        (RetainedMessages, "_has_got", never),
+        (RetainedMessages, "replay", ignore),
+        (User, "enter", always),
         (PatternTree, "matching", nothing),
     ],
     ids=["overlaps counted", "left counted", "repeated", "nothing repeated", "told twice", "patterns not seen"],

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import array
 import contextlib
+import dataclasses
 import errno
+import gc
 import os
 import re
 import socket
 import struct
+import threading
+import types
+import weakref
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,15 +27,46 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from helpers.cores import CORES, load_core
-from helpers.peers import parse_frames
+from helpers.inflate import Inflater
+from helpers.links import (
+    CLOSED,
+    LOOP,
+    AskedTransport,
+    IndirectTransport,
+    Link,
+    MaskedLink,
+    Network,
+    OtherSans,
+    Sans,
+    TellingLink,
+    Transport,
+    UnknownLink,
+    UnknownTransport,
+    layout_of,
+    peer_of,
+    transport_layout_of,
+)
+from helpers.peers import TIMEOUT, parse_frames
 from wsfast import PreparedMessage
 from wsfast._core import _pure
+from wsfast._encoding.deflate import LazyEncoder, Parameters
 from wsfast._encoding.message import encodings_of
-from wsfast.connections import ConnectionLayout, TransportLayout
 
 LENGTHS = [*range(40), 63, 64, 65, 124, 125, 126, 127, 128, 255, 256, 1000, 4095, 4096, 65535, 65536, 65537, 1 << 20]
 KEYS = st.binary(min_size=4, max_size=4)
 each_core = pytest.mark.parametrize("name", CORES)  # rather than the fixture, which Hypothesis would not renew
+
+
+def parameters_of(window_bits: int = 12) -> Parameters:
+    parameters = Parameters.of(window_bits, {"memLevel": 5})
+    assert parameters is not None
+    return parameters
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    with Network.opened() as network:
+        yield network
 
 
 def payloads() -> st.SearchStrategy[bytes]:
@@ -195,250 +232,120 @@ def test_rejects_wrong_arguments(core: Any, function: str, arguments: tuple[Any,
     assert (kind, text) == outcome(_pure, function, arguments)
 
 
-# ---- Fan-out, on connections made for it. Their attributes have other names than those of any library.
-
-OPEN, CLOSED, LOOP = object(), object(), object()
+# ---- Peers
 
 
-class Transport:
-    """A plain transport over one end of a pair of sockets."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.number = sock.fileno()
-        self.busy: object = None
-        self.closing = False
-        self.waiting = 0
-        self.written: list[bytes] = []
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def get_write_buffer_size(self) -> int:
-        return self.waiting
-
-    def write(self, data: bytes) -> None:
-        self.written.append(bytes(data))
-
-    def get_extra_info(self, name: str) -> Any:
-        assert name == "socket"
-        return self.sock
+def test_peer_knows_what_does_not_change(core: Any, network: Network) -> None:
+    """A peer has its connection's event loop, protocol, transport and encoder, and no slot."""
+    lazy = LazyEncoder(parameters_of())
+    for link_type in Link, MaskedLink, TellingLink:
+        link = network.link(link_type, sans=Sans(lazy))
+        peer = core.Peer(link, layout_of(link_type), transport_layout_of)
+        assert (peer.loop, peer.protocol, peer.transport, peer.encoder) == (LOOP, link.sans, link.wire, lazy)
+        assert peer.layout is layout_of(link_type)
+        assert peer.masked is (link_type is MaskedLink)
+        assert (peer.slot, peer.subscriptions, peer.backlog, peer.dispatcher) == (-1, (), None, None)
+        assert peer.direct is True
+        assert peer.ready is False
+        assert peer.connection is None, "a peer would keep its connection alive"
+        assert weakref.ref(peer)() is peer
 
 
-class AskedTransport(Transport):
-    """One that is asked for its socket and must be tried before it is written to."""
-
-    error: Exception | None = None
-
-    def write(self, data: bytes) -> None:
-        if self.error:
-            raise self.error
-        super().write(data)
+def test_peer_without_a_layout(core: Any) -> None:
+    """A connection without a layout must be sent to by its own methods; it tells its loop itself."""
+    peer = core.Peer(types.SimpleNamespace(loop=LOOP), None, transport_layout_of)
+    assert (peer.loop, peer.layout, peer.protocol, peer.transport, peer.encoder) == (LOOP, None, None, None, None)
+    assert (peer.direct, peer.masked) == (False, False)
+    assert peer.check(None) == core.Verdict.OWN
+    peer.invalidate()
 
 
-class IndirectTransport(Transport):
-    """One whose socket does not carry what is written."""
-
-
-class UnknownTransport(Transport):
-    pass
-
-
-class Sans:
-    """A protocol."""
-
-    def __init__(self) -> None:
-        self.condition: object = OPEN
-        self.chatty = False
-        self.codecs: list[Any] = []
-        self.halfway = False
-        self.queue: list[bytes] = []
-
-
-class OtherSans(Sans):
-    pass
-
-
-class Link:
-    """A connection."""
-
-    def __init__(self, transport: Transport, sans: Sans | None = None) -> None:
-        self.wire = transport
-        self.sans = sans or Sans()
-        self.home: object = LOOP
-        self.sending: object = None
-
-    def speak(self) -> None:
-        pass
-
-
-class MaskedLink(Link):
-    pass
-
-
-class UnknownLink(Link):
-    pass
-
-
-def encoder_of(codecs: Any) -> Any:
-    return codecs[0] if codecs else None
-
-
-def layout_of(kind: type) -> ConnectionLayout | None:
-    if kind not in (Link, MaskedLink):
-        return None
-    return ConnectionLayout(
-        protocol="sans",
-        protocol_type=Sans,
-        transport="wire",
-        loop="home",
-        send_in_progress="sending",
-        state="condition",
-        open_state=OPEN,
-        debug="chatty",
-        extensions="codecs",
-        encoder=encoder_of,
-        expect_continuation="halfway",
-        writes="queue",
-        methods={"speak": Link.speak},
-        protocol_methods={},
-        masked=kind is MaskedLink,
-    )
-
-
-def transport_layout_of(kind: type) -> TransportLayout | None:
-    layouts: dict[type, TransportLayout] = {
-        Transport: TransportLayout(
-            direct=True, descriptor="number", closing="closing", clear=("busy",), methods={}, try_write=False
-        ),
-        IndirectTransport: TransportLayout(
-            direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False
-        ),
-        AskedTransport: TransportLayout(
-            direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True
-        ),
+def test_verdicts_agree(core: Any) -> None:
+    """Both cores number the verdicts alike."""
+    assert {verdict.name: int(verdict) for verdict in core.Verdict} == {
+        verdict.name: verdict.value for verdict in _pure.Verdict
     }
-    return layouts.get(kind)
 
 
-class Network:
-    """Makes connections, and looks at what comes out of them."""
-
-    def __init__(self) -> None:
-        self.exits = contextlib.ExitStack()
-        self.far: dict[int, socket.socket] = {}
-
-    def link(
-        self, link_type: type[Link] = Link, transport_type: type[Transport] = Transport, sans: Sans | None = None
-    ) -> Link:
-        near, far = (self.exits.enter_context(sock) for sock in socket.socketpair())
-        near.setblocking(False)
-        far.setblocking(False)
-        transport = transport_type(near)
-        link = link_type(transport, sans)
-        self.far[id(transport)] = far
-        return link
-
-    def received(self, link: Link) -> bytes:
-        """Return what came out of the socket."""
-        try:
-            return self.far[id(link.wire)].recv(1 << 20)
-        except BlockingIOError:
-            return b""
-
-    def settle(self, links: list[Any], cut: Any, waiting: Any, message: PreparedMessage | None = None) -> None:
-        """Do with leftovers what they are meant for."""
-        message = message or PreparedMessage("hello")
-        for position, data in cut:
-            links[position].wire.write(data)
-        for position, encoder in waiting:
-            assert encoder is None
-            encoding = encodings_of(message).plain
-            key = os.urandom(4) if type(links[position]) is MaskedLink else None
-            links[position].wire.write(_pure.encode_frame(encoding.first, encoding.payload, key))
-
-    def stream(self, link: Link) -> bytes:
-        """Return what came out of the socket, and then what the transport was given."""
-        return self.received(link) + b"".join(link.wire.written)
+ODD = {
+    "sending": lambda link: setattr(link, "sending", object()),
+    "halfway": lambda link: setattr(link.sans, "halfway", True),
+    "queue": lambda link: link.sans.queue.append(b"first"),
+    "closing": lambda link: setattr(link.wire, "closing", True),
+}
+BUSY = {
+    "waiting": lambda link: setattr(link.wire, "waiting", 1),
+    "busy": lambda link: setattr(link.wire, "busy", object()),
+}
 
 
-@pytest.fixture
-def network() -> Iterator[Network]:
-    network = Network()
-    with network.exits:
-        yield network
+@pytest.mark.parametrize("link_type", [Link, MaskedLink, TellingLink])
+def test_check_looks_at_the_connection(core: Any, network: Network, link_type: type[Link]) -> None:
+    """Peer.check() finds out each time how the connection may be sent to."""
+    verdicts = core.Verdict
+    free = verdicts.DIRECT if core.sends_directly else verdicts.TRANSPORT
+    for expected, changes in (verdicts.OWN, ODD), (verdicts.TRANSPORT, BUSY):
+        for change in changes.values():
+            link = network.link(link_type)
+            peer = peer_of(core, link)
+            assert peer.check(link) == free
+            change(link)
+            assert peer.check(link) == expected
+            assert peer.ready is False
+    link.sans.condition = CLOSED
+    assert peer.check(link) == verdicts.CLOSED
 
 
-def fan_out(core: Any, links: list[Any], start: int = 0, message: PreparedMessage | None = None) -> Any:
-    """Call fan_out where no connection is lost."""
-    message = message or PreparedMessage("hello")
-    cut: list[Any] = []
-    stop, sent, skipped, waiting, ordinary, lost = core.fan_out(
-        links, start, encodings_of(message), layout_of, transport_layout_of, LOOP, cut
-    )
-    assert lost == []
-    return stop, sent, skipped, cut, waiting, ordinary
+@pytest.mark.parametrize("error", [None, RuntimeError("no more")])
+def test_check_tries_transports_that_must_be_asked(core: Any, network: Network, error: Any) -> None:
+    """Peer.check() leaves it to a transport that refuses a write of nothing to refuse the frame, too."""
+    link = network.link(TellingLink, AskedTransport)
+    peer = peer_of(core, link)
+    link.wire.error = error  # type: ignore[attr-defined]
+    direct = core.sends_directly and error is None
+    assert peer.check(link) == (core.Verdict.DIRECT if direct else core.Verdict.TRANSPORT)
+    assert peer.ready is (error is None)
+    assert b"".join(link.wire.written) == b""
 
 
-def test_fan_out_sends_to_all(core: Any, network: Network) -> None:
-    """fan_out deals with every connection from start on, and with none ahead of it."""
-    links = [network.link(kind) for kind in (Link, Link, MaskedLink, Link, MaskedLink)]
-    stop, sent, skipped, cut, waiting, ordinary = fan_out(core, links, 1)
-    assert (stop, skipped, cut, ordinary) == (5, 0, [], [])
-    if core is _pure:
-        assert (sent, waiting) == (0, [(1, None), (2, None), (3, None), (4, None)])
-    else:
-        assert (sent, waiting) == (4, [])
-    network.settle(links, cut, waiting)
-    streams = [network.stream(link) for link in links]
-    assert streams[0] == b""
-    assert streams[1] == streams[3] == b"\x81\x05hello"
-    assert [parse_frames(stream)[0][0].payload for stream in (streams[2], streams[4])] == [b"hello"] * 2
-    assert streams[2] != streams[4]
+def test_only_connections_that_tell_are_ready(core: Any, network: Network) -> None:
+    """A peer is ready once it was looked at if its connection tells, until it is invalidated."""
+    for link_type in Link, MaskedLink, TellingLink:
+        link = network.link(link_type)
+        peer = peer_of(core, link)
+        for _ in range(2):
+            peer.check(link)
+            assert peer.ready is (link_type is TellingLink)
+            peer.invalidate()
+            assert peer.ready is False
+            peer.invalidate()
 
 
-@pytest.mark.parametrize("links", [0, 3])
-def test_fan_out_has_nothing_to_do(core: Any, network: Network, links: int) -> None:
-    """fan_out from the end of the list does nothing."""
-    assert fan_out(core, [network.link() for _ in range(links)], links) == (links, 0, 0, [], [], [])
+def test_check_raises_what_attributes_raise(core: Any, network: Network) -> None:
+    """Peer.check() raises what reading the connection raises; then it is not ready."""
+    link = network.link(TellingLink)
+    peer = peer_of(core, link)
+    peer.check(link)
+    del link.sending
+    with pytest.raises(AttributeError):
+        peer.check(link)
+    assert peer.ready is False
 
 
-def test_fan_out_skips_what_is_not_open(core: Any, network: Network) -> None:
-    """fan_out counts connections that are not open, also where it has looked at them before."""
-    links = [network.link() for _ in range(3)]
-    for link in links[:2]:
-        link.sans.condition = CLOSED
-    assert fan_out(core, links)[:3:2] == (3, 2)
-    fan_out(core, links)
-    links[2].sans.condition = CLOSED
-    links[2].home = object()
-    assert fan_out(core, links) == (3, 0, 3, [], [], [])
-
-
-@pytest.mark.parametrize("known", [False, True])
-@pytest.mark.parametrize(
-    "make_odd",
-    [
-        lambda link: setattr(link, "sending", object()),
-        lambda link: setattr(link.sans, "halfway", True),
-        lambda link: link.sans.queue.append(b"first"),
-        lambda link: setattr(link.wire, "closing", True),
-    ],
-    ids=["sending", "halfway", "queue", "closing"],
-)
-def test_fan_out_leaves_connections_out(core: Any, network: Network, make_odd: Any, known: bool) -> None:
-    """fan_out leaves connections that must take the ordinary path to the caller, and goes on behind them."""
-    links = [network.link() for _ in range(3)]
-    if known:
-        network.settle(links, *fan_out(core, links)[3:5])
-        for link in links:
-            network.received(link)
-            link.wire.written.clear()
-    make_odd(links[1])
-    stop, _, skipped, cut, waiting, ordinary = fan_out(core, links)
-    assert (stop, skipped, cut, ordinary) == (3, 0, [], [1])
-    network.settle(links, cut, waiting)
-    assert [network.stream(link) for link in links] == [b"\x81\x05hello", b"", b"\x81\x05hello"]
+def test_a_gate_tells_what_is_being_sent(core: Any, network: Network) -> None:
+    """Where an object apart from the connection tells that something is being sent, that is asked, once it is known."""
+    layout = layout_of(Link)
+    assert layout is not None
+    layout = dataclasses.replace(layout, gate="gate", send_in_progress="held", idle=False)
+    link: Any = network.link()
+    link.gate = types.SimpleNamespace(held=False)
+    peer = core.Peer(link, layout, transport_layout_of)
+    free = peer.check(link)
+    assert free == (core.Verdict.DIRECT if core.sends_directly else core.Verdict.TRANSPORT)
+    link.gate.held = True
+    assert peer.check(link) == core.Verdict.OWN
+    link.gate = None
+    assert peer.check(link) == core.Verdict.OWN
 
 
 def chatty() -> Sans:
@@ -447,10 +354,124 @@ def chatty() -> Sans:
     return sans
 
 
-def extended() -> Sans:
-    sans = Sans()
-    sans.codecs.append(False)
-    return sans
+def with_own_method(network: Network) -> Link:
+    link = network.link()
+    link.speak = lambda: None  # type: ignore[method-assign]
+    return link
+
+
+UNSUITABLE = {
+    "transport": lambda network: network.link(transport_type=UnknownTransport),
+    "debug": lambda network: network.link(sans=chatty()),
+    "extensions": lambda network: network.link(sans=Sans(False)),
+    "method": with_own_method,
+}
+each_unsuitable = pytest.mark.parametrize("make", UNSUITABLE.values(), ids=UNSUITABLE.keys())
+
+
+@each_unsuitable
+def test_unsuitable_connections_have_their_own_methods(core: Any, network: Network, make: Any) -> None:
+    """Peer.check() says so of connections with debug logging, unknown extensions or transports, or own methods."""
+    link = make(network)
+    peer = peer_of(core, link)
+    assert peer.check(link) == core.Verdict.OWN
+    assert (peer.direct, peer.encoder) == (False, None)
+    link.sans.condition = CLOSED
+    assert peer.check(link) == core.Verdict.CLOSED
+
+
+def test_peer_of_an_unknown_protocol(core: Any, network: Network) -> None:
+    """A connection whose protocol is of another type must be sent to by its own methods."""
+    link = network.link(sans=OtherSans())
+    peer = peer_of(core, link)
+    assert peer.protocol is None
+    assert peer.check(link) == core.Verdict.OWN
+
+
+# ---- Batches of connections
+
+
+def send(core: Any, links: list[Any], start: int = 0, message: Any = None) -> Any:
+    """Gather and send where no connection is lost; return the batch."""
+    batch = core.Batch()
+    assert batch.done is False
+    encodings = encodings_of(message or PreparedMessage("hello"))
+    batch.gather(links, start, encodings, layout_of, transport_layout_of, LOOP)
+    batch.send()
+    assert batch.done is True
+    assert batch.lost == []
+    return batch
+
+
+def places(pairs: list[tuple[int, Any]]) -> list[int]:
+    return [place for place, _ in pairs]
+
+
+def test_sends_to_all(core: Any, network: Network) -> None:
+    """A batch deals with every connection from start on, and with none ahead of it."""
+    links = [network.link(kind) for kind in (Link, Link, MaskedLink, Link, MaskedLink, TellingLink)]
+    batch = send(core, links, 1)
+    assert (batch.stop, batch.closed, batch.cut, batch.refused, batch.own) == (6, [], [], [], [])
+    if core is _pure:
+        assert (batch.sent, places(batch.waiting)) == (0, [1, 2, 3, 4, 5])
+    else:
+        assert (batch.sent, batch.waiting) == (5, [])
+    network.settle(links, batch)
+    streams = [network.stream(link) for link in links]
+    assert streams[0] == b""
+    assert streams[1] == streams[3] == streams[5] == b"\x81\x05hello"
+    assert [parse_frames(stream)[0][0].payload for stream in (streams[2], streams[4])] == [b"hello"] * 2
+    assert streams[2] != streams[4]
+
+
+@pytest.mark.parametrize("links", [0, 3])
+def test_has_nothing_to_do(core: Any, network: Network, links: int) -> None:
+    """A batch from the end of the list does nothing."""
+    batch = send(core, [network.link() for _ in range(links)], links)
+    assert (batch.stop, batch.sent, batch.done) == (links, 0, True)
+    assert batch.closed == batch.cut == batch.refused == batch.waiting == batch.own == []
+
+
+def test_lists_what_is_not_open(core: Any, network: Network) -> None:
+    """A batch lists connections that are not open, also where they were looked at before."""
+    links = [network.link() for _ in range(3)]
+    for link in links[:2]:
+        link.sans.condition = CLOSED
+    batch = send(core, links)
+    assert (batch.stop, batch.closed) == (3, [0, 1])
+    assert links[0]._wsfast_peer is None
+    links[2].sans.condition = CLOSED
+    links[2].home = object()
+    batch = send(core, links)
+    assert (batch.stop, batch.sent, batch.closed) == (3, 0, [0, 1, 2])
+    assert batch.cut == batch.refused == batch.waiting == batch.own == []
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("make_odd", ODD.values(), ids=ODD.keys())
+def test_leaves_connections_out(core: Any, network: Network, make_odd: Any, known: bool) -> None:
+    """A batch lists connections that must be sent to by their own methods, and goes on behind them."""
+    links = [network.link() for _ in range(3)]
+    if known:
+        network.settle(links, send(core, links))
+        for link in links:
+            network.received(link)
+            link.wire.written.clear()
+    make_odd(links[1])
+    batch = send(core, links)
+    assert (batch.stop, batch.closed, batch.cut, batch.refused, batch.own) == (3, [], [], [], [1])
+    network.settle(links, batch)
+    assert [network.stream(link) for link in links] == [b"\x81\x05hello", b"", b"\x81\x05hello"]
+
+
+@each_unsuitable
+def test_leaves_unsuitable_connections_out(core: Any, network: Network, make: Any) -> None:
+    """A batch lists connections that can never be sent to directly, every time."""
+    links = [network.link(), make(network), network.link()]
+    for _ in range(2):
+        batch = send(core, links)
+        assert (batch.stop, batch.closed, batch.cut, batch.own) == (3, [], [], [1])
+    assert network.stream(links[1]) == b""
 
 
 def of_another_loop(link: Link) -> Link:
@@ -458,22 +479,15 @@ def of_another_loop(link: Link) -> Link:
     return link
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda network: network.link(transport_type=UnknownTransport),
-        lambda network: network.link(sans=chatty()),
-        lambda network: network.link(sans=extended()),
-    ],
-    ids=["transport", "debug", "extensions"],
-)
-def test_fan_out_leaves_unsuitable_connections_out(core: Any, network: Network, make: Any) -> None:
-    """fan_out leaves connections with debug logging, unknown extensions or transports to the caller, every time."""
-    links = [network.link(), make(network), network.link()]
-    for _ in range(2):
-        stop, _, skipped, cut, _, ordinary = fan_out(core, links)
-        assert (stop, skipped, cut, ordinary) == (3, 0, [], [1])
-    assert network.stream(links[1]) == b""
+def with_another_peer(link: Link) -> Link:
+    link._wsfast_peer = object()
+    return link
+
+
+def without(link: Link, name: str) -> Link:
+    for owner in (link, link.sans, link.wire):
+        vars(owner).pop(name, None)
+    return link
 
 
 @pytest.mark.parametrize(
@@ -485,23 +499,143 @@ def test_fan_out_leaves_unsuitable_connections_out(core: Any, network: Network, 
         lambda network: None,
         lambda network: 5,
         lambda network: Link.__new__(Link),
+        lambda network: with_another_peer(network.link()),
+        lambda network: without(network.link(), "sending"),
+        lambda network: without(network.link(), "condition"),
+        lambda network: without(network.link(), "queue"),
+        lambda network: without(network.link(), "closing"),
     ],
-    ids=["type", "protocol", "loop", "None", "int", "incomplete"],
+    ids=["type", "protocol", "loop", "None", "int", "incomplete", "peer", "sending", "state", "queue", "closing"],
 )
-def test_fan_out_stops(core: Any, network: Network, make: Any) -> None:
-    """fan_out stops before a connection of unknown type, protocol or loop, having dealt with those ahead of it."""
+def test_stops(core: Any, network: Network, make: Any) -> None:
+    """A batch stops before a connection of unknown type, protocol or loop, or an odd one, and sends to those ahead."""
     links = [network.link(), network.link(), make(network), network.link()]
     for _ in range(2):
-        stop, _, skipped, cut, waiting, ordinary = fan_out(core, links)
-        assert (stop, skipped, cut, ordinary) == (2, 0, [], [])
-        network.settle(links, cut, waiting)
+        batch = send(core, links)
+        assert (batch.stop, batch.closed, batch.cut, batch.own) == (2, [], [], [])
+        network.settle(links, batch)
     assert [network.stream(links[i]) for i in (0, 1, 3)] == [b"\x81\x05hello" * 2] * 2 + [b""]
-    assert fan_out(core, links, 2) == (2, 0, 0, [], [], [])
+    assert send(core, links, 2).stop == 2
+
+
+def test_stops_at_a_peer_of_an_unknown_protocol(core: Any, network: Network) -> None:
+    """A batch stops before a connection that has a peer already, but must be sent to by its own methods alone."""
+    links = [network.link(), network.link(sans=OtherSans())]
+    assert peer_of(core, links[1]).protocol is None
+    assert send(core, links).stop == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_exceptions_while_gathering(core: Any, network: Network, error: type[BaseException]) -> None:
+    """What is no Exception is raised while gathering, others end it; nothing has been sent then."""
+    links = [network.link(), network.link(UnknownLink)]
+
+    def layouts(kind: type) -> Any:
+        if kind is UnknownLink:
+            raise error
+        return layout_of(kind)
+
+    batch = core.Batch()
+    encodings = encodings_of(PreparedMessage("hello"))
+    with contextlib.nullcontext() if issubclass(error, Exception) else pytest.raises(error):
+        batch.gather(links, 0, encodings, layouts, transport_layout_of, LOOP)
+    assert (batch.stop, batch.done, batch.sent) == (1, False, 0)
+    assert network.stream(links[0]) == b""
+
+
+class Choosy:
+    """A message that cannot be had for one window."""
+
+    def __init__(self, refused: Any) -> None:
+        self.plain = encodings_of(PreparedMessage("hello")).plain
+        self.refused = refused
+
+    def choose(self, window: Any) -> Any:
+        if window is self.refused:
+            raise MemoryError
+        return self.plain, window
+
+    def after(self, window: Any, count: int) -> Any:
+        return window
+
+
+def test_nothing_is_sent_if_a_message_cannot_be_made(core: Any, network: Network) -> None:
+    """If a choice of encodings raises an exception, nobody has been sent anything, and no encoder has moved on."""
+    encoders = [LazyEncoder(parameters_of(bits)) for bits in (9, 10, 11)]
+    states = [encoder.state for encoder in encoders]
+    links = [network.link(sans=Sans(encoder)) for encoder in encoders]
+    batch = core.Batch()
+    arguments = links, 0, Choosy(states[1]), layout_of, transport_layout_of, LOOP
+    with pytest.raises(MemoryError) if core.sends_directly else contextlib.nullcontext():
+        batch.gather(*arguments)
+    assert batch.done is False
+    assert [network.stream(link) for link in links] == [b""] * 3
+    assert [encoder.state for encoder in encoders] == states
+    batch = core.Batch()
+    batch.gather(links, 0, Choosy(None), layout_of, transport_layout_of, LOOP)
+    batch.send()
+    assert (batch.stop, batch.sent) == (3, 3 if core.sends_directly else 0)
+
+
+def test_encoders_move_on_when_all_was_sent(core: Any, network: Network) -> None:
+    """Once a kernel has taken a compressed frame, the peer's encoder has what the window holds, and no own one."""
+    message = PreparedMessage("hello" * 100)
+    encodings = encodings_of(message)
+    encoders = [LazyEncoder(parameters_of(bits), zlib.compressobj()) for bits in (9, 12, 12, 12)]
+    states = [encoder.state for encoder in encoders]
+    kinds = [Link, Link, MaskedLink, TellingLink]
+    links = [network.link(kind, sans=Sans(encoder)) for kind, encoder in zip(kinds, encoders, strict=True)]
+    blocked = network.link(sans=Sans(LazyEncoder(parameters_of())))
+    network.fill(blocked)
+    batch = send(core, [*links, blocked], 0, message)
+    if not core.sends_directly:
+        assert places(batch.waiting) == [0, 1, 2, 3, 4]
+        assert [encoder.state for encoder in encoders] == states
+        return
+    assert (batch.sent, places(batch.refused)) == (4, [4])
+    for link, encoder, state in zip(links, encoders, states, strict=True):
+        (frame,), tail = parse_frames(network.received(link))
+        assert (frame.first, tail) == (0xC1, b"")
+        assert Inflater(12).inflate(frame.payload) == message.data
+        assert encoder.state is encodings.choose(state)[1]
+        assert encoder.encoder is None
+    assert blocked._wsfast_peer.encoder.state is parameters_of().unknown
+
+
+def test_encoders_stay_when_nothing_was_compressed(core: Any, network: Network) -> None:
+    """A frame that is not compressed leaves the connection's own encoder alone."""
+    own = zlib.compressobj()
+    encoder = LazyEncoder(parameters_of(), own)
+    links = [network.link(sans=Sans(encoder)), network.link(MaskedLink, sans=Sans(parameters_of().per_message))]
+    for _ in range(2):
+        batch = send(core, links)
+        assert batch.sent == (2 if core.sends_directly else 0)
+    assert encoder.encoder is own
+    assert encoder.state is parameters_of().unknown
 
 
 @pytest.mark.parametrize("name", [name for name in CORES if name == "c"])
-def test_fan_out_tells_why_a_connection_was_lost(name: str, network: Network) -> None:
-    """fan_out of the extension hands on the errno that the kernel has told it, and will not tell the transport."""
+def test_ready_connections_are_not_looked_at(name: str, network: Network) -> None:
+    """The extension asks nothing of a connection that is ready, until that is invalidated."""
+    core = load_core(name)
+    links = [network.link(TellingLink) for _ in range(3)]
+    assert send(core, links).sent == 3
+    links[1].sending = object()
+    links[2].sans.condition = CLOSED
+    assert send(core, links).sent == 3
+    for link in links:
+        link._wsfast_peer.invalidate()
+    batch = send(core, links)
+    assert (batch.sent, batch.own, batch.closed) == (1, [1], [2])
+    assert [len(network.received(link)) for link in links] == [21, 14, 14]
+    batch = core.Batch()
+    batch.gather(links, 0, encodings_of(PreparedMessage("x")), layout_of, transport_layout_of, object())
+    assert batch.stop == 0  # that of another loop is not sent to, ready or not
+
+
+@pytest.mark.parametrize("name", [name for name in CORES if name == "c"])
+def test_tells_why_a_connection_was_lost(name: str, network: Network) -> None:
+    """The extension hands on the errno that the kernel has told it, and will not tell the transport."""
     core = load_core(name)
     links = [network.link() for _ in range(3)]
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -510,141 +644,140 @@ def test_fan_out_tells_why_a_connection_was_lost(name: str, network: Network) ->
     links[1].wire = Transport(near)
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     far.close()
-    message = PreparedMessage("hello")
-    cut: list[Any] = []
-    answer = core.fan_out(links, 0, encodings_of(message), layout_of, transport_layout_of, LOOP, cut)
-    assert answer == (3, 2, 0, [(1, None)], [], [(1, errno.ECONNRESET)])
-    # From now on, it is only told that there is nobody to write to.
-    answer = core.fan_out(links, 0, encodings_of(message), layout_of, transport_layout_of, LOOP, cut)
-    assert answer == (3, 2, 0, [(1, None)], [], [])
-    assert cut == []
+    for lost in [errno.ECONNRESET], []:  # from then on, it is only told that there is nobody to write to
+        batch = core.Batch()
+        encodings = encodings_of(PreparedMessage("hello"))
+        batch.gather(links, 0, encodings, layout_of, transport_layout_of, LOOP)
+        batch.send()
+        peer = links[1]._wsfast_peer
+        assert (batch.stop, batch.sent, batch.refused) == (3, 2, [(1, peer)])
+        assert batch.lost == [(1, peer, number) for number in lost]
+        assert batch.closed == batch.cut == batch.waiting == batch.own == []
 
 
-def test_fan_out_leaves_connections_with_methods_of_their_own_out(core: Any, network: Network) -> None:
-    """fan_out leaves a connection that has replaced one of its methods that send to the caller."""
-    links = [network.link() for _ in range(3)]
-    links[1].speak = lambda: None  # type: ignore[method-assign]
-    *_, ordinary = fan_out(core, links)
-    assert ordinary == [1]
-    assert network.stream(links[1]) == b""
-
-
-def test_fan_out_leaves_it_to_busy_transports(core: Any, network: Network) -> None:
-    """fan_out leaves it to transports to send that have something to write, or are busy otherwise."""
+def test_leaves_it_to_busy_transports(core: Any, network: Network) -> None:
+    """A batch leaves it to transports to send that have something to write, or are busy otherwise."""
     links = [network.link(), network.link(), network.link(MaskedLink), network.link(MaskedLink), network.link()]
     links[1].wire.waiting = links[3].wire.waiting = 1
     links[4].wire.busy = object()
-    _, _, _, cut, waiting, ordinary = fan_out(core, links)
-    assert (cut, ordinary) == ([], [])
-    assert waiting == ([(i, None) for i in range(5)] if core is _pure else [(1, None), (3, None), (4, None)])
+    batch = send(core, links)
+    assert batch.cut == batch.refused == batch.own == []
+    assert places(batch.waiting) == ([0, 1, 2, 3, 4] if core is _pure else [1, 3, 4])
     assert [network.received(links[i]) for i in (1, 3, 4)] == [b""] * 3
 
 
-def test_fan_out_never_bypasses_an_indirect_transport(core: Any, network: Network) -> None:
-    """fan_out leaves it to a transport to send whose socket does not carry what is written to it."""
+def test_never_bypasses_an_indirect_transport(core: Any, network: Network) -> None:
+    """A batch leaves it to a transport to send whose socket does not carry what is written to it."""
     links = [network.link(), network.link(transport_type=IndirectTransport), network.link()]
     for _ in range(2):
-        stop, _, _, cut, waiting, ordinary = fan_out(core, links)
-        assert (stop, cut, ordinary) == (3, [], [])
-        assert (1, None) in waiting
+        batch = send(core, links)
+        assert (batch.stop, batch.cut, batch.refused, batch.own) == (3, [], [], [])
+        assert 1 in places(batch.waiting)
     links[1].wire.closing = True
-    assert fan_out(core, links)[5] == [1]
+    assert send(core, links).own == [1]
     assert network.received(links[1]) == b""
 
 
-def test_fan_out_tries_transports_that_must_be_asked(core: Any, network: Network) -> None:
-    """fan_out leaves it to a transport which refuses a write of nothing to send, so that it refuses that, too."""
+def test_tries_transports_that_must_be_asked(core: Any, network: Network) -> None:
+    """A batch leaves it to a transport which refuses a write of nothing to send, so that it refuses that, too."""
     links = [network.link(transport_type=AskedTransport) for _ in range(3)]
     links[1].wire.error = RuntimeError("no more")  # type: ignore[attr-defined]
-    stop, _, _, cut, waiting, _ = fan_out(core, links)
-    assert (stop, cut) == (3, [])
-    assert (1, None) in waiting
-    network.settle(links, cut, [(position, encoder) for position, encoder in waiting if position != 1])
+    batch = send(core, links)
+    assert (batch.stop, batch.cut) == (3, [])
+    assert 1 in places(batch.waiting)
+    batch.waiting[:] = [pair for pair in batch.waiting if pair[0] != 1]
+    network.settle(links, batch)
     assert network.received(links[1]) == b""
     assert [network.stream(links[i]) for i in (0, 2)] == [b"\x81\x05hello"] * 2
 
 
-@pytest.mark.parametrize("kind", [Link, MaskedLink])
+@pytest.mark.parametrize("kind", [Link, MaskedLink, TellingLink])
 @pytest.mark.parametrize("size", [10, 70_000, 3_000_000])
-def test_fan_out_cuts_frames(core: Any, network: Network, kind: type[Link], size: int) -> None:
-    """fan_out returns the end of a frame of which the kernel took only the beginning, and whole frames otherwise."""
+def test_cuts_frames(core: Any, network: Network, kind: type[Link], size: int) -> None:
+    """A batch lists the end of a frame of which the kernel took only the beginning, and what it did not take at all."""
     links = [network.link(kind) for _ in range(3)]
-    near = links[1].wire.sock
-    with contextlib.suppress(BlockingIOError):
-        while near.send(b"\x89\x00" * 1000):
-            pass
-    filling = 0
+    filling = network.fill(links[1])
     message = PreparedMessage(b"0123456789" * (size // 10))
-    stop, sent, _, cut, waiting, ordinary = fan_out(core, links, 0, message)
-    assert (stop, ordinary) == (3, [])
-    assert sent + len(cut) + len(waiting) == 3
-    assert (1, None) in waiting
-    network.settle(links, cut, waiting, message)
+    batch = send(core, links, 0, message)
+    assert (batch.stop, batch.own) == (3, [])
+    assert batch.sent + len(batch.cut) + len(batch.waiting) + len(batch.refused) == 3
+    assert [place for place, *_ in batch.cut] == ([0, 2] if size > 1_000_000 and core.sends_directly else [])
+    assert 1 in places(batch.refused if core.sends_directly else batch.waiting)
+    for place, *_ in (*batch.cut, *batch.refused):
+        assert links[place]._wsfast_peer.ready is False
+    network.settle(links, batch, message)
     for link in links:
-        stream = b""
-        while chunk := network.received(link):
-            stream += chunk
+        stream = network.received(link)
         if link is links[1]:
             assert set(stream) <= {0x89, 0}
-            filling = len(stream)
+            assert len(stream) == filling
             stream = b""
         frames, tail = parse_frames(stream + b"".join(link.wire.written))
         assert [frame.payload for frame in frames] == [message.data]
         assert tail == b""
-    assert filling
 
 
-def test_fan_out_sends_to_duplicates_in_turn(core: Any, network: Network) -> None:
-    """fan_out never has two frames under way on one connection before the first is settled."""
-    one, two = network.link(), network.link()
-    links = [one, two, one, one, two]
-    message = PreparedMessage(b"0123456789" * 100_000)
+def test_sends_to_duplicates_in_turn(core: Any, network: Network) -> None:
+    """A batch never has two frames under way on one connection before the first is settled."""
+    for kind in Link, MaskedLink, TellingLink:
+        one, two = network.link(kind), network.link(kind)
+        links = [one, two, one, one, two]
+        message = PreparedMessage(b"0123456789" * 100_000)
+        start = 0
+        while start < len(links):
+            batch = send(core, links, start, message)
+            assert batch.stop > start
+            network.settle(links, batch, message)
+            for link in (one, two):
+                link.wire.waiting = len(link.wire.written)
+            start = batch.stop
+        for link, count in (one, 3), (two, 2):
+            frames, tail = parse_frames(network.stream(link))
+            assert [frame.payload for frame in frames] == [message.data] * count
+            assert tail == b""
+
+
+def test_many_duplicates(core: Any, network: Network) -> None:
+    """However often a connection is given, and in however many batches, it gets each message once for each time."""
+    links = [network.link(), network.link(TellingLink)] * 40
     start = 0
     while start < len(links):
-        stop, _, _, cut, waiting, _ = fan_out(core, links, start, message)
-        assert stop > start
-        network.settle(links, cut, waiting, message)
-        for link in (one, two):
-            link.wire.waiting = len(link.wire.written)
-        start = stop
-    for link, count in (one, 3), (two, 2):
-        received = b""
-        while chunk := network.received(link):
-            received += chunk
-        frames, tail = parse_frames(received + b"".join(link.wire.written))
-        assert [frame.payload for frame in frames] == [message.data] * count
-        assert tail == b""
+        batch = send(core, links, start)
+        network.settle(links, batch)
+        assert (batch.stop - start == 2) is core.sends_directly
+        start = batch.stop
+    assert [network.stream(link) for link in links[:2]] == [b"\x81\x05hello" * 40] * 2
 
 
-def test_fan_out_reports_nothing_sent_to_a_lost_peer(core: Any, network: Network) -> None:
-    """fan_out leaves the whole frame to the transport when sending fails."""
+def test_reports_nothing_sent_to_a_lost_peer(core: Any, network: Network) -> None:
+    """A batch leaves the whole frame to the transport when sending fails."""
     links = [network.link() for _ in range(3)]
     network.far[id(links[1].wire)].close()
-    stop, _, _, cut, waiting, _ = fan_out(core, links)
-    assert (stop, cut) == (3, [])
-    assert (1, None) in waiting
+    batch = send(core, links)
+    assert (batch.stop, batch.cut) == (3, [])
+    assert 1 in places(batch.refused if core.sends_directly else batch.waiting)
 
 
-def test_fan_out_does_not_make_frames_in_vain(core: Any, network: Network) -> None:
-    """fan_out asks for the frame of a server only where it is sent."""
+def test_does_not_make_frames_in_vain(core: Any, network: Network) -> None:
+    """A batch asks for the frame of a server only where it is sent."""
     closed = network.link()
     closed.sans.condition = CLOSED
     message = PreparedMessage("hello")
     for links in [closed], [network.link(MaskedLink)], []:
-        fan_out(core, links, 0, message)
+        send(core, links, 0, message)
         assert encodings_of(message).plain._frame is None
 
 
-def test_fan_out_uses_fresh_keys(core: Any, network: Network) -> None:
-    """fan_out masks each frame of a client with a key of its own."""
+def test_uses_fresh_keys(core: Any, network: Network) -> None:
+    """A batch masks each frame of a client with a key of its own."""
     links = [network.link(MaskedLink) for _ in range(20)]
     keys = []
     for waiting in 0, 1, 0:
         for link in links:
             link.wire.waiting = waiting
-        stop, _, _, cut, waiting, _ = fan_out(core, links)
-        assert stop == len(links)
-        network.settle(links, cut, waiting)
+        batch = send(core, links)
+        assert batch.stop == len(links)
+        network.settle(links, batch)
     for link in links:
         stream = network.stream(link)
         frames, tail = parse_frames(stream)
@@ -652,3 +785,55 @@ def test_fan_out_uses_fresh_keys(core: Any, network: Network) -> None:
         assert tail == b""
         keys += [frame.key for frame in frames]
     assert len(set(keys)) == 60
+
+
+# ---- The garbage collector
+
+
+@pytest.fixture
+def collects() -> Iterator[None]:
+    """Leave the collector as it was."""
+    enabled = gc.isenabled()
+    yield
+    (gc.enable if enabled else gc.disable)()
+
+
+@pytest.mark.usefixtures("collects")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collector_is_paused(core: Any, enabled: bool) -> None:
+    """No garbage is collected in the context, however deep it is; in the end, it is as it was, also if that raises."""
+    (gc.enable if enabled else gc.disable)()
+    for _ in range(2):
+        with core.collector_paused:
+            assert not gc.isenabled()
+            with core.collector_paused, contextlib.suppress(ZeroDivisionError):
+                raise ZeroDivisionError
+            assert not gc.isenabled()
+        assert gc.isenabled() is enabled
+        with pytest.raises(ZeroDivisionError), core.collector_paused:
+            raise ZeroDivisionError
+        assert gc.isenabled() is enabled
+
+
+@pytest.mark.usefixtures("collects")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collector_is_paused_by_several_threads(core: Any, enabled: bool) -> None:
+    """The last thread that leaves the context turns the collector on again, if it was on."""
+    (gc.enable if enabled else gc.disable)()
+    inside, leave = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        with core.collector_paused:
+            inside.set()
+            leave.wait(TIMEOUT)
+
+    thread = threading.Thread(target=pause)
+    with core.collector_paused:
+        thread.start()
+        assert inside.wait(TIMEOUT)
+    assert not gc.isenabled()
+    with core.collector_paused:
+        leave.set()
+        thread.join()
+        assert not gc.isenabled()
+    assert gc.isenabled() is enabled

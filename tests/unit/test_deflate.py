@@ -17,10 +17,19 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 import wsfast
 from helpers.inflate import Inflater, tick
-from wsfast import Audience, PreparedMessage
-from wsfast._encoding.deflate import LOOKAHEAD, Encoder, LazyEncoder, Parameters, PerMessageEncoder, Stream, compress_by
-from wsfast._encoding.message import encodings_of, prepare
-from wsfast.audience import Publication
+from helpers.peers import parse_frames
+from wsfast import PreparedMessage
+from wsfast._encoding.deflate import (
+    LOOKAHEAD,
+    Encoder,
+    LazyEncoder,
+    Parameters,
+    PerMessageEncoder,
+    Stream,
+    Window,
+    compress_by,
+)
+from wsfast._encoding.message import encodings_of, frame_for, join, prepare
 
 WINDOW_BITS = range(9, 16)
 SETTINGS: list[dict[str, int]] = [
@@ -76,17 +85,27 @@ def test_parameters_are_one_object() -> None:
     others = [Parameters.of(11, {"memLevel": 5, "level": 6}), Parameters.of(12, {"memLevel": 5}), Parameters.of(12, {})]
     assert len({parameters, *others}) == 4
     assert parameters.per_message is parameters.per_message
-    assert parameters.per_message.parameters is parameters
+    assert parameters.per_message.state.parameters is parameters
+    assert parameters.unknown is parameters.unknown
+    assert parameters.unknown.parameters is parameters
     assert repr(parameters) == "<Parameters window_bits=12, level=6, memLevel=5>"
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"zdict": b"x"}, {"wbits": 12}, {"level": "6"}, {"level": None}, {"memLevel": 5, "unknown": 1}],
+    [
+        {"zdict": b"x"},
+        {"wbits": 12},
+        {"level": "6"},
+        {"level": None},
+        {"memLevel": 5, "unknown": 1},
+        {"level": 77},
+        {"memLevel": 1 << 80},
+    ],
     ids=str,
 )
 def test_parameters_of_unknown_settings(settings: dict[str, Any]) -> None:
-    """There are no parameters of what receivers may have to know."""
+    """There are no parameters of what receivers may have to know, nor of what zlib does not."""
     assert Parameters.of(12, settings) is None
 
 
@@ -149,6 +168,13 @@ def test_primed_encoder(window_bits: int, settings: dict[str, int]) -> None:
             assert client.inflate(compress_by(encoder, message)) == message
 
 
+def test_compression_must_end_with_a_flush() -> None:
+    """An encoder that does not flush is none of zlib's."""
+    encoder: Any = types.SimpleNamespace(compress=lambda data: data, flush=lambda mode: b"")
+    with pytest.raises(AssertionError, match=r"^zlib did not flush$"):
+        compress_by(encoder, b"data")
+
+
 # ---- Messages
 
 
@@ -187,14 +213,13 @@ def test_compress_cannot_be_chosen_again() -> None:
     ],
     ids=["64", "63", "empty", "binary", "never", "noise"],
 )
-def test_encoding_for(takeover: bool, data: Any, compress: Any, compressed: bool) -> None:
-    """A message is compressed from 64 bytes on, if it shrinks and may be; only then, the encoder is told."""
+def test_choose(takeover: bool, data: Any, compress: Any, compressed: bool) -> None:
+    """A message is compressed from 64 bytes on, if it shrinks and may be; only then, windows hold something else."""
     message = PreparedMessage(data, compress=compress)
     assert message.compress is compress
-    old = zlib.compressobj()
-    encoder = LazyEncoder(parameters_of(), old) if takeover else parameters_of().per_message
+    window = (LazyEncoder(parameters_of()) if takeover else parameters_of().per_message).state
     encodings = encodings_of(message)
-    encoding = encodings.encoding_for(encoder)
+    encoding, after = encodings.choose(window)
     if compressed:
         assert encoding.first == encodings.plain.first | 0x40
         assert Inflater(12).inflate(encoding.payload) == message.data
@@ -202,9 +227,38 @@ def test_encoding_for(takeover: bool, data: Any, compress: Any, compressed: bool
         assert encoding is encodings.plain
         assert encoding.payload is message.data
         assert encoding.frame is message.frame
-    if isinstance(encoder, LazyEncoder):
-        assert encoder.encoder is (None if compressed else old)
-        assert encoder.window == (message.data if compressed else b"")
+    if compressed and takeover:
+        assert (after.parameters, after.stream, after.end()) == (parameters_of(), None, message.data)
+    else:
+        assert after is window
+    assert encodings.after(window, 1) is after
+    assert encodings.after(window, 0) is window
+    assert encoding.ends is None
+
+
+def test_choose_has_no_effect() -> None:
+    """To ask for encodings changes no encoder and no window: who sends the frame notes what the window holds."""
+    own = zlib.compressobj()
+    lazy = LazyEncoder(parameters_of(), own)
+    window = lazy.state
+    for number in range(3):
+        encodings_of(PreparedMessage(tick(number))).choose(lazy.state)
+    assert (lazy.state, lazy.encoder) == (window, own)
+    assert window.end() == b""
+
+
+def test_choices_are_made_once() -> None:
+    """All who hold the same are sent the same, and hold the same then: one object each."""
+    encodings = encodings_of(PreparedMessage(tick(1, 200)))
+    one, other = (LazyEncoder(parameters_of()) for _ in range(2))
+    assert one.state is other.state is parameters_of().unknown
+    encoding, after = encodings.choose(one.state)
+    for window in one.state, other.state, after, Window(parameters_of(), octets=b"else"):
+        assert [encodings.choose(window)[0], encodings.choose(window)[1]] == [encoding, after]
+    narrow = encodings.choose(parameters_of(9).unknown)
+    assert narrow[0] is encoding  # it fits the smaller window as well
+    assert narrow[1] is not after
+    assert narrow[1].parameters is parameters_of(9)
 
 
 def test_encodings_are_made_once(encoders: CountCalls) -> None:
@@ -215,11 +269,11 @@ def test_encodings_are_made_once(encoders: CountCalls) -> None:
     ]
     different = LazyEncoder(parameters_of(12, memLevel=8))
     encoders.calls = 0  # of those that have found out whether zlib knows such parameters
-    encodings = [message.encoding_for(encoder) for encoder in itertools.chain(*both, *both)]
+    encodings = [message.choose(encoder.state)[0] for encoder in itertools.chain(*both, *both)]
     assert [encodings.index(encoding) for encoding in encodings] == 2 * [0, 0, *[2] * 12]
     assert encoders.calls == 2
     assert encodings[0].frame is encodings[0].frame
-    other = message.encoding_for(different)
+    other = message.choose(different.state)[0]
     assert other not in encodings
     assert encoders.calls == 3
 
@@ -229,13 +283,70 @@ def test_encodings_are_made_once(encoders: CountCalls) -> None:
 def test_window_of_a_message(size: int, bits: int) -> None:
     """What is kept of a message is its end, no more than the receiver's window holds, and once for all of them."""
     message = PreparedMessage(tick(size, size))
-    windows = []
-    for _ in range(2):
-        lazy = LazyEncoder(parameters_of(bits))
-        encodings_of(message).encoding_for(lazy)
-        windows.append(lazy.window)
-    assert windows[0] == message.data[-(1 << bits) :]
+    windows = [encodings_of(message).after(LazyEncoder(parameters_of(bits)).state, 1) for _ in range(2)]
+    assert windows[0].end() == message.data[-(1 << bits) :]
     assert windows[0] is windows[1]
+
+
+# ---- Several messages
+
+
+def test_join_of_one() -> None:
+    """The encodings of a single message are its own."""
+    encodings = encodings_of(PreparedMessage("hello"))
+    assert join([encodings]) is encodings
+
+
+@pytest.mark.parametrize("takeover", [True, False])
+def test_joined(takeover: bool) -> None:
+    """Several messages stand one behind the other, each as it would by itself behind those ahead of it."""
+    messages = [PreparedMessage(data) for data in (tick(1), "tiny", tick(2), random.Random(1).randbytes(100))]
+    parts = [encodings_of(message) for message in messages]
+    joined = join(parts)
+    window = (LazyEncoder(parameters_of()) if takeover else parameters_of().per_message).state
+    encoding, after = joined.choose(window)
+    frames, expected = [], window
+    for count, part in enumerate(parts):
+        assert joined.after(window, count) is expected
+        chosen, expected = part.choose(expected)
+        frames.append(chosen.frame)
+    assert after is expected is joined.after(window, len(parts))
+    assert encoding.frame == b"".join(frames)
+    assert encoding.ends == tuple(itertools.accumulate(map(len, frames)))
+    inflater = Inflater(12)
+    inflater.feed(encoding.frame)
+    assert [data for _, data in inflater.messages] == [message.data for message in messages]
+    assert joined.choose(window)[0] is encoding
+    assert joined.choose(window)[1] is after
+
+
+def test_joined_without_compression() -> None:
+    """Who does not compress is sent the plain frames; they are put together once, also for who gets the same."""
+    parts = [encodings_of(PreparedMessage(data)) for data in ("one", "two", "")]
+    joined = join(parts)
+    assert joined.plain.frame == b"\x81\x03one\x81\x03two\x81\x00"
+    assert joined.plain.ends == (5, 10, 12)
+    assert joined.plain is joined.plain
+    for window in parameters_of().unknown, parameters_of(9).unknown, parameters_of().per_message.state:
+        assert joined.choose(window)[0] is joined.plain  # since all of them are too small
+        assert joined.choose(window)[1] is window
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("compresses", [False, True])
+def test_frame_for_one_connection(masked: bool, compresses: bool) -> None:
+    """A frame for one connection is made of what its window holds, masked with a fresh key if need be."""
+    message = PreparedMessage(tick(1))
+    lazy = LazyEncoder(parameters_of()) if compresses else None
+    keys = set()
+    for _ in range(5):
+        frame, window = frame_for(lazy, encodings_of(message), masked=masked)
+        ((first, key, payload),), tail = parse_frames(frame)
+        assert (tail, first, len(key)) == (b"", 0xC1 if compresses else 0x81, 4 if masked else 0)
+        assert (Inflater(12).inflate(payload) if compresses else payload) == message.data
+        assert window is (encodings_of(message).after(lazy.state, 1) if lazy else None)
+        keys.add(key)
+    assert len(keys) == (5 if masked else 1)
 
 
 # ---- Encoders
@@ -259,37 +370,60 @@ def send(encoder: LazyEncoder, data: bytes) -> bytes:
 
 
 def test_lazy_encoder_is_made_once(encoders: CountCalls) -> None:
-    """The encoder of a connection is made when it is first needed, and kept until a shared frame is delivered."""
+    """The encoder of a connection is made when it is first needed, and kept until its window holds something else."""
     lazy = LazyEncoder(parameters_of())
+    assert lazy.parameters is parameters_of()
     assert encoders.calls == 0
     for number in range(3):
         send(lazy, tick(number).encode())
     assert encoders.calls == 1
     encoder = lazy.encoder
-    lazy.deliver(b"x" * 100)
+    lazy.move_to(Window(parameters_of(), octets=b"x" * 100))
     assert lazy.encoder is None
+    assert lazy.parameters is parameters_of()
     assert sys.getrefcount(encoder) == 2
     lazy.flush(zlib.Z_SYNC_FLUSH)
     assert encoders.calls == 2
     encoder = lazy.encoder
-    lazy.follow(Known(b""), 0, 0)
+    lazy.move_to(Window(parameters_of(), Known(b""), 0, 0))
     assert sys.getrefcount(encoder) == 2
 
 
 def test_lazy_encoder_takes_the_one_there_is(encoders: CountCalls) -> None:
-    """A connection's encoder stays in use until a shared frame is delivered, and is not forgotten by `forget()`."""
+    """A connection's encoder stays in use as long as its window holds nothing else."""
     encoder = parameters_of().encoder()
     lazy = LazyEncoder(parameters_of(), encoder)
     client = Inflater(12)
     for number in range(3):
         assert client.inflate(send(lazy, tick(number).encode())) == tick(number).encode()
-        lazy.forget()
+        lazy.move_to(lazy.state)
     assert lazy.encoder is encoder
     assert encoders.calls == 1
 
 
+def test_what_was_sent_by_oneself_is_not_noted() -> None:
+    """Nobody but its own encoder knows what a connection has sent for itself: its window counts as unknown."""
+    lazy = LazyEncoder(parameters_of())
+    lazy.move_to(Window(parameters_of(), octets=b"known"))
+    send(lazy, b"own")
+    assert lazy.state is parameters_of().unknown
+    assert lazy.encoder is not None
+
+
+def test_forget_drops_all() -> None:
+    """A connection that may hold anything has no encoder, and its window counts as unknown."""
+    lazy = LazyEncoder(parameters_of())
+    lazy.move_to(Window(parameters_of(), octets=b"window"))
+    lazy.forget()
+    assert (lazy.state, lazy.encoder) == (parameters_of().unknown, None)
+    send(lazy, b"own")
+    lazy.forget()
+    assert (lazy.state, lazy.encoder) == (parameters_of().unknown, None)
+    assert lazy.parameters is parameters_of()
+
+
 @pytest.mark.parametrize("window_bits", WINDOW_BITS)
-@pytest.mark.parametrize("note", ["deliver", "follow", "forget"])
+@pytest.mark.parametrize("note", ["message", "stream", "forget"])
 def test_lazy_encoder_is_primed(window_bits: int, note: str) -> None:
     """After a shared frame, the next message of one's own refers to that, unless it was forgotten."""
     parameters = parameters_of(window_bits)
@@ -298,9 +432,11 @@ def test_lazy_encoder_is_primed(window_bits: int, note: str) -> None:
     for number in range(10):
         shared = PreparedMessage(tick(number, 200))
         own = shared.data[50:]
-        assert client.inflate(encodings_of(shared).encoding_for(lazy).payload) == shared.data
-        if note == "follow":
-            lazy.follow(Known(b"before" + shared.data), 6, 206)
+        encoding, window = encodings_of(shared).choose(lazy.state)
+        assert client.inflate(encoding.payload) == shared.data
+        lazy.move_to(window)
+        if note == "stream":
+            lazy.move_to(Window(parameters, Known(b"before" + shared.data), 6, 206))
         elif note == "forget":
             lazy.forget()
         compressed = send(lazy, own)
@@ -309,25 +445,31 @@ def test_lazy_encoder_is_primed(window_bits: int, note: str) -> None:
         assert (len(compressed) < by_itself / 2) == (note != "forget")
 
 
-@pytest.mark.parametrize(("takes", "noted"), [("deliver", b""), ("follow", b"one"), ("follow then deliver", b"")])
-def test_lazy_encoder_remembers_the_last_note_alone(takes: str, noted: bytes) -> None:
-    """What was noted last replaces what was noted before."""
-    lazy = LazyEncoder(parameters_of())
-    lazy.deliver(b"window")
-    if takes != "deliver":
-        lazy.follow(Known(b"one two"), 0, 3)
-    if takes != "follow":
-        lazy.deliver(b"other")
-    assert (lazy.window, lazy.stream is None) == ((b"", False) if noted else (b"other", True))
+def test_windows_end() -> None:
+    """A window ends with its octets, or with as much of its stream as is kept."""
+    stream = Stream(8)
+    stream.move_to(stream.after(b"one two "))
+    stream.move_to(stream.after(b"three"))
+    assert stream.stop == 13
+    parameters = parameters_of()
+    assert Window(parameters).end() == b""
+    assert Window(parameters, octets=b"octets").end() == b"octets"
+    for since, position, end in (0, 8, b"wo "), (8, 13, b"three"), (6, 10, b"o th"), (0, 5, b""), (5, 5, b""):
+        assert Window(parameters, stream, since, position).end() == end
+    stream.move_to(stream.after(b"0123456789"))
+    assert stream.between(0, 100) == b"23456789"
 
 
 def test_per_message_encoder_takes_no_notes() -> None:
     """Connections without context takeover have one encoder for all, which remembers nothing."""
     encoder = parameters_of().per_message
     assert isinstance(encoder, PerMessageEncoder)
-    encoder.deliver(b"x")
+    window = encoder.state
+    assert window is not parameters_of().unknown
+    assert window.end() == b""
+    encoder.move_to(Window(parameters_of(), octets=b"x"))
     encoder.forget()
-    assert encoder.__slots__ == ("parameters",)
+    assert (encoder.state, encoder.encoder) == (window, None)
 
 
 # ---- Negotiation
@@ -453,57 +595,3 @@ def test_factory_leaves_unknown_settings_alone() -> None:
     factory = wsfast.ServerPerMessageDeflateFactory(compress_settings={"zdict": b"hello"})
     extension: Any = factory.process_request_params([], [])[1]
     assert type(extension.encoder) is type(zlib.compressobj())
-
-
-# ---- Taking back
-
-
-def stream_of(*messages: bytes) -> tuple[Stream, list[int]]:
-    """Return a stream of messages, and the positions at which they end."""
-    stream = Stream(4096)
-    stops = [0]
-    for message in messages:
-        stream.move_to(stream.after(message))
-        stops.append(stream.stop)
-    return stream, stops
-
-
-def test_rewind_takes_back_the_last_note_alone() -> None:
-    """What was noted last can be taken back; where anything else was noted, all is forgotten."""
-    stream, stops = stream_of(b"one", b"two", b"three")
-    lazy = LazyEncoder(parameters_of())
-    lazy.follow(stream, 0, stops[3])
-    lazy.rewind(stream, stops[2], stops[3])
-    assert (lazy.stream, lazy.since, lazy.position) == (stream, 0, stops[2])
-    assert stream.between(lazy.since, lazy.position) == b"onetwo"
-    lazy.rewind(stream, stops[2], stops[3])  # a second time
-    assert lazy.stream is None
-    lazy.follow(stream, stops[2], stops[3])
-    lazy.rewind(stream, stops[2], stops[3])  # there is nothing ahead of it
-    assert lazy.stream is None
-    lazy.follow(stream, 0, stops[2])
-    lazy.rewind(stream_of(b"one", b"two")[0], stops[1], stops[2])  # of another stream
-    assert lazy.stream is None
-
-
-def test_what_was_not_compressed_is_taken_back_without_a_trace() -> None:
-    """To take back a message that was sent as it is leaves the encoder alone."""
-    lazy = LazyEncoder(parameters_of())
-    lazy.deliver(b"window")
-    for message in PreparedMessage("x"), PreparedMessage(tick(1), compress=False):
-        encodings = encodings_of(message)
-        assert encodings.encoding_for(lazy) is encodings.plain
-        encodings.take_back(lazy)
-        assert lazy.window == b"window"
-    audience = Audience()
-    other = LazyEncoder(parameters_of())
-    for number in range(40):
-        Publication(audience, PreparedMessage(random.Random(number).randbytes(200))).encoding_for(other)
-    noise = Publication(audience, PreparedMessage(random.Random(40).randbytes(200)))  # which does not shrink
-    assert noise.encoding_for(other) is noise.plain
-    position = other.position
-    Publication(audience, PreparedMessage(tick(1))).encoding_for(other)
-    assert other.position > position
-    position = other.position
-    noise.take_back(other)
-    assert (other.position, other.stream is None) == (position, False)

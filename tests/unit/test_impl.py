@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
 
+from helpers import processes
 from helpers.cores import PURE_ONLY
 
 SCRIPT = "import wsfast, wsfast._core; print(wsfast._core.core.__name__, wsfast.PreparedMessage('x').frame)"
@@ -14,9 +14,7 @@ SCRIPT = "import wsfast, wsfast._core; print(wsfast._core.core.__name__, wsfast.
 def chosen(**environment: str) -> str:
     """Return the name of the core that a fresh interpreter chooses."""
     clean = {name: value for name, value in os.environ.items() if name != "WSFAST_PURE"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=clean | environment, capture_output=True, text=True, check=True, timeout=300
-    )
+    done = processes.run(sys.executable, "-c", SCRIPT, env=clean | environment, check=True)
     name, _, frame = done.stdout.strip().partition(" ")
     assert frame == repr(b"\x81\x01x")
     return name

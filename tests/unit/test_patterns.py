@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsfast.patterns import LONGEST, PatternTree, check_topic, check_topic_or_pattern, is_pattern, matches
+from wsfast.hub.topics import LONGEST, PatternTree, check_topic, check_topic_or_pattern, is_pattern, matches
 
 each_check = pytest.mark.parametrize("check", [check_topic, check_topic_or_pattern])
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from wsfast._core import _pure, core
+from wsfast._publisher import NOTSENT_LOWAT
 from wsfast.connections import adapt
 from wsfast.policies import Policy
-from wsfast.subscription import NOTSENT_LOWAT
 
 __all__ = [
     "NOTSENT_LOWAT",
@@ -24,7 +24,7 @@ __all__ = [
     "waits_for_a_channel",
 ]
 
-UVICORN_PROTOCOL = "wsfast.connections.uvicorn:WebSocketsProtocol"
+UVICORN_PROTOCOL = "wsfast.uvicorn:WebSocketsProtocol"
 """Protocol class for the option `ws` of uvicorn."""
 
 apply_mask = core.apply_mask
@@ -41,7 +41,8 @@ def extension_present() -> bool:
 @contextmanager
 def core_in_use(chosen: Any) -> Iterator[None]:
     """Have `wsfast.broadcast()` use that core, the extension or its twin, while in the context."""
-    users: list[Any] = [sys.modules["wsfast._broadcast"], sys.modules["wsfast._encoding.message"]]
+    names = ("_delivery", "_encoding.message")
+    users: list[Any] = [sys.modules[f"wsfast.{name}"] for name in names]
     before = [user.core for user in users]
     for user in users:
         user.core = chosen
@@ -60,5 +61,5 @@ def descriptor_of(connection: Any) -> int:
 
 def waits_for_a_channel(connection: Any) -> bool:
     """Tell whether something waits in a channel for a connection."""
-    outlet = getattr(connection, "_wsfast_outlet", None)
-    return outlet is not None and outlet.lag is not None
+    peer = getattr(connection, "_wsfast_peer", None)
+    return peer is not None and peer.backlog is not None

@@ -40,7 +40,7 @@ async def _receive(kind: str, way: str, url: str, got: Callable[[Any], None], re
                 group.create_task(iterate(topic))
             await asyncio.sleep(0)
             async with getattr(wsfast.relay, kind)(hub, url) as relay:
-                await relay.settled(PATIENCE)
+                await relay.subscribed(PATIENCE)
                 ready()
                 await asyncio.Event().wait()
     elif kind == "redis":

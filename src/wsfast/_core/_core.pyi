@@ -1,14 +1,16 @@
 # The signatures of the extension are those of its twin, which has the docstrings.
+from wsfast._core._pure import Batch as Batch
 from wsfast._core._pure import Buffer as Buffer
 from wsfast._core._pure import Cut as Cut
+from wsfast._core._pure import EncoderBase as EncoderBase
 from wsfast._core._pure import Encoding as Encoding
 from wsfast._core._pure import Encodings as Encodings
-from wsfast._core._pure import Lost as Lost
 from wsfast._core._pure import Members as Members
-from wsfast._core._pure import Roster as Roster
-from wsfast._core._pure import Waiting as Waiting
+from wsfast._core._pure import Peer as Peer
+from wsfast._core._pure import TickTable as TickTable
+from wsfast._core._pure import Verdict as Verdict
 from wsfast._core._pure import apply_mask as apply_mask
+from wsfast._core._pure import collector_paused as collector_paused
 from wsfast._core._pure import encode_frame as encode_frame
-from wsfast._core._pure import fan_out as fan_out
 
 sends_directly: bool

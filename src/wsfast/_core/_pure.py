@@ -1,52 +1,75 @@
 """The core in plain Python: the fallback where the extension is absent, and the definition of what it does.
 
-The extension, `_core`, has the same functions and answers the same tests. It is faster at two things: it masks many
-octets at a time, and it writes to the descriptors itself.
+The extension, `_core`, has the same functions and classes and answers the same tests. It is faster at two things: it
+masks with wide instructions, and it writes to the descriptors itself. The twin leaves all writing to the transports.
 """
 
 from __future__ import annotations
 
+import enum
+import gc
 import struct
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
-if TYPE_CHECKING:
-    from wsfast._encoding.deflate import Encoder
-    from wsfast.connections import ConnectionLayout, TransportLayout
+from ._table import Members, TickTable
 
 __all__ = [
+    "Batch",
     "Buffer",
+    "CollectorPause",
     "Cut",
+    "EncoderBase",
     "Encoding",
     "Encodings",
-    "Lost",
     "Members",
-    "Roster",
-    "Waiting",
+    "Peer",
+    "TickTable",
+    "Verdict",
     "apply_mask",
+    "collector_paused",
     "encode_frame",
-    "fan_out",
     "sends_directly",
 ]
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-Cut: TypeAlias = list[tuple[int, memoryview]]
-"""Positions of connections, each with the end of a frame whose beginning is out. Nothing else may be written to these
-connections before it. The twin, which leaves all writing to the transports, cuts none."""
-
-Waiting: TypeAlias = "list[tuple[int, Encoder | None]]"
-"""Positions of connections, ascending, whose transports must be given the message in a whole frame, each with what
-compresses the connection's messages, if anything does."""
-
-Lost: TypeAlias = list[tuple[int, int]]
-"""Positions of connections that were found to be lost, each with the errno that tells why. The kernel tells that only
-once, and not to the transport."""
-
-ENCODER = "_wsfast_encoder"
+Cut: TypeAlias = "tuple[int, Peer, memoryview, Encodings, int]"
+"""A frame whose beginning is out: the place of its connection, its peer, the octets up to the end of that frame, which
+must be the next ones on this connection, and how many of which messages are out with them."""
 
 sends_directly = False
 """Whether this core writes to descriptors itself."""
+
+
+class CollectorPause:
+    """A context in which the garbage collector, which calls finalizers, does not run.
+
+    It is one switch for the whole process, and several event loops may run in several threads: the last one that leaves
+    the context turns it on again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pauses = 0
+        self._collects = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._pauses == 0:
+                self._collects = gc.isenabled()
+                gc.disable()
+            self._pauses += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._pauses -= 1
+            if self._pauses == 0 and self._collects:
+                gc.enable()
+
+
+collector_paused = CollectorPause()
 
 
 class Encoding(Protocol):
@@ -62,21 +85,54 @@ class Encoding(Protocol):
 
     @property
     def frame(self) -> bytes:
-        """The whole unmasked frame."""
+        """The whole unmasked frame; or several, one behind the other."""
+
+    @property
+    def ends(self) -> Sequence[int] | None:
+        """Where each of several frames ends in `frame`; None if there is only one."""
 
 
 class Encodings(Protocol):
-    """A message in all the ways in which it can be sent."""
+    """A message, or several, in all the ways in which it can be sent."""
 
     @property
     def plain(self) -> Encoding:
         """For connections that do not compress."""
 
-    def encoding_for(self, encoder: Encoder) -> Encoding:
-        """For one that does. The connection counts as having got it; if it has not, it must be taken back."""
+    def choose(self, window: Any) -> tuple[Encoding, Any]:
+        """Return what a connection is sent whose receiver's window holds this, and what it holds then.
 
-    def take_back(self, encoder: Encoder) -> None:
-        """Take note that nothing was sent of what was last chosen for a connection."""
+        What a window holds is any object, which is told from others by its identity. To ask has no effect on the
+        connection: who sends the frame notes what the window holds then.
+        """
+
+    def after(self, window: Any, count: int) -> Any:
+        """Return what the window holds after the first messages."""
+
+
+class EncoderBase:
+    """What compresses the messages of one connection: what the receiver's window holds, and an encoder of its own.
+
+    The encoder fits the window only as long as nothing else is sent: who sets `window` to something else drops it.
+    """
+
+    __slots__ = ("encoder", "state")
+
+    state: Any
+    encoder: Any
+
+
+class Verdict(enum.IntEnum):
+    """What `Peer.check()` finds out about a connection."""
+
+    CLOSED = 0
+    """It is not open."""
+    DIRECT = 1
+    """A frame may be written to its descriptor right now."""
+    TRANSPORT = 2
+    """Its transport must be given the frame."""
+    OWN = 3
+    """It must be sent to by its own methods."""
 
 
 def encode_frame(first: int, payload: Buffer, mask_key: Buffer | None = None) -> bytes:
@@ -126,101 +182,125 @@ def apply_mask(data: Buffer, mask_key: Buffer) -> bytes:
     return (int.from_bytes(octets, "little") ^ int.from_bytes(wide, "little")).to_bytes(size, "little")
 
 
-def fan_out(
-    connections: list[Any],
-    start: int,
-    message: Encodings,
-    layouts: Callable[[type], ConnectionLayout | None],
-    transport_layouts: Callable[[type], TransportLayout | None],
-    running_loop: Any,
-    cut: Cut,
-) -> tuple[int, int, int, Waiting, list[int], Lost]:
-    """Send a message to as many connections as may be sent to in one sweep.
+class Peer:
+    """What is known of one connection, kept in its attribute `_wsfast_peer`.
 
-    The sweep ends before the first connection that must wait until those ahead of it are done with: one of an unknown
-    type, whose methods may do anything; one of another event loop; in the extension, one that is in the sweep already.
-    It calls no code of the user's, so that nobody else writes to the connections in the meantime. The caller sees to it
-    that no garbage is collected, whose finalizers could; signal handlers must not.
+    What cannot change while the connection is open is asked once, here. What can change is asked by `check()`, before
+    each message unless the peer is *ready*: then a frame may be written to the descriptor without any question.
+
+    Only connections that tell what happens to them are ever ready (`ConnectionLayout.tells`): they call `invalidate()`
+    when somebody takes hold of their protocol or transport, and `check()` when that is over. Only the extension relies
+    on this bit; the twin, which leaves all writing to the transports, always asks.
 
     Args:
-        connections: All of them; those before `start` are done with.
-        start: Position of the first.
-        message: What to send; its encodings are asked for only where they are used.
-        layouts: Layout of a type of connections, or None if it is unknown.
+        connection: An open connection.
+        layout: Where it keeps what must be known; None if it must be sent to by its own methods alone.
         transport_layouts: Layout of a type of transports, or None if it is not a known one.
-        running_loop: The event loop that runs in this thread, or None.
-        cut: List to which is added what was cut off from frames whose beginning is out. The caller has it even if an
-            exception is raised on the way, as by a signal handler. Then, the encoders of the connections must be told
-            to forget what they noted.
-
-    Returns:
-        The position at which the sweep ended; how many kernels took the whole frame; how many connections were skipped
-        since they are not open; those whose transports must be given the frame; the positions, ascending, of those that
-        must take the ordinary path; and what was found out about lost connections.
     """
-    skipped = 0
-    waiting: Waiting = []
-    ordinary: list[int] = []
-    position = start
-    try:
-        while position < len(connections):
-            connection = connections[position]
-            layout = layouts(type(connection))
-            if layout is None:
-                break
-            protocol = getattr(connection, layout.protocol)
-            if type(protocol) is not layout.protocol_type:
-                break
-            if getattr(protocol, layout.state) is not layout.open_state:
-                skipped += 1
-            elif getattr(connection, layout.loop) is not running_loop:
-                break
-            elif (
-                (transport := getattr(connection, layout.transport)) is None
-                or (transport_layout := transport_layouts(type(transport))) is None
-                or _is_busy(connection, layout)
-                or (encoder := _encoder_of(connection, protocol, transport, layout, transport_layout)) is False
-                or (layout.expect_continuation is not None and getattr(protocol, layout.expect_continuation))
-                or (layout.writes is not None and getattr(protocol, layout.writes))
-                or transport.is_closing()
-            ):
-                ordinary.append(position)
-            else:
-                waiting.append((position, encoder))
-            position += 1
-    except Exception:
-        pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
-    return position, 0, skipped, waiting, ordinary, []
 
+    __slots__ = (
+        "__weakref__",
+        "_gate",
+        "_transport_layout",
+        "backlog",
+        "connection",
+        "direct",
+        "dispatcher",
+        "encoder",
+        "layout",
+        "loop",
+        "masked",
+        "protocol",
+        "ready",
+        "slot",
+        "subscriptions",
+        "transport",
+    )
 
-def _encoder_of(
-    connection: Any, protocol: Any, transport: Any, layout: ConnectionLayout, transport_layout: TransportLayout
-) -> Encoder | Literal[False] | None:
-    """Return what compresses the messages of an open connection, as `ConnectionLayout.encoder` does.
-
-    False also if it sends messages otherwise than is known. As far as all that cannot change, it is asked only once.
-    """
-    encoder: Encoder | Literal[False] | None
-    try:
-        encoder = getattr(connection, ENCODER)
-    except AttributeError:
+    def __init__(self, connection: Any, layout: Any, transport_layouts: Callable[[type], Any]) -> None:
+        self.layout = layout
+        self.protocol: Any = None
+        """None if it must be sent to by its own methods."""
+        self.transport: Any = None
+        self.loop: Any = connection.loop if layout is None else getattr(connection, layout.loop)
+        self.encoder: Any = None
+        """An `EncoderBase`; None if its messages are not compressed."""
+        self.masked = layout is not None and layout.masked
+        self.direct = False
+        """Whether it has a descriptor that may be written to while it is ready."""
+        self.ready = False
+        self.slot = -1
+        """In the tick table of its event loop; -1 while it has no subscriptions."""
+        self.connection: Any = None
+        """The connection, while it has subscriptions: a peer does not keep its connection alive."""
+        self.subscriptions: Any = ()
+        self.backlog: Any = None
+        """What waits for it; None if nothing does."""
+        self.dispatcher: Any = None
+        self._gate: Any = None
+        self._transport_layout: Any = None  # None if it must be sent to by its own methods
+        if layout is None:
+            return
+        self.transport = getattr(connection, layout.transport)
+        protocol = getattr(connection, layout.protocol)
+        if type(protocol) is not layout.protocol_type:
+            return
+        self.protocol = protocol
+        if layout.gate is not None:
+            self._gate = getattr(connection, layout.gate)
+        transport_layout = transport_layouts(type(self.transport))
         if (
-            (layout.debug is not None and getattr(protocol, layout.debug))
+            transport_layout is None
+            or (layout.debug is not None and getattr(protocol, layout.debug) is not False)
             or _has_replaced(connection, layout.methods)
             or _has_replaced(protocol, layout.protocol_methods)
-            or _has_replaced(transport, transport_layout.methods)
+            or _has_replaced(self.transport, transport_layout.methods)
         ):
-            encoder = False
-        else:
-            encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
-        setattr(connection, ENCODER, encoder)
-    return encoder
+            return
+        encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
+        if encoder is not False:
+            self.encoder = encoder
+            self.direct = transport_layout.direct
+            self._transport_layout = transport_layout
 
+    def check(self, connection: Any) -> Verdict:
+        """Look at the connection, and note whether it is ready.
 
-def _is_busy(connection: Any, layout: ConnectionLayout) -> bool:
-    """Whether something is being sent that must not be interrupted."""
-    gate = connection if layout.gate is None else getattr(connection, layout.gate)
-    return getattr(gate, layout.send_in_progress) is not layout.idle
+        No name is read here that has the connection call `invalidate()`. It calls no code of the user's.
+        """
+        layout = self.layout
+        self.ready = False
+        if self.protocol is None:
+            return Verdict.OWN
+        if getattr(self.protocol, layout.state) is not layout.open_state:
+            return Verdict.CLOSED
+        gate = connection if self._gate is None else self._gate
+        if (
+            self._transport_layout is None
+            or getattr(gate, layout.send_in_progress) is not layout.idle
+            or (layout.expect_continuation is not None and getattr(self.protocol, layout.expect_continuation))
+            or (layout.writes is not None and getattr(self.protocol, layout.writes))
+            or self.transport.is_closing()
+        ):
+            return Verdict.OWN
+        self.ready = layout.tells and self.direct and self._is_free()
+        return Verdict.TRANSPORT
+
+    def _is_free(self) -> bool:
+        """Whether what is written to the descriptor would be next on the wire."""
+        transport, layout = self.transport, self._transport_layout
+        if transport.get_write_buffer_size() or any(getattr(transport, name) is not None for name in layout.clear):
+            return False
+        if layout.try_write:
+            try:
+                transport.write(b"")
+            except Exception:
+                return False  # it will raise the same once more, where it is reported
+        return True
+
+    def invalidate(self) -> None:
+        """Have the connection be looked at before it is next written to."""
+        self.ready = False
 
 
 def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
@@ -228,231 +308,120 @@ def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
     return any(getattr(getattr(owner, name), "__func__", None) is not function for name, function in methods.items())
 
 
-class Members:
-    """Slots of a roster that receive the same messages."""
+class Batch:
+    """One gather and one send: to whom a message may be written directly, and what was not taken.
 
-    __slots__ = ("slots",)
-
-    def __init__(self) -> None:
-        self.slots: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def add(self, slot: int) -> None:
-        """Add a slot that is not among them."""
-        self.slots.append(slot)
-
-    def remove(self, slot: int) -> None:
-        """Remove a slot that is among them; the last one takes its place.
-
-        It is searched for: leaving is rarer than publishing, and an index would cost more memory than all the rest.
-
-        Raises:
-            ValueError: If it is not among them.
-        """
-        try:
-            index = self.slots.index(slot)
-        except ValueError:
-            raise ValueError(f"slot {slot} is not a member") from None
-        last = self.slots.pop()
-        if index < len(self.slots):
-            self.slots[index] = last
-
-
-class Roster:
-    """What each subscriber of an event loop is to be sent in this tick, and whether it may be written to directly.
-
-    Each has a slot: a small number that is given out again when it has left. What is published is an *entry*, a number
-    that means something to the caller. Subscribers that get the same sequence of entries are at the same *node*; from
-    each node, every further entry leads to another one. At node 0 are those that get nothing.
+    A *place* is the position of a connection in the list, or the slot of a peer. First `gather()` or `collect()` is
+    called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that
+    nobody else writes to the connections in between. The caller sees to it that no garbage is collected, whose
+    finalizers could; signal handlers must not.
     """
 
     def __init__(self) -> None:
-        self._nodes: list[int] = []  # of each slot
-        self._has_fd: list[bool] = []
-        self._aside: list[bool] = []
-        self._free: list[int] = []
-        self._touched: list[int] = []  # slots that are not at node 0, in the order in which they left it
-        self._done = 0  # how many of them have been taken
-        self._steps: list[tuple[int, int]] = [(0, -1)]  # of each node, where it came from, and by which entry
-        self._children: dict[tuple[int, int], int] = {}
+        self.sent = 0
+        """How many kernels took all of it."""
+        self.stop = 0
+        """The position at which `gather()` has stopped."""
+        self.done = False
+        """Whether something may have been sent."""
+        self.closed: list[int] = []
+        """Places of connections that are not open."""
+        self.cut: list[Cut] = []
+        """Frames whose beginning is out."""
+        self.refused: list[tuple[int, Peer]] = []
+        """Places of those that were not sent to, or not all of it; those that are set aside."""
+        self.waiting: list[tuple[int, Peer]] = []
+        """Places of those whose transports must be given a whole frame."""
+        self.own: list[Any] = []
+        """Those that must be sent to by their own methods: positions, or slots with their peers."""
+        self.lost: list[tuple[int, Peer, int]] = []
+        """Connections that were found to be lost, with the errno that tells why. The kernel tells that only once, and
+        not to the transport. They are in `refused`, too."""
 
-    def add(self, fd: int = -1) -> int:
-        """Return a new slot. It is not ready.
-
-        Args:
-            fd: Descriptor that unmasked frames may be written to while the slot is ready; -1 if it never is.
-        """
-        if self._free:
-            slot = self._free.pop()
-            self._has_fd[slot] = fd >= 0
-            return slot
-        self._nodes.append(0)
-        self._has_fd.append(fd >= 0)
-        self._aside.append(False)
-        return len(self._nodes) - 1
-
-    def remove(self, slot: int) -> None:
-        """Give a slot back. Nothing that was published for it is sent any more."""
-        if self._nodes[slot]:
-            self._nodes[slot] = 0
-            del self._touched[self._touched.index(slot, self._done)]
-        self._aside[slot] = False
-        self._free.append(slot)
-
-    def set_ready(self, slot: int, ready: bool) -> None:
-        """Say whether the slot's descriptor may be written to at any moment, or that must be asked each time.
-
-        Raises:
-            ValueError: If it is to be ready, and has no descriptor.
-        """
-        if ready and not self._has_fd[slot]:
-            raise ValueError(f"slot {slot} has no descriptor")
-
-    def set_aside(self, slot: int, aside: bool) -> None:
-        """Say whether to list the slot among the leftovers, rather than to send to it or to have it asked."""
-        self._aside[slot] = aside
-
-    @property
-    def pending(self) -> int:
-        """How many slots have something to be sent."""
-        return len(self._touched) - self._done
-
-    def node(self, slot: int) -> int:
-        """Return where a slot is."""
-        return self._nodes[slot]
-
-    def is_pending(self, slot: int) -> bool:
-        """Whether there is something to be sent to a slot."""
-        return self._nodes[slot] != 0
-
-    def publish(
-        self, members: Members, entry: int, excluded: Collection[int] = (), already: list[int] | None = None
-    ) -> int:
-        """Have all members but the excluded ones get an entry, after all that was published before.
-
-        Args:
-            members: Who they are.
-            entry: The entry.
-            excluded: Slots that are left out.
-            already: List to which are added the slots for which the entry was the last that was published; they do not
-                get it twice. None if there are none.
-
-        Returns:
-            How many slots got it.
-        """
-        count = 0
-        for slot in members.slots:
-            if excluded and slot in excluded:
-                continue
-            node = self._nodes[slot]
-            if already is not None and node and self._steps[node][1] == entry:
-                already.append(slot)
-                continue
-            self.append(slot, entry)
-            count += 1
-        return count
-
-    def append(self, slot: int, entry: int) -> None:
-        """Have one slot get an entry."""
-        node = self._nodes[slot]
-        if node == 0:
-            self._touched.append(slot)
-        child = self._children.get((node, entry))
-        if child is None:
-            child = self._children[node, entry] = len(self._steps)
-            self._steps.append((node, entry))
-        self._nodes[slot] = child
-
-    def sequence(self, node: int) -> list[int]:
-        """Return the entries that those at a node get, the first one first."""
-        entries = []
-        while node:
-            node, entry = self._steps[node]
-            entries.append(entry)
-        return entries[::-1]
-
-    def send(
+    def gather(
         self,
-        count: int,
+        connections: list[Any],
         start: int,
-        owners: list[Any],
-        frames: Callable[[int], bytes],
-        leftovers: list[tuple[int, int, int]],
-        asked: dict[int, list[Any]],
-    ) -> int:
-        """Send to the next slots what they are to get, and bring them back to node 0.
+        message: Encodings,
+        layouts: Callable[[type], Any],
+        transport_layouts: Callable[[type], Any],
+        running_loop: Any,
+    ) -> None:
+        """Find out which connections may be sent a message in one go.
+
+        It stops before the first connection that must wait until those ahead of it are done with: one of an unknown
+        type, whose methods may do anything; one of another event loop; in the extension, one that is there already.
 
         Args:
+            connections: All of them; those before `start` are done with.
+            start: Position of the first.
+            message: What to send; its encodings are asked for only where they are used.
+            layouts: Layout of a type of connections, or None if it is unknown.
+            transport_layouts: Layout of a type of transports, or None if it is not a known one.
+            running_loop: The event loop that runs in this thread, or None.
+        """
+        self.stop = start
+        try:
+            while self.stop < len(connections):
+                connection = connections[self.stop]
+                layout = layouts(type(connection))
+                if layout is None:
+                    break
+                peer = getattr(connection, "_wsfast_peer", None)
+                protocol = getattr(connection, layout.protocol) if peer is None else peer.protocol
+                if type(protocol) is not layout.protocol_type:
+                    break
+                if getattr(protocol, layout.state) is not layout.open_state:
+                    self.closed.append(self.stop)
+                    self.stop += 1
+                    continue
+                if getattr(connection, layout.loop) is not running_loop:
+                    break
+                if peer is None:
+                    peer = Peer(connection, layout, transport_layouts)
+                    connection._wsfast_peer = peer
+                if peer.check(connection) is Verdict.OWN:
+                    self.own.append(self.stop)
+                else:
+                    self.waiting.append((self.stop, peer))
+                self.stop += 1
+        except Exception:
+            pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
+
+    def collect(self, table: TickTable, count: int, sequence_of: Callable[[int], Encodings]) -> None:
+        """Find out which of the next slots of a tick table may be sent to.
+
+        Those that are sent everything are back at node 0 then. All others stay where they are, for the caller to
+        `take()` what is left; whom nobody has taken is looked at once more, in the end.
+
+        Args:
+            table: The table.
             count: How many slots at most.
-            start: Where among all that is pending to begin, if none has been sent to yet; modulo their number.
-            owners: Whose each slot is.
-            frames: Function of a node: all frames for it, one behind the other.
-            leftovers: List to which are added the slots whose kernels did not take everything, each with its node and
-                what `wsf.h` calls the result; and those that are set aside, with 0. The caller has it even if an
-                exception is raised on the way.
-            asked: For each node the owners of the slots that are not ready; as above.
-
-        Returns:
-            How many kernels took everything.
-
-        Raises:
-            MemoryError: If something may have been cut off that could not be listed.
-            ValueError: If there are fewer owners than slots; then nothing was sent.
+            sequence_of: Function of a node: what those at it are sent.
         """
-        if len(owners) < len(self._nodes):
-            raise ValueError(f"{len(self._nodes)} slots have {len(owners)} owners")
-        if self._done == 0 and self._touched:
-            start %= len(self._touched)
-            self._touched = self._touched[start:] + self._touched[:start]
-        slots = self._touched[self._done : self._done + count]
+        generation = table._sending
+        if generation.cursor == len(generation.touched):
+            generation.cursor = 0
+        slots = generation.touched[generation.cursor : generation.cursor + count]
         for slot in slots:
-            if self._aside[slot]:
-                leftovers.append((slot, self._nodes[slot], 0))
+            peer = table.peers[slot]
+            if not generation.nodes[slot]:
+                continue
+            if table._aside[slot] or table._skips[slot]:
+                self.refused.append((slot, peer))
+                continue
+            try:
+                verdict = peer.check(peer.connection)
+            except Exception:
+                verdict = Verdict.OWN
+            if verdict is Verdict.CLOSED:
+                self.closed.append(slot)
+            elif verdict is Verdict.OWN:
+                self.own.append((slot, peer))
             else:
-                asked.setdefault(self._nodes[slot], []).append(owners[slot])
-            self._nodes[slot] = 0
-        self._done += len(slots)
-        return 0
+                self.waiting.append((slot, peer))
+        generation.cursor += len(slots)
 
-    def compact(self) -> int:
-        """Forget, while some slots are pending, what none of them needs any more.
-
-        The first entries, of which there are as many as is returned, are forgotten; all others are renumbered, so that
-        the first of these is 0. So are the nodes.
-
-        Raises:
-            ValueError: If nothing is pending.
-        """
-        del self._touched[: self._done]
-        self._done = 0
-        if not self._touched:
-            raise ValueError("no slots are pending")
-        needed: set[int] = set()
-        for slot in self._touched:
-            node = self._nodes[slot]
-            while node and node not in needed:
-                needed.add(node)
-                node = self._steps[node][0]
-        first = min(self._steps[node][1] for node in needed)
-        places = {0: 0}
-        steps = [(0, -1)]
-        for node in sorted(needed):
-            parent, entry = self._steps[node]
-            places[node] = len(steps)
-            steps.append((places[parent], entry - first))
-        self._steps = steps
-        self._children = {step: node for node, step in enumerate(steps) if node}
-        for slot in self._touched:
-            self._nodes[slot] = places[self._nodes[slot]]
-        return first
-
-    def reset(self) -> None:
-        """Forget all nodes, once nothing is pending."""
-        if self.pending:
-            raise ValueError(f"{self.pending} slots are pending")
-        self._touched.clear()
-        self._done = 0
-        del self._steps[1:]
-        self._children.clear()
+    def send(self) -> None:
+        """Offer each descriptor its frame, and note what was taken. If that fails, frames that were cut are aborted."""
+        self.done = True

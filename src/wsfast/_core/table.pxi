@@ -1,4 +1,4 @@
-# ---- Subscribers: what a publish must know of each, in dense arrays
+# ---- The tick table: what each subscriber of an event loop is to be sent, in dense arrays
 
 
 cdef class Members:
@@ -27,13 +27,13 @@ cdef class Members:
         self._slots[self._size] = slot
         self._size += 1
 
-    def remove(self, uint32_t slot):
+    def discard(self, uint32_t slot):
         cdef size_t index = 0
 
         while index < self._size and self._slots[index] != slot:
             index += 1
         if index == self._size:
-            raise ValueError(f"slot {slot} is not a member")
+            return
         self._size -= 1
         self._slots[index] = self._slots[self._size]
 
@@ -41,113 +41,225 @@ cdef class Members:
 cdef struct Node:
     uint32_t parent, entry          # where it came from, and by which entry
     uint32_t child, child_entry     # where the entry that was asked for last leads
-    uint32_t group                  # which buffer those at it are sent, while they are; else NO_GROUP
 
+
+cdef struct Generation:
+    Node *steps
+    size_t steps_size, steps_room
+    uint32_t *touched               # slots that have left node 0, in that order, each once; some may be back
+    size_t touched_size, touched_room
+    size_t first, cursor            # where sending began in `touched`, and how many have been looked at since
+    size_t left                     # slots that are not at node 0
+
+
+cdef enum:
+    ASIDE = 1           # listed rather than sent to
+    OWN_ENCODER = 2     # the peer has an encoder of its own, which is dropped when its state moves on
+    TOUCHED = 4         # it is among those that are touched in the first generation; shifted by one, in the second
 
 cdef uint32_t NO_ENTRY = UINT32_MAX
-cdef uint32_t NO_GROUP = UINT32_MAX
-cdef int NO_FD = INT_MIN
 
 
-cdef class Roster:
+cdef int add_node(Generation *generation, uint32_t parent, uint32_t entry) except -1:
+    cdef size_t room
+
+    if generation.steps_size == generation.steps_room:
+        room = max(64, 2 * generation.steps_room)
+        generation.steps = <Node *>resized(generation.steps, room * sizeof(Node))
+        generation.steps_room = room
+    generation.steps[generation.steps_size] = Node(parent, entry, 0, NO_ENTRY)
+    generation.steps_size += 1
+    return 0
+
+
+cdef class TickTable:
     """See the twin."""
 
-    cdef int *fds               # of each slot; its complement while it is not ready; NO_FD if it has none
-    cdef uint32_t *nodes        # of each slot
-    cdef uint8_t *aside         # of each slot, whether it is set aside
+    cdef int *fds               # of each slot whose peer is ready; else -1
+    cdef uint32_t *states       # of each slot whose peer is ready: index of what its window holds; 0: no compression
+    cdef uint32_t *nodes[2]     # of each slot, in each generation
+    cdef uint32_t *skips        # of each slot, how many of its entries that are being sent have been sent
+    cdef uint8_t *flags
     cdef size_t size, room
+    cdef readonly list peers
     cdef list free
-    cdef uint32_t *touched      # slots that are not at node 0, in the order in which they left it
-    cdef size_t touched_size, touched_room, done
-    cdef Node *steps
-    cdef size_t steps_size, steps_room
+    cdef Generation generations[2]
+    cdef list entries           # of each generation
+    cdef int publishing         # which generation is being published; the other one is being sent
+    # States of windows, each with the number of slots that have it.
+    cdef list windows
+    cdef dict window_indexes
+    cdef list free_windows
+    cdef uint32_t *window_counts
+    cdef size_t window_room
 
     def __cinit__(self):
+        self.peers = []
         self.free = []
-        self.new_node(0, NO_ENTRY)
+        self.entries = [[], []]
+        self.windows = [None]
+        self.window_indexes = {}
+        self.free_windows = []
+        add_node(&self.generations[0], 0, NO_ENTRY)
+        add_node(&self.generations[1], 0, NO_ENTRY)
 
     def __dealloc__(self):
         PyMem_Free(self.fds)
-        PyMem_Free(self.nodes)
-        PyMem_Free(self.aside)
-        PyMem_Free(self.touched)
-        PyMem_Free(self.steps)
+        PyMem_Free(self.states)
+        PyMem_Free(self.skips)
+        PyMem_Free(self.flags)
+        PyMem_Free(self.window_counts)
+        for i in range(2):
+            PyMem_Free(self.nodes[i])
+            PyMem_Free(self.generations[i].steps)
+            PyMem_Free(self.generations[i].touched)
 
-    cdef uint32_t new_node(self, uint32_t parent, uint32_t entry) except? 0:
-        cdef size_t room
+    # ---- Slots
 
-        if self.steps_size == self.steps_room:
-            room = max(64, 2 * self.steps_room)
-            self.steps = <Node *>resized(self.steps, room * sizeof(Node))
-            self.steps_room = room
-        self.steps[self.steps_size] = Node(parent, entry, 0, NO_ENTRY, NO_GROUP)
-        self.steps_size += 1
-        return <uint32_t>(self.steps_size - 1)
-
-    cdef int check(self, Py_ssize_t slot) except -1:
-        if not 0 <= slot < <Py_ssize_t>self.size:
-            raise IndexError(f"there is no slot {slot}")
-        return 0
-
-    def add(self, int fd=-1):
+    def add(self, Peer peer not None):
         cdef size_t slot, room
 
         if self.free:
             slot = self.free.pop()
-            self.fds[slot] = NO_FD if fd < 0 else ~fd
-            return slot
-        if self.size == self.room:
-            room = max(64, 2 * self.room)
-            self.fds = <int *>resized(self.fds, room * sizeof(int))
-            self.nodes = <uint32_t *>resized(self.nodes, room * sizeof(uint32_t))
-            self.aside = <uint8_t *>resized(self.aside, room * sizeof(uint8_t))
-            self.room = room
-        self.fds[self.size] = NO_FD if fd < 0 else ~fd
-        self.nodes[self.size] = 0
-        self.aside[self.size] = False
-        self.size += 1
-        return self.size - 1
+        else:
+            if self.size == self.room:
+                room = max(64, 2 * self.room)
+                self.fds = <int *>resized(self.fds, room * sizeof(int))
+                self.states = <uint32_t *>resized(self.states, room * sizeof(uint32_t))
+                self.nodes[0] = <uint32_t *>resized(self.nodes[0], room * sizeof(uint32_t))
+                self.nodes[1] = <uint32_t *>resized(self.nodes[1], room * sizeof(uint32_t))
+                self.skips = <uint32_t *>resized(self.skips, room * sizeof(uint32_t))
+                self.flags = <uint8_t *>resized(self.flags, room * sizeof(uint8_t))
+                self.room = room
+            self.peers.append(None)
+            slot = self.size
+            self.flags[slot] = 0
+            self.size += 1
+        self.fds[slot] = -1
+        self.states[slot] = self.nodes[0][slot] = self.nodes[1][slot] = self.skips[slot] = 0
+        self.flags[slot] &= TOUCHED | TOUCHED << 1  # whoever had the slot before may have been published to
+        if peer.masked:
+            self.flags[slot] |= ASIDE
+        self.peers[slot] = peer
+        peer.attach(self, slot)
+        return slot
 
-    def remove(self, Py_ssize_t slot):
-        cdef size_t i
+    def remove(self, Peer peer not None):
+        cdef Py_ssize_t slot = peer.slot
 
         self.check(slot)
-        if self.nodes[slot]:
-            self.nodes[slot] = 0
-            for i in range(self.done, self.touched_size):
-                if self.touched[i] == <uint32_t>slot:
-                    self.touched_size -= 1
-                    self.touched[i] = self.touched[self.touched_size]
-                    break
-        self.fds[slot] = NO_FD
-        self.aside[slot] = False
+        peer.invalidate()
+        peer.slot = -1
+        peer.table = None
+        self.clear(slot, 0)
+        self.clear(slot, 1)
+        self.skips[slot] = 0
+        self.peers[slot] = None
         self.free.append(slot)
 
-    def set_ready(self, Py_ssize_t slot, bint ready):
-        self.check(slot)
-        if self.fds[slot] == NO_FD:
-            if ready:
-                raise ValueError(f"slot {slot} has no descriptor")
-        elif ready != (self.fds[slot] >= 0):
-            self.fds[slot] = ~self.fds[slot]
+    cdef int check(self, Py_ssize_t slot) except -1:
+        if not 0 <= slot < <Py_ssize_t>self.size or PyList_GET_ITEM(self.peers, slot) == <PyObject *>None:
+            raise IndexError(f"there is no slot {slot}")
+        return 0
+
+    cdef void clear(self, size_t slot, int generation) noexcept:
+        if self.nodes[generation][slot]:
+            self.nodes[generation][slot] = 0
+            self.generations[generation].left -= 1
 
     def set_aside(self, Py_ssize_t slot, bint aside):
         self.check(slot)
-        self.aside[slot] = aside
+        if aside:
+            self.flags[slot] |= ASIDE
+        else:
+            self.flags[slot] &= ~ASIDE
 
-    @property
-    def pending(self):
-        return self.touched_size - self.done
+    # ---- What windows hold
 
-    def node(self, Py_ssize_t slot):
-        self.check(slot)
-        return self.nodes[slot]
+    cdef uint32_t window_index(self, window) except 0:
+        """Return the index of a state, which nobody has yet if it is new."""
+        cdef size_t room
+        cdef uint32_t index
+        cdef PyObject *known = PyDict_GetItem(self.window_indexes, window)
 
-    def is_pending(self, Py_ssize_t slot):
-        self.check(slot)
-        return self.nodes[slot] != 0
+        if known != NULL:
+            return <uint32_t>(<object>known)
+        if self.free_windows:
+            index = self.free_windows[PyList_GET_SIZE(self.free_windows) - 1]
+        else:
+            index = <uint32_t>PyList_GET_SIZE(self.windows)
+            if index >= self.window_room:
+                room = max(64, 2 * self.window_room)
+                self.window_counts = <uint32_t *>resized(self.window_counts, room * sizeof(uint32_t))
+                self.window_room = room
+            self.windows.append(None)
+            self.free_windows.append(index)
+        self.window_indexes[window] = index
+        self.free_windows.pop()
+        self.windows[index] = window
+        self.window_counts[index] = 0
+        return index
 
-    def publish(self, Members members not None, uint32_t entry, excluded=(), list already=None):
+    cdef int forget_window(self, uint32_t index) except -1:
+        """Forget a state that nobody has any more."""
+        if index and self.window_counts[index] == 0 and PyList_GET_ITEM(self.windows, index) != <PyObject *>None:
+            del self.window_indexes[self.windows[index]]
+            self.windows[index] = None
+            self.free_windows.append(index)
+        return 0
+
+    cdef int offer(self, Peer peer) except -1:
+        """Have a peer that is ready be sent to without being looked at: from now on, the table has its state."""
+        cdef EncoderBase encoder
+        cdef uint32_t index = 0
+
+        if peer.encoder is not None:
+            encoder = peer.encoder
+            index = self.window_index(encoder.state)
+            self.window_counts[index] += 1
+            if encoder.encoder is not None:
+                self.flags[peer.slot] |= OWN_ENCODER
+        self.states[peer.slot] = index
+        self.fds[peer.slot] = peer.fd
+        return 0
+
+    cdef int withdraw(self, Peer peer) except -1:
+        """Have a peer be asked from now on, and have its state."""
+        cdef EncoderBase encoder
+        cdef uint32_t index = self.states[peer.slot]
+
+        self.fds[peer.slot] = -1
+        self.states[peer.slot] = 0
+        self.flags[peer.slot] &= ~OWN_ENCODER
+        if index:
+            encoder = peer.encoder
+            window = self.windows[index]
+            if encoder.state is not window:
+                encoder.state = window
+                encoder.encoder = None
+            self.window_counts[index] -= 1
+            self.forget_window(index)
+        return 0
+
+    cdef void move_window(self, uint32_t slot, uint32_t index):
+        """Have the window of a ready peer hold something else; the caller forgets what nobody has any more."""
+        self.window_counts[self.states[slot]] -= 1
+        self.window_counts[index] += 1
+        self.states[slot] = index
+        if self.flags[slot] & OWN_ENCODER:
+            self.flags[slot] &= ~OWN_ENCODER
+            (<EncoderBase>(<Peer>PyList_GET_ITEM(self.peers, slot)).encoder).encoder = None
+
+    # ---- Publishing
+
+    def enter(self, entry):
+        cdef list entries = self.entries[self.publishing]
+
+        entries.append(entry)
+        return PyList_GET_SIZE(entries) - 1
+
+    def publish(self, Members members not None, uint32_t number, excluded=(), list already=None):
+        cdef Generation *generation = &self.generations[self.publishing]
         cdef size_t i, count = 0
         cdef uint32_t node
         cdef bint excludes = bool(excluded)
@@ -157,171 +269,116 @@ cdef class Roster:
             if excludes and members._slots[i] in excluded:
                 continue
             if already is not None:
-                node = self.nodes[members._slots[i]]
-                if node and self.steps[node].entry == entry:
+                node = self.nodes[self.publishing][members._slots[i]]
+                if node and generation.steps[node].entry == number:
                     already.append(members._slots[i])
                     continue
-            self.step(members._slots[i], entry)
+            self.step(members._slots[i], number)
             count += 1
         return count
 
-    def append(self, Py_ssize_t slot, uint32_t entry):
+    def append(self, Py_ssize_t slot, uint32_t number):
         self.check(slot)
         self.make_room(1)
-        self.step(<uint32_t>slot, entry)
+        self.step(<uint32_t>slot, number)
 
     cdef int make_room(self, size_t count) except -1:
+        cdef Generation *generation = &self.generations[self.publishing]
         cdef size_t room
 
-        if self.touched_size + count > self.touched_room:
-            room = max(self.touched_size + count, 2 * self.touched_room)
-            self.touched = <uint32_t *>resized(self.touched, room * sizeof(uint32_t))
-            self.touched_room = room
+        if generation.touched_size + count > generation.touched_room:
+            room = max(generation.touched_size + count, 2 * generation.touched_room)
+            generation.touched = <uint32_t *>resized(generation.touched, room * sizeof(uint32_t))
+            generation.touched_room = room
         return 0
 
-    cdef inline int step(self, uint32_t slot, uint32_t entry) except -1:
-        cdef uint32_t node = self.nodes[slot], child
+    cdef inline int step(self, uint32_t slot, uint32_t number) except -1:
+        cdef Generation *generation = &self.generations[self.publishing]
+        cdef uint32_t node = self.nodes[self.publishing][slot]
 
-        if self.steps[node].child_entry != entry:
-            child = self.new_node(node, entry)
-            self.steps[node].child = child
-            self.steps[node].child_entry = entry
+        if generation.steps[node].child_entry != number:
+            add_node(generation, node, number)
+            generation.steps[node].child = <uint32_t>(generation.steps_size - 1)
+            generation.steps[node].child_entry = number
         if node == 0:
-            self.touched[self.touched_size] = slot
-            self.touched_size += 1
-        self.nodes[slot] = self.steps[node].child
+            generation.left += 1
+            if not self.flags[slot] & TOUCHED << self.publishing:
+                self.flags[slot] |= TOUCHED << self.publishing
+                generation.touched[generation.touched_size] = slot
+                generation.touched_size += 1
+        self.nodes[self.publishing][slot] = generation.steps[node].child
         return 0
 
-    def sequence(self, size_t node):
-        entries = []
-        if node >= self.steps_size:
-            raise IndexError(f"there is no node {node}")
-        while node:
-            entries.append(self.steps[node].entry)
-            node = self.steps[node].parent
-        entries.reverse()
-        return entries
+    # ---- Sending
 
-    def send(
-        self, size_t count, size_t start, list owners not None, frames, list leftovers not None, dict asked not None
-    ):
-        cdef size_t stop, i, n = 0, set_aside = 0, complete
-        cdef uint32_t slot, node
-        cdef int *fds = NULL
-        cdef uint32_t *groups = NULL
-        cdef uint32_t *slots = NULL
-        cdef ssize_t *results = NULL
-        cdef wsf_buffer *buffers = NULL
-        cdef list data = [], nodes = [], unready = None
-        cdef uint32_t last = 0
+    @property
+    def published(self):
+        return PyList_GET_SIZE(self.entries[self.publishing]) > 0
 
-        if <size_t>PyList_GET_SIZE(owners) < self.size:
-            raise ValueError(f"{self.size} slots have {PyList_GET_SIZE(owners)} owners")
-        if self.done == 0 and self.touched_size:
-            self.rotate(start % self.touched_size)
-        stop = min(self.touched_size, self.done + count)
-        count = stop - self.done
-        try:
-            fds = <int *>resized(NULL, (count + 1) * sizeof(int))
-            groups = <uint32_t *>resized(NULL, (count + 1) * sizeof(uint32_t))
-            slots = <uint32_t *>resized(NULL, (count + 1) * sizeof(uint32_t))
-            results = <ssize_t *>resized(NULL, (count + 1) * sizeof(ssize_t))
-            for i in range(self.done, stop):
-                slot = self.touched[i]
-                node = self.nodes[slot]
-                if self.aside[slot]:
-                    set_aside += 1
-                    slots[count - set_aside] = slot  # the others are listed from the beginning
-                    groups[count - set_aside] = node
-                    continue
-                if self.fds[slot] < 0:
-                    if node != last:  # most are where the one before them is
-                        unready = asked.setdefault(node, [])
-                        last = node
-                    unready.append(<object>PyList_GET_ITEM(owners, slot))
-                    continue
-                if self.steps[node].group == NO_GROUP:
-                    data.append(<bytes?>frames(node))
-                    nodes.append(node)
-                    self.steps[node].group = <uint32_t>(PyList_GET_SIZE(data) - 1)
-                fds[n] = self.fds[slot]
-                groups[n] = self.steps[node].group
-                slots[n] = slot
-                n += 1
-            buffers = <wsf_buffer *>resized(NULL, (PyList_GET_SIZE(data) + 1) * sizeof(wsf_buffer))
-            for i in range(<size_t>PyList_GET_SIZE(data)):
-                buffers[i] = buffer_of(data[i])
-            # From here on, nothing can fail before the caller knows what was cut off, but for the lack of memory.
-            for i in range(self.done, stop):
-                self.nodes[self.touched[i]] = 0
-            self.done = stop
-            with nogil:
-                complete = wsf_send_many(fds, groups, n, buffers, results)
-            for i in range(set_aside):
-                leftovers.append((slots[count - 1 - i], groups[count - 1 - i], 0))
-            if complete < n:
-                for i in range(n):
-                    if results[i] != <ssize_t>buffers[groups[i]].size:
-                        leftovers.append((slots[i], nodes[groups[i]], results[i]))
-        finally:
-            for node in nodes:
-                self.steps[node].group = NO_GROUP
-            PyMem_Free(fds)
-            PyMem_Free(groups)
-            PyMem_Free(slots)
-            PyMem_Free(results)
-            PyMem_Free(buffers)
-        return complete
+    @property
+    def sending(self):
+        return PyList_GET_SIZE(self.entries[1 - self.publishing]) > 0
 
-    cdef int rotate(self, size_t start) except -1:
-        """Have the pending slot with that index be the first."""
-        cdef uint32_t *head
+    @property
+    def left(self):
+        return self.generations[1 - self.publishing].left
 
-        if start == 0:
-            return 0
-        head = <uint32_t *>resized(NULL, start * sizeof(uint32_t))
-        memcpy(head, self.touched, start * sizeof(uint32_t))
-        memmove(self.touched, self.touched + start, (self.touched_size - start) * sizeof(uint32_t))
-        memcpy(self.touched + self.touched_size - start, head, start * sizeof(uint32_t))
-        PyMem_Free(head)
-        return 0
+    def begin(self, size_t start):
+        cdef Generation *generation
 
-    def compact(self):
-        cdef uint32_t *places = NULL    # of each node, where it is moved to; 0 if nobody comes from there
-        cdef uint32_t node, parent, first = NO_ENTRY, count = 1
+        if self.sending:
+            raise ValueError("what was published before is still being sent")
+        self.publishing = 1 - self.publishing
+        generation = &self.generations[1 - self.publishing]
+        generation.cursor = 0
+        generation.first = start % generation.touched_size if generation.touched_size else 0
+
+    def finish(self):
+        cdef Generation *generation = &self.generations[1 - self.publishing]
         cdef size_t i
 
-        if self.touched_size == self.done:
-            raise ValueError("no slots are pending")
-        places = <uint32_t *>resized(NULL, self.steps_size * sizeof(uint32_t))
-        memset(places, 0, self.steps_size * sizeof(uint32_t))
-        for i in range(self.done, self.touched_size):
-            node = self.nodes[self.touched[i]]
-            while node and not places[node]:
-                places[node] = 1
-                first = min(first, self.steps[node].entry)
-                node = self.steps[node].parent
-        self.steps[0].child_entry = NO_ENTRY
-        for i in range(1, self.steps_size):
-            if places[i]:
-                parent = places[self.steps[i].parent] if self.steps[i].parent else 0
-                self.steps[count] = Node(parent, self.steps[i].entry - first, 0, NO_ENTRY, NO_GROUP)
-                self.steps[parent].child = count  # the last one, which the newest entry leads to
-                self.steps[parent].child_entry = self.steps[count].entry
-                places[i] = count
-                count += 1
-        self.steps_size = count
-        self.touched_size -= self.done
-        memmove(self.touched, self.touched + self.done, self.touched_size * sizeof(uint32_t))
-        self.done = 0
-        for i in range(self.touched_size):
-            self.nodes[self.touched[i]] = places[self.nodes[self.touched[i]]]
-        PyMem_Free(places)
-        return first
+        if generation.left:
+            raise ValueError(f"{generation.left} slots have not been sent to")
+        for i in range(generation.touched_size):
+            self.flags[generation.touched[i]] &= ~(TOUCHED << 1 - self.publishing)
+        generation.touched_size = generation.cursor = 0
+        generation.steps_size = 1
+        generation.steps[0] = Node(0, NO_ENTRY, 0, NO_ENTRY)
+        entries = self.entries[1 - self.publishing]
+        self.entries[1 - self.publishing] = []
+        return entries
 
-    def reset(self):
-        if self.touched_size != self.done:
-            raise ValueError(f"{self.touched_size - self.done} slots are pending")
-        self.touched_size = self.done = 0
-        self.steps_size = 1
-        self.steps[0] = Node(0, NO_ENTRY, 0, NO_ENTRY, NO_GROUP)
+    def sequence(self, size_t node):
+        return self.sequence_in(1 - self.publishing, node)
+
+    cdef list sequence_in(self, int number, size_t node):
+        cdef Generation *generation = &self.generations[number]
+        cdef list entries = self.entries[number]
+        cdef list sequence = []
+
+        if node >= generation.steps_size:
+            raise IndexError(f"there is no node {node}")
+        while node:
+            sequence.append(entries[generation.steps[node].entry])
+            node = generation.steps[node].parent
+        sequence.reverse()
+        return sequence
+
+    def node(self, Py_ssize_t slot):
+        self.check(slot)
+        return self.nodes[1 - self.publishing][slot]
+
+    def is_pending(self, Py_ssize_t slot):
+        self.check(slot)
+        return self.nodes[0][slot] != 0 or self.nodes[1][slot] != 0
+
+    def pending(self, Py_ssize_t slot):
+        self.check(slot)
+        sent = self.sequence_in(1 - self.publishing, self.nodes[1 - self.publishing][slot])
+        return sent[self.skips[slot]:] + self.sequence_in(self.publishing, self.nodes[self.publishing][slot])
+
+    def take(self, Py_ssize_t slot, list into not None):
+        self.check(slot)
+        into += self.sequence_in(1 - self.publishing, self.nodes[1 - self.publishing][slot])[self.skips[slot]:]
+        self.skips[slot] = 0
+        self.clear(slot, 1 - self.publishing)

@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
 
-__all__ = ["Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Stream", "compress_by"]
+from wsfast._core import core
+
+__all__ = ["Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Stream", "Window", "compress_by"]
 
 SYNC_FLUSH_END = b"\x00\x00\xff\xff"
 """What ends a compressed message and is left out of its last frame (RFC 7692, section 7.2.1)."""
@@ -28,7 +30,7 @@ KNOWN_SETTINGS = frozenset({"level", "method", "memLevel", "strategy"})
 class Parameters:
     """How a connection compresses what it sends. There is one object for each combination: compare them by identity."""
 
-    __slots__ = ("per_message", "settings", "window", "window_bits")
+    __slots__ = ("per_message", "settings", "unknown", "window", "window_bits")
 
     _all: ClassVar[dict[tuple[int, tuple[tuple[str, int], ...]], Parameters]] = {}
 
@@ -40,6 +42,8 @@ class Parameters:
     """Arguments of `zlib.compressobj`, sorted by their names."""
     per_message: PerMessageEncoder
     """Stands for the encoders of all connections that compress each message by itself."""
+    unknown: Window
+    """That of a receiver of which nothing is known."""
 
     @classmethod
     def of(cls, window_bits: int, settings: Mapping[str, Any]) -> Parameters | None:
@@ -70,6 +74,7 @@ class Parameters:
             self.window = 1 << window_bits
             self.settings = settings
             self.per_message = PerMessageEncoder(self)
+            self.unknown = Window(self)
             return cls._all.setdefault((window_bits, settings), self)
 
     def __repr__(self) -> str:
@@ -142,81 +147,104 @@ class Stream:
         return tail[max(start - first, 0) : max(stop - first, 0)]
 
 
-class LazyEncoder:
+class Window:
+    """What the window of a receiver ends with, as far as it is known.
+
+    Immutable; there is one for all who hold the same.
+
+    To remember less than there is, even nothing, is always right; to remember anything else never is.
+
+    Args:
+        parameters: How messages are compressed for it.
+        stream: Messages that were compressed one after the other; None if it holds none of these.
+        since, position: From where to where it holds them.
+        octets: What it holds without a stream.
+    """
+
+    __slots__ = ("octets", "parameters", "position", "since", "stream")
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        stream: Stream | None = None,
+        since: int = 0,
+        position: int = 0,
+        octets: bytes = b"",
+    ) -> None:
+        self.parameters = parameters
+        self.stream = stream
+        self.since = since
+        self.position = position
+        self.octets = octets
+
+    def end(self) -> bytes:
+        """Return what it ends with, or as much of that as is kept."""
+        return self.octets if self.stream is None else self.stream.between(self.since, self.position)
+
+
+class LazyEncoder(core.EncoderBase):
     """The encoder of one connection, which is made when the connection sends something for itself.
 
-    It stands in for a `zlib.compressobj`. Until then, it only remembers what the receiver's window ends with: that is
-    what the new encoder is primed with, so that it may refer to it. To remember less than there is, even nothing, is
-    always right; to remember anything else never is.
+    It stands in for a `zlib.compressobj`. Until then, only `state`, the `Window` of the receiver, is kept: that is what
+    the new encoder is primed with, so that it may refer to it.
 
     Args:
         parameters: How the connection compresses.
         encoder: The encoder that the connection has had so far; None if it has compressed nothing yet.
     """
 
-    __slots__ = ("encoder", "parameters", "position", "since", "stream", "window")
+    __slots__ = ()
 
     def __init__(self, parameters: Parameters, encoder: zlib._Compress | None = None) -> None:
-        self.parameters = parameters
         self.encoder = encoder
-        self.window = b""
-        self.stream: Stream | None = None
-        self.since = self.position = 0
+        self.state = parameters.unknown
 
-    def deliver(self, window: bytes) -> None:
-        """Take note that the receiver gets a compressed message by itself, of which `window` is the end."""
-        self.encoder = None
-        self.stream = None
-        self.window = window
+    @property
+    def parameters(self) -> Parameters:
+        """How the connection compresses."""
+        parameters: Parameters = self.state.parameters
+        return parameters
 
-    def follow(self, stream: Stream, since: int, position: int) -> None:
-        """Take note that the receiver's window ends with what `stream` has compressed from `since` to `position`."""
-        self.encoder = None
-        self.stream = stream
-        self.since = since
-        self.position = position
-        self.window = b""
+    def move_to(self, window: Window) -> None:
+        """Note that the receiver's window holds something else now; an encoder of its own does not fit any more."""
+        if window is not self.state:
+            self.state = window
+            self.encoder = None
 
     def forget(self) -> None:
-        """Rely on nothing that was noted: the receiver may not have got it."""
-        self.stream = None
-        self.window = b""
+        """Rely on nothing: the receiver may hold something else than was noted."""
+        self.state = self.state.parameters.unknown
+        self.encoder = None
 
-    def rewind(self, stream: Stream, start: int, stop: int) -> None:
-        """Take back what was noted last: what `stream` has compressed from one position to another was not sent."""
-        if self.stream is stream and self.position == stop and self.since < start:
-            self.position = start
-        else:
-            self.forget()
-
-    def _make(self) -> zlib._Compress:
-        window = self.window if self.stream is None else self.stream.between(self.since, self.position)
-        self.encoder = self.parameters.encoder(window)
-        self.forget()
+    def _own(self) -> Any:
+        if self.encoder is None:
+            encoder = self.state.parameters.encoder(self.state.end())
+            self.state = self.state.parameters.unknown
+            self.encoder = encoder
         return self.encoder
 
     def compress(self, data: Any, /) -> bytes:
         """Compress a part of a message that the connection sends for itself."""
-        return (self.encoder or self._make()).compress(data)
+        compressed: bytes = self._own().compress(data)
+        return compressed
 
     def flush(self, mode: int = zlib.Z_FINISH, /) -> bytes:
         """Return what is left of it in the encoder."""
-        return (self.encoder or self._make()).flush(mode)
+        rest: bytes = self._own().flush(mode)
+        return rest
 
 
-class PerMessageEncoder:
-    """Stands for the encoder of connections without context takeover, which know nothing of earlier messages.
+class PerMessageEncoder(core.EncoderBase):
+    """Stands for the encoders of all connections without context takeover, which know nothing of earlier messages."""
 
-    It takes the same notes as a `LazyEncoder`, to no effect.
-    """
-
-    __slots__ = ("parameters",)
+    __slots__ = ()
 
     def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
+        self.encoder = None
+        self.state = Window(parameters)  # and so it stays
 
-    def deliver(self, window: bytes) -> None:
-        """Do nothing."""
+    def move_to(self, window: Window) -> None:
+        """Do nothing: nothing is noted."""
 
     def forget(self) -> None:
         """Do nothing."""

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from wsfast._core import core
 
-from .deflate import Encoder, Parameters
+from .deflate import Encoder, Parameters, Window
 
 __all__ = [
     "RSV1",
     "SMALLEST_COMPRESSED",
     "TEXT",
     "Encoding",
+    "Joined",
     "Message",
     "PreparedMessage",
     "SelfContained",
     "encodings_of",
+    "frame_for",
+    "join",
     "prepare",
 ]
 
@@ -29,27 +35,30 @@ SMALLEST_COMPRESSED = 64
 
 
 class Encoding:
-    """One way in which a message can stand in a frame.
+    """One way in which a message can stand in a frame, or several frames that leave together.
 
     Args:
         first: First octet of the frame (RFC 6455, section 5.2).
         payload: Payload as it stands in the frame, but for the mask.
-        window: End of the message before it was compressed by itself, as much as a receiver's window holds.
     """
 
-    __slots__ = ("_frame", "first", "payload", "window")
+    __slots__ = ("_frame", "ends", "first", "payload")
 
-    def __init__(self, first: int, payload: bytes, window: bytes = b"") -> None:
+    ends: tuple[int, ...] | None
+    """Where each of several frames ends in `frame`; None if there is only one."""
+
+    def __init__(self, first: int, payload: bytes) -> None:
         self.first = first
         self.payload = payload
-        self.window = window
+        self.ends = None
         self._frame: bytes | None = None
 
     @classmethod
-    def of_frames(cls, frames: bytes) -> Encoding:
+    def of_frames(cls, frames: Sequence[bytes]) -> Encoding:
         """Return what stands for several frames of a server, one behind the other."""
         encoding = cls(0, b"")
-        encoding._frame = frames
+        encoding._frame = b"".join(frames)
+        encoding.ends = tuple(itertools.accumulate(map(len, frames)))
         return encoding
 
     @property
@@ -79,40 +88,96 @@ class SelfContained:
         self._data = data
         self._compress = compress
         self._compressed: dict[Parameters, Encoding] = {}
-        self._by_parameters: dict[Parameters, Encoding] = {}
+        # For each set of parameters, what is sent, and what windows hold then; None if they hold what they held.
+        self._by_parameters: dict[Parameters, tuple[Encoding, Window | None]] = {}
 
-    def encoding_for(self, encoder: Encoder) -> Encoding:
-        """Return what is to be sent to a connection with permessage-deflate, and have its encoder take note of it.
+    def choose(self, window: Window) -> tuple[Encoding, Window]:
+        """See `Encodings` in the core."""
+        parameters = window.parameters
+        choice = self._by_parameters.get(parameters)
+        if choice is None:
+            choice = self._by_parameters[parameters] = self._choose(parameters)
+        encoding, after = choice
+        if after is None or window is parameters.per_message.state:
+            return encoding, window
+        return encoding, after
 
-        Who does not send it must take it back.
-        """
-        encoding = self._by_parameters.get(encoder.parameters)
-        if encoding is None:
-            encoding = self._by_parameters[encoder.parameters] = self._choose(encoder.parameters)
-        if encoding is not self.plain:
-            encoder.deliver(encoding.window)  # last, when nothing can fail any more
-        return encoding
+    def after(self, window: Window, count: int) -> Window:
+        """See `Encodings` in the core."""
+        return self.choose(window)[1] if count else window
 
-    def take_back(self, encoder: Encoder) -> None:
-        """Take note that what was last chosen for a connection was not sent."""
-        if self._by_parameters.get(encoder.parameters) is not self.plain:
-            encoder.forget()
-
-    def _choose(self, parameters: Parameters) -> Encoding:
+    def _choose(self, parameters: Parameters) -> tuple[Encoding, Window | None]:
         if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
-            return self.plain
+            return self.plain, None
         encoding = self.compressed(parameters)
-        return encoding if len(encoding.payload) < len(self._data) else self.plain
+        if len(encoding.payload) >= len(self._data):
+            return self.plain, None
+        return encoding, Window(parameters, octets=self._data[-parameters.window :])
 
     def compressed(self, parameters: Parameters) -> Encoding:
         """Return the message, which must not be empty, compressed by itself, whether it shrinks or not."""
         parameters = parameters.fit(len(self._data))
         encoding = self._compressed.get(parameters)
         if encoding is None:
-            payload = parameters.compress(self._data)
-            encoding = Encoding(RSV1 | self.plain.first, payload, self._data[-parameters.window :])
+            encoding = Encoding(RSV1 | self.plain.first, parameters.compress(self._data))
             encoding = self._compressed.setdefault(parameters, encoding)
         return encoding
+
+
+class Joined:
+    """The encodings of several messages, one behind the other."""
+
+    __slots__ = ("_chosen", "_joined", "parts")
+
+    def __init__(self, parts: Sequence[core.Encodings]) -> None:
+        self.parts = parts
+        self._chosen: dict[Window | None, tuple[Encoding, Window | None]] = {}
+        self._joined: dict[tuple[Encoding, ...], Encoding] = {}
+
+    @property
+    def plain(self) -> Encoding:
+        """All messages, not compressed."""
+        if None not in self._chosen:
+            self._chosen[None] = self._join([part.plain for part in self.parts]), None
+        return self._chosen[None][0]
+
+    def choose(self, window: Window) -> tuple[Encoding, Any]:
+        """See `Encodings` in the core."""
+        chosen = self._chosen.get(window)
+        if chosen is None:
+            encodings = []
+            after = window
+            for part in self.parts:
+                encoding, after = part.choose(after)
+                encodings.append(encoding)
+            chosen = self._chosen[window] = self._join(encodings), after
+        return chosen
+
+    def after(self, window: Window, count: int) -> Any:
+        """See `Encodings` in the core."""
+        for part in self.parts[:count]:
+            _, window = part.choose(window)
+        return window
+
+    def _join(self, encodings: Sequence[Any]) -> Encoding:
+        key = tuple(encodings)
+        joined = self._joined.get(key)
+        if joined is None:
+            joined = self._joined[key] = Encoding.of_frames([encoding.frame for encoding in encodings])
+        return joined
+
+
+def frame_for(encoder: Encoder | None, encodings: core.Encodings, *, masked: bool) -> tuple[bytes, Any]:
+    """Return the frame for one connection, and what its receiver's window holds when it was sent."""
+    encoding, window = (encodings.plain, None) if encoder is None else encodings.choose(encoder.state)
+    if masked:
+        return core.encode_frame(encoding.first, encoding.payload, os.urandom(4)), window
+    return encoding.frame, window
+
+
+def join(parts: Sequence[core.Encodings]) -> core.Encodings:
+    """Return the encodings of several messages, one behind the other; those of a single one are its own."""
+    return parts[0] if len(parts) == 1 else Joined(parts)
 
 
 class PreparedMessage:
@@ -150,7 +215,8 @@ class PreparedMessage:
             self._data = data.encode()
             self._opcode = BINARY if text is False else TEXT
         elif isinstance(data, (bytes, bytearray, memoryview)):
-            self._data = data.tobytes() if isinstance(data, memoryview) else bytes(data)
+            # Not bytes(data), which calls the __bytes__() of a subclass: upstream sends the octets of the object.
+            self._data = data if type(data) is bytes else memoryview(data).tobytes()
             self._opcode = TEXT if text is True else BINARY
         else:
             raise TypeError("data must be str or bytes")

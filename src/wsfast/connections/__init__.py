@@ -43,11 +43,11 @@ def cache_by_type(function: Callable[[type], T]) -> Callable[[type], T]:
     return answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConnectionLayout:
-    """Where one type of connections keeps what gather must know before it may write to the transport itself.
+    """Where one type of connections keeps what must be known before a frame may be written to its descriptor.
 
-    All of them are attributes whose reading runs no code of the user's.
+    All of them are attributes whose reading runs no code of the user's, and has no peer be invalidated.
     """
 
     protocol: str
@@ -91,8 +91,7 @@ class ConnectionLayout:
     idle: object = None
     """What `send_in_progress` is while nothing is being sent."""
     tells: bool = False
-    """Whether the connection clears `quiet` of what gather keeps in it whenever any of this may have changed. It then
-    may be written to without being asked anything."""
+    """Whether the connection invalidates its peer whenever any of this may have changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,14 +34,14 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
-from .adapted import Adapted, abort_later, layout_of
+from .foreign import Foreign, abort_later, layout_of
 
 __all__ = ["adapt"]
 
 _ZLIB_ENCODER = type(zlib.compressobj())
 
 
-class _Connection(Adapted):
+class _Connection(Foreign):
     """A WebSocket of aiohttp."""
 
     library = "aiohttp"
@@ -68,7 +68,7 @@ class _Connection(Adapted):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See Adapted. `_closed` is set right before the close frame is sent; nothing may follow that."""
+        """See `Foreign`. `_closed` is set right before the close frame is sent; nothing may follow that."""
         if not cls.exact:
             return layout_of(cls)
         kind = ClientWebSocketResponse if cls.masked else WebSocketResponse
@@ -98,12 +98,12 @@ class _Compressing(_Connection):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See Adapted. While a message is compressed, the ordinary path sends frames that need no encoder."""
+        """See `Foreign`. While a message is compressed, the ordinary path sends frames that need no encoder."""
         layout = super().layout()
         return layout and dataclasses.replace(layout, gate="_lock", send_in_progress="_locked", idle=False)
 
     def encoder(self) -> Encoder | Literal[False] | None:
-        """See Adapted."""
+        """See `Foreign`."""
         writer = self._writer
         parameters = Parameters.of(writer.compress, {"level": zlib.Z_BEST_SPEED})
         if parameters is None:
@@ -154,7 +154,7 @@ class _SingleEncoder:
 
     def flush(self, mode: int, /) -> bytes:
         """Return what is left of it. Before anything else happens, aiohttp writes the message."""
-        self._lasting.deliver(b"")
+        self._lasting.forget()
         rest: bytes = self._encoder.flush(mode)
         return rest
 
@@ -174,7 +174,7 @@ class _Ordinary(_Connection):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return None
 
 

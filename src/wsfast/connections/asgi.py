@@ -19,8 +19,8 @@ def adapt(websocket: Any) -> Any:
     if connection is None:
         raise TypeError(
             f"cannot reach the connection of {name_of(type(websocket))}: run its server as "
-            'uvicorn.run(app, ws="wsfast.connections.uvicorn:WebSocketsProtocol"), '
-            "or uvicorn --ws wsfast.connections.uvicorn:WebSocketsProtocol"
+            'uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol"), '
+            "or uvicorn --ws wsfast.uvicorn:WebSocketsProtocol"
         )
     if connection.websocket is None:
         connection.websocket = websocket

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal
 
 from websockets.protocol import State
 
 from wsfast._encoding.deflate import Encoder
+from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .adapted import Adapted, layout_of
-from .websockets import encoder_of_extensions
+from .foreign import Foreign, layout_of
+from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["adapt"]
 
 
-class _Connection(Adapted):
+class _Connection(Foreign):
     """A connection of websockets.legacy."""
 
     library = "websockets.legacy"
@@ -29,7 +31,7 @@ class _Connection(Adapted):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return layout_of(cls, debug="debug")
 
     @property
@@ -53,26 +55,14 @@ class _Connection(Adapted):
         """A future while a fragmented message is being sent."""
         return self._origin._fragmented_message_waiter
 
-    @property
-    def extensions(self) -> Any:
-        """The extensions, which may be left out for a while."""
-        return self._origin.extensions
-
-    @extensions.setter
-    def extensions(self, extensions: Any) -> None:
-        self._origin.extensions = extensions
-
     def encoder(self) -> Encoder | Literal[False] | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return encoder_of_extensions(self._origin.extensions)
 
-    def send_text(self, data: Any) -> None:
-        """Send a Text frame."""
-        self._origin.write_frame_sync(True, 0x1, data)
-
-    def send_binary(self, data: Any) -> None:
-        """Send a Binary frame."""
-        self._origin.write_frame_sync(True, 0x2, data)
+    def send_message(self, message: PreparedMessage) -> None:
+        """Send a message."""
+        with contextlib.nullcontext() if message.compress is None else without_deflate(self._origin):
+            self._origin.write_frame_sync(True, message.opcode, message.data)
 
     @property
     def connection_lost_waiter(self) -> Any:

@@ -21,12 +21,12 @@ from weakref import WeakKeyDictionary, ref
 from picows import WSTransport
 from websockets.protocol import CLOSED, CLOSING, OPEN, State
 
-from .adapted import Adapted, abort_later
+from .foreign import Foreign, abort_later
 
 __all__ = ["adapt", "loop_of"]
 
 
-class _Connection(Adapted):
+class _Connection(Foreign):
     """A WSTransport. It is not kept alive: asyncio's transport does that as long as it is open."""
 
     library = "picows"

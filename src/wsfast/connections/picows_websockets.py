@@ -8,7 +8,9 @@ import picows.websockets
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import CLOSED, OPEN, State
 
-from .adapted import Adapted
+from wsfast._encoding.message import PreparedMessage
+
+from .foreign import Foreign
 from .picows import loop_of
 
 __all__ = ["adapt"]
@@ -33,7 +35,7 @@ class _Transport:
         return default
 
 
-class _Connection(Adapted):
+class _Connection(Foreign):
     """A connection of picows.websockets."""
 
     library = "picows.websockets"
@@ -54,20 +56,11 @@ class _Connection(Adapted):
         """The state of the connection."""
         return OPEN if self._origin.state.name == "OPEN" else CLOSED
 
-    @property
-    def extensions(self) -> Any:
-        """Who asks for them wants to leave one out, which can only be had if there is none."""
-        if "Sec-WebSocket-Extensions" in self._origin.response.headers:
+    def send_message(self, message: PreparedMessage) -> None:
+        """Send a message, compressed if that was negotiated."""
+        if message.compress is False and "Sec-WebSocket-Extensions" in self._origin.response.headers:
             raise TypeError("picows.websockets compresses all messages of this connection, also with compress=False")
-        return ()
-
-    def send_text(self, data: Any) -> None:
-        """Send a Text frame, compressed if that was negotiated."""
-        self._send(bytes(data).decode())
-
-    def send_binary(self, data: Any) -> None:
-        """Send a Binary frame."""
-        self._send(bytes(data))
+        self._send(message.data.decode() if message.text else message.data)
 
     def _send(self, message: str | bytes) -> None:
         """Send a message, or raise what was raised for it."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from websockets.protocol import CLOSED, OPEN, State
 
 from . import name_of
-from .adapted import Adapted
+from .foreign import Foreign
 
 __all__ = ["Sink", "SinkConnection", "SinkTransport"]
 
@@ -58,6 +58,8 @@ class SinkTransport:
 
     def write(self, data: Any) -> None:
         """Write frames; if that fails, close."""
+        if self._closed:
+            return
         try:
             self._sink.write(bytes(data))
         except Exception:
@@ -102,7 +104,7 @@ class SinkTransport:
         return default
 
 
-class SinkConnection(Adapted):
+class SinkConnection(Foreign):
     """A sink as a connection, of a server: frames are not masked, and messages not compressed."""
 
     library = "sink"

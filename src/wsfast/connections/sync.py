@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import ssl
@@ -24,8 +23,8 @@ from typing import Any
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
-from wsfast._core._pure import Encodings, encode_frame
-from wsfast._encoding.message import PreparedMessage
+from wsfast._core import core
+from wsfast._encoding.message import PreparedMessage, frame_for
 
 from .websockets import encoder_of_extensions, without_deflate
 
@@ -45,7 +44,7 @@ Outcome = Exception | bool
 def send_to_all(
     connections: Sequence[Any],
     message: PreparedMessage,
-    encodings: Encodings,
+    encodings: core.Encodings,
     report: Callable[[Any, Outcome], None],
 ) -> None:
     """Send a message to all connections, to each as fast as it takes it; return when all have taken it or failed.
@@ -121,7 +120,7 @@ def _release(held: dict[int, Any], connection: Any) -> None:
 
 
 def _begin(
-    connection: Any, message: PreparedMessage, encodings: Encodings, *, alone: bool
+    connection: Any, message: PreparedMessage, encodings: core.Encodings, *, alone: bool
 ) -> Outcome | memoryview | None:
     """Send what goes out at once, with the lock held; return the rest, or None if it must be sent ordinarily."""
     refused = _refusal(connection)
@@ -131,14 +130,12 @@ def _begin(
     encoder = encoder_of_extensions(protocol.extensions)
     if alone or encoder is False or protocol.debug or protocol.writes or isinstance(connection.socket, ssl.SSLSocket):
         return None
-    encoding = encodings.plain if encoder is None else encodings.encoding_for(encoder)
-    masked = protocol.side.name == "CLIENT"
-    frame = encode_frame(encoding.first, encoding.payload, os.urandom(4)) if masked else encoding.frame
+    frame, window = frame_for(encoder, encodings, masked=protocol.side.name == "CLIENT")
     result = _send(connection.socket, frame)
     if isinstance(result, Exception):
-        if encoder is not None:
-            encodings.take_back(encoder)
         return result
+    if encoder is not None:
+        encoder.move_to(window)
     return True if result == len(frame) else memoryview(frame)[result:]
 
 

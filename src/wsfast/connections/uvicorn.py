@@ -1,12 +1,6 @@
 """Protocols for uvicorn, which put themselves into the ASGI scope so that a framework's WebSocket leads to them.
 
-    uvicorn.run(app, ws="wsfast.connections.uvicorn:WebSocketsProtocol")  # in place of ws="websockets-sansio" or "auto"
-    uvicorn.run(app, ws="wsfast.connections.uvicorn_wsproto:WSProtocol")  # in place of ws="wsproto"
-
-uvicorn 0.35 takes only the class itself: `ws=WebSocketsProtocol`.
-
-They are those of uvicorn, and differ in that what an application sends by itself never overtakes what channels have
-published before, and in that `broadcast()` and channels need not ask them whether they may be written to.
+`wsfast.uvicorn` is where users find them.
 
 | private or moving name                             | what                                        | versions     |
 |----------------------------------------------------|---------------------------------------------|--------------|
@@ -21,27 +15,30 @@ published before, and in that `broadcast()` and channels need not ask them wheth
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
 from websockets.protocol import OPEN, State
 from websockets.server import ServerProtocol
 
+from wsfast._encoding.message import PreparedMessage
+
 from . import ConnectionLayout
-from .adapted import Adapted, abort_later, layout_of
 from .asgi import EXTENSION
-from .evented import Evented, watched
-from .websockets import encoder_of_extensions
+from .foreign import Foreign, abort_later, layout_of
+from .telling import Telling, watched
+from .websockets import encoder_of_extensions, without_deflate
 
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 except ModuleNotFoundError:
-    raise TypeError("wsfast.connections.uvicorn takes uvicorn 0.35 or later") from None
+    raise TypeError("wsfast.uvicorn takes uvicorn 0.35 or later") from None
 
 __all__ = ["UvicornConnection", "WebSocketsProtocol"]
 
 
-class UvicornConnection(Evented, Adapted):
+class UvicornConnection(Telling, Foreign):
     """What both have in common; it stands before the protocol of uvicorn."""
 
     library = "uvicorn"
@@ -94,12 +91,12 @@ class UvicornConnection(Evented, Adapted):
             ClientDisconnected: If the connection was closed here, as by the policy of a channel; from this, frameworks
                 make what they raise when the client has closed it.
         """
-        await self._wsfast_take_turn(wait=message["type"] == "websocket.send")
+        await self._wsfast_flush(wait=message["type"] == "websocket.send")
         await self.writable.wait()
         if self._wsfast_closed:
             raise ClientDisconnected
         await super().send(message)  # type: ignore[misc]
-        self._wsfast_settle()
+        self._wsfast_check()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""
@@ -126,11 +123,6 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
     """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to."""
 
     @property
-    def protocol(self) -> Any:
-        """The sans-I/O protocol."""
-        return self.conn
-
-    @property
     def state(self) -> State:
         """The state of the connection."""
         state: State = self._wsfast_conn.state
@@ -138,7 +130,7 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return layout_of(
             cls,
             protocol="_wsfast_conn",
@@ -153,10 +145,16 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
             tells=True,
         )
 
-    def send_data(self) -> None:
-        """Write what was given to the protocol."""
-        self.transport.write(b"".join(self.conn.data_to_send()))
+    def send_message(self, message: PreparedMessage) -> None:
+        """Send a message."""
+        conn = self.conn
+        with contextlib.nullcontext() if message.compress is None else without_deflate(conn):
+            if message.text:
+                conn.send_text(message.data)
+            else:
+                conn.send_binary(message.data)
+        self.transport.write(b"".join(conn.data_to_send()))
 
     def _send_close(self, code: int, reason: str) -> None:
         self.conn.send_close(code, reason)
-        self.send_data()
+        self.transport.write(b"".join(self.conn.data_to_send()))

@@ -11,7 +11,7 @@ from websockets.protocol import CLOSED, CLOSING, CONNECTING, State
 from wsfast._encoding.deflate import Encoder
 
 from . import ConnectionLayout
-from .adapted import layout_of
+from .foreign import layout_of
 from .uvicorn import UvicornConnection
 from .wsproto import encoder_of, is_fragmented, state_of
 
@@ -23,7 +23,7 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return layout_of(cls, transport="_wsfast_transport", tells=True)
 
     @property
@@ -41,7 +41,7 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
         return is_fragmented(self._wsfast_conn) or None
 
     def encoder(self) -> Encoder | Literal[False] | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return encoder_of(self._wsfast_conn)
 
     def _send_close(self, code: int, reason: str) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -37,23 +36,22 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.typing import ExtensionParameter
 
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
+from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout, cache_by_type
-from .adapted import Adapted
-from .evented import Evented, watched
-from .transports import transport_layout
+from .foreign import Foreign
+from .telling import Telling, watched
 
 __all__ = [
     "LOST",
     "SEND_IN_PROGRESS",
-    "EventedConnection",
+    "SET_EXCEPTION",
     "ServerPerMessageDeflateFactory",
+    "TellingConnection",
     "connection_layout",
-    "direct_descriptor",
-    "encoder_of",
     "encoder_of_extensions",
     "is_connection",
-    "keep_reason",
+    "send_by_protocol",
     "without_deflate",
 ]
 
@@ -132,19 +130,24 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
     )
 
 
-class EventedConnection(Evented, ServerConnection):
+class TellingConnection(Telling, ServerConnection):
     """A connection that tells what happens to it, and whose own messages do not overtake what was published."""
 
     protocol: Any = watched("protocol")
 
     async def send(self, message: Any, *args: Any, **options: Any) -> None:
         """Send a message, after all that was published for this connection before."""
-        await self._wsfast_take_turn()
+        await self._wsfast_flush()
         await super().send(message, *args, **options)
-        self._wsfast_settle()
+        self._wsfast_check()
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection, after what was published for it in this tick."""
+        await self._wsfast_flush(wait=False)
+        await super().close(code, reason)
 
 
-_EVENTED = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
+_TELLING = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
 _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
 
@@ -155,17 +158,17 @@ _READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", 
 @cache_by_type
 def connection_layout(kind: type) -> ConnectionLayout | None:
     """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
-    if issubclass(kind, Adapted):
+    if issubclass(kind, Foreign):
         layout: ConnectionLayout | None = kind.layout()
         return layout
     if not issubclass(kind, Connection):
         return None
-    evented = issubclass(kind, EventedConnection)
-    original = EventedConnection if evented else Connection
+    tells = issubclass(kind, TellingConnection)
+    original = TellingConnection if tells else Connection
     if any(_static(kind, name) is not _static(original, name) for name in (*_METHODS, *_READ)):
         return None
-    if evented:
-        return _EVENTED
+    if tells:
+        return _TELLING
     if issubclass(kind, ServerConnection):
         return _SERVER
     if issubclass(kind, ClientConnection):
@@ -173,56 +176,15 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     return None
 
 
-def encoder_of(connection: Any) -> Encoder | None:
-    """Return what takes note of the compressed frames that a connection is sent; None if nothing does."""
-    layout = connection_layout(type(connection))
-    if layout is None:
-        return None
-    protocol = getattr(connection, layout.protocol)
-    if type(protocol) is not layout.protocol_type:
-        return None
-    return _encoder_by(layout, connection, protocol) or None
-
-
-def _encoder_by(layout: ConnectionLayout, connection: Any, protocol: Any) -> Encoder | Literal[False] | None:
-    return layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
-
-
-def keep_reason(connection: Any, errno: int) -> None:
-    """Keep what the kernel has told, once, as the reason why a connection was lost."""
-    getattr(connection, SET_EXCEPTION)(OSError(errno, os.strerror(errno)))
-
-
-def direct_descriptor(connection: Any) -> int:
-    """Return the descriptor that unmasked frames may be written to as long as the connection says so; -1 if none.
-
-    That is: it tells what happens to it, nothing compresses or logs its messages, and nobody has replaced a method.
-    """
-    layout = connection_layout(type(connection))
-    if layout is None or not layout.tells:
-        return -1
-    protocol: Any = getattr(connection, layout.protocol)
-    if type(protocol) is not layout.protocol_type:
-        return -1
-    transport = getattr(connection, layout.transport)
-    transports = transport_layout(type(transport))
-    if (
-        transports is None
-        or not transports.direct
-        or (layout.debug is not None and getattr(protocol, layout.debug))
-        or _encoder_by(layout, connection, protocol) is not None
-        or any(
-            getattr(getattr(owner, name), "__func__", None) is not function
-            for owner, methods in (
-                (connection, layout.methods),
-                (protocol, layout.protocol_methods),
-                (transport, transports.methods),
-            )
-            for name, function in methods.items()
-        )
-    ):
-        return -1
-    return int(transport.get_extra_info("socket").fileno())
+def send_by_protocol(connection: Any, message: PreparedMessage) -> None:
+    """Send a message as upstream's `broadcast()` does."""
+    protocol = connection.protocol
+    with contextlib.nullcontext() if message.compress is None else without_deflate(protocol):
+        if message.text:
+            protocol.send_text(message.data)
+        else:
+            protocol.send_binary(message.data)
+    connection.send_data()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from wsproto.extensions import PerMessageDeflate
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import name_of
-from .adapted import Adapted, abort_later
+from .foreign import Foreign, abort_later
 from .sink import Sink, SinkTransport
 
 __all__ = ["attach", "encoder_of", "is_fragmented", "state_of"]
@@ -77,7 +77,7 @@ def _inner(connection: Any) -> Any:
     return connection if isinstance(connection, wsproto.connection.Connection) else connection.connection
 
 
-class _Attached(Adapted):
+class _Attached(Foreign):
     """A connection of wsproto with its transport."""
 
     library = "wsproto"
@@ -98,7 +98,7 @@ class _Attached(Adapted):
         return is_fragmented(self.connection) or None
 
     def encoder(self) -> Encoder | Literal[False] | None:
-        """See Adapted."""
+        """See `Foreign`."""
         return encoder_of(self.connection)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:

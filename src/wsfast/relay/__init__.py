@@ -6,8 +6,8 @@
 A process subscribes at the broker only to the topics, patterns and users that somebody is subscribed to, or registered
 as, in its hub. Messages of one topic arrive in the order in which a process has published them. While the broker is
 slow or away, local subscribers get local messages as ever; messages for other processes wait in a bounded queue, and
-the broker is looked for again and again. What is lost is counted and reported, by the process that misses it. A process
-does not get the history and the last values that others have.
+the relay reconnects with exponential back-off. What is lost is counted and reported, by the process that misses it. A
+process does not get the history and the last values that others have.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wsfast.hub import Hub
-from wsfast.patterns import check_topic
+from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
 
-from .link import Gap, Relay, RelayStats
+from .inbound import Gap
+from .relay import Relay, RelayStats
 
 __all__ = ["Gap", "Relay", "RelayStats", "nats", "redis"]
 

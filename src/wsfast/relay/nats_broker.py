@@ -13,7 +13,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
-from .link import Receiving, Sending, Want
+from .broker import Interest, Receiving, Sending
 from .wire import Address
 
 __all__ = ["NatsBroker"]
@@ -85,11 +85,11 @@ class NatsBroker:
             raise
         return client
 
-    def subject(self, want: Address | Want | None) -> str:
+    def subject(self, interest: Address | Interest | None) -> str:
         """Return the subject of an address, or of a pattern, which has the same form there."""
-        if want is None:
+        if interest is None:
             return f"{self._prefix}.all"
-        kind, name = want
+        kind, name = interest
         if kind == "user":  # which may be any string, also an empty one
             token = f"u.{_short('=' + name.encode().hex())}" if isinstance(name, str) else f"n.{name}"
             return f"{self._prefix}.{token}"
@@ -133,9 +133,9 @@ class _Sending:
         self._lost = lost
         self._timeout = timeout
 
-    async def publish(self, parcels: Sequence[tuple[Address | None, bytes]]) -> int:
+    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
         refused = 0
-        for address, data in parcels:
+        for address, data in messages:
             try:
                 await self._client.publish(self._broker.subject(address), data)
             except nats.errors.MaxPayloadError:
@@ -161,24 +161,24 @@ class _Receiving:
         self._lost = lost
         self._receive = receive
         self._timeout = timeout
-        self._subscriptions: dict[Want | None, Any] = {}
+        self._subscriptions: dict[Interest | None, Any] = {}
 
     async def _on_message(self, message: Any) -> None:
         self._receive(message.data)
 
-    async def subscribe(self, wants: Sequence[Want | None]) -> None:
-        for want in wants:
-            self._subscriptions[want] = await self._client.subscribe(
-                self._broker.subject(want),
+    async def subscribe(self, interests: Sequence[Interest | None]) -> None:
+        for interest in interests:
+            self._subscriptions[interest] = await self._client.subscribe(
+                self._broker.subject(interest),
                 cb=self._on_message,
                 pending_msgs_limit=PENDING_MESSAGES,
                 pending_bytes_limit=PENDING_BYTES,
             )
         await self._flush()
 
-    async def unsubscribe(self, wants: Sequence[Want]) -> None:
-        for want in wants:
-            await self._subscriptions.pop(want).unsubscribe()
+    async def unsubscribe(self, interests: Sequence[Interest]) -> None:
+        for interest in interests:
+            await self._subscriptions.pop(interest).unsubscribe()
 
     async def run(self) -> None:
         while not self._lost.done():

@@ -12,7 +12,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .link import Receiving, Sending, Want
+from .broker import Interest, Receiving, Sending
 from .wire import Address
 
 __all__ = ["RedisBroker"]
@@ -50,11 +50,11 @@ class RedisBroker:
         )
         return client
 
-    def channel(self, want: Address | Want | None) -> bytes:
+    def channel(self, interest: Address | Interest | None) -> bytes:
         """Return the channel of an address, or the pattern of channels of a pattern."""
-        if want is None:
+        if interest is None:
             return f"{self._prefix}.all".encode()
-        kind, name = want
+        kind, name = interest
         if kind == "user":
             return f"{self._prefix}.{'u' if isinstance(name, str) else 'n'}.{name}".encode()
         if kind == "topic":
@@ -95,9 +95,9 @@ class _Sending:
         self._broker = broker
         self._client = client
 
-    async def publish(self, parcels: Sequence[tuple[Address | None, bytes]]) -> int:
+    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
         pipeline = self._client.pipeline(transaction=False)
-        for address, data in parcels:
+        for address, data in messages:
             pipeline.publish(self._broker.channel(address), data)
         replies = await pipeline.execute(raise_on_error=False)
         return sum(isinstance(reply, redis.exceptions.ResponseError) for reply in replies)
@@ -122,17 +122,21 @@ class _Receiving:
         """Connect."""
         await self._pubsub.connect()
 
-    async def subscribe(self, wants: Sequence[Want | None]) -> None:
-        await self._ask(self._pubsub.subscribe, self._pubsub.psubscribe, wants)
+    async def subscribe(self, interests: Sequence[Interest | None]) -> None:
+        await self._ask(self._pubsub.subscribe, self._pubsub.psubscribe, interests)
 
-    async def unsubscribe(self, wants: Sequence[Want]) -> None:
-        await self._ask(self._pubsub.unsubscribe, self._pubsub.punsubscribe, wants)
+    async def unsubscribe(self, interests: Sequence[Interest]) -> None:
+        await self._ask(self._pubsub.unsubscribe, self._pubsub.punsubscribe, interests)
 
-    async def _ask(self, plainly: Any, by_pattern: Any, wants: Sequence[Want | None]) -> None:
+    async def _ask(self, plainly: Any, by_pattern: Any, interests: Sequence[Interest | None]) -> None:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[None]] = []
         for command, kinds in ((plainly, ("topic", "user")), (by_pattern, ("pattern",))):
-            channels = [self._broker.channel(want) for want in wants if ("topic" if want is None else want[0]) in kinds]
+            channels = [
+                self._broker.channel(interest)
+                for interest in interests
+                if ("topic" if interest is None else interest[0]) in kinds
+            ]
             futures += [self._awaited.setdefault(channel, loop.create_future()) for channel in channels]
             if channels:
                 await command(*channels)

@@ -1,14 +1,14 @@
-"""What relays send through a broker: one message of a hub in one of the broker's.
+"""The format of the broker's messages: one for each message of a hub.
 
 | octets | what                                                                                            |
 |--------|-------------------------------------------------------------------------------------------------|
 | 0      | 0xF5, which begins no other encoding of text                                                    |
 | 1      | version of this format: 1                                                                       |
-| 2      | kind: 0 message, 1 mark, 2 request for marks, 3 farewell                                        |
+| 2      | kind: 0 message, 1 position, 2 request for positions, 3 goodbye                                 |
 | 3      | flags: 1 Text frame, 2 not to be compressed                                                     |
 | 4-11   | publisher, a random number                                                                      |
 | 12-19  | epoch: which it is of the times that the publisher has begun to number messages of an address   |
-| 20-27  | number of the message among those of its address and epoch, from 1; of a mark, that of the last |
+| 20-27  | number of the message among those of its address and epoch, from 1; of a position, the last one |
 | 28-31  | octets of the head                                                                              |
 | 32-    | head, a JSON object: topic or user, key, excluded users, all topics; behind it the payload      |
 """
@@ -23,23 +23,23 @@ from typing import Any
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
-from wsfast.patterns import check_topic
+from wsfast.hub.topics import check_topic
 
 __all__ = [
-    "FAREWELL",
-    "MARK",
+    "GOODBYE",
     "MESSAGE",
+    "POSITION",
     "PUBLISHER",
     "REQUEST",
     "Address",
-    "Parcel",
+    "Envelope",
     "check_key",
     "check_user",
     "pack",
     "unpack",
 ]
 
-MESSAGE, MARK, REQUEST, FAREWELL = range(4)
+MESSAGE, POSITION, REQUEST, GOODBYE = range(4)
 
 _MAGIC, _VERSION = 0xF5, 1
 _TEXT, _PLAIN = 1, 2
@@ -54,8 +54,8 @@ Address = tuple[Kind, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """What one message of the broker's says."""
+class Envelope:
+    """The contents of one message of the broker's."""
 
     kind: int
     publisher: int
@@ -68,8 +68,8 @@ class Parcel:
     key: Hashable = None
     excluded: tuple[Any, ...] = ()
     """Users who are not to get it."""
-    together: tuple[int, tuple[str, ...]] | None = None
-    """If it was published to several topics as one: which publication of the publisher's that was, and the topics."""
+    publication: tuple[int, tuple[str, ...]] | None = None
+    """If it was published to several topics at once: the number of that publication, and the topics."""
 
     def message(self) -> PreparedMessage:
         """Return the message.
@@ -119,27 +119,27 @@ def _check_int(value: int) -> None:
         raise ValueError("with a relay, an int must not have more than 256 bits")
 
 
-def pack(parcel: Parcel) -> bytes:
-    """Return the octets of a parcel."""
+def pack(envelope: Envelope) -> bytes:
+    """Return the octets of an envelope."""
     head: dict[str, Any] = {}
-    if parcel.address is not None:
-        kind, name = parcel.address
+    if envelope.address is not None:
+        kind, name = envelope.address
         head["u" if kind == "user" else "t"] = name
-    if parcel.key is not None:
-        head["k"] = parcel.key
-    if parcel.excluded:
-        head["x"] = parcel.excluded
-    if parcel.together is not None:
-        head["m"] = parcel.together
+    if envelope.key is not None:
+        head["k"] = envelope.key
+    if envelope.excluded:
+        head["x"] = envelope.excluded
+    if envelope.publication is not None:
+        head["m"] = envelope.publication
     encoded = json.dumps(head, separators=(",", ":")).encode()
-    flags = _TEXT * parcel.text | _PLAIN * (not parcel.compressible)
+    flags = _TEXT * envelope.text | _PLAIN * (not envelope.compressible)
     fixed = _HEAD.pack(
-        _MAGIC, _VERSION, parcel.kind, flags, parcel.publisher, parcel.epoch, parcel.number, len(encoded)
+        _MAGIC, _VERSION, envelope.kind, flags, envelope.publisher, envelope.epoch, envelope.number, len(encoded)
     )
-    return b"".join((fixed, encoded, parcel.payload))
+    return b"".join((fixed, encoded, envelope.payload))
 
 
-def unpack(data: bytes) -> Parcel:
+def unpack(data: bytes) -> Envelope:
     """Return what some octets say.
 
     Raises:
@@ -147,7 +147,7 @@ def unpack(data: bytes) -> Parcel:
     """
     try:
         magic, version, kind, flags, publisher, epoch, number, size = _HEAD.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION or kind > FAREWELL:
+        if magic != _MAGIC or version != _VERSION or kind > GOODBYE:
             raise ValueError("it was not sent by a relay of this version")
         end = _HEAD.size + size
         if len(data) < end:
@@ -161,10 +161,10 @@ def unpack(data: bytes) -> Parcel:
         elif "u" in head:
             check_user(head["u"])
             address = "user", head["u"]
-        elif kind in (MESSAGE, MARK):
+        elif kind in (MESSAGE, POSITION):
             raise ValueError("it has no address")
-        together = head.get("m")
-        return Parcel(
+        publication = head.get("m")
+        return Envelope(
             kind,
             publisher,
             epoch,
@@ -175,7 +175,7 @@ def unpack(data: bytes) -> Parcel:
             not flags & _PLAIN,
             _hashable(head.get("k")),
             tuple(_hashable(user) for user in head.get("x", ())),
-            None if together is None else (int(together[0]), tuple(map(check_topic, together[1]))),
+            None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
         )
     except (struct.error, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc

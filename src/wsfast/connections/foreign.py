@@ -1,15 +1,7 @@
-"""What connections of other libraries need so that a fan-out can deal with them as with those of websockets.
+"""Connections of other libraries: the one shape in which the rest of wsfast knows them.
 
-| attribute                  | what                                                                       |
-|----------------------------|----------------------------------------------------------------------------|
-| `transport`, `loop`        | the asyncio transport, or what stands in for one, and the event loop       |
-| `protocol`                 | has `state`, `send_text()` and `send_binary()`; the connection itself here |
-| `send_data()`              | writes what was given to `protocol`                                        |
-| `send_in_progress`         | None, unless something that must not be interrupted is being sent          |
-| `connection_lost_waiter`   | a future that is done when the connection is lost                          |
-| `close(code, reason)`      | a coroutine                                                                |
-| `id`, `logger`             | for log records                                                            |
-| `_wsfast_route`, `_outlet` | what `broadcast()` and channels keep                                       |
+A library's module has a subclass of `Foreign`, whose objects stand for its connections, and a `ConnectionLayout`, which
+says where these keep what must be known before a frame is written to the descriptor.
 """
 
 from __future__ import annotations
@@ -22,12 +14,13 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from websockets.protocol import CLOSED, OPEN, State
 
-from wsfast._core._pure import encode_frame
+from wsfast._core import core
 from wsfast._encoding.deflate import Encoder
+from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
 
-__all__ = ["Adapted", "abort_later", "is_lost", "is_open", "layout_of"]
+__all__ = ["Foreign", "abort_later", "is_lost", "layout_of"]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at whether connections that do not tell have been lost."""
@@ -36,8 +29,8 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that a client that does not read has to take a close frame, and to answer it."""
 
 
-class Adapted:
-    """A connection of another library, in the shape in which a fan-out knows those of websockets."""
+class Foreign:
+    """A connection of another library."""
 
     library: ClassVar[str] = ""
     masked: ClassVar[bool] = False
@@ -47,17 +40,14 @@ class Adapted:
     """Whether `lose()` is called when the connection is lost; if not, it is looked at from time to time."""
     logger: Any = logging.getLogger("wsfast")
 
-    _wsfast_route: Any
-    transport: Any
-    loop: asyncio.AbstractEventLoop
-
-    send_in_progress: Any = None
-    debug: Any = False
-    expect_continuation_frame: ClassVar[bool] = False
-    writes: ClassVar[list[bytes]] = []
-    extensions: Any = ()
-
+    _wsfast_peer: Any = None
     _lost: asyncio.Future[None] | None = None
+
+    transport: Any
+    """The asyncio transport, or what stands in for one."""
+    loop: asyncio.AbstractEventLoop
+    send_in_progress: Any = None
+    """None, unless something that must not be interrupted is being sent."""
 
     @property
     def origin(self) -> Any:
@@ -65,14 +55,9 @@ class Adapted:
         return self
 
     @property
-    def protocol(self) -> Any:
-        """What knows the state and makes frames: here, this object."""
+    def itself(self) -> Any:
+        """What knows the state, if no other object does: see `layout_of()`."""
         return self
-
-    @property
-    def fragmented_send_waiter(self) -> Any:
-        """The name of `send_in_progress` in websockets 14 and 15."""
-        return self.send_in_progress
 
     @property
     def state(self) -> State:
@@ -87,31 +72,20 @@ class Adapted:
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """Return where connections of this type keep what gather must know; None if it must not know anything."""
+        """Return where connections of this type keep what must be known; None to send by `send_message()` alone."""
         return layout_of(cls)
 
     def encoder(self) -> Encoder | Literal[False] | None:
         """Return what compresses messages; None if they need not, or cannot, be compressed."""
         return None
 
-    def send_text(self, data: Any) -> None:
-        """Send a Text frame, which is not compressed."""
-        self._write(0x81, data)
+    def send_message(self, message: PreparedMessage) -> None:
+        """Send a message by the library's own means, or by a frame that is not compressed."""
+        key = os.urandom(4) if self.masked else None
+        self.transport.write(core.encode_frame(0x80 | message.opcode, message.data, key))
 
-    def send_binary(self, data: Any) -> None:
-        """Send a Binary frame, which is not compressed."""
-        self._write(0x82, data)
-
-    def _write(self, first: int, data: Any) -> None:
-        self.transport.write(encode_frame(first, data, os.urandom(4) if self.masked else None))
-
-    def send_data(self) -> None:
-        """Do nothing: it is sent."""
-
-    def set_connection_exc(self, exc: BaseException) -> None:
-        """Do nothing: there is no place for it."""
-
-    set_recv_exc = set_connection_exc
+    def keep_reason(self, exc: BaseException) -> None:
+        """Keep the reason why the connection was lost, if there is a place for it."""
 
     @property
     def connection_lost_waiter(self) -> asyncio.Future[None]:
@@ -123,20 +97,13 @@ class Adapted:
         return self._lost
 
     def lose(self) -> None:
-        """Take note that the connection is lost."""
+        """Say that the connection is lost."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""
         raise NotImplementedError
-
-
-def is_open(connection: Any) -> bool:
-    """Whether messages may be sent on a connection; most libraries do not tell their protocols that it was lost."""
-    if connection.protocol.state is not OPEN:
-        return False
-    return not (isinstance(connection, Adapted) and connection.transport.is_closing())
 
 
 def is_lost(transport: Any) -> bool:
@@ -172,10 +139,10 @@ class _Losses:
         return losses
 
     def __init__(self) -> None:
-        self._connections: WeakSet[Adapted] = WeakSet()
+        self._connections: WeakSet[Foreign] = WeakSet()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, connection: Adapted) -> None:
+    def add(self, connection: Foreign) -> None:
         """Look at a connection until it is lost."""
         self._connections.add(connection)
         if self._timer is None:
@@ -190,9 +157,9 @@ class _Losses:
 
 
 def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
-    """Return the layout of a subclass of `Adapted`."""
+    """Return the layout of a subclass of `Foreign`, which keeps all that must be known itself but for `changes`."""
     values: dict[str, Any] = {
-        "protocol": "protocol",
+        "protocol": "itself",
         "protocol_type": kind,
         "transport": "transport",
         "loop": "loop",
@@ -211,5 +178,5 @@ def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
     return ConnectionLayout(**(values | changes))
 
 
-def _encoder(connection: Adapted) -> Encoder | Literal[False] | None:
+def _encoder(connection: Foreign) -> Encoder | Literal[False] | None:
     return connection.encoder()

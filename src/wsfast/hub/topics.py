@@ -97,11 +97,14 @@ class PatternTree(Generic[T]):
         node.value = value
 
     def remove(self, pattern: str) -> None:
-        """Remove a pattern that is there."""
+        """Remove a pattern, if it is there."""
         path = [self._root]
         tokens = pattern.split(".")
         for token in tokens:
-            path.append(path[-1].children[token])
+            child = path[-1].children.get(token)
+            if child is None:
+                return
+            path.append(child)
         path[-1].value = None
         for token in reversed(tokens):
             node = path.pop()

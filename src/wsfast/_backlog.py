@@ -1,0 +1,290 @@
+"""What waits for a connection that does not keep up, with its counts. What is done about it is for policies to say.
+
+All counts and links of one change are made by assignments with no call in between, so that no signal handler and no
+finalizer can find half of it: CPython looks for these at calls and at the ends of loops only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator
+from typing import Any, Protocol
+
+from ._core import core
+from ._encoding.message import PreparedMessage
+
+__all__ = ["Backlog", "Entry", "Item", "Queue", "Source", "Subscriber"]
+
+
+class Source(Protocol):
+    """Where an entry comes from: a channel or a hub."""
+
+    @property
+    def slow(self) -> Any:
+        """The policy."""
+
+    def subscription_of(self, peer: core.Peer) -> Any:
+        """Return the subscription of a connection; None if it has none."""
+
+    def sent(self, entry: Entry) -> None:
+        """Note that an entry has left, or waits."""
+
+
+class Subscriber(Protocol):
+    """Whom an entry is for: one connection's subscription."""
+
+    dropped: int
+    conflated: int
+    publisher: Any
+
+    @property
+    def active(self) -> bool:
+        """Whether it has not ended."""
+
+    def report_drop(self) -> None:
+        """Tell that a message was dropped."""
+
+    def report(self, what: str) -> None:
+        """Tell what a policy has done."""
+
+    def disconnect(self, code: int, reason: str) -> None:
+        """Close the connection."""
+
+    def recover(self) -> None:
+        """Tell that the connection has kept up for a while."""
+
+
+class Entry:
+    """A message that was published: held once, whoever waits for it."""
+
+    __slots__ = ("encodings", "key", "message", "publisher", "time")
+
+    def __init__(self, publisher: Source, message: PreparedMessage, encodings: Any, key: Any) -> None:
+        self.publisher = publisher
+        self.message = message
+        self.encodings = encodings
+        self.key = key
+        self.time = time.monotonic()
+
+
+class Item:
+    """An entry that waits in a queue. It has two places: among all that waits for the connection, and in the queue."""
+
+    __slots__ = ("entry", "following", "newer", "older", "preceding", "queue", "time")
+
+    def __init__(self, entry: Entry, now: float) -> None:
+        self.entry = entry
+        self.time = now  # since when it waits
+        self.queue: Queue | None = None  # None while it does not wait
+        self.preceding: Item | None = None
+        self.following: Item | None = None
+        self.older: Item | None = None
+        self.newer: Item | None = None
+
+
+class Queue:
+    """What waits for one subscription: the newest message at the end, also if it has replaced an older one."""
+
+    __slots__ = ("backlog", "bytes", "keys", "messages", "newest", "oldest", "subscription")
+
+    def __init__(self, backlog: Backlog, subscription: Subscriber) -> None:
+        self.backlog = backlog
+        self.subscription = subscription
+        self.messages = 0
+        self.bytes = 0
+        self.oldest: Item | None = None
+        self.newest: Item | None = None
+        self.keys: dict[Hashable, Item] = {}
+
+    def find(self, key: Hashable) -> Item | None:
+        """Return the item with a key. It may raise what the comparison of keys raises."""
+        item = self.keys.get(key)
+        return item if item is not None and item.queue is self else None
+
+    def append(self, entry: Entry, now: float, *, keyed: bool = False) -> None:
+        """Add the next entry of the inbox at the end.
+
+        Args:
+            entry: The entry.
+            now: The time.
+            keyed: Whether it is to be found by its key.
+        """
+        item = Item(entry, now)
+        if keyed:
+            self.keys[entry.key] = item
+        backlog, size = self.backlog, entry.message.size
+        last, newest = backlog.last, self.newest
+        # From here on, nothing is called.
+        item.queue = self
+        item.preceding = last
+        if last is None:
+            backlog.first = item
+        else:
+            last.following = item
+        backlog.last = item
+        item.older = newest
+        if newest is None:
+            self.oldest = item
+        else:
+            newest.newer = item
+        self.newest = item
+        self.messages += 1
+        self.bytes += size
+        backlog.admitted += 1
+
+    def replace(self, item: Item, entry: Entry, now: float) -> None:
+        """Have the next entry of the inbox take the place of a waiting one in the order of what is sent."""
+        replaced = item.entry  # kept until the end: its finalizers are not to find half of this
+        grows = entry.message.size - replaced.message.size
+        older, newer = item.older, item.newer
+        subscription, backlog = self.subscription, self.backlog
+        # From here on, nothing is called.
+        item.entry = entry
+        item.time = now
+        if newer is not None:
+            newer.older = older
+            if older is None:
+                self.oldest = newer
+            else:
+                older.newer = newer
+            last = self.newest
+            assert last is not None
+            item.older = last
+            item.newer = None
+            last.newer = item
+            self.newest = item
+        self.bytes += grows
+        subscription.conflated += 1
+        backlog.admitted += 1
+
+    def refuse(self) -> None:
+        """Drop the next entry of the inbox."""
+        subscription, backlog = self.subscription, self.backlog
+        subscription.dropped += 1
+        backlog.admitted += 1
+
+    def drop(self, item: Item) -> None:
+        """Drop a waiting message."""
+        self.remove(item, dropped=1)
+
+    def remove(self, item: Item, dropped: int = 0) -> None:
+        """Have an item not wait any more."""
+        entry, subscription, backlog = item.entry, self.subscription, self.backlog
+        size = entry.message.size
+        preceding, following = item.preceding, item.following
+        older, newer = item.older, item.newer
+        # From here on, nothing is called.
+        item.queue = item.preceding = item.following = item.older = item.newer = None
+        if preceding is None:
+            backlog.first = following
+        else:
+            preceding.following = following
+        if following is None:
+            backlog.last = preceding
+        else:
+            following.preceding = preceding
+        if older is None:
+            self.oldest = newer
+        else:
+            older.newer = newer
+        if newer is None:
+            self.newest = older
+        else:
+            newer.older = older
+        self.messages -= 1
+        self.bytes -= size
+        subscription.dropped += dropped
+        # To forget the key may call a comparison, which may raise: an item that does not wait is not found anyway.
+        if self.keys:
+            try:
+                if self.keys.get(entry.key) is item:
+                    del self.keys[entry.key]
+            except Exception:
+                pass
+
+
+class Backlog:
+    """All that waits for one connection, in the order in which it is to be sent."""
+
+    __slots__ = ("admitted", "draining", "emptied", "fd", "first", "inbox", "last", "peer", "queues", "watched")
+
+    def __init__(self, peer: core.Peer) -> None:
+        self.peer = peer
+        self.inbox: list[Entry] = []
+        """Entries that the connection has not taken, for the policies to look at."""
+        self.admitted = 0
+        """How many of these have been dealt with."""
+        self.first: Item | None = None
+        self.last: Item | None = None
+        self.queues: dict[Any, Queue] = {}
+        """Of each subscription."""
+        self.fd = -1
+        """Descriptor that is watched."""
+        self.watched = False
+        self.draining = False
+        self.emptied: Any = None
+        """A future that is done when nothing waits any more."""
+
+    def queue_of(self, subscription: Subscriber) -> Queue:
+        """Return the queue of a subscription."""
+        queue = self.queues.get(subscription)
+        if queue is None:
+            queue = self.queues[subscription] = Queue(self, subscription)
+        return queue
+
+    def arrived(self) -> list[Entry]:
+        """Return the entries of the inbox that have not been dealt with."""
+        return self.inbox[self.admitted :]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits."""
+        return self.first is None and self.admitted == len(self.inbox)
+
+    def head(self, size: float, *, single: bool) -> list[Entry]:
+        """Return what is to be sent next.
+
+        Args:
+            size: Bytes of payload that it may have, if it is more than one message.
+            single: Whether it must be one message.
+        """
+        entries: list[Entry] = []
+        item = self.first
+        for entry in self.arrived() if item is None else _entries_from(item):
+            size -= entry.message.size
+            if entries and (single or size < 0):
+                break
+            entries.append(entry)
+        return entries
+
+    def taken(self, count: int, *, dropped: bool = False) -> None:
+        """Have the first messages not wait any more, since they were sent or cannot be."""
+        for _ in range(count):
+            item = self.first
+            if item is not None and item.queue is not None:
+                item.queue.remove(item, dropped)
+                continue
+            entry = self.inbox[self.admitted]
+            subscription = entry.publisher.subscription_of(self.peer) if dropped else None
+            # From here on, nothing is called.
+            if subscription is not None:
+                subscription.dropped += 1
+            self.admitted += 1
+
+    def clear(self) -> None:
+        """Forget all of it, and count none of it."""
+        item = self.first
+        while item is not None:
+            following = item.following
+            item.queue = item.preceding = item.following = item.older = item.newer = None
+            item = following
+        self.first = self.last = None
+        self.inbox = []
+        self.admitted = 0
+        self.queues = {}
+
+
+def _entries_from(item: Item | None) -> Iterator[Entry]:
+    while item is not None:
+        yield item.entry
+        item = item.following

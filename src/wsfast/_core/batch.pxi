@@ -1,0 +1,371 @@
+# ---- One batch: gather, send, and a list of what was not taken
+
+
+cdef class Batch:
+    """See the twin."""
+
+    cdef list connections   # those that are sent to; None if it is slots of a tick table
+    cdef TickTable table
+    cdef size_t cursor      # of the table, after this
+    cdef Sends plain, masked
+    cdef list frames        # of the plain ones
+    cdef bytes keys         # of the masked ones, WSF_KEY_SIZE octets each
+    cdef readonly Py_ssize_t sent, stop
+    cdef readonly bint done
+    cdef readonly list closed, cut, refused, waiting, own, lost
+
+    def __init__(self):
+        self.plain = Sends.__new__(Sends)
+        self.masked = Sends.__new__(Sends)
+        self.closed = []
+        self.cut = []
+        self.refused = []
+        self.waiting = []
+        self.own = []
+        self.lost = []
+
+    def gather(self, list connections not None, Py_ssize_t start, message, layouts, transport_layouts, running_loop):
+        cdef Py_ssize_t size = PyList_GET_SIZE(connections)
+        cdef uint32_t batch = seen.new_batch()
+        cdef PyTypeObject *kind = NULL
+        cdef Names names = None
+        cdef Peer peer
+        cdef Verdict verdict
+        cdef object layout = None
+        cdef bint encodes = False
+        cdef Sends sends
+
+        self.connections = connections
+        self.stop = start
+        try:
+            while self.stop < size:
+                connection = <object>PyList_GET_ITEM(connections, self.stop)
+                if Py_TYPE(connection) != kind:
+                    layout = layouts(type(connection))
+                    if layout is None:
+                        break
+                    kind = Py_TYPE(connection)
+                    names = names_of(layout)
+                if (self.stop - start) % AHEAD == 0:
+                    warm(connections, self.stop, min(size, self.stop + AHEAD), kind)
+                peer = getattr(connection, PEER, None)
+                if peer is not None and peer.ready and peer.loop is running_loop:
+                    verdict = DIRECT
+                else:
+                    protocol = getattr(connection, layout.protocol) if peer is None else peer.protocol
+                    if peer is None and type(protocol) is not layout.protocol_type:
+                        break
+                    if protocol is None or getattr(protocol, names.state) is not names.open_state:
+                        if protocol is None:
+                            break
+                        self.closed.append(self.stop)
+                        self.stop += 1
+                        continue
+                    # Ahead of all that changes something: the connection may be that of another thread.
+                    if (getattr(connection, layout.loop) if peer is None else peer.loop) is not running_loop:
+                        break
+                    if peer is None:
+                        peer = Peer(connection, layout, transport_layouts)
+                        setattr(connection, PEER, peer)
+                    verdict = look(peer, connection)
+                if verdict == OWN:
+                    self.own.append(self.stop)
+                elif verdict == TRANSPORT:
+                    self.waiting.append((self.stop, peer))
+                elif not seen.add(peer.fd, batch):
+                    break  # a duplicate: what may be cut off from its first frame must go out before the second
+                else:
+                    sends = self.masked if peer.masked else self.plain
+                    encodes = True
+                    window = self.window_of(peer)
+                    if PyList_GET_SIZE(sends.encodings) == 0 or sends.last_window != <PyObject *>window:
+                        sends.new_group(0, window, message)
+                    sends.add(peer.fd, self.stop, sends.last_group, peer if window is not None else None)
+                    encodes = False
+                self.stop += 1
+        except Exception:
+            if encodes:  # nothing has been sent yet
+                raise
+            # Whatever is odd about the connection at which it stopped, the ordinary path will meet and report it.
+        self.prepare()
+
+    cdef object window_of(self, Peer peer):
+        """Return what a peer's window holds; None if its messages are not compressed."""
+        if peer.encoder is None:
+            return None
+        if peer.ready and peer.slot >= 0:
+            return peer.table.windows[peer.table.states[peer.slot]]
+        return (<EncoderBase>peer.encoder).state
+
+    def collect(self, TickTable table not None, size_t count, sequence_of):
+        cdef Generation *generation = &table.generations[1 - table.publishing]
+        cdef uint32_t *nodes = table.nodes[1 - table.publishing]
+        cdef Sends sends = self.plain
+        cdef uint32_t slot, node, index
+        cdef size_t i, place, asked_size = 0
+        cdef uint32_t *asked = NULL
+        cdef PyObject *peers[AHEAD]
+        cdef size_t n, block
+
+        self.table = table
+        if generation.cursor == generation.touched_size:
+            generation.cursor = 0  # what an exception has left behind is looked at once more
+        count = min(count, generation.touched_size - generation.cursor)
+        asked = <uint32_t *>resized(NULL, (count + 1) * sizeof(uint32_t))
+        try:
+            for i in range(count):
+                place = generation.first + generation.cursor + i
+                slot = generation.touched[place if place < generation.touched_size else place - generation.touched_size]
+                node = nodes[slot]
+                if node == 0:
+                    continue
+                if table.flags[slot] & ASIDE or table.skips[slot]:
+                    self.refused.append((slot, <object>PyList_GET_ITEM(table.peers, slot)))
+                elif table.fds[slot] < 0:
+                    asked[asked_size] = slot
+                    asked_size += 1
+                else:
+                    self.add_slot(table.fds[slot], slot, node, table.windows[table.states[slot]], None, sequence_of)
+            i = 0
+            while i < asked_size:
+                block = min(<size_t>AHEAD, asked_size - i)
+                for n in range(block):
+                    peers[n] = PyList_GET_ITEM(table.peers, asked[i + n])
+                    wsfast_fetch_object(<object>peers[n], PEER_LINES)
+                for n in range(block):
+                    connection = (<Peer>peers[n]).connection
+                    wsfast_fetch_object(connection, 1)
+                    wsfast_fetch_attributes(connection)
+                warm_peers(peers, block)
+                for n in range(block):
+                    self.ask_slot(asked[i + n], nodes[asked[i + n]], sequence_of)
+                i += block
+        finally:
+            PyMem_Free(asked)
+        self.cursor = generation.cursor + count
+        self.prepare()
+
+    cdef int add_slot(self, int fd, uint32_t slot, uint32_t node, window, Peer peer, sequence_of) except -1:
+        cdef Sends sends = self.plain
+
+        if (
+            PyList_GET_SIZE(sends.encodings) == 0
+            or sends.last_node != node
+            or sends.last_window != <PyObject *>window
+        ):
+            sends.new_group(node, window, sequence_of(node))
+        return sends.add(fd, slot, sends.last_group, peer)
+
+    cdef int ask_slot(self, uint32_t slot, uint32_t node, sequence_of) except -1:
+        """Look at one peer that is not known to be ready, and list it accordingly."""
+        cdef Peer peer = <Peer>PyList_GET_ITEM(self.table.peers, slot)
+        cdef Verdict verdict
+
+        try:
+            verdict = ask(peer, peer.connection)
+        except Exception:
+            verdict = OWN  # whatever is odd about it, the ordinary path will meet and report it
+        if verdict == CLOSED:
+            self.closed.append(slot)
+        elif verdict == OWN:
+            self.own.append((slot, peer))
+        elif verdict == TRANSPORT:
+            self.waiting.append((slot, peer))
+        elif peer.ready:
+            self.add_slot(peer.fd, slot, node, self.window_of(peer), None, sequence_of)
+        else:
+            window = self.window_of(peer)
+            self.add_slot(peer.fd, slot, node, window, peer if window is not None else None, sequence_of)
+        return 0
+
+    cdef int prepare(self) except -1:
+        """Have all that runs code of Python's, and may fail, come before the first byte is out."""
+        self.frames = [encoding.frame for encoding in self.plain.encodings]
+        for encoding in self.masked.encodings:
+            buffer_of(encoding.payload)
+        if self.masked.size:
+            self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
+        return 0
+
+    def send(self):
+        cdef wsf_buffer *buffers = NULL     # the plain frames, and behind them the payloads of the masked ones
+        cdef wsf_buffer *payloads
+        cdef uint8_t *firsts = NULL
+        cdef const uint8_t *keys = NULL
+        cdef uint8_t *scratch = NULL
+        cdef size_t i, longest = 0
+        cdef size_t plain_count = PyList_GET_SIZE(self.plain.encodings)
+        cdef size_t masked_count = PyList_GET_SIZE(self.masked.encodings)
+        cdef const uint32_t *plain_groups = self.plain.groups if plain_count > 1 else NULL
+        cdef Sends plain = self.plain
+        cdef Sends masked = self.masked
+        cdef size_t taken
+
+        try:
+            buffers = <wsf_buffer *>resized(NULL, (plain_count + masked_count + 1) * sizeof(wsf_buffer))
+            payloads = buffers + plain_count
+            firsts = <uint8_t *>resized(NULL, masked_count + 1)
+            for i in range(plain_count):
+                buffers[i] = buffer_of(self.frames[i])
+            for i in range(masked_count):
+                encoding = masked.encodings[i]
+                firsts[i] = encoding.first
+                payloads[i] = buffer_of(encoding.payload)
+                longest = max(longest, payloads[i].size)
+            if masked_count:
+                scratch = <uint8_t *>resized(NULL, WSF_MAX_HEADER + longest)
+                keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
+            with nogil:
+                taken = wsf_send_many(plain.fds, plain_groups, plain.size, buffers, plain.results)
+                taken += wsf_send_masked(
+                    masked.fds, keys, masked.groups, masked.size, firsts, payloads, scratch, masked.results
+                )
+            self.sent = <Py_ssize_t>taken
+            self.done = True
+            # What follows up to the return runs no code of Python's: whoever is interrupted finds all of it, or nothing.
+            try:
+                self.note_plain(buffers)
+                if masked.size:
+                    self.note_masked()
+            except BaseException:  # out of memory
+                self.abandon()
+                raise
+        finally:
+            PyMem_Free(buffers)
+            PyMem_Free(firsts)
+            PyMem_Free(scratch)
+
+    cdef int note_plain(self, wsf_buffer *buffers) except -1:
+        """Note what was taken, and list what was not."""
+        cdef Sends sends = self.plain
+        cdef TickTable table = self.table
+        cdef size_t i
+        cdef uint32_t group
+        cdef bint moves = False
+
+        for after in sends.after:
+            moves = moves or after is not None
+        if table is not None:
+            table.generations[1 - table.publishing].cursor = self.cursor
+        for i in range(sends.size):
+            group = sends.groups[i]
+            if sends.results[i] != <ssize_t>buffers[group].size:
+                self.leave(sends.places[i], self.frames[group], sends.results[i], sends, group)
+                continue
+            if table is not None:
+                table.clear(sends.places[i], 1 - table.publishing)
+            if moves and PyList_GET_ITEM(sends.after, group) != <PyObject *>None:
+                if sends.peers[i] != NULL:
+                    self.move(<Peer>sends.peers[i], <object>PyList_GET_ITEM(sends.after, group))
+                elif table is not None:
+                    table.move_window(
+                        <uint32_t>sends.places[i], table.window_index(<object>PyList_GET_ITEM(sends.after, group))
+                    )
+        if moves and table is not None:
+            for window in sends.before:
+                self.forget(table, window)
+            for window in sends.after:
+                self.forget(table, window)
+        return 0
+
+    cdef int forget(self, TickTable table, window) except -1:
+        if window is not None:
+            index = table.window_indexes.get(window)
+            if index is not None:
+                table.forget_window(index)
+        return 0
+
+    cdef int note_masked(self) except -1:
+        cdef Sends sends = self.masked
+        cdef size_t i
+
+        for i in range(sends.size):
+            encoding = sends.encodings[sends.groups[i]]
+            if sends.results[i] != masked_size(encoding):
+                key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
+                frame = encode_frame(encoding.first, encoding.payload, key)
+                self.leave(sends.places[i], frame, sends.results[i], sends, sends.groups[i])
+            elif sends.peers[i] != NULL and sends.after[sends.groups[i]] is not None:
+                self.move(<Peer>sends.peers[i], sends.after[sends.groups[i]])
+        return 0
+
+    cdef int move(self, Peer peer, window) except -1:
+        """Note what the window of a peer holds now."""
+        cdef EncoderBase encoder
+        cdef uint32_t before
+
+        if peer.ready and peer.slot >= 0:
+            before = peer.table.states[peer.slot]
+            peer.table.move_window(<uint32_t>peer.slot, peer.table.window_index(window))
+            peer.table.forget_window(before)
+        else:
+            encoder = peer.encoder
+            encoder.state = window
+            encoder.encoder = None
+        return 0
+
+    cdef Peer peer_at(self, Py_ssize_t place):
+        return getattr(self.connections[place], PEER) if self.table is None else self.table.peers[place]
+
+    cdef int leave(self, Py_ssize_t place, bytes frame, ssize_t result, Sends sends, uint32_t group) except -1:
+        """List what the kernel did not take."""
+        cdef Peer peer = self.peer_at(place)
+        cdef size_t count
+        cdef list sequence
+
+        peer.invalidate()
+        if result <= 0:
+            self.refused.append((place, peer))
+            # These tell that something was not to be had right now; EPIPE is told again and again.
+            if result not in (0, -EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM):
+                self.lost.append((place, peer, -result))
+            return 0
+        ends = sends.encodings[group].ends
+        if ends is None:
+            count = 1
+            rest = memoryview(frame)[result:]
+        else:
+            count = 0
+            while ends[count] < result:
+                count += 1
+            rest = memoryview(frame)[result:ends[count]]
+            count += 1
+        self.cut.append((place, peer, rest, sends.messages[group], count))
+        if self.table is not None:
+            if count == <size_t>(1 if ends is None else len(ends)):
+                self.table.clear(place, 1 - self.table.publishing)
+            else:
+                self.table.skips[place] = <uint32_t>count
+                self.refused.append((place, peer))
+        return 0
+
+    cdef int abandon(self) except -1:
+        """Abort the connections on which a frame was cut off, since the end of it is lost."""
+        cdef size_t i
+
+        for i in range(self.plain.size):
+            if 0 < self.plain.results[i] < <ssize_t>len(self.frames[self.plain.groups[i]]):
+                self.abort_at(self.plain.places[i])
+        for i in range(self.masked.size):
+            if 0 < self.masked.results[i] < masked_size(self.masked.encodings[self.masked.groups[i]]):
+                self.abort_at(self.masked.places[i])
+        del self.cut[:]
+        return 0
+
+    cdef int abort_at(self, Py_ssize_t place) except -1:
+        cdef Peer peer = self.peer_at(place)
+        peer.invalidate()
+        peer.transport.abort()
+        return 0
+
+
+cdef wsf_buffer buffer_of(bytes data) except *:
+    return wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+cdef ssize_t masked_size(encoding) except -1:
+    """Size of a frame of a client."""
+    cdef uint8_t header[WSF_MAX_HEADER]
+    cdef const uint8_t *key = [0, 0, 0, 0]
+    cdef size_t size = PyBytes_GET_SIZE(<bytes?>encoding.payload)
+    return <ssize_t>(wsf_frame_header(header, 0, size, key) + size)

@@ -1,0 +1,291 @@
+# ---- What is known of a connection, and whether it may be written to
+
+
+cdef object EMPTY = b""
+cdef object PEER = "_wsfast_peer"
+
+cpdef enum Verdict:
+    CLOSED
+    DIRECT
+    TRANSPORT
+    OWN
+
+
+cdef class EncoderBase:
+    """See the twin."""
+
+    cdef public object state, encoder
+
+
+cdef class Names:
+    """The parts of a ConnectionLayout that are asked for again and again; made once for each layout."""
+
+    cdef object send_in_progress, idle, state, open_state, expect_continuation, writes
+
+    def __init__(self, layout):
+        self.send_in_progress = layout.send_in_progress
+        self.idle = layout.idle
+        self.state = layout.state
+        self.open_state = layout.open_state
+        self.expect_continuation = layout.expect_continuation
+        self.writes = layout.writes
+
+
+cdef class Methods:
+    """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
+
+    cdef object closing     # attribute; None to call the method
+    cdef object is_closing, get_write_buffer_size
+    cdef bint direct
+    cdef object write       # if it must be called to find out; else None
+    cdef tuple clear        # attributes of the transport that must be None
+
+    def __init__(self, kind, layout):
+        self.direct = layout.direct
+        self.closing = layout.closing
+        self.is_closing = kind.is_closing
+        self.get_write_buffer_size = kind.get_write_buffer_size
+        self.write = kind.write if layout.try_write else None
+        self.clear = layout.clear
+
+
+cdef dict all_names = {}
+cdef dict all_methods = {}
+
+
+cdef Names names_of(layout):
+    names = all_names.get(layout)
+    if names is None:
+        names = all_names[layout] = Names(layout)
+    return names
+
+
+cdef Methods methods_of(kind, layout):
+    methods = all_methods.get(kind)
+    if methods is None:
+        methods = all_methods[kind] = Methods(kind, layout)
+    return methods
+
+
+cdef bint has_replaced(owner, methods) except -1:
+    """Whether an object has other methods than those of its class."""
+    for name, function in methods.items():
+        if getattr(getattr(owner, name), "__func__", None) is not function:
+            return True
+    return False
+
+
+cdef class Peer:
+    """See the twin."""
+
+    cdef Names names
+    cdef Methods methods        # of the transport; None if the connection must always be sent to by its own methods
+    cdef readonly object protocol, transport, loop
+    cdef object gate            # what tells whether something is being sent; None if the connection does
+    cdef readonly object encoder
+    cdef readonly bint ready
+    cdef readonly bint masked
+    cdef bint tells
+    cdef int fd
+    cdef readonly Py_ssize_t slot
+    cdef TickTable table
+    cdef public object connection, backlog, subscriptions, dispatcher, layout
+    cdef object __weakref__
+
+    def __init__(self, connection, layout, transport_layouts):
+        self.slot = -1
+        self.fd = -1
+        self.layout = layout
+        self.subscriptions = ()
+        if layout is None:
+            self.loop = connection.loop
+            return
+        self.names = names_of(layout)
+        self.loop = getattr(connection, layout.loop)
+        self.transport = getattr(connection, layout.transport)
+        self.masked = layout.masked
+        self.tells = layout.tells
+        protocol = getattr(connection, layout.protocol)
+        if type(protocol) is not layout.protocol_type:
+            return
+        self.protocol = protocol
+        if layout.gate is not None:
+            self.gate = getattr(connection, layout.gate)
+        transport_layout = transport_layouts(type(self.transport))
+        if (
+            transport_layout is None
+            or (layout.debug is not None and getattr(protocol, layout.debug) is not False)
+            or has_replaced(connection, layout.methods)
+            or has_replaced(protocol, layout.protocol_methods)
+            or has_replaced(self.transport, transport_layout.methods)
+        ):
+            return
+        encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
+        if encoder is False:
+            return
+        if transport_layout.direct:
+            if transport_layout.descriptor is not None:
+                self.fd = getattr(self.transport, transport_layout.descriptor)
+            else:
+                self.fd = self.transport.get_extra_info("socket").fileno()
+            if self.fd < 0:
+                return
+        self.encoder = <EncoderBase?>encoder if encoder is not None else None
+        self.methods = methods_of(type(self.transport), transport_layout)
+
+    def check(self, connection):
+        self.invalidate()
+        return ask(self, connection)
+
+    cpdef invalidate(self):
+        if self.ready:
+            self.ready = False
+            if self.slot >= 0:
+                self.table.withdraw(self)
+
+    @property
+    def direct(self):
+        return self.fd >= 0
+
+    cdef int attach(self, TickTable table, Py_ssize_t slot) except -1:
+        self.invalidate()
+        self.table = table
+        self.slot = slot
+        return 0
+
+
+cdef Verdict ask(Peer peer, connection) except *:
+    """Ask a connection what may have changed since the last time; it is ready from now on if it tells."""
+    if peer.protocol is None:
+        return OWN
+    if getattr(peer.protocol, peer.names.state) is not peer.names.open_state:
+        return CLOSED
+    return look(peer, connection)
+
+
+cdef Verdict look(Peer peer, connection) except *:
+    """Ask an open connection."""
+    cdef Names names = peer.names
+    cdef Methods methods = peer.methods
+
+    if (
+        methods is None
+        or getattr(connection if peer.gate is None else peer.gate, names.send_in_progress) is not names.idle
+        or (names.expect_continuation is not None and getattr(peer.protocol, names.expect_continuation) is not False)
+        or (names.writes is not None and PyList_GET_SIZE(<list?>getattr(peer.protocol, names.writes)) != 0)
+        or is_closing(methods, peer.transport) is not False
+    ):
+        return OWN
+    if not methods.direct or PyObject_CallOneArg(methods.get_write_buffer_size, peer.transport) != 0:
+        return TRANSPORT
+    for name in methods.clear:
+        if getattr(peer.transport, name) is not None:
+            return TRANSPORT
+    if methods.write is not None:
+        try:
+            methods.write(peer.transport, EMPTY)
+        except Exception:
+            return TRANSPORT  # which will raise the same once more, where it is reported
+    if peer.tells and not peer.ready:
+        if peer.slot >= 0:
+            peer.table.offer(peer)
+        peer.ready = True
+    return DIRECT
+
+
+cdef object is_closing(Methods methods, transport):
+    if methods.closing is not None:
+        return getattr(transport, methods.closing)
+    return PyObject_CallOneArg(methods.is_closing, transport)
+
+
+cdef extern from *:
+    """
+    /*
+     * Hints to the cache, nothing else: gather chases pointers from cold object to cold object, and after a round of
+     * system calls each of them is a miss. CPython keeps the attributes of an instance in an array apart from the
+     * object before 3.13, and right behind it since. If it ever keeps them elsewhere, the hint is wasted, no more.
+     */
+    enum { WSFAST_LINE = 64, WSFAST_ATTRIBUTES = 4 /* lines: 32 attributes */ };
+
+    /* The first line is really read: where a page is not in the TLB, processors may drop what is only a hint. */
+    static inline void wsfast_fetch(const char *start, int lines) {
+        (void)*(const volatile char *)start;
+        for (int i = 1; i < lines; i++)
+            __builtin_prefetch(start + i * WSFAST_LINE);
+    }
+
+    static inline void wsfast_fetch_object(PyObject *object, int lines) {
+        wsfast_fetch((const char *)object, lines);
+    }
+
+    static inline void wsfast_fetch_attributes(PyObject *object) {
+    #ifdef Py_TPFLAGS_MANAGED_DICT
+        if (!PyType_HasFeature(Py_TYPE(object), Py_TPFLAGS_MANAGED_DICT))
+            return;
+    #if PY_VERSION_HEX >= 0x030D0000
+        const char *values = (const char *)object;
+    #elif PY_VERSION_HEX >= 0x030C0000
+        const char *values = ((const char *const *)object)[-3]; /* tagged with 1, or else a dict */
+        values -= (uintptr_t)values & 1;
+    #else
+        const char *values = ((const char *const *)object)[-4];
+    #endif
+        if (values != NULL)
+            wsfast_fetch(values, WSFAST_ATTRIBUTES);
+    #endif
+    }
+    """
+    void wsfast_fetch_object(object, int)
+    void wsfast_fetch_attributes(object)
+
+
+cdef enum:
+    AHEAD = 32  # connections that are fetched into the cache at a time
+    TRANSPORT_LINES = 5  # cache lines in which uvloop's transports keep what is asked of them
+    ENCODER_LINES = 1
+    PEER_LINES = 3
+
+
+cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject *kind) except -1:
+    """Fetch what `ask` is going to read of these connections, all at once rather than one miss after the other.
+
+    `kind` is the one type whose attributes may be read: that of another one's may run any code.
+    """
+    cdef PyObject *peers[AHEAD]
+    cdef Py_ssize_t i
+
+    for i in range(start, stop):
+        wsfast_fetch_object(<object>PyList_GET_ITEM(connections, i), 2)
+    for i in range(start, stop):
+        wsfast_fetch_attributes(<object>PyList_GET_ITEM(connections, i))
+    for i in range(start, stop):
+        peers[i - start] = NULL
+        if Py_TYPE(<object>PyList_GET_ITEM(connections, i)) == kind:
+            peer = getattr(<object>PyList_GET_ITEM(connections, i), PEER, None)
+            if type(peer) is Peer:
+                peers[i - start] = <PyObject *>peer  # borrowed: nothing runs here that could end it
+                wsfast_fetch_object(peer, PEER_LINES)
+    warm_peers(peers, stop - start)
+    return 0
+
+
+cdef void warm_peers(PyObject **peers, Py_ssize_t count):
+    """The same, for peers that have been fetched; NULL for none."""
+    cdef Py_ssize_t i
+
+    for i in range(count):
+        if peers[i] == NULL:
+            continue
+        wsfast_fetch_object((<Peer>peers[i]).encoder, ENCODER_LINES)
+        if (<Peer>peers[i]).ready:
+            peers[i] = NULL
+            continue
+        wsfast_fetch_object((<Peer>peers[i]).protocol, 2)
+        wsfast_fetch_object((<Peer>peers[i]).transport, TRANSPORT_LINES)
+        wsfast_fetch_object((<Peer>peers[i]).gate, 1)
+    for i in range(count):
+        if peers[i] != NULL:
+            wsfast_fetch_attributes((<Peer>peers[i]).gate)
+            wsfast_fetch_attributes((<Peer>peers[i]).protocol)
+            wsfast_fetch_attributes((<Peer>peers[i]).transport)

@@ -1,0 +1,196 @@
+"""Delivery: the only module that writes to connections.
+
+Each delivery is one critical section of three phases. *Gather* looks at each connection once and puts what may be
+written directly into dense arrays. *Send* is one tight loop in C over those arrays. *Settle* gives the transports the
+ends of frames that the kernel cut. Between the two halves of a frame, nothing else may write there: so the garbage
+collector, which calls finalizers, waits, and an exception out of nowhere, as from a signal handler, aborts the
+connections whose frames are not whole. What was not taken is left to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ._core import core
+from ._encoding.message import PreparedMessage, frame_for
+from .connections.shape import is_closing, is_open, is_sending, keep_reason, send_message, transport_of
+from .connections.transports import transport_layout
+from .connections.websockets import connection_layout
+
+__all__ = ["GONE", "OWN", "Outcome", "deliver", "give", "offer", "offer_by_own_methods", "report_lost"]
+
+GONE, OWN = -1, -2
+"""What `offer()` says of connections that take nothing any more, or must be sent to by their own methods."""
+
+
+class Outcome:
+    """What became of one delivery."""
+
+    __slots__ = ("batch", "counts", "doubtful", "failures", "given")
+
+    def __init__(self) -> None:
+        self.batch = core.Batch()
+        self.counts: dict[int, int] = {}
+        """Of places whose frames were cut: how many messages are out with the end of that frame."""
+        self.failures: dict[int, Exception] = {}
+        """Of places whose transports could not be written to: what they raised."""
+        self.doubtful: Any = None
+        """The peer that is being written to: nobody knows what an exception out of nowhere leaves of it."""
+        self.given = False
+        """Whether a transport, or a connection's own methods, have been given what is not noted yet."""
+
+    def write_ends(self) -> None:
+        """Write the ends of the frames that were cut."""
+        cut = self.batch.cut
+        while cut:
+            place, peer, rest, message, count = cut[-1]
+            if peer.encoder is not None:
+                peer.encoder.move_to(message.after(peer.encoder.state, count))
+            self.write(place, peer, rest)
+            if place in self.failures:
+                peer.transport.abort()  # nothing may follow half a frame
+            self.counts[place] = count
+            cut.pop()
+
+    def write_frame(self, place: int, peer: core.Peer, message: core.Encodings) -> None:
+        """Write whole frames to a transport."""
+        peer.invalidate()  # it has its own state from here on
+        encoder = peer.encoder
+        frame, window = frame_for(encoder, message, masked=peer.masked)
+        if encoder is not None and window is not encoder.state:
+            encoder.forget()  # in case that this is interrupted
+        self.write(place, peer, frame)
+        if encoder is not None and place not in self.failures:
+            encoder.move_to(window)
+
+    def write(self, place: int, peer: core.Peer, data: core.Buffer) -> None:
+        """Write to a transport, or keep the exception that this raises."""
+        peer.invalidate()
+        self.doubtful = peer
+        try:
+            peer.transport.write(data)
+        except Exception as exc:
+            self.failures[place] = exc
+        self.doubtful = None
+        self.given = True
+
+    def abort(self) -> None:
+        """Abort the connections whose frames may not be whole."""
+        peers = [peer for _, peer, *_ in self.batch.cut]
+        if self.doubtful is not None:
+            peers.append(self.doubtful)
+        for peer in peers:
+            peer.invalidate()
+            transport_of(peer).abort()
+
+
+def deliver(
+    outcome: Outcome, gather: Callable[[core.Batch], None], overflow: core.Encodings | None = None
+) -> core.Batch:
+    """Gather, send, settle.
+
+    Args:
+        outcome: What becomes of it; the caller has it even if this is interrupted.
+        gather: Function that fills a batch.
+        overflow: The message, if whole frames are to be given to the transports that could not be bypassed, however
+            much waits there; None to leave that to the caller.
+
+    Returns:
+        The batch.
+    """
+    batch = outcome.batch
+    with core.collector_paused:
+        try:
+            gather(batch)
+            batch.send()
+            if batch.cut:
+                outcome.write_ends()
+            if overflow is not None and (batch.waiting or batch.refused):
+                for place, peer in sorted((*batch.waiting, *batch.refused), key=_place_of):
+                    outcome.write_frame(place, peer, overflow)
+        except BaseException:
+            outcome.abort()
+            raise
+    return batch
+
+
+def _place_of(item: tuple[int, Any]) -> int:
+    return item[0]
+
+
+def report_lost(batch: core.Batch, connections: Callable[[int], Any]) -> None:
+    """Keep the reasons why connections were lost."""
+    for place, _, errno in batch.lost:
+        keep_reason(connections(place), errno)
+
+
+def offer(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int, *, insist: bool = False) -> int:
+    """Offer messages to a connection; return how many of them it has taken, GONE, or OWN.
+
+    Args:
+        outcome: As in `deliver()`.
+        peer: Its peer.
+        message: The messages, one behind the other.
+        count: How many they are.
+        insist: Whether to give them to the transport if the kernel takes nothing, although it was said to have room:
+            then it is not for the lack of room, and the transport is to find out what else it is.
+    """
+    connection = peer.connection
+    batch = deliver(
+        outcome,
+        lambda batch: batch.gather([connection], 0, message, connection_layout, transport_layout, peer.loop),
+    )
+    report_lost(batch, lambda _: connection)
+    if outcome.failures or batch.closed:
+        return GONE
+    if batch.sent:
+        return count
+    if outcome.counts:
+        return outcome.counts[0]
+    if batch.refused:
+        return give(outcome, peer, message, count) if insist else 0
+    if batch.waiting:
+        return give(outcome, peer, message, count, insist=insist)
+    return OWN
+
+
+def give(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int, *, insist: bool = True) -> int:
+    """Give messages to a transport, if that has nothing to write; return as `offer()` does."""
+    refused = peer.direct and core.sends_directly and not insist
+    if refused or peer.transport.get_write_buffer_size():
+        return 0
+    outcome.write_frame(0, peer, message)
+    return GONE if outcome.failures else count
+
+
+def offer_by_own_methods(
+    outcome: Outcome, peer: core.Peer, message: PreparedMessage, failed: Callable[[Exception], object]
+) -> int:
+    """Send a message by the connection's own methods, if it has room; return 1 if it is done with, 0, or GONE.
+
+    Args:
+        outcome: As in `deliver()`.
+        peer: Its peer.
+        message: The message.
+        failed: Called with what the methods raise; the message is done with then.
+
+    Raises:
+        Exception: If the connection cannot even be asked whether it has room.
+    """
+    connection = peer.connection
+    if connection is None or not is_open(connection) or is_closing(connection):
+        return GONE
+    busy = is_sending(connection) or connection.transport.get_write_buffer_size()
+    if is_closing(connection):  # a sink that could not tell
+        return GONE
+    if busy:
+        return 0
+    outcome.doubtful = peer
+    try:
+        send_message(connection, message)
+    except Exception as exc:
+        failed(exc)
+    outcome.doubtful = None
+    outcome.given = True
+    return 1

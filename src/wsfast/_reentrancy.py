@@ -1,0 +1,110 @@
+"""Re-entrant calls wait: what one event loop's channels and hubs know is changed by one call at a time.
+
+Wherever Python makes an object or calls a function, it may collect garbage or run a signal handler. A finalizer or a
+handler that publishes, subscribes or unsubscribes then runs in the middle of another such call, whose changes are
+half done. Its call is queued, and runs right after the other one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+__all__ = ["Calls", "consistent", "exclusive"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Calls:
+    """The calls that change what is subscribed or published in one event loop; see `exclusive()` and `consistent()`."""
+
+    __slots__ = ("_loop", "_runs", "busy", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.busy = False
+        """Whether such a call is in progress."""
+        self._loop = loop
+        self._runs = False  # whether calls that have waited are being made
+        self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        """Calls to be made after it."""
+
+    @property
+    def here(self) -> bool:
+        """Whether the event loop is that of this thread: no other one has anything to wait for."""
+        return asyncio._get_running_loop() is self._loop
+
+    def after(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Make a call right after the one in progress."""
+        self.waiting.append((call, arguments))
+
+    def run(self) -> None:
+        """Make the calls that have waited."""
+        if self._runs:
+            return
+        self._runs = True
+        try:
+            while self.waiting:
+                call, arguments = self.waiting.popleft()
+                try:
+                    call(*arguments)
+                except Exception as exc:  # whoever asked for it has gone on
+                    message = f"Exception in {call!r}, which had to wait"
+                    self._loop.call_exception_handler({"message": message, "exception": exc})
+        finally:
+            self._runs = False
+            if self.waiting:  # after a KeyboardInterrupt
+                self._loop.call_soon(self.run)
+
+
+class _Owner(Protocol):
+    @property
+    def _calls(self) -> Calls | None: ...
+
+
+S = TypeVar("S", bound=_Owner)
+
+
+def exclusive(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
+    """Decorate a method that changes something: in the middle of another one, a call of it waits until that is over."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        calls = self._calls
+        if calls is None:  # it belongs to no event loop yet
+            method(self, *args, **kwargs)
+            return
+        if calls.busy:
+            calls.after(partial(call, self, *args, **kwargs))
+            return
+        calls.busy = True  # not by a context manager, whose exit may be interrupted before it begins
+        try:
+            method(self, *args, **kwargs)
+        finally:
+            calls.busy = False
+            if calls.waiting:
+                calls.run()
+
+    return call
+
+
+def consistent(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Decorate a method that only reads: in the middle of it, calls that change something wait."""
+
+    @wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        calls = self._calls
+        if calls is None or calls.busy or not calls.here:
+            return method(self, *args, **kwargs)
+        calls.busy = True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            calls.busy = False
+            if calls.waiting:
+                calls.run()
+
+    return call

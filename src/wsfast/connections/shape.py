@@ -1,0 +1,102 @@
+"""What every connection is asked and told, whether it is one of websockets or stands for one of another library."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from websockets.protocol import OPEN
+
+from wsfast._core import core
+from wsfast._encoding.message import PreparedMessage
+
+from . import unsupported
+from .foreign import Foreign
+from .transports import transport_layout
+from .websockets import LOST, SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, send_by_protocol
+
+__all__ = [
+    "PEER",
+    "is_closing",
+    "is_open",
+    "is_sending",
+    "keep_reason",
+    "origin_of",
+    "peer_of",
+    "send_message",
+    "transport_of",
+    "when_lost",
+]
+
+PEER = "_wsfast_peer"
+"""Attribute of a connection: its `Peer`."""
+
+
+def peer_of(connection: Any) -> core.Peer:
+    """Return the peer of an open connection, made when it is first asked for."""
+    peer: core.Peer | None = getattr(connection, PEER, None)
+    if peer is None:
+        peer = core.Peer(connection, connection_layout(type(connection)), transport_layout)
+        setattr(connection, PEER, peer)
+    return peer
+
+
+def transport_of(peer: core.Peer) -> Any:
+    """Return the transport of a peer."""
+    return peer.connection.transport if peer.transport is None else peer.transport
+
+
+def is_open(connection: Any) -> bool:
+    """Whether messages may be sent; most libraries do not tell their protocols that a connection was lost."""
+    if isinstance(connection, Foreign):
+        return connection.state is OPEN and not connection.transport.is_closing()
+    return connection.protocol.state is OPEN
+
+
+def is_closing(connection: Any) -> bool:
+    """Whether the transport of a connection discards what it is given."""
+    return bool(connection.transport.is_closing())
+
+
+def is_sending(connection: Any) -> bool:
+    """Whether something is being sent that must not be interrupted."""
+    if isinstance(connection, Foreign):
+        return connection.send_in_progress is not None
+    return getattr(connection, SEND_IN_PROGRESS) is not None
+
+
+def send_message(connection: Any, message: PreparedMessage) -> None:
+    """Send a message by the connection's own methods.
+
+    Raises:
+        ConcurrencyError: If a fragmented message is being sent.
+    """
+    if isinstance(connection, Foreign):
+        connection.send_message(message)
+    else:
+        send_by_protocol(connection, message)
+
+
+def when_lost(connection: Any) -> Any:
+    """Return a future that is done when a connection is lost.
+
+    Raises:
+        TypeError: If it is none that can be subscribed.
+    """
+    if not isinstance(connection, Foreign) and not (is_connection(connection) and hasattr(connection, LOST)):
+        raise unsupported(connection, "subscribe")
+    return getattr(connection, LOST)
+
+
+def origin_of(connection: Any) -> Any:
+    """Return what the user knows as the connection."""
+    return connection.origin if isinstance(connection, Foreign) else connection
+
+
+def keep_reason(connection: Any, errno: int) -> None:
+    """Keep what the kernel has told, once, as the reason why a connection was lost."""
+    exc = OSError(errno, os.strerror(errno))
+    if isinstance(connection, Foreign):
+        connection.keep_reason(exc)
+    else:
+        getattr(connection, SET_EXCEPTION)(exc)

@@ -1,0 +1,266 @@
+"""Membership: which connections are in which topics, patterns and users of a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from wsfast._backlog import Entry
+from wsfast._core import core
+from wsfast._publisher import Publisher
+from wsfast._reentrancy import exclusive
+from wsfast.connections import adapt
+
+from .groups import Group
+from .presence import PresenceCallback, User
+from .registry import Registry
+from .retained import RetainedMessages
+from .subscriptions import HubSubscription, Member, Registration
+
+__all__ = ["Membership"]
+
+
+class Membership(Publisher):
+    """The part of a `Hub` that has connections come and go. See there for the arguments.
+
+    Each method that changes something does so in one go: a call in the middle of another one waits, and what an
+    exception interrupts is undone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        history: int,
+        last_values: int,
+        on_join: PresenceCallback | None,
+        on_leave: PresenceCallback | None,
+        **options: Any,
+    ) -> None:
+        super().__init__(name, history=history, **options)
+        self.on_join = on_join
+        self.on_leave = on_leave
+        self._registry = Registry()
+        self._retained = RetainedMessages(history, last_values)
+
+    def _admit(self, connection: Any) -> Member:
+        """Return what a connection has here; something new if it has nothing yet."""
+        dispatcher = self._bind()
+        connection = adapt(connection)
+        peer = dispatcher.admit(connection)
+        member: Member | None = self._subscriptions.get(peer.slot)
+        if member is None:
+            member = self._subscriptions[peer.slot] = Member(self, peer, dispatcher.calls)
+            try:
+                self._prepare_socket(connection)
+                peer.check(connection)
+            except BaseException:
+                member.end_now()
+                raise
+        return member
+
+    def _member_of(self, connection: Any) -> Member | None:
+        for slot in self._slots_of([connection]):
+            member: Member | None = self._subscriptions.get(slot)
+            return member
+        return None
+
+    def _members(self, slots: Iterable[int]) -> list[Member]:
+        """Return the members with some slots, of which some may have left."""
+        return [member for member in list(map(self._subscriptions.get, slots)) if member is not None]
+
+    # ---- Topics
+
+    @exclusive
+    def _subscribe(self, subscription: HubSubscription, connection: Any) -> None:
+        """Have a connection join the topics of a subscription."""
+        member = self._admit(connection)
+        joined: list[Group] = []
+        try:
+            subscription.topics = self._join(member, subscription.topics, joined)
+        except BaseException:
+            for group in joined:
+                if group in member.groups:
+                    member.part(group)
+            self._repair(member, [*joined, *map(self._registry.topics.get, subscription.topics)], member.user)
+            raise
+        subscription.member = member
+
+    def _join(self, member: Member, topics: tuple[str, ...], joined: list[Group]) -> tuple[str, ...]:
+        """Have a connection join topics; return these, each name as it is kept already. Groups are added to `joined`.
+
+        It first gets their retained messages.
+        """
+        dispatcher = self._bind()
+        assert member._peer is not None
+        slot = member._peer.slot
+        names: list[str] = []
+        replayed: dict[int, Entry] = {}
+        for name in topics:
+            group = self._registry.topics.get(name)
+            if group is None or group not in member.groups:
+                if self._retained.topics:
+                    self._retained.replay(member, member.groups, name, self._registry.route, replayed)
+                if group is None:
+                    group = self._registry.add_topic(name)
+                joined.append(group)
+                group.members.add(slot)
+                if member.user is not None:
+                    self._enter(member.user, group)
+                member.join(group)
+            names.append(group.name)
+        for number in sorted(replayed):
+            dispatcher.table.append(slot, dispatcher.enter(replayed[number]))
+            member.exclude(-1)
+        return tuple(names)
+
+    @exclusive
+    def end_subscription(self, subscription: HubSubscription) -> None:
+        """Have a connection leave the topics of its subscription."""
+        if subscription.member is not None:
+            self._leave(subscription.member, subscription.topics)
+
+    @exclusive
+    def _unsubscribe(self, connection: Any, topics: tuple[str, ...]) -> None:
+        """Have a connection leave topics and patterns; without any, all of them."""
+        member = self._member_of(connection)
+        if member is not None:
+            self._leave(member, topics or member.topics)
+
+    def _leave(self, member: Member, topics: Iterable[str]) -> None:
+        if member._peer is None:
+            return
+        groups = [group for group in map(self._registry.topics.get, dict.fromkeys(topics)) if group in member.groups]
+        try:
+            for group in groups:
+                assert group is not None
+                self._part(member, group, member._peer.slot)
+        except BaseException:
+            self._repair(member, groups, member.user)
+            raise
+        self._end_if_idle(member)
+
+    def _part(self, member: Member, group: Group, slot: int) -> None:
+        """Have a connection leave a group that it is in."""
+        member.part(group)
+        group.members.discard(slot)
+        if member.user is not None:
+            self._exit(member.user, group)
+        if group.empty:
+            self._registry.discard(group)
+
+    def _end_if_idle(self, member: Member) -> None:
+        """End what has nothing left in the hub, once the call in progress is over: sinks are written to."""
+        if not member.groups and member._peer is not None:
+            if self._calls is not None and self._calls.busy:
+                self._calls.after(self._end_if_idle, member)
+            else:
+                member.unsubscribe()
+
+    def remove(self, subscription: Member, peer: core.Peer) -> None:
+        """Remove a connection that has ended."""
+        super().remove(subscription, peer)
+        user = subscription.user
+        for group in list(subscription.groups):
+            if group is not user:
+                self._part(subscription, group, peer.slot)
+        if user is not None:
+            self._sign_off(subscription, user, peer.slot)
+
+    def _repair(self, member: Member, groups: Iterable[Group | None], user: User | None) -> None:
+        """Make groups agree with those that a connection is in, after an exception in the middle of a change."""
+        slot = -1 if member._peer is None else member._peer.slot
+        for group in groups:
+            if group is None:
+                continue
+            if group not in member.groups and slot in group.members.slots:
+                group.members.discard(slot)
+            if user is not None and group is not user:
+                members = self._members(user.members.slots)
+                present = user.recount(group, sum(group in other.groups for other in members))
+                if present is not None:
+                    self.report(self.on_join if present else self.on_leave, user.name, group.name)
+            if group.empty:
+                self._registry.discard(group)
+        self._end_if_idle(member)
+
+    # ---- Users
+
+    @exclusive
+    def _register(self, registration: Registration, connection: Any) -> None:
+        """Have a connection be a user's."""
+        member = self._admit(connection)
+        if member.user is None:
+            try:
+                self._sign_on(member, registration.user)
+            except BaseException:
+                self._repair_user(member, registration.user)
+                raise
+        elif member.user.name != registration.user:
+            raise RuntimeError(f"the connection is registered for {member.user.name!r}")
+        registration.member = member
+
+    def _sign_on(self, member: Member, name: Hashable) -> None:
+        assert member._peer is not None
+        user = self._registry.users.get(name)
+        if user is None:
+            user = self._registry.add_user(name)
+            self.report(self.on_join, name, None)
+        user.members.add(member._peer.slot)
+        for group in member.groups:
+            self._enter(user, group)
+        member.join(user)
+        member.user = user
+
+    @exclusive
+    def end_registration(self, registration: Registration) -> None:
+        """Have a connection not be its user's any more."""
+        member = registration.member
+        if (
+            member is not None
+            and member._peer is not None
+            and member.user is not None
+            and member.user.name == registration.user
+        ):
+            try:
+                self._sign_off(member, member.user, member._peer.slot)
+            except BaseException:
+                self._repair_user(member, registration.user)
+                raise
+            self._end_if_idle(member)
+
+    def _sign_off(self, member: Member, user: User, slot: int) -> None:
+        """Have a connection not be its user's any more."""
+        member.part(user)
+        member.user = None
+        user.members.discard(slot)
+        for group in member.groups:
+            self._exit(user, group)
+        if user.empty:
+            self._registry.discard(user)
+            self.report(self.on_leave, user.name, None)
+
+    def _repair_user(self, member: Member, name: Hashable) -> None:
+        """Make a user agree with the connections that are in it, after an exception in the middle of a change."""
+        user = self._registry.users.get(name)
+        self._repair(member, [user], None)
+        self._repair(member, list(member.groups), user)
+        if user is not None and user.empty:
+            self.report(self.on_leave, name, None)
+
+    def _enter(self, user: User, group: Group) -> None:
+        if user.enter(group):
+            self.report(self.on_join, user.name, group.name)
+
+    def _exit(self, user: User, group: Group) -> None:
+        if user.leave(group):
+            self.report(self.on_leave, user.name, group.name)
+
+    # ---- For the queues
+
+    def report(self, callback: Callable[..., object] | None, *arguments: Any) -> None:
+        """Call back soon, with a `HubSubscription` of all of its topics for a connection."""
+        if callback is not None and arguments and isinstance(arguments[0], Member):
+            member = arguments[0]
+            arguments = (HubSubscription(self, tuple(member.topics), member, member.connection), *arguments[1:])
+        super().report(callback, *arguments)

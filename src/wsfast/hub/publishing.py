@@ -1,0 +1,248 @@
+"""Publishing: messages to topics and users of a hub, and what is kept of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+from wsfast._backlog import Entry
+from wsfast._encoding.message import Message, PreparedMessage, encodings_of, prepare
+from wsfast._reentrancy import exclusive
+
+from .groups import Group
+from .membership import Membership
+from .topics import check_topic
+
+__all__ = ["Publishing"]
+
+_Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
+"""Topics, the message, and its key."""
+
+
+class Publishing(Membership):
+    """The part of a `Hub` that publishes. See there for the arguments."""
+
+    def publish(
+        self,
+        topic: str | Iterable[str],
+        message: Message,
+        *,
+        key: Hashable = None,
+        exclude: Iterable[Any] = (),
+        exclude_users: Iterable[Hashable] = (),
+    ) -> None:
+        """Send a message to all subscribers of a topic, at the end of this iteration of the event loop.
+
+        Args:
+            topic: The topic; or several: a subscriber of more than one of them gets the message once.
+            message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
+                `PreparedMessage` as what it was prepared for.
+            key: What the message is about, for `Conflate` and `last_values`; with a relay, what JSON can say.
+            exclude: Connections that do not get it; for example the one that it came from.
+            exclude_users: Users who do not get it, in whatever process they are connected.
+
+        Raises:
+            TypeError: If `message` has none of these types, a topic is no string, or `key` is not hashable, or with a
+                relay not one of JSON's.
+            ValueError: If a topic is not valid, or a pattern; or if there is none.
+            RuntimeError: In another event loop than the hub's, or none.
+        """
+        self._bind()
+        names = (topic,) if type(topic) is str and topic in self._registry.routes else _topics(topic)
+        item = self._checked(names, message, key, users := _users(exclude_users))
+        self._publish((item,), list(exclude), users)
+
+    def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
+        """Publish several messages, which leave together, or none of them if there is an error in one.
+
+        Args:
+            items: For each message its topic, or several, the message, and its key if it has one.
+
+        Raises:
+            TypeError, RuntimeError: As `publish()` does.
+            ValueError: As `publish()` does; or if an item has not two or three parts.
+        """
+        self._bind()
+        checked: list[_Item] = []
+        for item in items:
+            if not 2 <= len(item) <= 3:
+                raise ValueError(f"an item must be (topic, message) or (topic, message, key), not {item!r}")
+            checked.append(self._checked(_topics(item[0]), item[1], item[2] if len(item) == 3 else None, ()))
+        self._publish(checked, (), ())
+
+    def send(self, user: Hashable, message: Message, *, key: Hashable = None) -> int:
+        """Send a message to all connections of a user, at the end of this iteration of the event loop.
+
+        Args:
+            user: The user.
+            message: As in `publish()`.
+            key: For `Conflate`.
+
+        Returns:
+            To how many connections of this process.
+
+        Raises:
+            TypeError: If `message` has another type, `user` or `key` is not hashable, or with a relay not of a type
+                that it can carry.
+            RuntimeError: In another event loop than the hub's, or none.
+        """
+        self._bind()
+        prepared = prepare(message)
+        hash(key)
+        if self._registry.relay is not None:
+            self._registry.relay.check("user", (user,), key, ())
+        group = self._registry.users.get(user)
+        self._send(user, prepared, key, forward=True)
+        return 0 if group is None else len(group.members)
+
+    def publish_threadsafe(
+        self,
+        topic: str | Iterable[str],
+        message: Message,
+        *,
+        key: Hashable = None,
+        exclude: Iterable[Any] = (),
+        exclude_users: Iterable[Hashable] = (),
+    ) -> None:
+        """Publish from any thread: soon, in the hub's event loop.
+
+        Raises:
+            TypeError, ValueError: As `publish()` does.
+            RuntimeError: If the hub has not been used in its event loop yet, or that is closed.
+        """
+        loop = self._loop_of_thread()
+        names, prepared, excluded, users = _topics(topic), prepare(message), list(exclude), _users(exclude_users)
+        hash(key)
+        loop.call_soon_threadsafe(lambda: self.publish(names, prepared, key=key, exclude=excluded, exclude_users=users))
+
+    # ---- Retained messages
+
+    def last(self, topic: str) -> dict[Hashable, str | bytes]:
+        """Return the last message of each key of a topic that is kept.
+
+        Raises:
+            TypeError, ValueError: If it is no topic.
+        """
+        return self._retained.last(check_topic(topic))
+
+    def forget(self, topic: str, *, key: Hashable = None) -> None:
+        """Forget the history and the last values of a topic, or the last value of one of its keys alone.
+
+        Raises:
+            TypeError, ValueError: If it is no topic.
+        """
+        self._forget(check_topic(topic), key)
+
+    @exclusive
+    def _forget(self, topic: str, key: Hashable) -> None:
+        self._retained.forget(topic, key)
+
+    # ---- For relays
+
+    @exclusive
+    def deliver(
+        self,
+        topic: str,
+        message: PreparedMessage,
+        key: Hashable,
+        *,
+        exclude_users: Iterable[Hashable] = (),
+        exclude_topics: Iterable[str] = (),
+    ) -> None:
+        """Send a message of another process to the subscribers of this one.
+
+        Excluded are users, and those who get the messages of some other topics, to which it was published as well.
+        """
+        excluded = self._registry.slots_of_users(exclude_users) | self._registry.slots_of_topics(exclude_topics)
+        self._deliver((topic,), message, key, excluded)
+
+    def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
+        """Send a message of another process to the connections of a user in this one; return their number."""
+        group = self._registry.users.get(user)
+        self._send(user, message, key)
+        return 0 if group is None else len(group.members)
+
+    # ---- Inside
+
+    def _checked(self, names: tuple[str, ...], message: Message, key: Hashable, users: tuple[Hashable, ...]) -> _Item:
+        prepared = prepare(message)
+        hash(key)
+        if self._registry.relay is not None:
+            self._registry.relay.check("topic", names, key, users)
+        return names, prepared, key
+
+    @exclusive
+    def _publish(self, items: Sequence[_Item], connections: Sequence[Any], users: tuple[Hashable, ...]) -> None:
+        excluded = self._slots_of(connections) if connections else set()
+        if users:
+            excluded |= self._registry.slots_of_users(users)
+        relay = self._registry.relay
+        for names, message, key in items:
+            self._deliver(names, message, key, excluded)
+            if relay is not None:
+                relay.forward("topic", names, message, key, users)
+
+    def _deliver(self, names: tuple[str, ...], message: PreparedMessage, key: Hashable, excluded: set[int]) -> None:
+        """Send a message to the subscribers of this process, and retain it."""
+        groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
+        retained = self._retained.prepare(names, key)
+        number = self.messages + 1
+        entry = self._enqueue(groups, message, None if key is None else (names, key), excluded)
+        if retained:
+            self._retained.add(retained, number, entry, names, key)
+
+    @exclusive
+    def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> None:
+        """Send a message to the connections of a user."""
+        group = self._registry.users.get(user)
+        conflated_by = None if key is None else ((user,), "user", key)
+        self._enqueue(() if group is None else (group,), message, conflated_by, set())
+        if forward and self._registry.relay is not None:
+            self._registry.relay.forward("user", (user,), message, key, ())
+
+    def _enqueue(self, groups: Sequence[Group], message: PreparedMessage, key: Hashable, excluded: set[int]) -> Entry:
+        """Have groups get a message at the end of this iteration of the event loop."""
+        dispatcher = self._dispatcher
+        assert dispatcher is not None
+        largest = groups[0] if len(groups) == 1 else max(groups, key=lambda group: len(group.members), default=None)
+        entry = Entry(self, message, encodings_of(message) if largest is None else largest.encodings(message), key)
+        number = -1 if largest is None or not len(largest.members) else dispatcher.enter(entry)
+        self.messages += 1
+        size = message.size
+        self.bytes += size
+        if excluded:
+            for member in self._members(excluded):
+                member.exclude(sum(group in member.groups for group in groups))
+        already: list[int] = []
+        for group in groups:
+            group.messages += 1
+            group.bytes += size
+            if len(group.members):
+                dispatcher.table.publish(group.members, number, excluded, already)
+            if group.streams:
+                group.streams.put(message)
+            elif group.empty:
+                self._registry.discard(group)  # of a stream that is gone
+        if already:
+            for member in self._members(already):
+                member.exclude()
+        return entry
+
+
+def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the topics that are published to, each once."""
+    if isinstance(topic, str):
+        return (check_topic(topic),)
+    if not isinstance(topic, Iterable):
+        raise TypeError(f"topic must be a str, or several, not {type(topic).__name__}")
+    names = tuple(dict.fromkeys(check_topic(name) for name in topic))
+    if not names:
+        raise ValueError("there must be at least one topic")
+    return names
+
+
+def _users(users: Iterable[Hashable]) -> tuple[Hashable, ...]:
+    """Return users that are left out."""
+    if isinstance(users, str):
+        raise TypeError("exclude_users must be several users, not a str; write [user]")
+    return tuple(users)

@@ -1,0 +1,286 @@
+"""Messages for other processes: numbered for each topic and user, queued within bounds, published in batches.
+
+What the broker has not confirmed is sent again; who has it already sees that by its number. Others find what is missing
+when the next message comes. If there is none, they are told *positions*, the number of the last message of each
+address: after a connection was lost, after messages were dropped, and on request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from wsfast._encoding.message import PreparedMessage
+from wsfast.hub import Kind
+from wsfast.policies import DropNewest, DropOldest
+
+from .broker import Backoff, Broker, Sending, close
+from .wire import GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, pack
+
+__all__ = ["ADDRESSES", "Outbound"]
+
+BATCH = 512
+"""Messages of a batch, which the broker must confirm before the next one is sent."""
+
+BATCH_BYTES = 1 << 20
+"""Bytes of a batch, or one message."""
+
+ADDRESSES = 65536
+"""Topics and users whose position is known."""
+
+POSITION_INTERVAL = 1.0
+"""Seconds between two times that positions are sent."""
+
+
+class _Position:
+    """The number of the last message of one address."""
+
+    __slots__ = ("epoch", "number")
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.number = 0
+
+
+class _Queued(NamedTuple):
+    address: Address
+    data: bytes
+    time: float
+
+
+class Outbound:
+    """Publishes the messages of a hub.
+
+    Args:
+        publisher: The number of the relay.
+        broker: The broker.
+        slow: What is done about messages that wait for the broker.
+        timeout: Seconds without an answer after which the connection counts as lost.
+        on_connected: Called with True after connecting, and with False and the reason when there is no connection.
+    """
+
+    def __init__(
+        self,
+        publisher: int,
+        broker: Broker,
+        slow: DropOldest | DropNewest,
+        timeout: float,
+        on_connected: Callable[..., None],
+    ) -> None:
+        self.published = self.sent = self.dropped = self.reconnects = 0
+        self._publisher = publisher
+        self._broker = broker
+        self._slow = slow
+        self._timeout = timeout
+        self._on_connected = on_connected
+        self._queue: deque[_Queued] = deque()
+        self._queue_bytes = 0
+        self._batch: list[_Queued] = []
+        self._positions: OrderedDict[Address, _Position] = OrderedDict()
+        self._epochs = self._publications = 0
+        self._positions_due = self._request_due = self._goodbye_due = False
+        self._positions_sent = 0.0  # when
+        self._changed = asyncio.Event()
+        self._finished = asyncio.Event()
+
+    @property
+    def queued(self) -> int:
+        """Messages that the broker has not confirmed yet."""
+        return len(self._queue) + len(self._batch)
+
+    # ---- Queue
+
+    def forward(
+        self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
+    ) -> None:
+        """Enqueue a message for other processes, as far as the policy allows."""
+        publication = None
+        if len(names) > 1:
+            self._publications += 1
+            publication = self._publications, names
+        for name in names:
+            address = kind, name
+            position = self._position_of(address)
+            envelope = Envelope(
+                MESSAGE,
+                self._publisher,
+                position.epoch,
+                position.number + 1,
+                address,
+                message.data,
+                message.text,
+                message.compress is not False,
+                key,
+                excluded,
+                publication,
+            )
+            data = pack(envelope)
+            position.number += 1
+            self.published += 1
+            self._enqueue(address, data)
+
+    def _position_of(self, address: Address) -> _Position:
+        position = self._positions.get(address)
+        if position is None:
+            if len(self._positions) >= ADDRESSES:
+                self._positions.popitem(last=False)
+            self._epochs += 1
+            position = self._positions[address] = _Position(self._epochs)
+        else:
+            self._positions.move_to_end(address)
+        return position
+
+    def _enqueue(self, address: Address, data: bytes) -> None:
+        while self._queue and self._is_full(len(data)):
+            self._drop()
+            if isinstance(self._slow, DropNewest):
+                return
+            self._queue_bytes -= len(self._queue.popleft().data)
+        self._queue.append(_Queued(address, data, time.monotonic()))
+        self._queue_bytes += len(data)
+        self._changed.set()
+
+    def _is_full(self, size: int) -> bool:
+        slow = self._slow
+        return (slow.max_messages is not None and len(self._queue) >= slow.max_messages) or (
+            slow.max_bytes is not None and self._queue_bytes + size > slow.max_bytes
+        )
+
+    def _drop(self, count: int = 1) -> None:
+        self.dropped += count
+        self._positions_due = True
+
+    # ---- What others ask for
+
+    def announce(self) -> None:
+        """Tell others soon the positions."""
+        self._positions_due = True
+        self._changed.set()
+
+    def resynchronize(self) -> None:
+        """Tell others soon the positions, and ask for theirs."""
+        self._request_due = True
+        self.announce()
+
+    async def finish(self) -> None:
+        """Wait until all is sent, also the positions, and that nothing more will come."""
+        self._goodbye_due = True
+        self._changed.set()
+        while self._goodbye_due:
+            self._finished.clear()
+            await self._finished.wait()
+
+    # ---- To the broker
+
+    async def run(self) -> None:
+        """Publish what is queued, for ever, whether the broker is there or not."""
+        backoff = Backoff()
+        again = False
+        while True:
+            sending: Sending | None = None
+            try:
+                async with asyncio.timeout(self._timeout):
+                    sending = await self._broker.open_sending()
+                self.reconnects += again
+                self._positions_due |= again
+                again = True
+                self._on_connected(True)
+                backoff.reset()
+                while True:
+                    await self._publish(sending)
+            except Exception as exc:
+                again = True
+                self._on_connected(False, exc)
+                self._shorten_batch()
+            finally:
+                if sending is not None:
+                    await close(sending)
+            await backoff.wait()
+
+    async def _publish(self, sending: Sending) -> None:
+        """Publish the next batch, and when nothing is queued what others must be told."""
+        if not self._batch:
+            await self._next_batch()
+        if self._batch:
+            async with asyncio.timeout(self._timeout):
+                refused = await sending.publish([(address, data) for address, data, _ in self._batch])
+            count, self._batch = len(self._batch), []
+            self.sent += count - refused
+            if refused:
+                self._drop(refused)
+        if not self._queue:
+            await self._publish_control(sending)
+
+    def _shorten_batch(self) -> None:
+        """Put half of the batch back: it may be its size that has taken too long."""
+        half = (len(self._batch) + 1) // 2
+        for item in reversed(self._batch[half:]):
+            self._queue.appendleft(item)
+            self._queue_bytes += len(item.data)
+        del self._batch[half:]
+
+    async def _next_batch(self) -> None:
+        """Wait until there is a batch, or something to tell."""
+        while not self._batch:
+            self._changed.clear()
+            if not self._queue:
+                delay = self._positions_delay() if self._positions_due else None
+                if self._request_due or self._goodbye_due or (delay is not None and delay <= 0):
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._changed.wait()
+            self._fill_batch()
+
+    def _fill_batch(self) -> None:
+        size = 0
+        oldest = None if self._slow.max_age is None else time.monotonic() - self._slow.max_age
+        while self._queue and len(self._batch) < BATCH:
+            if self._batch and size + len(self._queue[0].data) > BATCH_BYTES:
+                return
+            item = self._queue.popleft()
+            self._queue_bytes -= len(item.data)
+            if oldest is not None and item.time < oldest:
+                self._drop()
+            else:
+                self._batch.append(item)
+                size += len(item.data)
+
+    async def _publish_control(self, sending: Sending) -> None:
+        """Send what is due of: a request for positions, positions, goodbye."""
+        if self._request_due:
+            async with asyncio.timeout(self._timeout):
+                await sending.publish([(None, pack(Envelope(REQUEST, self._publisher)))])
+            self._request_due = False
+        if self._queue:
+            return
+        if self._positions_due and (self._goodbye_due or self._positions_delay() <= 0):
+            await self._publish_positions(sending)
+        if self._goodbye_due and not self._queue:
+            async with asyncio.timeout(self._timeout):
+                await sending.publish([(None, pack(Envelope(GOODBYE, self._publisher)))])
+            self._goodbye_due = False
+            self._finished.set()
+
+    async def _publish_positions(self, sending: Sending) -> None:
+        positions = []
+        for address in list(self._positions):
+            position = self._positions.get(address)
+            if position is not None:
+                envelope = Envelope(POSITION, self._publisher, position.epoch, position.number, address)
+                positions.append((address, pack(envelope)))
+        if self._queue:  # these have numbers already, which must not be told before they come
+            return
+        self._positions_sent = time.monotonic()
+        self._positions_due = False
+        for start in range(0, len(positions), BATCH):
+            async with asyncio.timeout(self._timeout):
+                await sending.publish(positions[start : start + BATCH])
+
+    def _positions_delay(self) -> float:
+        """Return after how many seconds positions may be sent again."""
+        return self._positions_sent + POSITION_INTERVAL - time.monotonic()
