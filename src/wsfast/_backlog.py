@@ -236,6 +236,14 @@ class Backlog:
         """Return the entries of the inbox that have not been dealt with."""
         return self.inbox[self.admitted :]
 
+    def empty_inbox(self) -> None:
+        """Forget the entries that have been dealt with."""
+        before, rest = self.inbox, self.inbox[self.admitted :]
+        # From here on, nothing is called; nor does a finalizer run, as long as `before` keeps all entries.
+        self.inbox = rest
+        self.admitted = 0
+        del before
+
     @property
     def empty(self) -> bool:
         """Whether nothing waits."""

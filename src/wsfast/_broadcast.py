@@ -46,7 +46,7 @@ _INERT = frozenset({list, tuple, set, frozenset, dict, type({}.keys()), type({}.
 
 
 def broadcast(
-    connections: Iterable[Any],
+    connections: Iterable[object],
     message: Message,
     raise_exceptions: bool = False,
     *,

@@ -280,7 +280,7 @@ class Dispatcher:
                     context = {"message": f"the policy of {entry.publisher!r} has failed", "exception": exc}
                     self.loop.call_exception_handler(context)
         if peer.backlog is backlog:
-            backlog.inbox, backlog.admitted = [], 0
+            backlog.empty_inbox()
 
     def _is_open(self, peer: core.Peer) -> bool:
         try:

@@ -274,7 +274,7 @@ class Publisher:
                 with contextlib.suppress(OSError):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
 
-    def _slots_of(self, connections: Iterable[Any]) -> set[int]:
+    def _slots_of(self, connections: Iterable[object]) -> set[int]:
         """Return the slots of those of some connections that are subscribed."""
         slots: set[int] = set()
         for connection in list(connections):  # which may run code of the caller's
@@ -283,7 +283,7 @@ class Publisher:
                 slots.add(peer.slot)
         return slots
 
-    # ---- For subscriptions and outlets
+    # ---- For subscriptions and the dispatcher
 
     def subscription_of(self, peer: core.Peer) -> Any:
         """Return the subscription of a connection; None if it has none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 from ._broadcast import Delivery, fan_out
 from ._encoding.message import Message, prepare
@@ -34,7 +34,7 @@ class Audience:
 
     def broadcast(
         self,
-        connections: Iterable[Any],
+        connections: Iterable[object],
         message: Message,
         raise_exceptions: bool = False,
         *,

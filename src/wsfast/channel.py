@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
-from typing import Any
 
 from ._backlog import Entry
 from ._core import core
@@ -77,7 +76,7 @@ class Channel(Publisher):
 
     # ---- Subscribing
 
-    def subscribe(self, connection: Any) -> Subscription:
+    def subscribe(self, connection: object) -> Subscription:
         """Have a connection get what is published from now on, after the channel's history, if it keeps one.
 
         A connection that is subscribed already has one subscription, which is returned.
@@ -113,7 +112,7 @@ class Channel(Publisher):
 
     # ---- Publishing
 
-    def publish(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
+    def publish(self, message: Message, *, key: Hashable = None, exclude: Iterable[object] = ()) -> None:
         """Send a message to all that are subscribed, at the end of this iteration of the event loop.
 
         Args:
@@ -132,7 +131,7 @@ class Channel(Publisher):
         self._publish(prepared, key, list(exclude))
 
     @exclusive
-    def _publish(self, prepared: PreparedMessage, key: Hashable, exclude: list[Any]) -> None:
+    def _publish(self, prepared: PreparedMessage, key: Hashable, exclude: list[object]) -> None:
         dispatcher = self._bind()
         excluded = self._slots_of(exclude)
         entry = Entry(self, prepared, encodings_for(self._encoders, prepared), key)
@@ -145,7 +144,7 @@ class Channel(Publisher):
         self._history.append(entry)
         self._streams.put(prepared)
 
-    def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[Any] = ()) -> None:
+    def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[object] = ()) -> None:
         """Publish from any thread: soon, in the channel's event loop.
 
         Raises:

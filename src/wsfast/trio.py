@@ -23,7 +23,7 @@ __all__ = ["broadcast"]
 
 
 async def broadcast(
-    connections: Iterable[Any],
+    connections: Iterable[object],
     message: Message,
     *,
     raise_exceptions: bool = False,

@@ -238,7 +238,7 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     core = load_core("c")
     sent: list[int] = []
 
-    class Batch(core.Batch):  # type: ignore[misc]
+    class Batch(core.Batch):  # type: ignore[misc, name-defined]
         def send(self) -> None:
             super().send()
             sent.append(self.sent)

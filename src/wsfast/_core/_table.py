@@ -9,7 +9,7 @@ __all__ = ["Members", "TickTable"]
 
 
 class Members:
-    """Slots of a roster that receive the same messages."""
+    """Slots of a tick table that get the same messages."""
 
     __slots__ = ("slots",)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from . import name_of
+from .foreign import Foreign
 from .sink import Sink, SinkConnection
 
 __all__ = ["Sink", "attach"]
 
 
-def attach(transport: asyncio.Transport | Sink, connection: Any = None) -> Any:
+def attach(transport: asyncio.Transport | Sink, connection: object = None) -> Foreign:
     """Return what stands for a connection in `broadcast()` and `Channel.subscribe()`.
 
     - `attach(sink)`: a connection of your own, server side, that can write frames, say whether it has room, and close:

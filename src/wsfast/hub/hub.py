@@ -85,7 +85,7 @@ class Hub(Publishing):
 
     # ---- Subscribing
 
-    def subscribe(self, connection: Any, *topics: str) -> HubSubscription:
+    def subscribe(self, connection: object, *topics: str) -> HubSubscription:
         """Have a connection get what is published to some topics from now on.
 
         It first gets the history and the last values of those topics whose messages it did not get already, in the
@@ -107,7 +107,7 @@ class Hub(Publishing):
         self._subscribe(subscription, connection)
         return subscription
 
-    def unsubscribe(self, connection: Any, *topics: str) -> None:
+    def unsubscribe(self, connection: object, *topics: str) -> None:
         """Have a connection no longer get what is published to some topics; without any, to all of its topics.
 
         Topics that it is not subscribed to do not matter. What was published before is sent; but if the connection has
@@ -121,7 +121,7 @@ class Hub(Publishing):
         self._bind()
         self._unsubscribe(connection, tuple(map(check_topic_or_pattern, topics)))
 
-    def register(self, connection: Any, user: Hashable) -> Registration:
+    def register(self, connection: object, user: Hashable) -> Registration:
         """Have a connection be one of a user's, to which `send()` sends, until it is closed or this is ended.
 
         Args:
@@ -154,7 +154,7 @@ class Hub(Publishing):
         """
         return HubChannel(self, check_topic_or_pattern(topic))
 
-    def topics(self, connection: Any = None) -> list[str]:
+    def topics(self, connection: object = None) -> list[str]:
         """Return the topics and patterns that have a subscriber, or that a connection is subscribed to."""
         if connection is None:
             return list(self._registry.topics)
@@ -296,11 +296,11 @@ class HubChannel:
         """The event loop that the hub belongs to."""
         return self.hub.loop
 
-    def subscribe(self, connection: Any) -> HubSubscription:
+    def subscribe(self, connection: object) -> HubSubscription:
         """See `Hub.subscribe()`."""
         return self.hub.subscribe(connection, self.name)
 
-    def unsubscribe(self, connection: Any) -> None:
+    def unsubscribe(self, connection: object) -> None:
         """See `Hub.unsubscribe()`."""
         self.hub.unsubscribe(connection, self.name)
 
@@ -309,7 +309,7 @@ class HubChannel:
         message: Message,
         *,
         key: Hashable = None,
-        exclude: Iterable[Any] = (),
+        exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
     ) -> None:
         """See `Hub.publish()`."""
@@ -320,7 +320,7 @@ class HubChannel:
         message: Message,
         *,
         key: Hashable = None,
-        exclude: Iterable[Any] = (),
+        exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
     ) -> None:
         """See `Hub.publish_threadsafe()`."""

@@ -28,7 +28,7 @@ class Publishing(Membership):
         message: Message,
         *,
         key: Hashable = None,
-        exclude: Iterable[Any] = (),
+        exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
     ) -> None:
         """Send a message to all subscribers of a topic, at the end of this iteration of the event loop.
@@ -101,7 +101,7 @@ class Publishing(Membership):
         message: Message,
         *,
         key: Hashable = None,
-        exclude: Iterable[Any] = (),
+        exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
     ) -> None:
         """Publish from any thread: soon, in the hub's event loop.
