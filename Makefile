@@ -70,6 +70,7 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 	$(BIN)/mypy --platform darwin --follow-imports=silent --exclude '/(doctor)/' src
 	$(BIN)/mypy --platform win32 --follow-imports=silent --exclude '/(doctor)/' src
+	$(BIN)/python .ci/verify_types.py
 
 bench: $(VENV)/ready
 	$(BIN)/wsfast bench

@@ -60,11 +60,11 @@ class Entry:
     __slots__ = ("encodings", "key", "message", "publisher", "time")
 
     def __init__(self, publisher: Source, message: PreparedMessage, encodings: Any, key: Any) -> None:
-        self.publisher = publisher
-        self.message = message
-        self.encodings = encodings
-        self.key = key
-        self.time = time.monotonic()
+        self.publisher: Source = publisher
+        self.message: PreparedMessage = message
+        self.encodings: Any = encodings
+        self.key: Any = key
+        self.time: float = time.monotonic()
 
 
 class Item:
@@ -73,8 +73,8 @@ class Item:
     __slots__ = ("entry", "following", "newer", "older", "preceding", "queue", "time")
 
     def __init__(self, entry: Entry, now: float) -> None:
-        self.entry = entry
-        self.time = now  # since when it waits
+        self.entry: Entry = entry
+        self.time: float = now  # since when it waits
         self.queue: Queue | None = None  # None while it does not wait
         self.preceding: Item | None = None
         self.following: Item | None = None
@@ -88,10 +88,10 @@ class Queue:
     __slots__ = ("backlog", "bytes", "keys", "messages", "newest", "oldest", "subscription")
 
     def __init__(self, backlog: Backlog, subscription: Subscriber) -> None:
-        self.backlog = backlog
-        self.subscription = subscription
-        self.messages = 0
-        self.bytes = 0
+        self.backlog: Backlog = backlog
+        self.subscription: Subscriber = subscription
+        self.messages: int = 0
+        self.bytes: int = 0
         self.oldest: Item | None = None
         self.newest: Item | None = None
         self.keys: dict[Hashable, Item] = {}
@@ -209,19 +209,19 @@ class Backlog:
     __slots__ = ("admitted", "draining", "emptied", "fd", "first", "inbox", "last", "peer", "queues", "watched")
 
     def __init__(self, peer: core.Peer) -> None:
-        self.peer = peer
+        self.peer: core.Peer = peer
         self.inbox: list[Entry] = []
         """Entries that the connection has not taken, for the policies to look at."""
-        self.admitted = 0
+        self.admitted: int = 0
         """How many of these have been dealt with."""
         self.first: Item | None = None
         self.last: Item | None = None
         self.queues: dict[Any, Queue] = {}
         """Of each subscription."""
-        self.fd = -1
+        self.fd: int = -1
         """Descriptor that is watched."""
-        self.watched = False
-        self.draining = False
+        self.watched: bool = False
+        self.draining: bool = False
         self.emptied: Any = None
         """A future that is done when nothing waits any more."""
 

@@ -41,7 +41,7 @@ class Subscription:
     """Messages that were replaced by newer ones of the same key."""
 
     def __init__(self, publisher: Publisher, peer: core.Peer, since: int) -> None:
-        self.publisher = publisher
+        self.publisher: Publisher = publisher
         self.dropped = self.conflated = 0
         self._peer: core.Peer | None = peer
         self._since = since  # messages that were not for it

@@ -25,7 +25,7 @@ class Calls:
     __slots__ = ("_loop", "_runs", "busy", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.busy = False
+        self.busy: bool = False
         """Whether such a call is in progress."""
         self._loop = loop
         self._runs = False  # whether calls that have waited are being made

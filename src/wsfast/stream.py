@@ -41,9 +41,9 @@ class Stream(AsyncIterator[str | bytes]):
     def __init__(self, max_messages: int) -> None:
         if max_messages <= 0:
             raise ValueError(f"max_messages must be positive, not {max_messages}")
-        self.dropped = 0
+        self.dropped: int = 0
         """Messages that were dropped since too many waited."""
-        self.closed = False
+        self.closed: bool = False
         """Whether it was closed."""
         self.streams: Streams | None = None
         self._messages: deque[PreparedMessage] = deque()

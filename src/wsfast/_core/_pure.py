@@ -218,7 +218,7 @@ class Peer:
     )
 
     def __init__(self, connection: Any, layout: Any, transport_layouts: Callable[[type], Any]) -> None:
-        self.layout = layout
+        self.layout: Any = layout
         self.protocol: Any = None
         """None if it must be sent to by its own methods."""
         self.transport: Any = None
@@ -226,10 +226,10 @@ class Peer:
         self.encoder: Any = None
         """An `EncoderBase`; None if its messages are not compressed."""
         self.masked = layout is not None and layout.masked
-        self.direct = False
+        self.direct: bool = False
         """Whether it has a descriptor that may be written to while it is ready."""
-        self.ready = False
-        self.slot = -1
+        self.ready: bool = False
+        self.slot: int = -1
         """In the tick table of its event loop; -1 while it has no subscriptions."""
         self.connection: Any = None
         """The connection, while it has subscriptions: a peer does not keep its connection alive."""

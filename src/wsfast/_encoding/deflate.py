@@ -171,11 +171,11 @@ class Window:
         position: int = 0,
         octets: bytes = b"",
     ) -> None:
-        self.parameters = parameters
-        self.stream = stream
-        self.since = since
-        self.position = position
-        self.octets = octets
+        self.parameters: Parameters = parameters
+        self.stream: Stream | None = stream
+        self.since: int = since
+        self.position: int = position
+        self.octets: bytes = octets
 
     def end(self) -> bytes:
         """Return what it ends with, or as much of that as is kept."""
@@ -196,8 +196,8 @@ class LazyEncoder(core.EncoderBase):
     __slots__ = ()
 
     def __init__(self, parameters: Parameters, encoder: zlib._Compress | None = None) -> None:
-        self.encoder = encoder
-        self.state = parameters.unknown
+        self.encoder: Any = encoder
+        self.state: Any = parameters.unknown
 
     @property
     def parameters(self) -> Parameters:
@@ -240,8 +240,8 @@ class PerMessageEncoder(core.EncoderBase):
     __slots__ = ()
 
     def __init__(self, parameters: Parameters) -> None:
-        self.encoder = None
-        self.state = Window(parameters)  # and so it stays
+        self.encoder: Any = None
+        self.state: Any = Window(parameters)  # and so it stays
 
     def move_to(self, window: Window) -> None:
         """Do nothing: nothing is noted."""

@@ -48,8 +48,8 @@ class Encoding:
     """Where each of several frames ends in `frame`; None if there is only one."""
 
     def __init__(self, first: int, payload: bytes) -> None:
-        self.first = first
-        self.payload = payload
+        self.first: int = first
+        self.payload: bytes = payload
         self.ends = None
         self._frame: bytes | None = None
 

@@ -47,9 +47,9 @@ class SharedEncoder:
     __slots__ = ("_encoder", "parameters", "start", "stream")
 
     def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
-        self.stream = Stream(parameters.window)
-        self.start = 0
+        self.parameters: Parameters = parameters
+        self.stream: Stream = Stream(parameters.window)
+        self.start: int = 0
         self._encoder: Any = None
 
     @property
@@ -96,7 +96,7 @@ class Publication:
         self._alone = encodings_of(message)
         self._shares: dict[Parameters, Share] = {}
         self._chosen: dict[Window, tuple[Encoding, Window]] = {}
-        self.plain = self._alone.plain
+        self.plain: Encoding = self._alone.plain
 
     def choose(self, window: Window) -> tuple[Encoding, Window]:
         """See `Encodings` in the core."""

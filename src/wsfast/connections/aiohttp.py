@@ -51,8 +51,8 @@ class _Connection(Foreign):
     def __init__(self, origin: Any) -> None:
         self._origin = origin
         self._writer = origin._writer
-        self.transport = self._writer.transport
-        self.loop = origin._loop
+        self.transport: Any = self._writer.transport
+        self.loop: asyncio.AbstractEventLoop = origin._loop
 
     @property
     def origin(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any, Literal
 
@@ -24,10 +25,10 @@ class _Connection(Foreign):
 
     def __init__(self, origin: Any) -> None:
         self._origin = origin
-        self.transport = origin.transport
-        self.loop = origin.loop
-        self.logger = origin.logger
-        self.debug = origin.debug
+        self.transport: Any = origin.transport
+        self.loop: asyncio.AbstractEventLoop = origin.loop
+        self.logger: Any = origin.logger
+        self.debug: Any = origin.debug
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:

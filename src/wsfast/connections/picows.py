@@ -33,8 +33,8 @@ class _Connection(Foreign):
 
     def __init__(self, transport: WSTransport) -> None:
         self._origin = ref(transport)
-        self.transport = transport.underlying_transport
-        self.loop = loop_of(transport)
+        self.transport: Any = transport.underlying_transport
+        self.loop: asyncio.AbstractEventLoop = loop_of(transport)
 
     @property
     def origin(self) -> Any:

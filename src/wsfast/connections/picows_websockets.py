@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import picows.websockets
@@ -43,8 +44,8 @@ class _Connection(Foreign):
 
     def __init__(self, origin: Any) -> None:
         self._origin = origin
-        self.transport = _Transport(self)
-        self.loop = loop_of(origin)
+        self.transport: Any = _Transport(self)
+        self.loop: asyncio.AbstractEventLoop = loop_of(origin)
 
     @property
     def origin(self) -> Any:

@@ -14,7 +14,7 @@ from .foreign import Foreign
 
 __all__ = ["Sink", "SinkConnection", "SinkTransport"]
 
-logger = logging.getLogger("wsfast")
+logger: logging.Logger = logging.getLogger("wsfast")
 
 
 @runtime_checkable
@@ -111,9 +111,9 @@ class SinkConnection(Foreign):
     tells_loss = True
 
     def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.transport = SinkTransport(sink, loop)
+        self.transport: Any = SinkTransport(sink, loop)
         self.transport.on_lost = self.lose
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
 
     @property
     def state(self) -> State:

@@ -83,9 +83,9 @@ class _Attached(Foreign):
     library = "wsproto"
 
     def __init__(self, transport: Any, connection: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.transport = transport
+        self.transport: Any = transport
         self.connection = connection
-        self.loop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
 
     @property
     def state(self) -> State:

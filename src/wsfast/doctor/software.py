@@ -30,7 +30,7 @@ __all__ = ["examine_software"]
 REBUILD = "WSFAST_REQUIRE_EXT=1 pip install --force-reinstall --no-cache-dir --no-deps ."
 """In a clone. What keeps the extension from being built is an error then."""
 
-LIBRARIES = {
+LIBRARIES: dict[str, str | None] = {
     "aiohttp": "aiohttp",
     "fastapi": None,
     "litestar": None,

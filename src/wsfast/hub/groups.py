@@ -27,10 +27,10 @@ class Group:
 
     def __init__(self, kind: Kind, name: Any) -> None:
         self.kind = kind
-        self.name = name
-        self.members = core.Members()
-        self.messages = 0
-        self.bytes = 0
+        self.name: Any = name
+        self.members: core.Members = core.Members()
+        self.messages: int = 0
+        self.bytes: int = 0
         self.streams: Streams | None = None
         self._encoders: SharedEncoders | None = None
         self._unshared = 0  # messages in a row whose compression was not shared

@@ -272,8 +272,8 @@ class HubChannel:
     __slots__ = ("hub", "name")
 
     def __init__(self, hub: Hub, name: str) -> None:
-        self.hub = hub
-        self.name = name
+        self.hub: Hub = hub
+        self.name: str = name
 
     def __repr__(self) -> str:
         return f"<HubChannel {self.name!r} of {self.hub!r}>"

@@ -26,7 +26,7 @@ class Registry:
         self.topics: dict[str, Group] = {}
         """Topics and patterns."""
         self.patterns: PatternTree[Group] = PatternTree()
-        self.pattern_count = 0
+        self.pattern_count: int = 0
         self.users: dict[Hashable, User] = {}
         self.relay: Relay | None = None
         self.routes: dict[str, tuple[Group, ...]] = {}

@@ -20,10 +20,10 @@ class Retained:
     __slots__ = ("entry", "key", "number", "replayed", "topics")
 
     def __init__(self, number: int, entry: Entry, topics: tuple[str, ...], key: Hashable) -> None:
-        self.number = number  # messages of the hub up to this one
-        self.entry = entry
-        self.topics = topics
-        self.key = key
+        self.number: int = number  # messages of the hub up to this one
+        self.entry: Entry = entry
+        self.topics: tuple[str, ...] = topics
+        self.key: Hashable = key
         self.replayed: WeakSet[object] | None = None  # new subscribers that got it, with several topics
 
 

@@ -19,7 +19,7 @@ from .wire import GOODBYE, MESSAGE, PUBLISHER, REQUEST, Address, Envelope, unpac
 
 __all__ = ["Gap", "Inbound"]
 
-logger = logging.getLogger("wsfast")
+logger: logging.Logger = logging.getLogger("wsfast")
 
 PUBLISHERS = 1024
 """Publishers of one address whose position is known."""
@@ -78,7 +78,11 @@ class Inbound:
         on_gap: Callable[[Gap], object] | None,
         on_request: Callable[[], None],
     ) -> None:
-        self.received = self.duplicates = self.malformed = self.gaps = self.lost = 0
+        self.received: int = 0
+        self.duplicates: int = 0
+        self.malformed: int = 0
+        self.gaps: int = 0
+        self.lost: int = 0
         self.on_gap = on_gap
         self._own = publisher.to_bytes(8)
         self._hub = hub

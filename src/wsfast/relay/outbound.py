@@ -71,7 +71,10 @@ class Outbound:
         timeout: float,
         on_connected: Callable[..., None],
     ) -> None:
-        self.published = self.sent = self.dropped = self.reconnects = 0
+        self.published: int = 0
+        self.sent: int = 0
+        self.dropped: int = 0
+        self.reconnects: int = 0
         self._publisher = publisher
         self._broker = broker
         self._slow = slow

@@ -33,7 +33,7 @@ class RedisBroker:
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError(f"url must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
-        self.name = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        self.name: str = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
         self._url = url
         self._prefix = prefix
         self._timeout = timeout

@@ -24,7 +24,7 @@ from .wire import check_key, check_user
 
 __all__ = ["Relay", "RelayStats"]
 
-logger = logging.getLogger("wsfast")
+logger: logging.Logger = logging.getLogger("wsfast")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class BrokerSubscriptions:
         on_connected: Callable[..., None],
         on_reconnected: Callable[[], None],
     ) -> None:
-        self.reconnects = 0
+        self.reconnects: int = 0
         self._broker = broker
         self._timeout = timeout
         self._receive = receive
