@@ -1,0 +1,63 @@
+"""The tables of the page of measurements are written from what the benchmarks write."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from helpers.pages import ROOT
+from wsfast_bench.cases import Case, Result, Samples, Verdict, Weight
+from wsfast_bench.report import collect
+
+SCRIPT = ROOT / "scripts" / "measurements.py"
+
+
+@pytest.fixture(scope="module")
+def measurements() -> ModuleType:
+    """The script."""
+    spec = importlib.util.spec_from_file_location("measurements", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_of(microseconds: dict[str, int]) -> dict[str, Any]:
+    """Return what `--json` writes of calls that took so long for each client."""
+    case = Case(10, 64, "asyncio", "text", tuple(microseconds), 1, 1, "list")
+    samples = {}
+    for name, time in microseconds.items():
+        calls = [[10_000 * time]]
+        samples[name] = Samples(call=calls, cpu=calls, drained=calls)
+    verdict = Verdict(sender="floor", clients=10, drained=1e6, size=66, behind=1000, call=1_000_000)
+    machine = {"processor": "Z80", "processors": 2, "system": "CP/M 2", "architecture": "z80"}
+    weights = {case: {"websockets": Weight(10, 1 << 20, 2 << 20)}}
+    content = collect(machine, {"wsfast": "0.2.0"}, (1, 0), [Result(case, samples, verdict)], weights)
+    loaded: dict[str, Any] = json.loads(json.dumps(content))
+    return loaded
+
+
+def test_page_has_a_place_for_tables(measurements: ModuleType) -> None:
+    """The page has the markers between which the script writes."""
+    page = measurements.PAGE.read_text()
+    assert page.count(measurements.BEGIN) == page.count(measurements.END) == 1
+    with pytest.raises(ValueError, match="no place"):
+        measurements.write("# Measurements\n", [])
+
+
+def test_tables_are_those_of_the_runs(measurements: ModuleType) -> None:
+    """The runs replace what stood there, and nothing else."""
+    page = f"before\n{measurements.BEGIN}old\n{measurements.END}\nafter\n"
+    written = measurements.write(page, [run_of({"floor": 2, "wsfast": 3, "websockets": 6}), run_of({"floor": 1})])
+    assert written.startswith(f"before\n{measurements.BEGIN}\n### Run 1\n\nZ80, 2 processors, CP/M 2 z80; wsfast 0.2.0;")
+    assert written.endswith(f"\n{measurements.END}\nafter\n")
+    assert "old" not in written
+    assert written.count("| method | us/client |") == 2
+    assert "| wsfast | 3.00 | 0.03 | 0.03 | 3.00 | 0.03 | - | 2.00 | 0.67 |\n" in written
+    assert "| websockets | 102.4 | 1.0 | 2.0 |\n" in written
+    assert measurements.write(written, [run_of({"floor": 1})]).count("| method |") == 1
