@@ -54,10 +54,20 @@ def test_tables_are_those_of_the_runs(measurements: ModuleType) -> None:
     """The runs replace what stood there, and nothing else."""
     page = f"before\n{measurements.BEGIN}old\n{measurements.END}\nafter\n"
     written = measurements.write(page, [run_of({"floor": 2, "wsfast": 3, "websockets": 6}), run_of({"floor": 1})])
-    assert written.startswith(f"before\n{measurements.BEGIN}\n### Run 1\n\nZ80, 2 processors, CP/M 2 z80; wsfast 0.2.0;")
+    assert written.startswith(f"before\n{measurements.BEGIN}\n### Run 1\n\nZ80, 2 processors, CP/M 2 z80;")
     assert written.endswith(f"\n{measurements.END}\nafter\n")
     assert "old" not in written
     assert written.count("| method | us/client |") == 2
     assert "| wsfast | 3.00 | 0.03 | 0.03 | 3.00 | 0.03 | - | 2.00 | 0.67 |\n" in written
     assert "| websockets | 102.4 | 1.0 | 2.0 |\n" in written
     assert measurements.write(written, [run_of({"floor": 1})]).count("| method |") == 1
+
+
+def test_scenarios_have_tables(measurements: ModuleType) -> None:
+    """A run of scenarios has the tables that the terminal shows."""
+    row = {"connections": 5, "channels": 10, "subscriptions": 50, "how": "traced", "subscribed": 99.6, "each": 212.0}
+    played = {"scenario": "memory-subscriptions", "loop": "asyncio", "title": "50 subscriptions", "rows": [row]}
+    run = {**run_of({"floor": 1}), "cases": [], "memory": [], "scenarios": [played]}
+    written = measurements.write(measurements.BEGIN + measurements.END, [run])
+    assert "**memory-subscriptions: 50 subscriptions, asyncio**" in written
+    assert "| 5 | 10 | 50 | traced | 100 | 212 |\n" in written
