@@ -772,7 +772,8 @@ def look_up(name: str) -> Any:
 def has_member(what: Any, name: str) -> bool:
     """Whether a class has an attribute, or its instances do, or a module has it."""
     kinds = [kind for kind in getattr(what, "__mro__", [what]) if getattr(kind, "__module__", "") != "builtins"]
-    return hasattr(what, name) or any(f"self.{name} = " in inspect.getsource(kind) for kind in kinds)
+    assigned = re.compile(rf"\bself\.{name}(?:: [^=\n]+)? = ")
+    return hasattr(what, name) or any(assigned.search(inspect.getsource(kind)) for kind in kinds)
 
 
 def test_reference_has_all_names() -> None:
