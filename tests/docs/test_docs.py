@@ -36,6 +36,7 @@ from helpers.chromium import REQUIRED, Page, find_chromium, open_page
 from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
 from helpers.processes import run, running
+from unit.test_import_graph import LAYERS
 from wsfast.cli import UnfitError
 from wsfast_bench.brokers import broker
 
@@ -797,6 +798,14 @@ def test_reference_has_all_names() -> None:
     public |= {f"wsfast.relay.{name}" for name in wsfast.relay.__all__}
     public |= {"wsfast.trio.broadcast", "wsfast.prometheus.Collector"}
     assert public <= documented
+
+
+def test_architecture_has_all_layers() -> None:
+    """The page on the architecture names every module of the layers that imports may go through."""
+    page = (ROOT / "docs/explanation/architecture.md").read_text()
+    modules = {path.stem for path in (ROOT / "src/wsfast").iterdir() if path.suffix == ".py" or path.is_dir()}
+    named = {name for layer in LAYERS for name in layer} & modules - {"__init__", "__main__"}
+    assert {name for name in named if not re.search(rf"`{name}/?`", page)} == set()
 
 
 def test_contract_has_all_names() -> None:
