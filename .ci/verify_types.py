@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,9 +21,11 @@ def main() -> int:
         packages = Path(sysconfig.get_path("purelib", vars={"base": folder}))
         (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
         shutil.copytree(SOURCE, packages / "wsfast", ignore=shutil.ignore_patterns("__pycache__"))
-        command = [sys.executable, "-m", "pyright", "--pythonpath", f"{folder}/bin/python"]
-        command += ["--verifytypes", "wsfast", "--ignoreexternal"]
-        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        command = [sys.executable, "-m", "pyright", "--verifytypes", "wsfast", "--ignoreexternal"]
+        environment = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "VIRTUAL_ENV": folder}
+        # From elsewhere, so that the configuration of the project is not read.
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+        output = run.stdout
     complete = re.search(r"Type completeness score: 100%", output) is not None
     print(output if not complete else "every public name has a type")
     return 0 if complete else 1

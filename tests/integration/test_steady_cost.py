@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from websockets.asyncio.client import connect
 import wsfast
 from wsfast._core import core
 
-CLIENTS = 40
+CLIENTS = 100
 PER_CLIENT = 0.5
 """Python calls that a client may cost."""
 
@@ -33,7 +34,7 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serve_websockets() -> AsyncIterator[Served]:
+async def serve_websockets(compression: str | None) -> AsyncIterator[Served]:
     connections: list[Any] = []
     sends: list[Callable[[str], Awaitable[Any]]] = []
 
@@ -43,12 +44,12 @@ async def serve_websockets() -> AsyncIterator[Served]:
         async for _ in connection:
             pass
 
-    async with wsfast.serve(handler, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
+    async with wsfast.serve(handler, "127.0.0.1", 0, compression=compression, ping_interval=None) as server:
         yield Served(server.sockets[0].getsockname()[1], connections, sends)
 
 
 @contextlib.asynccontextmanager
-async def serve_uvicorn(ws: str) -> AsyncIterator[Served]:
+async def serve_uvicorn(ws: str, compression: str | None) -> AsyncIterator[Served]:
     connections: list[Any] = []
     sends: list[Callable[[str], Awaitable[Any]]] = []
 
@@ -67,7 +68,13 @@ async def serve_uvicorn(ws: str) -> AsyncIterator[Served]:
             pass
 
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="error", lifespan="off", ws=ws, ws_per_message_deflate=False
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="error",
+        lifespan="off",
+        ws=ws,
+        ws_per_message_deflate=compression is not None,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
@@ -80,10 +87,10 @@ async def serve_uvicorn(ws: str) -> AsyncIterator[Served]:
         await task
 
 
-SERVERS: dict[str, Callable[[], contextlib.AbstractAsyncContextManager[Served]]] = {
+SERVERS: dict[str, Callable[[str | None], contextlib.AbstractAsyncContextManager[Served]]] = {
     "wsfast.serve": serve_websockets,
-    "uvicorn": lambda: serve_uvicorn("wsfast.uvicorn:WebSocketsProtocol"),
-    "uvicorn-wsproto": lambda: serve_uvicorn("wsfast.uvicorn:WSProtocol"),
+    "uvicorn": partial(serve_uvicorn, "wsfast.uvicorn:WebSocketsProtocol"),
+    "uvicorn-wsproto": partial(serve_uvicorn, "wsfast.uvicorn:WSProtocol"),
 }
 
 
@@ -160,32 +167,37 @@ async def sent_privately(_clients: list[Any], served: Served) -> None:
 EVENTS = [heard_pong, answered_ping, heard_message, sent_privately]
 
 
+@pytest.mark.parametrize("compression", [None, "deflate"], ids=["plain", "deflate"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("server", SERVERS)
-def test_steady_cost(server: str, method: str) -> None:
+def test_steady_cost(server: str, method: str, compression: str | None) -> None:
     """A client that was heard of, or sent something that the kernel took whole, costs no Python call afterwards."""
     if not core.sends_directly:
         pytest.skip("the twin always asks")
 
     async def main() -> None:
-        async with SERVERS[server]() as served, contextlib.AsyncExitStack() as stack:
+        async with SERVERS[server](compression) as served, contextlib.AsyncExitStack() as stack:
             url = f"ws://127.0.0.1:{served.port}"
             clients = [
-                await stack.enter_async_context(connect(url, compression=None, ping_interval=None))
+                await stack.enter_async_context(
+                    connect(url, compression=compression, ping_interval=None, max_queue=None)
+                )
                 for _ in range(CLIENTS)
             ]
             readers = [asyncio.create_task(client.wait_closed()) for client in clients]
             while len(served.connections) < CLIENTS:
                 await asyncio.sleep(0.01)
             publish = METHODS[method](served.connections)
-            publish("the first time, each is asked")
-            costs = {"quiet": calls_of(publish, "quiet")}
+            # Long enough to be compressed; and until windows are full, a newcomer's is not yet that of the others.
+            for number in range(60):
+                publish(f"the first time, each is asked {number}" * 3)
+            costs = {"quiet": calls_of(publish, "quiet" * 20)}
             for event in EVENTS:
                 await event(clients, served)
                 await asyncio.sleep(0.1)
-                publish("whoever was heard of may be asked once")
+                publish("a client that was heard of may be asked once" * 2)
                 await asyncio.sleep(0.01)
-                costs[event.__name__] = calls_of(publish, "nobody is asked")
+                costs[event.__name__] = calls_of(publish, "nobody is asked" * 5)
             assert {name: calls for name, calls in costs.items() if calls > PER_CLIENT * CLIENTS + ONCE} == {}
             for reader in readers:
                 reader.cancel()
