@@ -222,7 +222,7 @@ cdef class Batch:
                 )
             self.sent = <Py_ssize_t>taken
             self.done = True
-            # What follows up to the return runs no code of Python's: whoever is interrupted finds all of it, or nothing.
+            # What follows up to the return runs no code of Python's: an interrupt finds all of it, or nothing.
             try:
                 self.note_plain(buffers)
                 if masked.size:

@@ -7,7 +7,7 @@ cdef class Sends:
     cdef int *fds
     cdef uint32_t *groups       # what each one is sent
     cdef Py_ssize_t *places     # of each one's connection: its position in the list, or its slot
-    cdef PyObject **peers       # whose state moves on when all was taken, borrowed; NULL if the tick table has it, or none
+    cdef PyObject **peers       # peers whose own state moves on when all was taken, borrowed; else NULL
     cdef ssize_t *results       # what became of each: see wsf.h
     cdef size_t size, room
     # Of each group.
