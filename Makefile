@@ -26,12 +26,12 @@ test-c: $(VENV)/ready
 	$(BIN)/cmake --build $(BUILD)/c
 	$(BIN)/ctest --test-dir $(BUILD)/c --output-on-failure
 
+# With COVERAGE=1, it fails if too few lines and branches of the library were run.
 test-python: $(VENV)/ready
-	$(PYTEST)
+	$(PYTEST) $(if $(COVERAGE),--cov)
 
-# The same tests; fails if too few lines and branches of the library were run.
-coverage: $(VENV)/ready
-	$(PYTEST) --cov
+coverage:
+	$(MAKE) test-python COVERAGE=1
 
 # The C library and its tests under the sanitizers, each in a build of its own.
 sanitize: $(VENV)/ready
