@@ -1,4 +1,4 @@
-"""What waits for a connection that does not keep up, with its counts. What is done about it is for policies to say.
+"""The queues of slow connections, with their counts. Policies decide what is dropped.
 
 All counts and links of one change are made by assignments with no call in between, so that no signal handler and no
 finalizer can find half of it: CPython looks for these at calls and at the ends of loops only.

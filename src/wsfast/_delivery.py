@@ -36,7 +36,7 @@ class Outcome:
         self.failures: dict[int, Exception] = {}
         """Of places whose transports could not be written to: what they raised."""
         self.doubtful: Any = None
-        """The peer that is being written to: nobody knows what an exception out of nowhere leaves of it."""
+        """The peer that is being written to. If the write is interrupted, its connection is aborted."""
         self.given = False
         """Whether a transport, or a connection's own methods, have been given what is not noted yet."""
 

@@ -5,7 +5,7 @@ together: what all of them have for a connection goes out in one system call, in
 and is put together once for all connections that get the same. What a connection does not take waits in its backlog.
 
 All that must still be sent is in the table or in a backlog at any moment; nothing of it is in a local variable. So
-whatever raises an exception on the way, be it a signal handler, the next flush goes on from there.
+whatever raises an exception on the way, signal handlers included, the next flush goes on from there.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ class Dispatcher:
     def release(self, peer: core.Peer) -> None:
         """Take the slot of a peer back: it has no subscriptions any more."""
         connection, backlog = peer.connection, peer.backlog
-        peer.backlog = peer.connection = peer.dispatcher = None
         self.slow.forget(peer)
         if peer.slot >= 0:
             self.table.remove(peer)
+        peer.backlog = peer.connection = peer.dispatcher = None
         if backlog is not None:
             backlog.clear()
             self._forget(backlog)

@@ -146,12 +146,11 @@ class Subscription:
         dropped = stats.dropped + stats.queued
         final = SubscriptionStats(stats.published, stats.sent, dropped, stats.conflated, 0)
         others = tuple(other for other in peer.subscriptions if other is not self)
-        # From here on, nothing is called until it has ended.
         self._final = final
+        self.publisher.remove(self, peer)  # first: nobody may be published to whose slot is free
         self.dropped = dropped
         self._peer = None
         peer.subscriptions = others
-        self.publisher.remove(self, peer)
         if not others:
             peer.dispatcher.release(peer)
         elif queue is not None:
@@ -301,8 +300,9 @@ class Publisher:
         )
         slot, subscriptions = peer.slot, self._subscriptions
         # From here on, nothing is called.
-        del subscriptions[slot]
-        self._left = left
+        if slot in subscriptions:
+            del subscriptions[slot]
+            self._left = left
 
     def sent(self, entry: Entry) -> None:
         """Note that a message has left, or waits."""

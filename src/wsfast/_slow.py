@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ._backlog import Subscriber
+from ._backlog import Queue, Subscriber
 from ._core import core
 
 __all__ = ["SlowConsumers"]
@@ -65,6 +65,12 @@ class SlowConsumers:
         episode.subscriptions.add(subscription)
         return begins
 
+    def _expire(self, queue: Queue, now: float) -> None:
+        try:
+            queue.subscription.publisher.slow.expire(queue, now)
+        except Exception as exc:  # the others are looked at all the same
+            self._loop.call_exception_handler({"message": "a policy has failed", "exception": exc})
+
     def _look(self) -> None:
         self._timer = None
         try:
@@ -73,9 +79,9 @@ class SlowConsumers:
                 if peer.backlog is None:
                     self._peers.discard(peer)
                     continue
-                for queue in tuple(peer.backlog.queues.values()):
+                for queue in list(peer.backlog.queues.values()):
                     if queue.subscription.active:
-                        queue.subscription.publisher.slow.expire(queue, now)
+                        self._expire(queue, now)
             for peer, episode in tuple(self._episodes.items()):
                 if peer.backlog is not None:
                     episode.last = now

@@ -118,7 +118,7 @@ class Channel(Publisher):
         Args:
             message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
                 `PreparedMessage` as what it was prepared for.
-            key: For `Conflate`: what the message is about. A newer one about the same replaces it, as long as it waits.
+            key: Conflation key. With `Conflate`, a newer message with the same key replaces a queued one.
             exclude: Connections that are not to get it, as the one that it came from.
 
         Raises:

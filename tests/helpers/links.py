@@ -47,6 +47,10 @@ class Transport:
         self.waiting = 0
         self.written: list[bytes] = []
         self.aborted = False
+        self.protocol: object = None
+
+    def get_protocol(self) -> object:
+        return self.protocol
 
     def is_closing(self) -> bool:
         return self.closing
@@ -106,6 +110,7 @@ class Link:
 
     def __init__(self, transport: Transport, sans: Sans | None = None) -> None:
         self.wire = transport
+        transport.protocol = self
         self.sans = sans or Sans()
         self.home: object = LOOP
         self.sending: object = None

@@ -308,6 +308,30 @@ def test_check_tries_transports_that_must_be_asked(core: Any, network: Network, 
     assert b"".join(link.wire.written) == b""
 
 
+def test_a_connection_whose_transport_has_another_protocol_is_not_ready(core: Any, network: Network) -> None:
+    """After transport.set_protocol(), somebody else is told what happens to the connection."""
+    link = network.link(TellingLink)
+    peer = peer_of(core, link)
+    peer.check(link)
+    assert peer.ready is True
+    link.wire.protocol = object()
+    peer.invalidate()
+    peer.check(link)
+    assert peer.ready is False
+
+
+def test_an_encoder_of_a_ready_peer_is_primed_with_what_was_sent(core: Any, network: Network) -> None:
+    """Whoever has kept the protocol of a connection compresses after what the tick table has had sent."""
+    lazy = LazyEncoder(parameters_of())
+    link = network.link(TellingLink, sans=Sans(lazy))
+    peer = peer_of(core, link)
+    core.TickTable().add(peer)
+    peer.check(link)
+    assert peer.ready is True
+    lazy.compress(b"own")
+    assert peer.ready is False
+
+
 def test_only_connections_that_tell_are_ready(core: Any, network: Network) -> None:
     """A peer is ready once it was looked at if its connection tells, until it is invalidated."""
     for link_type in Link, MaskedLink, TellingLink:

@@ -21,6 +21,7 @@ from ._wsf cimport (
 )
 
 from os import urandom
+from weakref import ref
 
 
 cdef extern from "Python.h":

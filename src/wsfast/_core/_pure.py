@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
+from weakref import ref
 
 from ._table import Members, TickTable
 
@@ -100,7 +101,7 @@ class Encodings(Protocol):
         """For connections that do not compress."""
 
     def choose(self, window: Any) -> tuple[Encoding, Any]:
-        """Return what a connection is sent whose receiver's window holds this, and what it holds then.
+        """Return the encoding for a receiver with this window, and its window afterwards.
 
         What a window holds is any object, which is told from others by its identity. To ask has no effect on the
         connection: who sends the frame notes what the window holds then.
@@ -111,15 +112,17 @@ class Encodings(Protocol):
 
 
 class EncoderBase:
-    """What compresses the messages of one connection: what the receiver's window holds, and an encoder of its own.
+    """Compression state of one connection: the receiver's window, and the connection's own encoder if it has one.
 
-    The encoder fits the window only as long as nothing else is sent: who sets `window` to something else drops it.
+    That encoder fits the window only as long as nothing else is sent: it is dropped when `state` changes.
     """
 
-    __slots__ = ("encoder", "state")
+    __slots__ = ("encoder", "peer", "state")
 
     state: Any
     encoder: Any
+    peer: Any
+    """A weak reference to the peer if its connection tells, else None: the tick table may have a newer state."""
 
 
 class Verdict(enum.IntEnum):
@@ -183,7 +186,7 @@ def apply_mask(data: Buffer, mask_key: Buffer) -> bytes:
 
 
 class Peer:
-    """What is known of one connection, kept in its attribute `_wsfast_peer`.
+    """Cached facts about one connection, stored in its attribute `_wsfast_peer`.
 
     What cannot change while the connection is open is asked once, here. What can change is asked by `check()`, before
     each message unless the peer is *ready*: then a frame may be written to the descriptor without any question.
@@ -260,6 +263,8 @@ class Peer:
         encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
         if encoder is not False:
             self.encoder = encoder
+            if encoder is not None and layout.tells:
+                encoder.peer = ref(self)
             self.direct = transport_layout.direct
             self._transport_layout = transport_layout
 
@@ -283,12 +288,14 @@ class Peer:
             or self.transport.is_closing()
         ):
             return Verdict.OWN
-        self.ready = layout.tells and self.direct and self._is_free()
+        self.ready = layout.tells and self.direct and self._is_free(connection)
         return Verdict.TRANSPORT
 
-    def _is_free(self) -> bool:
+    def _is_free(self, connection: Any) -> bool:
         """Whether what is written to the descriptor would be next on the wire."""
         transport, layout = self.transport, self._transport_layout
+        if transport.get_protocol() is not connection:
+            return False  # somebody else is told what happens, as after loop.start_tls()
         if transport.get_write_buffer_size() or any(getattr(transport, name) is not None for name in layout.clear):
             return False
         if layout.try_write:
@@ -309,7 +316,7 @@ def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
 
 
 class Batch:
-    """One gather and one send: to whom a message may be written directly, and what was not taken.
+    """One send to many connections: which can be written to directly, and what was not taken.
 
     A *place* is the position of a connection in the list, or the slot of a peer. First `gather()` or `collect()` is
     called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that

@@ -102,7 +102,7 @@ class TickTable:
         return slot
 
     def set_aside(self, slot: int, aside: bool) -> None:
-        """Say whether to list the slot as refused, rather than to send to it. Slots that mask are, at first."""
+        """Exclude a slot from direct sends; `collect()` lists it as refused. Peers that mask start excluded."""
         self._aside[self._check(slot)] = aside
 
     # ---- Publishing
@@ -164,7 +164,7 @@ class TickTable:
         """Begin to send what has been published.
 
         Args:
-            start: Whose turn it is first, modulo their number.
+            start: Index of the first slot to send to, modulo the number of slots.
 
         Raises:
             ValueError: If what was published before is still being sent.

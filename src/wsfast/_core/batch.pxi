@@ -12,6 +12,7 @@ cdef class Batch:
     cdef bytes keys         # of the masked ones, WSF_KEY_SIZE octets each
     cdef readonly Py_ssize_t sent, stop
     cdef readonly bint done
+    cdef size_t noted       # of the plain ones, how many have been noted
     cdef readonly list closed, cut, refused, waiting, own, lost
 
     def __init__(self):
@@ -118,6 +119,9 @@ cdef class Batch:
                 slot = generation.touched[place if place < generation.touched_size else place - generation.touched_size]
                 node = nodes[slot]
                 if node == 0:
+                    continue
+                if PyList_GET_ITEM(table.peers, slot) == <PyObject *>None:  # published to after it was removed
+                    table.clear(slot, 1 - table.publishing)
                     continue
                 if table.flags[slot] & ASIDE or table.skips[slot]:
                     self.refused.append((slot, <object>PyList_GET_ITEM(table.peers, slot)))
@@ -248,6 +252,7 @@ cdef class Batch:
         if table is not None:
             table.generations[1 - table.publishing].cursor = self.cursor
         for i in range(sends.size):
+            self.noted = i
             group = sends.groups[i]
             if sends.results[i] != <ssize_t>buffers[group].size:
                 self.leave(sends.places[i], self.frames[group], sends.results[i], sends, group)
@@ -340,22 +345,27 @@ cdef class Batch:
         return 0
 
     cdef int abandon(self) except -1:
-        """Abort the connections on which a frame was cut off, since the end of it is lost."""
+        """Abort the connections that were sent something that is not noted, or half a frame: its end is lost."""
         cdef size_t i
 
-        for i in range(self.plain.size):
-            if 0 < self.plain.results[i] < <ssize_t>len(self.frames[self.plain.groups[i]]):
+        for place, _, _, _, _ in self.cut:
+            self.abort_at(place)
+        for i in range(self.noted, self.plain.size):
+            if self.plain.results[i] > 0:
                 self.abort_at(self.plain.places[i])
         for i in range(self.masked.size):
-            if 0 < self.masked.results[i] < masked_size(self.masked.encodings[self.masked.groups[i]]):
+            if self.masked.results[i] > 0:
                 self.abort_at(self.masked.places[i])
         del self.cut[:]
         return 0
 
     cdef int abort_at(self, Py_ssize_t place) except -1:
         cdef Peer peer = self.peer_at(place)
-        peer.invalidate()
-        peer.transport.abort()
+        try:
+            peer.invalidate()
+            peer.transport.abort()
+        except Exception:
+            pass  # the others are aborted all the same
         return 0
 
 

@@ -14,7 +14,7 @@ cpdef enum Verdict:
 cdef class EncoderBase:
     """See the twin."""
 
-    cdef public object state, encoder
+    cdef public object state, encoder, peer
 
 
 cdef class Names:
@@ -131,6 +131,8 @@ cdef class Peer:
             if self.fd < 0:
                 return
         self.encoder = <EncoderBase?>encoder if encoder is not None else None
+        if self.encoder is not None and self.tells:
+            (<EncoderBase>encoder).peer = ref(self)
         self.methods = methods_of(type(self.transport), transport_layout)
 
     def check(self, connection):
@@ -187,6 +189,8 @@ cdef Verdict look(Peer peer, connection) except *:
         except Exception:
             return TRANSPORT  # which will raise the same once more, where it is reported
     if peer.tells and not peer.ready:
+        if peer.transport.get_protocol() is not connection:
+            return OWN  # somebody else is told what happens, as after loop.start_tls()
         if peer.slot >= 0:
             peer.table.offer(peer)
         peer.ready = True

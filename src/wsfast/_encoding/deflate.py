@@ -198,6 +198,7 @@ class LazyEncoder(core.EncoderBase):
     def __init__(self, parameters: Parameters, encoder: zlib._Compress | None = None) -> None:
         self.encoder: Any = encoder
         self.state: Any = parameters.unknown
+        self.peer: Any = None
 
     @property
     def parameters(self) -> Parameters:
@@ -217,6 +218,9 @@ class LazyEncoder(core.EncoderBase):
         self.encoder = None
 
     def _own(self) -> Any:
+        peer = None if self.peer is None else self.peer()
+        if peer is not None:
+            peer.invalidate()  # it has been sent to without being looked at, if somebody has kept its protocol
         if self.encoder is None:
             encoder = self.state.parameters.encoder(self.state.end())
             self.state = self.state.parameters.unknown
@@ -241,6 +245,7 @@ class PerMessageEncoder(core.EncoderBase):
 
     def __init__(self, parameters: Parameters) -> None:
         self.encoder: Any = None
+        self.peer: Any = None
         self.state: Any = Window(parameters)  # and so it stays
 
     def move_to(self, window: Window) -> None:

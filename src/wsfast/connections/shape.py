@@ -1,4 +1,4 @@
-"""What every connection is asked and told, whether it is one of websockets or stands for one of another library."""
+"""Uniform access to connections of websockets and of other libraries."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Connections that tell what happens to them, so that they need not be asked each time before they are written to.
 
-Whatever happens to a connection, its protocol or its transport has a part in it. So whoever asks for one of them, be it
+Whatever happens to a connection, its protocol or its transport has a part in it. So whoever asks for one of them, also
 a method of the connection itself, has the connection's peer be invalidated: it is looked at before it is next written
 to. Where the connection is whole again at the end, it is looked at right then.
 """
@@ -23,6 +23,9 @@ def watched(name: str) -> property:
         return getattr(connection, private)
 
     def put(connection: Any, value: Any) -> None:
+        peer = connection._wsfast_peer
+        if peer is not None:
+            peer.invalidate()
         setattr(connection, private, value)
 
     return property(get, put, doc="Whoever asks for it may do anything with it.")
@@ -43,6 +46,13 @@ class Telling:
         """Receive data."""
         super().data_received(data)  # type: ignore[misc]
         self._wsfast_check()
+
+    def eof_received(self) -> None:
+        """Invalidate the peer: the transport may close after this."""
+        peer = self._wsfast_peer
+        if peer is not None:
+            peer.invalidate()
+        super().eof_received()  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all subscriptions, before the descriptor is closed."""

@@ -72,7 +72,7 @@ def _original(method: Any, module: ModuleType) -> object:
     return method if getattr(method, "__globals__", None) is vars(module) else object()
 
 
-# What a connection must not have replaced, be it in a subclass or on itself, if it is to be written to directly: what
+# What a connection must not have replaced, in a subclass or on itself, if it is to be written to directly: what
 # sends, and what the transport calls back in the middle of sending.
 _METHODS = {
     name: _original(getattr(Connection, name), websockets.asyncio.connection)
