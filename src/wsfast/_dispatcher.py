@@ -21,9 +21,10 @@ from ._backlog import Backlog, Entry
 from ._core import core
 from ._delivery import GONE, OWN, Outcome, deliver, offer, offer_by_own_methods, report_lost
 from ._encoding.message import join
+from ._lost import Lost
 from ._reentrancy import Calls
 from ._slow import SlowConsumers
-from ._writable import Writable
+from ._writable import LATE, Writable
 from .connections.foreign import Foreign
 from .connections.shape import is_open, is_sending, peer_of, when_lost
 from .connections.telling import Telling
@@ -68,6 +69,7 @@ class Dispatcher:
         self._writable = Writable(loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self._handle: asyncio.Handle | None = None
+        self._scheduled = 0.0  # when that was
         self._sequences: dict[int, core.Encodings] = {}  # of each node that is being sent
         self._turn = 0
         self._flushing = False
@@ -97,12 +99,19 @@ class Dispatcher:
             peer.connection = connection
             peer.dispatcher = self
             if lost is not None:
-                lost.add_done_callback(_Lost(peer))
+                lost.add_done_callback(Lost(peer))
         return peer
 
     def release(self, peer: core.Peer) -> None:
         """Take the slot of a peer back: it has no subscriptions any more."""
         connection, backlog = peer.connection, peer.backlog
+        try:
+            self._forget_peer(peer, connection, backlog)
+        except BaseException:  # the connection may be lost, and the descriptor another one's
+            self._forget_peer(peer, connection, backlog)
+            raise
+
+    def _forget_peer(self, peer: core.Peer, connection: Any, backlog: Backlog | None) -> None:
         self.slow.forget(peer)
         if peer.slot >= 0:
             self.table.remove(peer)
@@ -111,7 +120,7 @@ class Dispatcher:
             backlog.clear()
             self._forget(backlog)
         if connection is not None and not isinstance(connection, Telling):
-            when_lost(connection).remove_done_callback(_Lost(peer))
+            when_lost(connection).remove_done_callback(Lost(peer))
 
     def end(self, peer: core.Peer) -> None:
         """End all subscriptions of a connection that is lost."""
@@ -135,19 +144,25 @@ class Dispatcher:
         """Log soon: what handlers do must not get in between."""
         self.loop.call_soon(logger.log, level, message, *arguments)
 
-    # ---- Publishing
-
     def enter(self, entry: Entry) -> int:
         """Return the number of an entry in the tick table, from which it is sent at the end of this tick."""
-        if self._handle is None:
-            self._handle = self.loop.call_soon(self._on_tick)
+        self._schedule()
         return self.table.enter(entry)
 
-    def _on_tick(self) -> None:
-        self._handle = None
-        self.flush(BUDGET)
+    def _schedule(self) -> None:
+        if (
+            self._handle is None or self.loop.time() - self._scheduled > LATE
+        ):  # it may have been interrupted before it began
+            self._scheduled = self.loop.time()
+            self._handle = self.loop.call_soon(self._on_tick)
 
-    # ---- Sending
+    def _on_tick(self) -> None:
+        try:
+            self._handle = None
+            self.flush(BUDGET)
+        except BaseException:
+            self._schedule()
+            raise
 
     def flush(self, budget: float | None = None) -> None:
         """Send all that was published so far.
@@ -178,8 +193,8 @@ class Dispatcher:
                 self._handle = None
         finally:
             self._flushing = False
-            if self._handle is None and (table.published or table.sending):  # there was no time, or an exception
-                self._handle = self.loop.call_soon(self._on_tick)
+            if table.published or table.sending:  # there was no time, or an exception
+                self._schedule()
 
     def flush_for(self, peer: core.Peer) -> None:
         """Send what was published so far, if some of it is for this peer."""
@@ -249,14 +264,10 @@ class Dispatcher:
         """Drop a connection's messages of this tick: it is not open any more."""
         if peer is None:
             return
-        backlog = peer.backlog
-        if backlog is None:
-            backlog = peer.backlog = Backlog(peer)
+        backlog = peer.backlog = peer.backlog or Backlog(peer)
         self.table.take(peer.slot, backlog.inbox)
         backlog.taken(len(backlog.arrived()), dropped=True) if backlog.first is None else self._admit(peer, backlog)
         self._tend(peer)
-
-    # ---- What waits
 
     def _admit(self, peer: core.Peer, backlog: Backlog) -> None:
         """Have the policies deal with what a connection has not taken."""
@@ -305,6 +316,7 @@ class Dispatcher:
             return
         self.table.set_aside(peer.slot, True)
         self.slow.watch(peer)
+        self._writable.check()
         if not backlog.watched and not backlog.draining:
             self._watch(peer, backlog, later=is_sending(peer.connection))
 
@@ -323,6 +335,12 @@ class Dispatcher:
         if backlog.emptied is not None and not backlog.emptied.done():
             backlog.emptied.set_result(None)
 
+    def _drop_waiting(self, peer: core.Peer, backlog: Backlog) -> None:
+        """Drop what waits for a connection that takes nothing any more, though it may not be lost for a while."""
+        while not backlog.draining and not backlog.empty:
+            backlog.taken(1, dropped=True)
+        self._tend(peer)
+
     async def drained(self, peer: core.Peer) -> None:
         """Wait until nothing waits for a connection any more."""
         while (backlog := peer.backlog) is not None:
@@ -336,9 +354,10 @@ class Dispatcher:
         if backlog is None:
             return
         backlog.watched = False
-        if not self._is_open(peer):
-            return
         try:
+            if not self._is_open(peer):
+                self._drop_waiting(peer, backlog)
+                return
             for turn in range(BATCHES):
                 if not self._drain(peer, backlog, BATCH, insist=turn == 0):
                     break
@@ -428,22 +447,3 @@ class Dispatcher:
             backlog.taken(len(entries) - noted)
         elif outcome.counts:
             backlog.taken(max(0, outcome.counts[0] - noted))
-
-
-class _Lost:
-    """Ends all subscriptions of a peer when its connection is lost."""
-
-    __slots__ = ("peer",)
-
-    def __init__(self, peer: core.Peer) -> None:
-        self.peer = peer
-
-    def __call__(self, _: object) -> None:
-        if self.peer.dispatcher is not None:
-            self.peer.dispatcher.end(self.peer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Lost) and self.peer is other.peer
-
-    def __hash__(self) -> int:
-        return hash(id(self.peer))

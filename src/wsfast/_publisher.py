@@ -146,17 +146,28 @@ class Subscription:
         dropped = stats.dropped + stats.queued
         final = SubscriptionStats(stats.published, stats.sent, dropped, stats.conflated, 0)
         others = tuple(other for other in peer.subscriptions if other is not self)
+        # From here on, nothing is called until it has ended.
         self._final = final
-        self.publisher.remove(self, peer)  # first: nobody may be published to whose slot is free
         self.dropped = dropped
         self._peer = None
         peer.subscriptions = others
-        if not others:
-            peer.dispatcher.release(peer)
+        try:
+            self._leave(peer, queue)
+        except BaseException:  # its slot is going to be another one's
+            self._leave(peer, queue)
+            raise
+
+    def _leave(self, peer: core.Peer, queue: Queue | None) -> None:
+        """Forget what the publisher and the dispatcher have of it. A second time does what the first one has not."""
+        if peer.slot >= 0:
+            self.publisher.remove(self, peer)
+        if not peer.subscriptions:
+            if peer.dispatcher is not None:
+                peer.dispatcher.release(peer)
         elif queue is not None:
             while queue.oldest is not None:
                 queue.remove(queue.oldest)
-            peer.backlog.queues.pop(self, None)
+            queue.backlog.queues.pop(self, None)
 
     def exclude(self, count: int = 1) -> None:
         """Note that messages of the channel were not for it."""
@@ -290,6 +301,8 @@ class Publisher:
 
     def remove(self, subscription: Any, peer: core.Peer) -> None:
         """Forget a subscription that has ended, but for its counts."""
+        if peer.slot not in self._subscriptions or self._subscriptions[peer.slot] is not subscription:
+            return
         stats = subscription.stats()
         published, sent, dropped, conflated = self._left
         left = (

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-__all__ = ["POLL_INTERVAL", "Writable"]
+__all__ = ["LATE", "POLL_INTERVAL", "Writable"]
 
 select: Any = system_select  # what is in it depends on the platform, and mypy looks at one at a time
 
 POLL_INTERVAL = 0.01
 """Seconds between two looks at what cannot be watched."""
+
+LATE = 0.1
+"""Seconds after which something is scheduled anew: a signal handler may have interrupted it before it began."""
 
 
 class Writable:
@@ -76,7 +79,11 @@ class Writable:
     def once_later(self, key: object, callback: Callable[[], None]) -> None:
         """Call back, once, after a short while."""
         self._later[key] = callback
-        if self._timer is None:
+        self.check()
+
+    def check(self) -> None:
+        """Have the timer run if something is to be called."""
+        if self._later and (self._timer is None or self._loop.time() - self._timer.when() > LATE):
             self._timer = self._loop.call_later(POLL_INTERVAL, self._on_time)
 
     def forget(self, fd: int, key: object) -> None:
@@ -95,27 +102,44 @@ class Writable:
             self._poller.close()
 
     def _on_ready(self) -> None:
-        if hasattr(select, "epoll"):
-            ready = [fd for fd, _ in self._poller.poll(0)]
-        else:
-            ready = [event.ident for event in self._poller.control(None, 256, 0)]
-        self._call([call for fd in ready if (call := self._callbacks.pop(fd, None)) is not None])
+        keys = []
+        try:
+            if hasattr(select, "epoll"):
+                ready = [fd for fd, _ in self._poller.poll(0)]
+            else:
+                ready = [event.ident for event in self._poller.control(None, 256, 0)]
+            for fd in ready:
+                if fd in self._callbacks:
+                    key, callback = self._callbacks[fd]
+                    self._later[key] = callback
+                    del self._callbacks[fd]
+                    keys.append(key)
+            self._call(keys)
+        except BaseException:  # the poller tells once only, and nobody knows of which ones it has told
+            self._later.update(self._callbacks.values())
+            raise
+        finally:
+            self.check()
 
     def _on_time(self) -> None:
-        self._timer = None
-        calls, self._later = list(self._later.items()), {}
-        self._call(calls)
+        try:
+            self._timer = None
+            self._call(list(self._later))
+        finally:
+            self.check()
 
-    def _call(self, calls: list[tuple[object, Callable[[], None]]]) -> None:
-        """Call back all of them, though some may fail."""
-        while calls:
-            _, callback = calls.pop()
+    def _call(self, keys: list[object]) -> None:
+        """Call back some of those that are in `_later`, though some may fail; who is interrupted stays there."""
+        for key in keys:
+            callback = self._later.get(key)
+            if callback is None:  # it was forgotten meanwhile
+                continue
             try:
+                del self._later[key]
                 callback()
             except Exception as exc:
                 context = {"message": "a subscriber could not catch up", "exception": exc}
                 self._loop.call_exception_handler(context)
             except BaseException:
-                for other, later in calls:
-                    self.once_later(other, later)
+                self._later[key] = callback
                 raise

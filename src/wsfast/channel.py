@@ -92,12 +92,14 @@ class Channel(Publisher):
             subscription: Subscription | None = self._subscriptions.get(peer.slot)
             if subscription is not None:
                 return subscription
-            subscription = Subscription(self, peer, self.messages - len(self._history))
+            subscription = Subscription(self, peer, self.messages)
             self._subscriptions[peer.slot] = subscription
             try:
                 self._members.add(peer.slot)
                 for entry in self._history:
-                    dispatcher.table.append(peer.slot, dispatcher.enter(entry))
+                    number = dispatcher.enter(entry)
+                    subscription._since -= 1
+                    dispatcher.table.append(peer.slot, number)
                 self._prepare_socket(connection)
                 peer.check(connection)
             except BaseException:

@@ -19,7 +19,7 @@ LAYERS = [
     ["_core"],
     ["_encoding"],
     ["connections"],
-    ["_delivery", "_writable"],
+    ["_delivery", "_lost", "_writable"],
     ["_backlog"],
     ["_slow", "policies", "stats"],
     ["_reentrancy"],

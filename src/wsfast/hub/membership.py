@@ -110,8 +110,9 @@ class Membership(Publisher):
                 member.join(group)
             names.append(group.name)
         for number in sorted(replayed):
-            dispatcher.table.append(slot, dispatcher.enter(replayed[number]))
-            member.exclude(-1)
+            entry = dispatcher.enter(replayed[number])
+            member._since -= 1
+            dispatcher.table.append(slot, entry)
         return tuple(names)
 
     @exclusive
@@ -161,11 +162,24 @@ class Membership(Publisher):
         """Remove a connection that has ended."""
         super().remove(subscription, peer)
         user = subscription.user
-        for group in list(subscription.groups):
-            if group is not user:
+        groups = [group for group in subscription.groups if group is not user]
+        try:
+            for group in groups:
                 self._part(subscription, group, peer.slot)
-        if user is not None:
-            self._sign_off(subscription, user, peer.slot)
+            if user is not None:
+                self._sign_off(subscription, user, peer.slot)
+        except BaseException:  # the slot is going to be another connection's
+            subscription.groups.clear()
+            subscription.user = None
+            for group in groups:
+                group.members.discard(peer.slot)
+            self._repair(subscription, groups, user)
+            if user is not None:
+                user.members.discard(peer.slot)
+                if user.empty and self._registry.users.get(user.name) is user:
+                    self._registry.discard(user)
+                    self.report(self.on_leave, user.name, None)
+            raise
 
     def _repair(self, member: Member, groups: Iterable[Group | None], user: User | None) -> None:
         """Make groups agree with those that a connection is in, after an exception in the middle of a change."""
