@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import websockets.asyncio.client
 import websockets.asyncio.server
+import websockets.exceptions
 
 import wsfast
 from helpers.fixtures import Run
@@ -122,6 +123,33 @@ def numbers(subscription: Subscription) -> tuple[int, ...]:
     stats = subscription.stats()
     assert stats.published == stats.sent + stats.dropped + stats.conflated + stats.queued
     return stats.published, stats.sent, stats.dropped, stats.conflated, stats.queued
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_send_does_not_wait_for_a_client_that_closes_and_reads_nothing(play: Any, compression: str | None) -> None:
+    """What waits for a connection that is closing is dropped, so that the connection's own send() raises."""
+
+    async def act(connect: Any) -> None:
+        connection, client = await connect(small=True, compression=compression, close_timeout=0.1)
+        channel = Channel(slow=wsfast.DropOldest(max_bytes=None))
+        subscription = channel.subscribe(connection)
+        client.transport.pause_reading()
+        for _ in range(20):
+            channel.publish(os.urandom(50_000))
+            channel.flush()
+        assert subscription.queued
+        task = asyncio.create_task(connection.send("own"))
+        await asyncio.sleep(0)
+        client.transport.write(b"\xff\x80....")  # an error, and then nothing
+        async with asyncio.timeout(TIMEOUT):
+            with pytest.raises(websockets.exceptions.ConnectionClosed):
+                await task
+        await until(lambda: not subscription.active)
+        stats = channel.stats()
+        assert stats.dropped
+        assert (stats.queued, stats.published) == (0, stats.sent + stats.dropped)
+
+    play(act)
 
 
 # ---- Whoever asks for the transport or the protocol may do anything

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from wsfast._core import core
+
 __all__ = ["Telling", "watched"]
 
 
@@ -76,5 +78,7 @@ class Telling:
     def _wsfast_check(self) -> None:
         """Look whether the connection may be written to without a question."""
         peer = self._wsfast_peer
-        if peer is not None and peer.direct:
-            peer.check(self)
+        if peer is None or (not peer.direct and peer.backlog is None):
+            return
+        if peer.check(self) == core.Verdict.CLOSED and peer.backlog is not None:
+            peer.dispatcher.drain(peer)  # whoever waits to send is to hear of it
