@@ -308,9 +308,9 @@ class Dispatcher:
         if backlog.admitted < len(backlog.inbox):
             self._admit(peer, backlog)
         if backlog.empty:
-            peer.backlog = None
             self.table.set_aside(peer.slot, peer.masked)
             self._forget(backlog)
+            peer.backlog = None
             if peer.direct:
                 peer.check(peer.connection)
             return
