@@ -47,7 +47,8 @@ class SlowConsumers:
     def watch(self, peer: core.Peer) -> None:
         """Look at a peer as long as something waits for it."""
         self._peers.add(peer)
-        if self._timer is None:
+        # A signal handler may have interrupted the last look before it began.
+        if self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL:
             self._timer = self._loop.call_later(AGE_INTERVAL, self._look)
 
     def forget(self, peer: core.Peer) -> None:

@@ -100,9 +100,8 @@ cdef class Batch:
 
     def collect(self, TickTable table not None, size_t count, sequence_of):
         cdef Generation *generation = &table.generations[1 - table.publishing]
-        cdef uint32_t *nodes = table.nodes[1 - table.publishing]
-        cdef Sends sends = self.plain
-        cdef uint32_t slot, node, index
+        cdef int sending = 1 - table.publishing
+        cdef uint32_t slot, node
         cdef size_t i, place, asked_size = 0
         cdef uint32_t *asked = NULL
         cdef PyObject *peers[AHEAD]
@@ -117,11 +116,11 @@ cdef class Batch:
             for i in range(count):
                 place = generation.first + generation.cursor + i
                 slot = generation.touched[place if place < generation.touched_size else place - generation.touched_size]
-                node = nodes[slot]
+                node = table.nodes[sending][slot]  # by the table: `sequence_of` runs code, which may have it grow
                 if node == 0:
                     continue
                 if PyList_GET_ITEM(table.peers, slot) == <PyObject *>None:  # published to after it was removed
-                    table.clear(slot, 1 - table.publishing)
+                    table.clear(slot, sending)
                     continue
                 if table.flags[slot] & ASIDE or table.skips[slot]:
                     self.refused.append((slot, <object>PyList_GET_ITEM(table.peers, slot)))
@@ -137,12 +136,17 @@ cdef class Batch:
                     peers[n] = PyList_GET_ITEM(table.peers, asked[i + n])
                     wsfast_fetch_object(<object>peers[n], PEER_LINES)
                 for n in range(block):
+                    if peers[n] == <PyObject *>None:  # it was removed in the meantime
+                        peers[n] = NULL
+                        continue
                     connection = (<Peer>peers[n]).connection
                     wsfast_fetch_object(connection, 1)
                     wsfast_fetch_attributes(connection)
                 warm_peers(peers, block)
                 for n in range(block):
-                    self.ask_slot(asked[i + n], nodes[asked[i + n]], sequence_of)
+                    if PyList_GET_ITEM(table.peers, asked[i + n]) == <PyObject *>None:
+                        continue
+                    self.ask_slot(asked[i + n], table.nodes[sending][asked[i + n]], sequence_of)
                 i += block
         finally:
             PyMem_Free(asked)

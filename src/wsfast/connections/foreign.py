@@ -145,15 +145,18 @@ class _Losses:
     def add(self, connection: Foreign) -> None:
         """Look at a connection until it is lost."""
         self._connections.add(connection)
-        if self._timer is None:
+        # A signal handler may have interrupted the last look before it began.
+        if self._timer is None or connection.loop.time() - self._timer.when() > CLOSING_INTERVAL:
             self._timer = connection.loop.call_later(CLOSING_INTERVAL, self._look, connection.loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        for connection in list(self._connections):
-            if connection.state is CLOSED or connection.transport.is_closing():
-                self._connections.discard(connection)
-                connection.lose()
-        self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop) if self._connections else None
+        try:
+            for connection in list(self._connections):
+                if connection.state is CLOSED or connection.transport.is_closing():
+                    self._connections.discard(connection)
+                    connection.lose()
+        finally:
+            self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop) if self._connections else None
 
 
 def layout_of(kind: type, **changes: Any) -> ConnectionLayout:

@@ -215,10 +215,12 @@ class Publishing(Membership):
                 member.exclude(sum(group in member.groups for group in groups))
         already: list[int] = []
         for group in groups:
+            members = group.members if len(group.members) else None
+            # From here on, nothing is called until it is published.
             group.messages += 1
             group.bytes += size
-            if len(group.members):
-                dispatcher.table.publish(group.members, number, excluded, already)
+            if members is not None:
+                dispatcher.table.publish(members, number, excluded, already)
             if group.streams:
                 group.streams.put(message)
             elif group.empty:
