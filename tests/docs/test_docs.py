@@ -35,6 +35,7 @@ import wsfast.cli
 from helpers.chromium import REQUIRED, Page, find_chromium, open_page
 from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
+from helpers.ports import free_port
 from helpers.processes import run, running
 from unit.test_import_graph import LAYERS
 from wsfast.cli import UnfitError
@@ -82,13 +83,6 @@ def test_no_driver_is_left_over() -> None:
 
 
 # ---- Running blocks
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def play(block: Block, *, at: int = PORT, until_line: str | None = None, **names: Any) -> dict[str, Any]:

@@ -21,17 +21,11 @@ from websockets.exceptions import ConnectionClosedError
 
 from helpers import processes
 from helpers.peers import TIMEOUT, until
+from helpers.ports import free_port
 from wsfast.cli import UnfitError
 from wsfast_bench.brokers import BROKERS, broker
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.asynccontextmanager

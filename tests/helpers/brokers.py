@@ -23,19 +23,12 @@ from typing import Any, Literal, Protocol
 import wsfast
 from helpers import processes
 from helpers.peers import TIMEOUT
+from helpers.ports import free_port
 from wsfast.relay import Relay
 
-__all__ = ["KINDS", "Broker", "Nats", "Proxy", "Redis", "free_port", "proxy_to", "relay_of", "started", "why_not"]
+__all__ = ["KINDS", "Broker", "Nats", "Proxy", "Redis", "proxy_to", "relay_of", "started", "why_not"]
 
 KINDS = ["redis", "nats"]
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens at."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def redis_server() -> str | None:

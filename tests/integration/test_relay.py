@@ -23,9 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wsfast
-from helpers.brokers import KINDS, Broker, free_port, proxy_to, relay_of, started, why_not
+from helpers.brokers import KINDS, Broker, proxy_to, relay_of, started, why_not
 from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, until
+from helpers.ports import free_port
 from helpers.relay_process import Process
 from wsfast.hub.topics import matches
 from wsfast.relay import Gap, Relay, broker, outbound, wire
