@@ -26,7 +26,7 @@ from ._reentrancy import Calls
 from ._slow import SlowConsumers
 from ._writable import LATE, Writable
 from .connections.foreign import Foreign
-from .connections.shape import is_open, is_sending, peer_of, when_lost
+from .connections.shape import close, is_open, is_sending, peer_of, when_lost
 from .connections.telling import Telling
 
 __all__ = ["Dispatcher"]
@@ -131,7 +131,7 @@ class Dispatcher:
         """End all subscriptions of a connection, and close it."""
         connection = peer.connection
         self.end(peer)
-        task = self.loop.create_task(connection.close(code, reason))
+        task = self.loop.create_task(close(connection, code, reason))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

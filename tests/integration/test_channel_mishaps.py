@@ -125,6 +125,30 @@ def numbers(subscription: Subscription) -> tuple[int, ...]:
     return stats.published, stats.sent, stats.dropped, stats.conflated, stats.queued
 
 
+class Unclosable(wsfast.ServerConnection):
+    """A connection whose close() fails, as that of websockets.legacy does while the application waits in send()."""
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Fail."""
+        raise AssertionError(code, reason)
+
+
+def test_a_close_that_fails_ends_in_an_abort(play: Any) -> None:
+    """A client that does not keep up is gone though its connection cannot be closed."""
+
+    async def act(connect: Any) -> None:
+        connection, _ = await connect(Unclosable, small=True)
+        channel = Channel(slow=wsfast.Disconnect(max_messages=1))
+        subscription = channel.subscribe(connection)
+        while subscription.active:
+            channel.publish(BIG)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(TIMEOUT):
+            await connection.connection_lost_waiter
+
+    play(act)
+
+
 @pytest.mark.parametrize("compression", [None, "deflate"])
 def test_send_does_not_wait_for_a_client_that_closes_and_reads_nothing(play: Any, compression: str | None) -> None:
     """What waits for a connection that is closing is dropped, so that the connection's own send() raises."""

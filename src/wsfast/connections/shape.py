@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -17,6 +18,7 @@ from .websockets import LOST, SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout
 
 __all__ = [
     "PEER",
+    "close",
     "is_closing",
     "is_open",
     "is_sending",
@@ -27,6 +29,8 @@ __all__ = [
     "transport_of",
     "when_lost",
 ]
+
+logger = logging.getLogger("wsfast")
 
 PEER = "_wsfast_peer"
 """Attribute of a connection: its `Peer`."""
@@ -91,6 +95,15 @@ def when_lost(connection: Any) -> Any:
 def origin_of(connection: Any) -> Any:
     """Return what the user knows as the connection."""
     return connection.origin if isinstance(connection, Foreign) else connection
+
+
+async def close(connection: Any, code: int, reason: str) -> None:
+    """Close a connection; if that fails, abort it. Nobody waits for this, and each connection must have an end."""
+    try:
+        await connection.close(code, reason)
+    except Exception as exc:
+        logger.warning("could not close %s: %r", connection.id, exc)
+        connection.transport.abort()
 
 
 def keep_reason(connection: Any, errno: int) -> None:
