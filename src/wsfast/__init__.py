@@ -4,13 +4,13 @@ Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(co
 """
 
 from . import relay
-from ._broadcast import Delivery, broadcast
+from ._broadcast import Audience, Delivery, broadcast
 from ._encoding.message import PreparedMessage
 from ._publisher import Subscription
 from ._serve import ServerConnection, serve
-from .audience import Audience
 from .channel import Channel
-from .connections.attach import Sink, attach
+from .connections.shape import attach
+from .connections.sink import Sink
 from .connections.websockets import ServerPerMessageDeflateFactory
 from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, TopicStats
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy

@@ -14,8 +14,8 @@ from typing import Any
 
 from ._core import core
 from ._encoding.message import PreparedMessage, frame_for
+from .connections import transport_layout
 from .connections.shape import is_closing, is_open, is_sending, keep_reason, send_message, transport_of
-from .connections.transports import transport_layout
 from .connections.websockets import connection_layout
 
 __all__ = ["GONE", "OWN", "Outcome", "deliver", "give", "offer", "offer_by_own_methods", "report_lost"]

@@ -17,17 +17,15 @@ import time
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
-from ._backlog import Backlog, Entry
+from ._backlog import Backlog, Entry, SlowConsumers
 from ._core import core
 from ._delivery import GONE, OWN, Outcome, deliver, offer, offer_by_own_methods, report_lost
 from ._encoding.message import join
-from ._lost import Lost
 from ._reentrancy import Calls
-from ._slow import SlowConsumers
 from ._writable import LATE, Writable
 from .connections.foreign import Foreign
-from .connections.shape import close, is_open, is_sending, peer_of, when_lost
-from .connections.telling import Telling
+from .connections.shape import Lost, close, is_open, is_sending, peer_of, when_lost
+from .connections.websockets import Telling
 
 __all__ = ["Dispatcher"]
 

@@ -24,7 +24,7 @@ from helpers import processes
 from wsfast._core import _pure, core
 from wsfast.cli import main
 from wsfast.doctor import EPILOG, limits, software
-from wsfast.doctor.finding import Finding
+from wsfast.doctor.limits import Finding
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="these limits are those of Linux")
 

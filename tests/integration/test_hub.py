@@ -28,7 +28,7 @@ from helpers.peers import TIMEOUT, parse_frames, until
 from wsfast._encoding.message import Encoding, Joined
 from wsfast._encoding.shared import Publication
 from wsfast.hub import HubStats, Kind, TopicStats
-from wsfast.hub.groups import PAUSE
+from wsfast.hub.registry import PAUSE
 from wsfast.policies import Policy
 from wsfast.stats import SubscriptionStats
 
@@ -1434,7 +1434,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have connections count as recovered as soon as that is looked at."""
-    monkeypatch.setattr("wsfast._slow.EPISODE_GAP", 0.0)
+    monkeypatch.setattr("wsfast._backlog.EPISODE_GAP", 0.0)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import wsfast
 from helpers.inflate import Spec
 from helpers.peers import TIMEOUT
 from model.test_channel_machine import KIND, POLICIES, connect
-from wsfast.hub.presence import User
+from wsfast.hub.registry import User
 from wsfast.hub.retained import RetainedMessages
 from wsfast.hub.subscriptions import Member
 from wsfast.hub.topics import PatternTree

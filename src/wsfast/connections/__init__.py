@@ -6,8 +6,11 @@ hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core a
 
 from __future__ import annotations
 
+import asyncio.selector_events
+import asyncio.sslproto
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -23,6 +26,7 @@ __all__ = [
     "cache_by_type",
     "is_sync",
     "name_of",
+    "transport_layout",
     "unsupported",
 ]
 
@@ -117,13 +121,14 @@ ADAPTERS = {
     ("aiohttp.web_ws", "WebSocketResponse"): "aiohttp",
     ("litestar.connection.websocket", "WebSocket"): "asgi",
     ("picows.picows", "WSTransport"): "picows",
-    ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows_websockets",
+    ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows:adapt_websockets",
     ("quart.wrappers.websocket", "Websocket"): "asgi",
     ("starlette.websockets", "WebSocket"): "asgi",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
-    ("werkzeug.local", "LocalProxy"): "werkzeug",
+    ("werkzeug.local", "LocalProxy"): "asgi:adapt_proxy",
 }
-"""For the module and the name of each class of connections of other libraries, the module here that adapts them."""
+"""By the module and the name of each class of connections of other libraries, the module here that adapts them, and its
+function if that is not `adapt`."""
 
 
 @cache_by_type
@@ -132,7 +137,8 @@ def adapter_of(kind: type) -> Callable[[Any], Any] | None:
     for base in kind.__mro__:
         name = ADAPTERS.get((base.__module__, base.__qualname__))
         if name is not None:
-            adapt: Callable[[Any], Any] = importlib.import_module(f"{__name__}.{name}").adapt
+            module, _, function = name.partition(":")
+            adapt: Callable[[Any], Any] = getattr(importlib.import_module(f"{__name__}.{module}"), function or "adapt")
             return adapt
     return None
 
@@ -167,3 +173,53 @@ def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
         f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, WebSockets of "
         "Starlette, FastAPI, Litestar and Quart under uvicorn, of aiohttp and picows, and what wsfast.attach() returns"
     )
+
+
+# asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
+# to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket.
+ASYNCIO = TransportLayout(
+    direct=True,
+    descriptor="_sock_fd",
+    closing="_closing",
+    clear=("_empty_waiter",),
+    methods={"write": getattr(asyncio.selector_events, "_SelectorSocketTransport").write},  # noqa: B009
+    try_write=False,
+)
+
+# uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
+UVLOOP = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
+
+# aiofastnet, which picows puts in the place of asyncio's transports.
+AIOFASTNET = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
+
+TLS = TransportLayout(
+    direct=False,
+    descriptor=None,
+    closing=None,
+    clear=(),
+    methods={"write": getattr(asyncio.sslproto, "_SSLProtocolTransport").write},  # noqa: B009
+    try_write=False,
+)
+UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
+
+KNOWN = {
+    ("aiofastnet.selector_transport", "SelectorSocketTransport"): AIOFASTNET,
+    ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
+    ("asyncio.sslproto", "_SSLProtocolTransport"): TLS,
+    ("uvloop.loop", "TCPTransport"): UVLOOP,
+    ("uvloop.loop", "UnixTransport"): UVLOOP,
+    ("uvloop.loop", "_SSLProtocolTransport"): UVLOOP_TLS,
+}
+
+
+@cache_by_type
+def transport_layout(kind: type) -> TransportLayout | None:
+    """Return how to ask transports of exactly this type, or None if they may do anything."""
+    name = (kind.__module__, kind.__qualname__)
+    layout = KNOWN.get(name)
+    # Anybody may call a class as they like: it must also be the one that stands under this name.
+    if layout is None or getattr(sys.modules.get(name[0]), name[1], None) is not kind:
+        return None
+    if any(not hasattr(kind, method) for method in ("is_closing", "get_write_buffer_size", "write")):
+        return None
+    return layout

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from . import adapt as adapt_what_it_is
 from . import name_of
 
-__all__ = ["EXTENSION", "adapt"]
+__all__ = ["EXTENSION", "adapt", "adapt_proxy"]
 
 EXTENSION = "wsfast"
 """Under this name, the ASGI scope's extensions hold the connection of the server."""
@@ -27,3 +28,12 @@ def adapt(websocket: Any) -> Any:
     with contextlib.suppress(AttributeError):  # that of Litestar has no room for it, and is asked each time
         websocket._wsfast_adapted = connection
     return connection
+
+
+def adapt_proxy(proxy: Any) -> Any:
+    """Return what stands for the connection for which a proxy stands now.
+
+    Raises:
+        RuntimeError: If it stands for nothing, as outside of a request.
+    """
+    return adapt_what_it_is(proxy._get_current_object())

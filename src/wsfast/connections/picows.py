@@ -19,11 +19,14 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from picows import WSTransport
+from websockets.exceptions import ConcurrencyError
 from websockets.protocol import CLOSED, CLOSING, OPEN, State
+
+from wsfast._encoding.message import PreparedMessage
 
 from .foreign import Foreign, abort_later
 
-__all__ = ["adapt", "loop_of"]
+__all__ = ["adapt", "adapt_websockets", "loop_of"]
 
 
 class _Connection(Foreign):
@@ -86,3 +89,67 @@ def adapt(transport: WSTransport) -> _Connection:
         kind = _ClientConnection if transport.is_client_side else _Connection
         connection = _connections[transport] = kind(transport)
     return connection
+
+
+class _HiddenTransport:
+    """What can be known of the transport."""
+
+    def __init__(self, connection: _WebSocketsConnection) -> None:
+        self._connection = connection
+
+    def is_closing(self) -> bool:
+        """Whether no more messages may be sent."""
+        return self._connection.state is not OPEN
+
+    def get_write_buffer_size(self) -> int:
+        """Return 0: nobody knows."""
+        return 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return the default: nothing is known."""
+        return default
+
+
+class _WebSocketsConnection(Foreign):
+    """A connection of picows.websockets."""
+
+    library = "picows.websockets"
+    bounded = False
+
+    def __init__(self, origin: Any) -> None:
+        self._origin = origin
+        self.transport: Any = _HiddenTransport(self)
+        self.loop: asyncio.AbstractEventLoop = loop_of(origin)
+
+    @property
+    def origin(self) -> Any:
+        """The connection of picows."""
+        return self._origin
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        return OPEN if self._origin.state.name == "OPEN" else CLOSED
+
+    def send_message(self, message: PreparedMessage) -> None:
+        """Send a message, compressed if that was negotiated."""
+        if message.compress is False and "Sec-WebSocket-Extensions" in self._origin.response.headers:
+            raise TypeError("picows.websockets compresses all messages of this connection, also with compress=False")
+        self._send(message.data.decode() if message.text else message.data)
+
+    def _send(self, message: str | bytes) -> None:
+        """Send a message, or raise what was raised for it."""
+        import picows.websockets  # which older releases do not have
+
+        try:
+            picows.websockets.broadcast([self._origin], message, raise_exceptions=True)
+        except ExceptionGroup as group:
+            exc = group.exceptions[0]
+            if isinstance(exc, picows.websockets.ConcurrencyError):
+                raise ConcurrencyError("sending a fragmented message") from None
+            raise exc.__cause__ or exc from None
+
+
+def adapt_websockets(origin: Any) -> _WebSocketsConnection:
+    """Return what stands for a connection of picows.websockets."""
+    return _WebSocketsConnection(origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from typing import Any
@@ -11,13 +12,15 @@ from websockets.protocol import OPEN
 from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 
-from . import unsupported
+from . import name_of, transport_layout, unsupported
 from .foreign import Foreign
-from .transports import transport_layout
+from .sink import Sink, SinkConnection
 from .websockets import LOST, SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, send_by_protocol
 
 __all__ = [
     "PEER",
+    "Lost",
+    "attach",
     "close",
     "is_closing",
     "is_open",
@@ -113,3 +116,52 @@ def keep_reason(connection: Any, errno: int) -> None:
         connection.keep_reason(exc)
     else:
         getattr(connection, SET_EXCEPTION)(exc)
+
+
+class Lost:
+    """Ends all subscriptions of a peer when its connection is lost."""
+
+    __slots__ = ("peer",)
+
+    def __init__(self, peer: core.Peer) -> None:
+        self.peer = peer
+
+    def __call__(self, _: object) -> None:
+        """End the subscriptions."""
+        if self.peer.dispatcher is not None:
+            self.peer.dispatcher.end(self.peer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lost) and self.peer is other.peer
+
+    def __hash__(self) -> int:
+        return hash(id(self.peer))
+
+
+def attach(transport: asyncio.Transport | Sink, connection: object = None) -> Foreign:
+    """Return what stands for a connection in `broadcast()` and `Channel.subscribe()`.
+
+    - `attach(sink)`: a connection of your own, server side, that can write frames, say whether it has room, and close:
+      see `Sink`. Messages are not compressed.
+    - `attach(transport, connection)`: a connection of wsproto, either side, after its handshake, and the asyncio
+      transport that its bytes are written to. What it returns from `send()` must be written before anything is
+      broadcast or flushed, and before the event loop goes on: what is compressed later must not go out before it.
+      Messages are compressed, once for all, if it has negotiated permessage-deflate.
+    - `attach(sink, connection)`: the same, its bytes going elsewhere, as into the DATA frames of a stream of HTTP/2
+      (RFC 8441). `close()` of the sink is to send the close frame.
+
+    Args:
+        transport: An asyncio transport or a `Sink`.
+        connection: A `wsproto.WSConnection` or `wsproto.connection.Connection`; None for a sink alone.
+
+    Raises:
+        TypeError: If an argument is none of these.
+        RuntimeError: If no event loop is running, or the handshake is not complete.
+    """
+    if connection is None:
+        return SinkConnection(transport, asyncio.get_running_loop())
+    if not type(connection).__module__.startswith("wsproto"):
+        raise TypeError(f"connection must be one of wsproto, not {name_of(type(connection))}")
+    from .wsproto import attach
+
+    return attach(transport, connection)

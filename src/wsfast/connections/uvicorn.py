@@ -27,8 +27,7 @@ from wsfast._encoding.message import PreparedMessage
 from . import ConnectionLayout
 from .asgi import EXTENSION
 from .foreign import Foreign, abort_later, layout_of
-from .telling import Telling, watched
-from .websockets import encoder_of_extensions, without_deflate
+from .websockets import Telling, encoder_of_extensions, watched, without_deflate
 
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol

@@ -11,7 +11,7 @@ import json
 
 from wsfast import __version__
 
-from .finding import Finding
+from .limits import Finding
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
 

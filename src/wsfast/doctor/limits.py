@@ -6,12 +6,32 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
-from .finding import Finding, Level
+__all__ = ["Finding", "Level", "examine_limits"]
 
-__all__ = ["examine_limits"]
+Level: TypeAlias = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    key: str
+    """Its name, which stays the same from release to release."""
+    level: Level
+    """`problem`: it will not work, or not for that many clients; `note`: it works, and one should know."""
+    text: str
+    cure: str | None = None
+    """A command that changes it."""
+    enough_for: int | None = None
+    """How many clients it is enough for, where that can be told."""
+    value: Mapping[str, Any] = field(default_factory=dict)
+    """What was read, for machines."""
+
 
 ROOT = Path("/")
 """Where `proc` and `sys` are."""

@@ -23,7 +23,7 @@ from pathlib import Path
 import wsfast
 from wsfast._core import _pure, core
 
-from .finding import Finding
+from .limits import Finding
 
 __all__ = ["examine_software"]
 

@@ -10,14 +10,11 @@ from wsfast._encoding.message import Message
 from wsfast._publisher import NOTSENT_LOWAT
 from wsfast._reentrancy import consistent, exclusive
 from wsfast.policies import Policy
+from wsfast.stats import HubStats, TopicStats
 from wsfast.stream import STREAM_BOUND, Stream, Streams
 
-from .groups import Group
-from .kinds import Kind, Relay
-from .presence import PresenceCallback
 from .publishing import Publishing
-from .stats import HubStats, TopicStats
-from .streams import HubStream
+from .registry import Group, HubStream, Kind, PresenceCallback, Relay
 from .subscriptions import HubSubscription, Member, Registration
 from .topics import check_topic_or_pattern
 

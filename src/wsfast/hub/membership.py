@@ -11,9 +11,7 @@ from wsfast._publisher import Publisher
 from wsfast._reentrancy import exclusive
 from wsfast.connections import adapt
 
-from .groups import Group
-from .presence import PresenceCallback, User
-from .registry import Registry
+from .registry import Group, PresenceCallback, Registry, User
 from .retained import RetainedMessages
 from .subscriptions import HubSubscription, Member, Registration
 

@@ -9,8 +9,8 @@ from wsfast._backlog import Entry
 from wsfast._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from wsfast._reentrancy import exclusive
 
-from .groups import Group
 from .membership import Membership
+from .registry import Group
 from .topics import check_topic
 
 __all__ = ["Publishing"]

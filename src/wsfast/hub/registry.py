@@ -2,16 +2,192 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import asyncio
+import contextlib
+from collections.abc import Callable, Hashable, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
-from .groups import Group
-from .kinds import Kind, Relay
-from .presence import User
+from wsfast._core import core
+from wsfast._encoding.message import PreparedMessage, encodings_of
+from wsfast._encoding.shared import SMALLEST_SHARED, Publication, SharedEncoders
+from wsfast.stream import Stream, Streams
+
 from .topics import PatternTree, is_pattern
 
-__all__ = ["ROUTES", "Registry"]
+__all__ = [
+    "MOST_UNSHARED",
+    "PAUSE",
+    "ROUTES",
+    "Group",
+    "HubStream",
+    "Kind",
+    "PresenceCallback",
+    "Registry",
+    "Relay",
+    "User",
+]
+
+Kind: TypeAlias = Literal["topic", "pattern", "user"]
+
+
+class Relay(Protocol):
+    """Forwards messages of a hub to the hubs of other processes."""
+
+    def subscribe(self, kind: Kind, name: Any) -> None:
+        """A topic or a pattern has its first subscriber here, or a user the first connection."""
+
+    def unsubscribe(self, kind: Kind, name: Any) -> None:
+        """The last one has left."""
+
+    def forward(
+        self,
+        kind: Kind,
+        names: tuple[Any, ...],
+        message: PreparedMessage,
+        key: Hashable,
+        excluded: tuple[Any, ...],
+    ) -> None:
+        """Send a message to other processes, where the excluded users do not get it."""
+
+    def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
+        """Check that a message can be forwarded.
+
+        Raises:
+            TypeError, ValueError: If it cannot.
+        """
+
+
+MOST_UNSHARED = 4
+"""Messages in a row whose compression was not shared, after which a topic begins to do without."""
+
+PAUSE = 64
+"""Messages for which it does, until it tries again."""
+
+
+class Group:
+    """The subscribers of a topic or a pattern, or the connections of a user."""
+
+    __slots__ = ("_encoders", "_pause", "_unshared", "bytes", "kind", "members", "messages", "name", "streams")
+
+    def __init__(self, kind: Kind, name: Any) -> None:
+        self.kind = kind
+        self.name: Any = name
+        self.members: core.Members = core.Members()
+        self.messages: int = 0
+        self.bytes: int = 0
+        self.streams: Streams | None = None
+        self._encoders: SharedEncoders | None = None
+        self._unshared = 0  # messages in a row whose compression was not shared
+        self._pause = 0
+
+    def encodings(self, message: PreparedMessage) -> Any:
+        """Return the encodings of a message for the group, which shares compression where it can.
+
+        Connections that get other messages in between, of other topics, cannot; and to try costs as much as to
+        compress each message by itself. A user has few connections, which always do.
+        """
+        if self.kind == "user" or message.compress is False or message.size < SMALLEST_SHARED:
+            return encodings_of(message)
+        if self._pause:
+            self._pause -= 1
+            return encodings_of(message)
+        if self._encoders is None:
+            self._encoders = SharedEncoders()
+        return GroupPublication(self, self._encoders, message)
+
+    def count_shared(self, shared: bool) -> None:
+        """Count a message whose compression was shared, or was not."""
+        self._unshared = 0 if shared else self._unshared + 1
+        if self._unshared >= MOST_UNSHARED:
+            self._unshared = 0
+            self._pause = PAUSE
+
+    @property
+    def empty(self) -> bool:
+        """Whether it has neither connections nor streams."""
+        return not len(self.members) and not self.streams
+
+
+class GroupPublication(Publication):
+    """A message that is being sent to a group, which counts whether its compression was shared."""
+
+    def __init__(self, group: Group, encoders: SharedEncoders, message: PreparedMessage) -> None:
+        super().__init__(encoders, message)
+        self._group = group
+
+    def end(self) -> None:
+        """Release what later messages cannot refer to."""
+        super().end()
+        if self.shared is not None:
+            self._group.count_shared(self.shared)
+
+
+PresenceCallback: TypeAlias = Callable[[Any, str | None], object]
+
+
+class User(Group):
+    """The connections of a user, and how many of them are subscribed to each topic or pattern."""
+
+    __slots__ = ("_subscribed",)
+
+    def __init__(self, name: Any) -> None:
+        super().__init__("user", name)
+        self._subscribed: dict[Group, int] = {}
+
+    def enter(self, group: Group) -> bool:
+        """Count one more connection in a group; return whether it is the first one."""
+        count = self._subscribed.get(group, 0)
+        self._subscribed[group] = count + 1
+        return not count
+
+    def leave(self, group: Group) -> bool:
+        """Count one less; return whether it was the last one."""
+        count = self._subscribed.get(group, 0)
+        if count > 1:
+            self._subscribed[group] = count - 1
+        else:
+            self._subscribed.pop(group, None)
+        return count == 1
+
+    def recount(self, group: Group, count: int) -> bool | None:
+        """Set how many connections are in a group; return whether any is, or None if that is so as before."""
+        before = self._subscribed.pop(group, 0)
+        if count:
+            self._subscribed[group] = count
+        return None if bool(count) == bool(before) else bool(count)
+
+
+class _Owner(Protocol):
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None: ...
+
+    def discard_if_empty(self, group: Group) -> None:
+        """Remove a group, unless somebody is in it."""
+
+
+class HubStream(Stream):
+    """The messages of a topic or a pattern of a hub, as they are published."""
+
+    group: Group | None = None
+
+    def __init__(self, hub: _Owner, max_messages: int) -> None:
+        self._hub = hub
+        super().__init__(max_messages)
+
+    def close(self) -> None:
+        """End it."""
+        try:
+            super().close()
+        finally:
+            if self.group is not None:
+                self._hub.discard_if_empty(self.group)
+
+    def __del__(self) -> None:  # in whatever thread
+        if self.group is not None and not self.closed and (loop := self._hub.loop) is not None:
+            with contextlib.suppress(RuntimeError):  # it may be closed
+                loop.call_soon_threadsafe(self._hub.discard_if_empty, self.group)
+
 
 ROUTES = 65536
 """Topics whose groups are remembered."""

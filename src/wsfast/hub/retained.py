@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from wsfast._backlog import Entry
 
-from .groups import Group
+from .registry import Group
 from .topics import is_pattern, matches
 
 __all__ = ["RetainedMessages"]

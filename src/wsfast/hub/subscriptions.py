@@ -11,8 +11,7 @@ from wsfast._publisher import Publisher, Subscription
 from wsfast._reentrancy import Calls, consistent, exclusive
 from wsfast.stats import Lag, SubscriptionStats
 
-from .groups import Group
-from .presence import User
+from .registry import Group, User
 
 __all__ = ["HubSubscription", "Member", "Registration"]
 

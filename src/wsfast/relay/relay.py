@@ -16,10 +16,9 @@ from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Hub, Kind
 from wsfast.policies import DropNewest, DropOldest
 
-from .broker import Broker, stop
+from .broker import Broker, BrokerSubscriptions, stop
 from .inbound import Gap, Inbound
 from .outbound import Outbound
-from .subscriptions import BrokerSubscriptions
 from .wire import check_key, check_user
 
 __all__ = ["Relay", "RelayStats"]
