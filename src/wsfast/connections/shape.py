@@ -33,7 +33,7 @@ __all__ = [
     "when_lost",
 ]
 
-logger = logging.getLogger("wsfast")
+logger: logging.Logger = logging.getLogger("wsfast")
 
 PEER = "_wsfast_peer"
 """Attribute of a connection: its `Peer`."""
@@ -124,7 +124,7 @@ class Lost:
     __slots__ = ("peer",)
 
     def __init__(self, peer: core.Peer) -> None:
-        self.peer = peer
+        self.peer: core.Peer = peer
 
     def __call__(self, _: object) -> None:
         """End the subscriptions."""
