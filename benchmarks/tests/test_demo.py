@@ -67,7 +67,9 @@ async def staged(clients: int, settings: Settings | None = None, **options: Any)
             sending.cancel()
             await asyncio.wait((sending,))
         report = await stage.show.finish()
-        assert report["exact"] == stage.show.count("reading")
+        # Clients that are catching up when the last tick is sent may have got everything by now, too.
+        reading, waking = stage.show.count("reading"), stage.show.count("waking")
+        assert reading <= report["exact"] <= reading + waking
         assert (report["behind"], report["faults"], stage.crowd.lost) == (0, 0, 0)
 
 
