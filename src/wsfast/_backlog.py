@@ -208,7 +208,20 @@ class Queue:
 class Backlog:
     """All that waits for one connection, in the order in which it is to be sent."""
 
-    __slots__ = ("admitted", "draining", "emptied", "fd", "first", "inbox", "last", "peer", "queues", "watched")
+    __slots__ = (
+        "admitted",
+        "admitting",
+        "draining",
+        "emptied",
+        "fd",
+        "first",
+        "inbox",
+        "last",
+        "peer",
+        "queues",
+        "sending",
+        "watched",
+    )
 
     def __init__(self, peer: core.Peer) -> None:
         self.peer: core.Peer = peer
@@ -216,6 +229,8 @@ class Backlog:
         """Entries that the connection has not taken, for the policies to look at."""
         self.admitted: int = 0
         """How many of these have been dealt with."""
+        self.admitting: bool = False
+        """Whether a policy is dealing with the next one."""
         self.first: Item | None = None
         self.last: Item | None = None
         self.queues: dict[Any, Queue] = {}
@@ -224,6 +239,8 @@ class Backlog:
         """Descriptor that is watched."""
         self.watched: bool = False
         self.draining: bool = False
+        self.sending: Source | None = None
+        """Where the first message comes from, while methods of the connection's own send it."""
         self.emptied: Any = None
         """A future that is done when nothing waits any more."""
 
@@ -323,11 +340,15 @@ class SlowConsumers:
     Args:
         loop: The event loop.
         log: Function that logs, with a level, a message and its arguments.
+        tend: Function that has what waits for a peer be drained, in case that an interrupt has prevented that.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: Callable[..., None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, log: Callable[..., None], tend: Callable[[core.Peer], None]
+    ) -> None:
         self._loop = loop
         self._log = log
+        self._tend = tend
         self._peers: set[core.Peer] = set()
         self._episodes: dict[core.Peer, Episode] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -335,8 +356,13 @@ class SlowConsumers:
     def watch(self, peer: core.Peer) -> None:
         """Look at a peer as long as something waits for it."""
         self._peers.add(peer)
-        # A signal handler may have interrupted the last look before it began.
-        if self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL:
+        self.check()
+
+    def check(self) -> None:
+        """Have the timer run if there is somebody to look at: a signal handler may have interrupted the last look."""
+        if (self._peers or self._episodes) and (
+            self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL
+        ):
             self._timer = self._loop.call_later(AGE_INTERVAL, self._look)
 
     def forget(self, peer: core.Peer) -> None:
@@ -354,9 +380,13 @@ class SlowConsumers:
         episode.subscriptions.add(subscription)
         return begins
 
-    def _expire(self, queue: Queue, now: float) -> None:
+    def _look_at(self, peer: core.Peer, now: float) -> None:
         try:
-            queue.subscription.publisher.slow.expire(queue, now)
+            if not peer.backlog.watched:
+                self._tend(peer)
+            for queue in list(() if peer.backlog is None else peer.backlog.queues.values()):
+                if queue.subscription.active:
+                    queue.subscription.publisher.slow.expire(queue, now)
         except Exception as exc:  # the others are looked at all the same
             self._loop.call_exception_handler({"message": "a policy has failed", "exception": exc})
 
@@ -367,10 +397,8 @@ class SlowConsumers:
             for peer in tuple(self._peers):
                 if peer.backlog is None:
                     self._peers.discard(peer)
-                    continue
-                for queue in list(peer.backlog.queues.values()):
-                    if queue.subscription.active:
-                        self._expire(queue, now)
+                else:
+                    self._look_at(peer, now)
             for peer, episode in tuple(self._episodes.items()):
                 if peer.backlog is not None:
                     episode.last = now
@@ -380,5 +408,4 @@ class SlowConsumers:
                     for subscription in episode.subscriptions:
                         subscription.recover()
         finally:
-            if (self._peers or self._episodes) and self._timer is None:
-                self._timer = self._loop.call_later(AGE_INTERVAL, self._look)
+            self.check()

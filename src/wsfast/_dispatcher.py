@@ -23,8 +23,7 @@ from ._delivery import GONE, OWN, Outcome, deliver, offer, offer_by_own_methods,
 from ._encoding.message import join
 from ._reentrancy import Calls
 from ._writable import LATE, Writable
-from .connections.foreign import Foreign
-from .connections.shape import Lost, close, is_open, is_sending, peer_of, when_lost
+from .connections.shape import Lost, check_subscriber, close, is_open, is_sending, peer_of, when_lost
 from .connections.websockets import Telling
 
 __all__ = ["Dispatcher"]
@@ -62,7 +61,7 @@ class Dispatcher:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.table = core.TickTable()
-        self.slow = SlowConsumers(loop, self.log)
+        self.slow = SlowConsumers(loop, self.log, self._tend)
         self.calls = Calls(loop)
         self._writable = Writable(loop)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -81,23 +80,17 @@ class Dispatcher:
             TypeError: If it is none that is supported.
             RuntimeError: If it belongs to another event loop, or is not open.
         """
-        lost = when_lost(connection) if not isinstance(connection, Telling) else None
-        if isinstance(connection, Foreign) and not connection.bounded:
-            raise TypeError(
-                f"cannot subscribe connections of {connection.library}: they do not tell whether there is room; "
-                "broadcast() can send to them"
-            )
-        if connection.loop is not self.loop:
-            raise RuntimeError("the connection belongs to another event loop than the channel")
-        if not is_open(connection):
-            raise RuntimeError("the connection is not open")
+        check_subscriber(connection, self.loop)
         peer = peer_of(connection)
         if peer.slot < 0:
-            self.table.add(peer)
-            peer.connection = connection
-            peer.dispatcher = self
-            if lost is not None:
-                lost.add_done_callback(Lost(peer))
+            peer.connection, peer.dispatcher = connection, self
+            try:
+                self.table.add(peer)
+                if not isinstance(connection, Telling):
+                    when_lost(connection).add_done_callback(Lost(peer))
+            except BaseException:
+                self.release(peer)
+                raise
         return peer
 
     def release(self, peer: core.Peer) -> None:
@@ -170,6 +163,8 @@ class Dispatcher:
         """
         table = self.table
         if self._flushing or not (table.published or table.sending):
+            self.slow.check()
+            self._writable.check()
             return
         if self.calls.busy:
             self.calls.after(self.flush)
@@ -232,6 +227,12 @@ class Dispatcher:
         for _, peer in batch.own:
             self._take(peer, direct=True)
 
+    def hold_back(self, peer: core.Peer) -> None:
+        """Have what is to be sent to a connection wait, so that what is not for it any more is left out."""
+        if self.table.is_pending(peer.slot):
+            self.table.take(peer.slot, self._backlog_of(peer).inbox, published=True)
+        self._tend(peer)
+
     def _take(self, peer: core.Peer, *, direct: bool) -> None:
         """Have a connection's messages of this tick wait, as far as it does not take them.
 
@@ -241,35 +242,38 @@ class Dispatcher:
         """
         if peer.slot < 0 or not self.table.node(peer.slot):
             return
-        try:
-            backlog = peer.backlog
-            message = None
-            if backlog is not None:
-                direct = False
-            elif direct and not peer.masked:
-                message = self._sequence_of(self.table.node(peer.slot))  # what all get who get the same
-            backlog = peer.backlog = backlog or Backlog(peer)
-            self.table.take(peer.slot, backlog.inbox)
-            while direct and self._drain(peer, backlog, math.inf, message):
-                pass
-            self._admit(peer, backlog)
-            self._tend(peer)
-        except BaseException:
-            self.loop.call_soon(self._tend, peer)
-            raise
+        message = None
+        if peer.backlog is not None:
+            direct = False
+        elif direct and not peer.masked:
+            message = self._sequence_of(self.table.node(peer.slot))  # what all get who get the same
+        backlog = self._backlog_of(peer)
+        self.table.take(peer.slot, backlog.inbox)
+        while direct and self._drain(peer, backlog, math.inf, message):
+            pass
+        self._admit(peer, backlog)
+        self._tend(peer)
+
+    def _backlog_of(self, peer: core.Peer) -> Backlog:
+        """Return what waits for a connection, which is looked at from now on, in case that this is interrupted."""
+        if peer.backlog is None:
+            self.slow.watch(peer)
+            peer.backlog = Backlog(peer)
+        backlog: Backlog = peer.backlog
+        return backlog
 
     def _drop_all(self, peer: core.Peer) -> None:
         """Drop a connection's messages of this tick: it is not open any more."""
         if peer is None:
             return
-        backlog = peer.backlog = peer.backlog or Backlog(peer)
+        backlog = self._backlog_of(peer)
         self.table.take(peer.slot, backlog.inbox)
         backlog.taken(len(backlog.arrived()), dropped=True) if backlog.first is None else self._admit(peer, backlog)
         self._tend(peer)
 
     def _admit(self, peer: core.Peer, backlog: Backlog) -> None:
         """Have the policies deal with what a connection has not taken."""
-        if backlog.draining or backlog.admitted == len(backlog.inbox):
+        if backlog.draining or backlog.admitting or backlog.admitted == len(backlog.inbox):
             return
         opened = self._is_open(peer)
         while peer.backlog is backlog and backlog.admitted < len(backlog.inbox):
@@ -282,12 +286,15 @@ class Dispatcher:
             else:
                 admitted = backlog.admitted
                 try:
+                    backlog.admitting = True
                     entry.publisher.slow.admit(backlog.queue_of(subscription), entry)
                 except Exception as exc:  # as what the comparison of keys raises
                     if peer.backlog is backlog and backlog.admitted == admitted:
                         backlog.queue_of(subscription).append(entry, time.monotonic())
                     context = {"message": f"the policy of {entry.publisher!r} has failed", "exception": exc}
                     self.loop.call_exception_handler(context)
+                finally:
+                    backlog.admitting = False
         if peer.backlog is backlog:
             backlog.empty_inbox()
 
@@ -313,7 +320,7 @@ class Dispatcher:
                 peer.check(peer.connection)
             return
         self.table.set_aside(peer.slot, True)
-        self.slow.watch(peer)
+        self.slow.check()
         self._writable.check()
         if not backlog.watched and not backlog.draining:
             self._watch(peer, backlog, later=is_sending(peer.connection))
@@ -403,16 +410,19 @@ class Dispatcher:
             self._recover(outcome, backlog, entries)
             raise
         finally:
-            backlog.draining = False
+            backlog.draining, backlog.sending = False, None
 
     def _drain_by_own_methods(self, outcome: Outcome, peer: core.Peer, backlog: Backlog, entries: list[Entry]) -> bool:
         for index, entry in enumerate(entries):
             failures: list[Exception] = []
+            backlog.sending = entry.publisher
             try:
                 count = offer_by_own_methods(outcome, peer, entry.message, failures.append)
             except Exception as exc:
+                backlog.sending = None
                 self.fail(peer, exc)
                 return False
+            backlog.sending = None
             for failure in failures:
                 self.log(logging.WARNING, "could not write to %s: %r", peer.connection.id, failure)
             if peer.backlog is not backlog or backlog.head(0, single=True) != [entry]:

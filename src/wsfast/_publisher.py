@@ -33,7 +33,7 @@ class Subscription:
     It is a context manager, which ends it.
     """
 
-    __slots__ = ("_final", "_peer", "_since", "conflated", "dropped", "publisher")
+    __slots__ = ("_final", "_peer", "_since", "_until", "conflated", "dropped", "publisher")
 
     dropped: int
     """Messages dropped by the policy, or since the connection was closed."""
@@ -45,6 +45,7 @@ class Subscription:
         self.dropped = self.conflated = 0
         self._peer: core.Peer | None = peer
         self._since = since  # messages that were not for it
+        self._until: int | None = None  # messages of the channel until it was left
         self._final: SubscriptionStats | None = None
         peer.subscriptions = (*peer.subscriptions, self)
 
@@ -102,7 +103,8 @@ class Subscription:
         """Return what became of the messages for it so far; once it has ended, until then."""
         if self._final is not None:
             return self._final
-        published, queued = self._published(), self.queued + len(self._arriving())
+        with core.collector_paused:  # finalizers may publish
+            published, queued = self._published(), self.queued + len(self._arriving())
         sent = published - self.dropped - self.conflated - queued
         return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
 
@@ -110,15 +112,29 @@ class Subscription:
         """End it. What was published in this tick is sent now; what waits is dropped. A second time does nothing."""
         if self._peer is None:
             return
-        calls = self._peer.dispatcher.calls
-        if calls.busy:
-            calls.after(self.unsubscribe)
+        peer, dispatcher = self._peer, self._peer.dispatcher
+        if dispatcher.calls.busy:
+            dispatcher.calls.after(self.unsubscribe)
         else:
-            self._peer.dispatcher.flush_for(self._peer)
-            self.end()
+            self.part()
+            dispatcher.flush_for(peer)
+            self.end_alone()
+
+    def part(self) -> None:
+        """Have it get no more messages."""
+        peer = self._peer
+        if peer is not None and self._until is None:
+            until = self.publisher.messages
+            try:
+                self.publisher.exclude(peer.slot)
+                self._until = until
+            except BaseException:  # a second time does what the first one has not
+                self.publisher.exclude(peer.slot)
+                self._until = until
+                raise
 
     def _published(self) -> int:
-        return self.publisher.messages - self._since
+        return (self.publisher.messages if self._until is None else self._until) - self._since
 
     @property
     def _queue(self) -> Queue | None:
@@ -142,20 +158,31 @@ class Subscription:
         peer = self._peer
         if peer is None:
             return
-        stats, queue = self.stats(), self._queue
-        dropped = stats.dropped + stats.queued
-        final = SubscriptionStats(stats.published, stats.sent, dropped, stats.conflated, 0)
-        others = tuple(other for other in peer.subscriptions if other is not self)
-        # From here on, nothing is called until it has ended.
-        self._final = final
-        self.dropped = dropped
-        self._peer = None
-        peer.subscriptions = others
+        with core.collector_paused:  # finalizers may publish, and subscribe
+            stats, queue = self.stats(), self._queue
+            sending = peer.backlog is not None and peer.backlog.sending is self.publisher
+            dropped = stats.dropped + stats.queued - sending
+            final = SubscriptionStats(stats.published, stats.sent + sending, dropped, stats.conflated, 0)
+            others = tuple(other for other in peer.subscriptions if other is not self)
+            # From here on, nothing is called until it has ended.
+            self._final = final
+            self.dropped = dropped
+            self._peer = None
+            peer.subscriptions = others
         try:
             self._leave(peer, queue)
         except BaseException:  # its slot is going to be another one's
             self._leave(peer, queue)
             raise
+
+    def end_alone(self) -> None:
+        """End it, though the connection may have others: nothing that counts as dropped is sent."""
+        peer = self._peer
+        try:
+            self.end()
+        finally:
+            if peer is not None and peer.slot >= 0:
+                peer.dispatcher.hold_back(peer)
 
     def _leave(self, peer: core.Peer, queue: Queue | None) -> None:
         """Forget what the publisher and the dispatcher have of it. A second time does what the first one has not."""
@@ -172,6 +199,20 @@ class Subscription:
     def exclude(self, count: int = 1) -> None:
         """Note that messages of the channel were not for it."""
         self._since += count
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Send messages that were published before it began."""
+        assert self._peer is not None
+        slot, dispatcher, since = self._peer.slot, self._peer.dispatcher, self._since
+        numbers = [dispatcher.enter(entry) for entry in entries]
+        before, after = len(dispatcher.table.pending(slot)), since - len(numbers)
+        try:
+            for number in numbers:
+                dispatcher.table.append(slot, number)
+            self._since = after
+        except BaseException:
+            self._since = since - len(dispatcher.table.pending(slot)) + before
+            raise
 
     def report_drop(self) -> None:
         """Tell that a message was dropped."""
@@ -283,6 +324,44 @@ class Publisher:
             if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
                 with contextlib.suppress(OSError):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat)
+
+    def _admit(self, connection: Any) -> Any:
+        """Return the subscription of a connection: a new one if it has none."""
+        dispatcher = self._bind()
+        connection = adapt(connection)
+        with core.collector_paused:  # finalizers may subscribe it as well
+            peer = dispatcher.admit(connection)
+            try:
+                subscription = self._subscriptions.get(peer.slot)
+                if subscription is None:
+                    subscription = self._subscriptions[peer.slot] = self._new_subscription(peer)
+                    self._begin(subscription, peer)
+                    self._prepare_socket(connection)
+                    peer.check(connection)
+            except BaseException:
+                self._withdraw(peer)
+                raise
+        return subscription
+
+    def _new_subscription(self, peer: core.Peer) -> Any:
+        raise NotImplementedError
+
+    def _begin(self, subscription: Any, peer: core.Peer) -> None:
+        """Have a new subscription get what is published."""
+
+    def _withdraw(self, peer: core.Peer) -> None:
+        """End the subscription of a connection, though it may have come into being in part only."""
+        dispatcher = self._bind()
+        dispatcher.flush_for(peer)  # it may have got history, which cannot be taken back
+        for subscription in peer.subscriptions:
+            if subscription.publisher is self:
+                subscription.end_alone()
+        if not peer.subscriptions:
+            dispatcher.release(peer)
+
+    def exclude(self, slot: int) -> None:
+        """Have no more messages be published to a slot."""
+        raise NotImplementedError
 
     def _slots_of(self, connections: Iterable[object]) -> set[int]:
         """Return the slots of those of some connections that are subscribed."""

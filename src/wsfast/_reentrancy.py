@@ -22,11 +22,13 @@ R = TypeVar("R")
 class Calls:
     """The calls that change what is subscribed or published in one event loop; see `exclusive()` and `consistent()`."""
 
-    __slots__ = ("_loop", "_runs", "busy", "waiting")
+    __slots__ = ("_loop", "_runs", "begun", "busy", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.busy: bool = False
         """Whether such a call is in progress."""
+        self.begun: int = 0
+        """How many calls that change something have begun."""
         self._loop = loop
         self._runs = False  # whether calls that have waited are being made
         self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -48,10 +50,19 @@ class Calls:
         self._runs = True
         try:
             while self.waiting:
-                call, arguments = self.waiting.popleft()
+                waiting, begun = self.waiting[0], self.begun
+                call, arguments = waiting
                 try:
                     call(*arguments)
-                except Exception as exc:  # whoever asked for it has gone on
+                    self.waiting.popleft()
+                except BaseException as exc:
+                    waits = self.waiting and self.waiting[0] is waiting
+                    # One that was interrupted before it has begun waits still; none is made twice.
+                    if waits and (isinstance(exc, Exception) or self.begun != begun):
+                        self.waiting.popleft()
+                    if not isinstance(exc, Exception):
+                        raise
+                    # Whoever asked for the call has gone on.
                     message = f"Exception in {call!r}, which had to wait"
                     self._loop.call_exception_handler({"message": message, "exception": exc})
         finally:
@@ -81,6 +92,7 @@ def exclusive(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate
             calls.after(partial(call, self, *args, **kwargs))
             return
         calls.busy = True  # not by a context manager, whose exit may be interrupted before it begins
+        calls.begun += 1
         try:
             method(self, *args, **kwargs)
         finally:

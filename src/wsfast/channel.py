@@ -11,7 +11,6 @@ from ._encoding.message import Message, PreparedMessage, prepare
 from ._encoding.shared import SharedEncoders, encodings_for
 from ._publisher import NOTSENT_LOWAT, Publisher, Subscription
 from ._reentrancy import exclusive
-from .connections import adapt
 from .policies import Policy
 from .stats import ChannelStats
 from .stream import STREAM_BOUND, Stream, Streams
@@ -85,31 +84,24 @@ class Channel(Publisher):
             TypeError: If it is no connection, or of a kind that is not supported.
             RuntimeError: If it belongs to another event loop, or is not open.
         """
-        dispatcher = self._bind()
-        connection = adapt(connection)
-        with core.collector_paused:  # finalizers may publish, and history comes first
-            peer = dispatcher.admit(connection)
-            subscription: Subscription | None = self._subscriptions.get(peer.slot)
-            if subscription is not None:
-                return subscription
-            subscription = Subscription(self, peer, self.messages)
-            self._subscriptions[peer.slot] = subscription
-            try:
-                self._members.add(peer.slot)
-                for entry in self._history:
-                    number = dispatcher.enter(entry)
-                    subscription._since -= 1
-                    dispatcher.table.append(peer.slot, number)
-                self._prepare_socket(connection)
-                peer.check(connection)
-            except BaseException:
-                subscription.end()
-                raise
+        subscription = self._admit(connection)
+        assert isinstance(subscription, Subscription)
         return subscription
+
+    def _new_subscription(self, peer: core.Peer) -> Subscription:
+        return Subscription(self, peer, self.messages)
+
+    def _begin(self, subscription: Subscription, peer: core.Peer) -> None:
+        self._members.add(peer.slot)
+        subscription.replay(self._history)
+
+    def exclude(self, slot: int) -> None:
+        """Have no more messages be published to a slot."""
+        self._members.discard(slot)
 
     def remove(self, subscription: Subscription, peer: core.Peer) -> None:
         """Forget a subscription that has ended, but for its counts."""
-        self._members.discard(peer.slot)
+        self.exclude(peer.slot)
         super().remove(subscription, peer)
 
     # ---- Publishing
@@ -135,16 +127,38 @@ class Channel(Publisher):
     @exclusive
     def _publish(self, prepared: PreparedMessage, key: Hashable, exclude: list[object]) -> None:
         dispatcher = self._bind()
-        excluded = self._slots_of(exclude)
-        entry = Entry(self, prepared, encodings_for(self._encoders, prepared), key)
-        if self._subscriptions:
-            dispatcher.table.publish(self._members, dispatcher.enter(entry), excluded)
-            for slot in excluded:
-                self._subscriptions[slot].exclude()
-        self.messages += 1
-        self.bytes += prepared.size
-        self._history.append(entry)
+        excluded = self._slots_of(exclude) if self._subscriptions else set()
+        with core.collector_paused:  # finalizers may subscribe, or ask for the counts
+            entry = Entry(self, prepared, encodings_for(self._encoders, prepared), key)
+            number = dispatcher.enter(entry) if self._subscriptions else -1
+            without = []
+            if excluded:
+                left_out = [one for one in map(self._subscriptions.__getitem__, excluded) if one._until is None]
+                without = [(one, one._since + 1) for one in left_out]
+            counts = self.messages + 1, self.bytes + prepared.size
+            try:
+                self._commit(entry, number, excluded, without, counts)
+            except BaseException:  # a second time does what the first one has not
+                self._commit(entry, number, excluded, without, counts)
+                raise
         self._streams.put(prepared)
+
+    def _commit(
+        self,
+        entry: Entry,
+        number: int,
+        excluded: set[int],
+        without: list[tuple[Subscription, int]],
+        counts: tuple[int, int],
+    ) -> None:
+        """Publish an entry, and count it: all absolute numbers, so that a second time changes nothing."""
+        if number >= 0 and self._dispatcher is not None:
+            self._dispatcher.table.publish(self._members, number, excluded)
+        for subscription, since in without:
+            subscription._since = since
+        self.messages, self.bytes = counts
+        if not self._history or self._history[-1] is not entry:
+            self._history.append(entry)
 
     def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[object] = ()) -> None:
         """Publish from any thread: soon, in the channel's event loop.

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import logging
-import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
 
 import wsfast
 from helpers.fixtures import Run
+from helpers.interrupts import Interrupt
 from helpers.peers import until
 from wsfast import _dispatcher, _writable
 from wsfast.policies import Disconnect
 
 MOST = 2000  # moments; every scenario has less
-
-
-class Nowhere(BaseException):
-    """What the handler raises."""
 
 
 class Sink:
@@ -42,29 +36,6 @@ class Sink:
         return self.room
 
     def close(self, code: int, reason: str) -> None: ...
-
-
-class Interrupt:
-    """Raises an exception at a moment, counted from when it is entered, in which wsfast is running."""
-
-    def __init__(self, moment: int) -> None:
-        self.left = moment
-
-    def __enter__(self) -> None:
-        sys.setprofile(self.look)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        sys.setprofile(None)
-        return kind is Nowhere
-
-    def look(self, frame: FrameType, event: str, _: object) -> None:
-        code = frame.f_code
-        ignored = code.co_name == "__del__" or code.co_flags & inspect.CO_GENERATOR  # nobody gets what is raised there
-        if event in ("call", "c_return") and "/wsfast/" in code.co_filename and not ignored:
-            self.left -= 1
-            if self.left == 0:
-                sys.setprofile(None)
-                raise Nowhere
 
 
 class Stage:

@@ -293,7 +293,9 @@ def test_the_first_entry_of_a_tick_is_not_had_already(core: Any) -> None:
         already: list[int] = []
         table.enter("a")
         assert table.publish(members, 0, (), already) == 1
-        assert table.publish(members, 0, (), already) == 0
+        assert table.publish(members_of(core, 0), 0, (), already) == 0
+        assert already == [0]
+        assert table.publish(members, 0, (), already) == 0  # a second time does nothing
         assert already == [0]
         table.begin(0)
         assert table.enter("b") == 0

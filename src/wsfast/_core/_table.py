@@ -11,10 +11,11 @@ __all__ = ["Members", "TickTable"]
 class Members:
     """Slots of a tick table that get the same messages."""
 
-    __slots__ = ("slots",)
+    __slots__ = ("slots", "stamp")
 
     def __init__(self) -> None:
         self.slots: list[int] = []
+        self.stamp = -1, -1  # tick and number of the entry that they got last
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -28,12 +29,11 @@ class Members:
 
         It is searched for: leaving is rarer than publishing, and an index would cost more memory than all the rest.
         """
-        if slot not in self.slots:
-            return
-        index = self.slots.index(slot)
-        last = self.slots.pop()
-        if index < len(self.slots):
-            self.slots[index] = last
+        if slot in self.slots:
+            slots = self.slots.copy()
+            slots[slots.index(slot)] = slots[-1]
+            del slots[-1]
+            self.slots = slots
 
 
 class TickTable:
@@ -45,7 +45,8 @@ class TickTable:
     worked out once per node, and to publish costs a few nanoseconds per subscriber.
 
     There are two *generations* of entries and nodes: one is being published while the other one is being sent. All that
-    is known of what must still be sent is in the table: who is interrupted goes on from there.
+    is known of what must still be sent is in the table: who is interrupted goes on from there. Each method does all or
+    nothing, if a signal handler raises an exception in the middle of it.
 
     In the extension, the table also has, of each slot that is ready, its descriptor and what its window holds, so that
     no object of the subscriber's is touched to send to it.
@@ -55,10 +56,11 @@ class TickTable:
         self.peers: list[Any] = []
         """Of each slot; None if it is free."""
         self._free: list[int] = []
-        self._aside: list[bool] = []
+        self._aside: list[int] = []
         self._skips: list[int] = []  # of each slot, how many of its entries that are being sent have been sent
         self._generations = _Generation(), _Generation()
         self._publishing = 0  # which of them is being published
+        self._tick = 0  # how often sending has begun
 
     @property
     def _published(self) -> _Generation:
@@ -70,31 +72,35 @@ class TickTable:
 
     def add(self, peer: Any) -> int:
         """Give a peer a slot, and return it."""
-        if self._free:
-            slot = self._free.pop()
-            self.peers[slot] = peer
-            self._aside[slot] = peer.masked
-            self._skips[slot] = 0
-        else:
-            slot = len(self.peers)
-            for generation in self._generations:
-                generation.nodes.append(0)
-            self._skips.append(0)
-            self._aside.append(peer.masked)
-            self.peers.append(peer)
+        slot = self._free[-1] if self._free else len(self.peers)
+        for numbers in (*(generation.nodes for generation in self._generations), self._skips, self._aside):
+            if slot == len(numbers):
+                numbers.append(0)
         peer.invalidate()
+        if slot == len(self.peers):
+            self.peers.append(None)
+            self._free.append(slot)
+        del self._free[-1]
+        self._skips[slot] = 0
+        self._aside[slot] = peer.masked
+        self.peers[slot] = peer
         peer.slot = slot
         return slot
 
     def remove(self, peer: Any) -> None:
         """Take the slot of a peer back. Nothing that was published for it is sent any more."""
-        slot, peer.slot = self._check(peer.slot), -1
+        slot = self._check(peer.slot)
         peer.invalidate()
-        for generation in self._generations:
-            generation.clear(slot)
+        first, second = self._generations
+        free = [*self._free, slot]
+        # From here on, nothing is called.
+        first.left -= first.nodes[slot] != 0
+        second.left -= second.nodes[slot] != 0
+        first.nodes[slot] = second.nodes[slot] = 0
         self._skips[slot] = 0
         self.peers[slot] = None
-        self._free.append(slot)
+        self._free = free
+        peer.slot = -1
 
     def _check(self, slot: int) -> int:
         if not 0 <= slot < len(self.peers) or self.peers[slot] is None:
@@ -117,6 +123,8 @@ class TickTable:
     ) -> int:
         """Have all members but the excluded ones get an entry, after all that was published before.
 
+        A second time in the same tick, if it was the last that was published for them, does nothing.
+
         Args:
             members: Who they are.
             number: That of the entry.
@@ -127,21 +135,32 @@ class TickTable:
         Returns:
             How many slots got it.
         """
-        count = 0
+        stamp = self._tick, number
+        if members.stamp == stamp:
+            return 0
+        slots, others = [], []
         for slot in members.slots:
             if excluded and slot in excluded:
                 continue
             node = self._published.nodes[slot]
             if already is not None and node and self._published.steps[node][1] == number:
-                already.append(slot)
-                continue
-            self.append(slot, number)
-            count += 1
+                others.append(slot)
+            else:
+                slots.append(slot)
+        generation, count = self._published, len(slots)
+        state = generation.after(slots, number)
+        # From here on, nothing is called.
+        generation.nodes, generation.touched, generation.listed, generation.left = state
+        members.stamp = stamp
+        if already is not None:
+            already += others
         return count
 
     def append(self, slot: int, number: int) -> None:
         """Have one slot get an entry."""
-        self._published.step(self._check(slot), number)
+        generation = self._published
+        state = generation.after([self._check(slot)], number)
+        generation.nodes, generation.touched, generation.listed, generation.left = state
 
     # ---- Sending
 
@@ -172,10 +191,13 @@ class TickTable:
         if self.sending:
             raise ValueError("what was published before is still being sent")
         touched = self._published.touched
-        if touched:
-            start %= len(touched)
-            touched[:] = touched[start:] + touched[:start]
+        start %= len(touched) or 1
+        touched = touched[start:] + touched[:start]
+        generation = self._published
+        # From here on, nothing is called.
+        generation.touched = touched
         self._publishing = 1 - self._publishing
+        self._tick += 1
 
     def finish(self) -> list[Any]:
         """Forget what has been sent, and return those entries.
@@ -209,15 +231,22 @@ class TickTable:
         sending = self._sending.sequence(self._sending.nodes[slot])[self._skips[slot] :]
         return sending + self._published.sequence(self._published.nodes[slot])
 
-    def take(self, slot: int, into: list[Any]) -> None:
-        """Move what is being sent to a slot, as far as it has not been sent, to the end of a list."""
+    def take(self, slot: int, into: list[Any], *, published: bool = False) -> None:
+        """Move what is being sent to a slot, as far as it has not been sent, to the end of a list.
+
+        Args:
+            slot: The slot.
+            into: The list.
+            published: Whether to move what is being published as well.
+        """
         self._check(slot)
-        entries = self._sending.sequence(self._sending.nodes[slot])[self._skips[slot] :]
-        generation = self._sending
+        entries = self.pending(slot) if published else self._sending.sequence(self.node(slot))[self._skips[slot] :]
+        sending, other = self._sending, self._published if published else _Generation(slot + 1)
         # From here on, nothing is called: no signal handler can get in between.
         into += entries
-        generation.left -= generation.nodes[slot] != 0
-        generation.nodes[slot] = 0
+        sending.left -= sending.nodes[slot] != 0
+        other.left -= other.nodes[slot] != 0
+        sending.nodes[slot] = other.nodes[slot] = 0
         self._skips[slot] = 0
 
 
@@ -234,25 +263,22 @@ class _Generation:
         self.cursor = 0  # how many of them have been looked at
         self.left = 0  # slots that are not at node 0
 
-    def step(self, slot: int, number: int) -> None:
-        """Bring a slot to the node to which an entry leads."""
-        node = self.nodes[slot]
-        child = self.children.get((node, number))
-        if child is None:
-            self.steps.append((node, number))
-            child = self.children[node, number] = len(self.steps) - 1
-        if node == 0:
-            self.left += 1
-            if slot not in self.listed:
-                self.listed.add(slot)
-                self.touched.append(slot)
-        self.nodes[slot] = child
-
-    def clear(self, slot: int) -> None:
-        """Bring a slot back to node 0."""
-        if self.nodes[slot]:
-            self.nodes[slot] = 0
-            self.left -= 1
+    def after(self, slots: list[int], number: int) -> tuple[list[int], list[int], set[int], int]:
+        """Return `nodes`, `touched`, `listed` and `left` as they are when some slots get an entry."""
+        nodes, touched, listed, left = self.nodes.copy(), self.touched.copy(), self.listed.copy(), self.left
+        for slot in slots:
+            node = nodes[slot]
+            child = self.children.get((node, number))
+            if child is None:
+                self.steps.append((node, number))
+                child = self.children[node, number] = len(self.steps) - 1
+            if node == 0:
+                left += 1
+                if slot not in listed:
+                    listed.add(slot)
+                    touched.append(slot)
+            nodes[slot] = child
+        return nodes, touched, listed, left
 
     def sequence(self, node: int) -> list[Any]:
         """Return the entries that lead to a node."""

@@ -6,6 +6,10 @@ cdef class Members:
 
     cdef uint32_t *_slots
     cdef size_t _size, _room
+    cdef uint64_t _stamp            # tick and number of the entry that they got last
+
+    def __cinit__(self):
+        self._stamp = UINT64_MAX
 
     def __dealloc__(self):
         PyMem_Free(self._slots)
@@ -86,6 +90,7 @@ cdef class TickTable:
     cdef Generation generations[2]
     cdef list entries           # of each generation
     cdef int publishing         # which generation is being published; the other one is being sent
+    cdef uint64_t tick          # how often sending has begun
     # States of windows, each with the number of slots that have it.
     cdef list windows
     cdef dict window_indexes
@@ -263,7 +268,10 @@ cdef class TickTable:
         cdef size_t i, count = 0
         cdef uint32_t node
         cdef bint excludes = bool(excluded)
+        cdef uint64_t stamp = self.tick << 32 | number
 
+        if members._stamp == stamp:
+            return 0
         self.make_room(members._size)
         for i in range(members._size):
             if excludes and members._slots[i] in excluded:
@@ -275,6 +283,7 @@ cdef class TickTable:
                     continue
             self.step(members._slots[i], number)
             count += 1
+        members._stamp = stamp
         return count
 
     def append(self, Py_ssize_t slot, uint32_t number):
@@ -329,6 +338,7 @@ cdef class TickTable:
         if self.sending:
             raise ValueError("what was published before is still being sent")
         self.publishing = 1 - self.publishing
+        self.tick += 1
         generation = &self.generations[1 - self.publishing]
         generation.cursor = 0
         generation.first = start % generation.touched_size if generation.touched_size else 0
@@ -377,8 +387,11 @@ cdef class TickTable:
         sent = self.sequence_in(1 - self.publishing, self.nodes[1 - self.publishing][slot])
         return sent[self.skips[slot]:] + self.sequence_in(self.publishing, self.nodes[self.publishing][slot])
 
-    def take(self, Py_ssize_t slot, list into not None):
+    def take(self, Py_ssize_t slot, list into not None, *, bint published=False):
         self.check(slot)
         into += self.sequence_in(1 - self.publishing, self.nodes[1 - self.publishing][slot])[self.skips[slot]:]
         self.skips[slot] = 0
         self.clear(slot, 1 - self.publishing)
+        if published:
+            into += self.sequence_in(self.publishing, self.nodes[self.publishing][slot])
+            self.clear(slot, self.publishing)

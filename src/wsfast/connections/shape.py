@@ -21,6 +21,7 @@ __all__ = [
     "PEER",
     "Lost",
     "attach",
+    "check_subscriber",
     "close",
     "is_closing",
     "is_open",
@@ -44,6 +45,9 @@ def peer_of(connection: Any) -> core.Peer:
     peer: core.Peer | None = getattr(connection, PEER, None)
     if peer is None:
         peer = core.Peer(connection, connection_layout(type(connection)), transport_layout)
+        known: core.Peer | None = getattr(connection, PEER, None)  # a finalizer may have asked meanwhile
+        if known is not None:
+            return known
         setattr(connection, PEER, peer)
     return peer
 
@@ -84,14 +88,28 @@ def send_message(connection: Any, message: PreparedMessage) -> None:
         send_by_protocol(connection, message)
 
 
-def when_lost(connection: Any) -> Any:
-    """Return a future that is done when a connection is lost.
+def check_subscriber(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """Check that a connection can be subscribed to a channel of an event loop.
 
     Raises:
-        TypeError: If it is none that can be subscribed.
+        TypeError: If it is none that is supported.
+        RuntimeError: If it belongs to another event loop, or is not open.
     """
     if not isinstance(connection, Foreign) and not (is_connection(connection) and hasattr(connection, LOST)):
         raise unsupported(connection, "subscribe")
+    if isinstance(connection, Foreign) and not connection.bounded:
+        raise TypeError(
+            f"cannot subscribe connections of {connection.library}: they do not tell whether there is room; "
+            "broadcast() can send to them"
+        )
+    if connection.loop is not loop:
+        raise RuntimeError("the connection belongs to another event loop than the channel")
+    if not is_open(connection):
+        raise RuntimeError("the connection is not open")
+
+
+def when_lost(connection: Any) -> Any:
+    """Return a future that is done when a connection is lost."""
     return getattr(connection, LOST)
 
 

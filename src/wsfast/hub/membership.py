@@ -9,7 +9,6 @@ from wsfast._backlog import Entry
 from wsfast._core import core
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import exclusive
-from wsfast.connections import adapt
 
 from .registry import Group, PresenceCallback, Registry, User
 from .retained import RetainedMessages
@@ -41,21 +40,8 @@ class Membership(Publisher):
         self._registry = Registry()
         self._retained = RetainedMessages(history, last_values)
 
-    def _admit(self, connection: Any) -> Member:
-        """Return what a connection has here; something new if it has nothing yet."""
-        dispatcher = self._bind()
-        connection = adapt(connection)
-        peer = dispatcher.admit(connection)
-        member: Member | None = self._subscriptions.get(peer.slot)
-        if member is None:
-            member = self._subscriptions[peer.slot] = Member(self, peer, dispatcher.calls)
-            try:
-                self._prepare_socket(connection)
-                peer.check(connection)
-            except BaseException:
-                member.end_now()
-                raise
-        return member
+    def _new_subscription(self, peer: core.Peer) -> Member:
+        return Member(self, peer, self._bind().calls)
 
     def _member_of(self, connection: Any) -> Member | None:
         for slot in self._slots_of([connection]):
@@ -72,14 +58,14 @@ class Membership(Publisher):
     @exclusive
     def _subscribe(self, subscription: HubSubscription, connection: Any) -> None:
         """Have a connection join the topics of a subscription."""
-        member = self._admit(connection)
+        member: Member = self._admit(connection)
         joined: list[Group] = []
         try:
             subscription.topics = self._join(member, subscription.topics, joined)
         except BaseException:
             for group in joined:
                 if group in member.groups:
-                    member.part(group)
+                    member.leave(group)
             self._repair(member, [*joined, *map(self._registry.topics.get, subscription.topics)], member.user)
             raise
         subscription.member = member
@@ -89,7 +75,6 @@ class Membership(Publisher):
 
         It first gets their retained messages.
         """
-        dispatcher = self._bind()
         assert member._peer is not None
         slot = member._peer.slot
         names: list[str] = []
@@ -107,10 +92,7 @@ class Membership(Publisher):
                     self._enter(member.user, group)
                 member.join(group)
             names.append(group.name)
-        for number in sorted(replayed):
-            entry = dispatcher.enter(replayed[number])
-            member._since -= 1
-            dispatcher.table.append(slot, entry)
+        member.replay(replayed[number] for number in sorted(replayed))
         return tuple(names)
 
     @exclusive
@@ -141,7 +123,7 @@ class Membership(Publisher):
 
     def _part(self, member: Member, group: Group, slot: int) -> None:
         """Have a connection leave a group that it is in."""
-        member.part(group)
+        member.leave(group)
         group.members.discard(slot)
         if member.user is not None:
             self._exit(member.user, group)
@@ -201,7 +183,7 @@ class Membership(Publisher):
     @exclusive
     def _register(self, registration: Registration, connection: Any) -> None:
         """Have a connection be a user's."""
-        member = self._admit(connection)
+        member: Member = self._admit(connection)
         if member.user is None:
             try:
                 self._sign_on(member, registration.user)
@@ -243,7 +225,7 @@ class Membership(Publisher):
 
     def _sign_off(self, member: Member, user: User, slot: int) -> None:
         """Have a connection not be its user's any more."""
-        member.part(user)
+        member.leave(user)
         member.user = None
         user.members.discard(slot)
         for group in member.groups:

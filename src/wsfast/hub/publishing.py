@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from wsfast._backlog import Entry
+from wsfast._core import core
 from wsfast._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from wsfast._reentrancy import exclusive
 
 from .membership import Membership
 from .registry import Group
+from .subscriptions import Member
 from .topics import check_topic
 
 __all__ = ["Publishing"]
 
 _Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
 """Topics, the message, and its key."""
+
+
+class _Publication(NamedTuple):
+    """What a message changes: all absolute numbers, worked out before any of it is changed."""
+
+    entry: Entry
+    number: int
+    """That of the entry in the tick table; -1 if nobody gets it."""
+    excluded: set[int]
+    groups: list[tuple[Group, int, int]]
+    """Those that get it, with their messages and bytes thereafter."""
+    without: list[tuple[Member, int]]
+    """Members who do not get it, or not as often as their groups do, and how many messages were not for them."""
+    already: list[int]
+    """Slots of those who got it by another group, once for each."""
+    counts: tuple[int, int]
+    """Messages and bytes of the hub thereafter."""
 
 
 class Publishing(Membership):
@@ -186,10 +207,8 @@ class Publishing(Membership):
         """Send a message to the subscribers of this process, and retain it."""
         groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
         retained = self._retained.prepare(names, key)
-        number = self.messages + 1
-        entry = self._enqueue(groups, message, None if key is None else (names, key), excluded)
-        if retained:
-            self._retained.add(retained, number, entry, names, key)
+        retain = partial(self._retained.add, retained, self.messages + 1, names, key) if retained else None
+        self._enqueue(groups, message, None if key is None else (names, key), excluded, retain)
 
     @exclusive
     def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> None:
@@ -200,35 +219,61 @@ class Publishing(Membership):
         if forward and self._registry.relay is not None:
             self._registry.relay.forward("user", (user,), message, key, ())
 
-    def _enqueue(self, groups: Sequence[Group], message: PreparedMessage, key: Hashable, excluded: set[int]) -> Entry:
+    def _enqueue(
+        self,
+        groups: Sequence[Group],
+        message: PreparedMessage,
+        key: Hashable,
+        excluded: set[int],
+        retain: Callable[[Entry], None] | None = None,
+    ) -> None:
         """Have groups get a message at the end of this iteration of the event loop."""
         dispatcher = self._dispatcher
         assert dispatcher is not None
         largest = groups[0] if len(groups) == 1 else max(groups, key=lambda group: len(group.members), default=None)
         entry = Entry(self, message, encodings_of(message) if largest is None else largest.encodings(message), key)
-        number = -1 if largest is None or not len(largest.members) else dispatcher.enter(entry)
-        self.messages += 1
-        size = message.size
-        self.bytes += size
-        if excluded:
-            for member in self._members(excluded):
-                member.exclude(sum(group in member.groups for group in groups))
-        already: list[int] = []
+        publication = _Publication(
+            entry,
+            -1 if largest is None or not len(largest.members) else dispatcher.enter(entry),
+            excluded,
+            [(group, group.messages + 1, group.bytes + message.size) for group in groups],
+            self._left_out(excluded, groups) if excluded else [],
+            [],
+            (self.messages + 1, self.bytes + message.size),
+        )
+        with core.collector_paused:  # finalizers may ask for the counts
+            try:
+                self._commit(publication, retain)
+            except BaseException:  # a second time does what the first one has not
+                self._commit(publication, retain)
+                raise
         for group in groups:
-            members = group.members if len(group.members) else None
-            # From here on, nothing is called until it is published.
-            group.messages += 1
-            group.bytes += size
-            if members is not None:
-                dispatcher.table.publish(members, number, excluded, already)
             if group.streams:
                 group.streams.put(message)
             elif group.empty:
                 self._registry.discard(group)  # of a stream that is gone
+
+    def _left_out(self, slots: set[int], groups: Sequence[Group]) -> list[tuple[Member, int]]:
+        return [(one, one._since + sum(group in one.groups for group in groups)) for one in self._members(slots)]
+
+    def _commit(self, publication: _Publication, retain: Callable[[Entry], None] | None) -> None:
+        """Publish a message, count it, and retain it. A second time changes nothing."""
+        entry, number, excluded, groups, without, already, counts = publication
+        assert self._dispatcher is not None
+        table = self._dispatcher.table
+        for group, messages, size in groups:
+            group.messages, group.bytes = messages, size
+            if number >= 0:
+                table.publish(group.members, number, excluded, already)
         if already:
-            for member in self._members(already):
-                member.exclude()
-        return entry
+            repeats = [(self._subscriptions[slot], times) for slot, times in Counter(already).items()]
+            without += [(member, member._since + times) for member, times in repeats]
+            already[:] = ()
+        for member, since in without:
+            member._since = since
+        self.messages, self.bytes = counts
+        if retain is not None:
+            retain(entry)
 
 
 def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:

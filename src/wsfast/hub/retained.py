@@ -65,13 +65,14 @@ class RetainedMessages:
         return retained
 
     def add(
-        self, retained: list[RetainedTopic], number: int, entry: Entry, topics: tuple[str, ...], key: Hashable
+        self, retained: list[RetainedTopic], number: int, topics: tuple[str, ...], key: Hashable, entry: Entry
     ) -> None:
-        """Retain a message, of which it is known by `prepare()` where."""
+        """Retain a message, of which it is known by `prepare()` where. A second time changes nothing."""
         message = Retained(number, entry, topics, key)
         for name, topic in zip(topics, retained, strict=True):
             self.topics[name] = topic
-            topic.history.append(message)
+            if not topic.history or topic.history[-1].number != number:
+                topic.history.append(message)
             if self._last_values and key is not None:
                 topic.values.pop(key, None)
                 topic.values[key] = message

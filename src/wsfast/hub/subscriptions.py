@@ -22,21 +22,24 @@ class Member(Subscription):
     __slots__ = ("__weakref__", "_calls", "groups", "user")
 
     def __init__(self, hub: Publisher, peer: core.Peer, calls: Calls) -> None:
-        super().__init__(hub, peer, 0)
         self._calls = calls
         self.groups: dict[Group, int] = {}
         """Its groups, each with the number of messages of the hub before it was joined."""
         self.user: User | None = None
+        super().__init__(hub, peer, 0)  # after which the connection has it
 
     def _published(self) -> int:
         return sum(group.messages for group in list(self.groups)) - self._since
+
+    def part(self) -> None:
+        """Do nothing: it has parted from all groups before it is ended."""
 
     def join(self, group: Group) -> None:
         """Get the messages of a group from now on."""
         self.exclude(group.messages)
         self.groups[group] = self.publisher.messages
 
-    def part(self, group: Group) -> None:
+    def leave(self, group: Group) -> None:
         """Not get them any more; those until now still count."""
         self.exclude(-group.messages)
         del self.groups[group]
