@@ -443,6 +443,7 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["t", "u", "k", "x", "m", "z"]), inner),
 )
+CHANNELS: list[Address | None] = [TOPIC, ("topic", "other"), None]
 heads = st.binary() | st.fixed_dictionaries(
     {"t": st.sampled_from(["t", "other"])}, optional={"k": json_values, "x": json_values, "m": json_values}
 )
@@ -459,7 +460,7 @@ def test_nothing_raises(messages: list[tuple[Any, int, int, int, int]]) -> None:
             encoded = head if isinstance(head, bytes) else json.dumps(head).encode()
             for size in (len(encoded), number % 2**32):
                 data = wire._HEAD.pack(0xF5, 1, kind, flags, US, epoch, number, size) + encoded + b"\xff"
-                for address in (TOPIC, ("topic", "other"), None):
+                for address in CHANNELS:
                     plain.take(data, address)
                     signed.take(data, address)
                     signed.take(keyring.sign(data), address)

@@ -62,7 +62,7 @@ class NatsBroker:
             raise ValueError("with ssl, url must begin with tls:// or wss://")
         if len(prefix.encode()) > LONGEST_PREFIX:
             raise ValueError(f"prefix must not have more than {LONGEST_PREFIX} bytes, but is {prefix!r}")
-        self.name = ",".join(names)
+        self.name: str = ",".join(names)
         self._urls = urls
         self._ssl = ssl
         self._prefix = prefix
