@@ -1822,7 +1822,14 @@ def tls_options(kind: str, certificate: Path) -> Any:
 
 
 def test_tls(
-    run: Run, kind: str, tmp_path: Path, prefix: str, certificate: Path, tls: Tls, caplog: pytest.LogCaptureFixture
+    run: Run,
+    kind: str,
+    tmp_path: Path,
+    prefix: str,
+    certificate: Path,
+    tls: Tls,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Messages arrive over TLS; a certificate that is not trusted, or for another name, is refused."""
 
@@ -1833,6 +1840,11 @@ def test_tls(
             assert "CERTIFICATE_VERIFY_FAILED" in await refused(broker, prefix, caplog, url=url)
             other = url.replace("localhost", "127.1")  # the same address
             assert "CERTIFICATE_VERIFY_FAILED" in await refused(broker, prefix, caplog, url=other, ssl=tls[1])
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # the system trusts it
+            async with ends(broker, prefix, url=url) as some:
+                await arrives(*some)
+            assert "CERTIFICATE_VERIFY_FAILED" in await refused(broker, prefix, caplog, url=other)
+            monkeypatch.delenv("SSL_CERT_FILE")
             if kind == "redis":  # or, by the URL alone
                 async with ends(broker, prefix, url=f"{url}?ssl_ca_certs={certificate}") as some:
                     await arrives(*some)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from ssl import SSLContext
+from ssl import SSLContext, create_default_context
 from typing import Any
 
 import redis.asyncio
@@ -42,6 +42,8 @@ class RedisBroker:
         self.name: str = public_name(url, "redis", "rediss", "unix")
         if ssl is not None and not url.startswith("rediss:"):
             raise ValueError("with ssl, url must begin with rediss://")
+        if ssl is None and url.startswith("rediss:") and "ssl_" not in url:
+            ssl = create_default_context()  # redis-py before 6 would not check the name of the host
         self._url = url
         self._ssl = ssl
         self._prefix = prefix
