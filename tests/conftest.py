@@ -93,14 +93,14 @@ def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ag
 
 
 @pytest.fixture(scope="session")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Contexts of a server with a certificate of its own making and of a client that trusts it."""
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of our own making, and its key, in one file."""
     path: Path = tmp_path_factory.mktemp("tls") / "localhost.pem"
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
     names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -114,12 +114,18 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.S
     )
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    ) + signed.public_bytes(serialization.Encoding.PEM)
     path.write_bytes(pem)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tls(certificate: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Contexts of a server with a certificate of its own making and of a client that trusts it."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A client of websockets.sync reads and writes in two threads, which OpenSSL does not allow: where a ticket arrives
     # while the request is being written, one handshake in some hundreds never ends, also without wsfast.
     server.num_tickets = 0
-    server.load_cert_chain(path)
-    client = ssl.create_default_context(cafile=path)
+    server.load_cert_chain(certificate)
+    client = ssl.create_default_context(cafile=certificate)
     return server, client

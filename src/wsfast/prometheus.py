@@ -42,6 +42,7 @@ RELAY_COUNTERS = {
     "received": "Messages from other processes.",
     "duplicates": "Messages that were received once more, and not delivered again.",
     "malformed": "Messages that no relay of this version has sent.",
+    "rejected": "Messages not signed as they must be, or of another channel.",
     "gaps": "How often something was missing.",
     "lost": "Messages from other processes that are missing.",
     "reconnects": "How often the broker was connected to again.",

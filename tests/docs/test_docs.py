@@ -542,6 +542,42 @@ async def presence(block: Block, _: Path) -> None:
     assert said == ["ann is online", "ann is in news", "ann has left news", "ann has left us"]
 
 
+# ---- docs/how-to/secrets.md
+
+
+@runs("docs/how-to/secrets.md", "compress")
+async def compress(block: Block, _: Path) -> None:
+    """The secret is sent to the user alone, and without compression; what it is about is published."""
+    sent: list[Any] = []
+
+    class Recorder(wsfast.Hub):
+        def send(self, user: Any, message: Any, **options: Any) -> int:
+            sent.append((user, message.data, message.compress))
+            return super().send(user, message, **options)
+
+    hub = Recorder()
+    names = play(block, hub=hub, wsfast=wsfast)
+
+    async def handler(connection: Any) -> None:
+        with hub.register(connection, "ann"), hub.subscribe(connection, "room"):
+            await connection.wait_closed()
+
+    async with serving(handler, "") as clients:
+        await until(lambda: hub.count("room") == 1)
+        names["invite"]("room", "ann", "s3cret" * 50)
+        assert await receive(*clients * 2) == ["s3cret" * 50, "ann was invited"]
+    assert sent == [("ann", b"s3cret" * 50, False)]
+
+
+@runs("docs/how-to/secrets.md", "relay")
+async def secrets_at_the_broker(block: Block, _: Path) -> None:
+    """The relay signs what is published."""
+    environ = {"WSFAST_SECRET": "ab" * 32, "REDIS_URL": "rediss://app:password@localhost"}
+    relay = play(block, wsfast=wsfast, os=type("os", (), {"environ": environ}))["relay_of"](wsfast.Hub())
+    assert relay._outbound._keyring is not None
+    assert "password" not in repr(relay)
+
+
 # ---- docs/how-to/processes.md
 
 

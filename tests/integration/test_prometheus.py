@@ -61,6 +61,9 @@ class Nowhere:
     async def open_receiving(self, receive: Any) -> Any:
         raise ConnectionRefusedError
 
+    def channel(self, interest: Any) -> str:
+        return repr(interest)
+
 
 def test_hubs_and_relays(core: Any) -> None:
     """Hubs and relays have metrics of their own, beside those of channels, asked from any thread."""

@@ -11,6 +11,7 @@ import functools
 import gc
 import logging
 import random
+import ssl
 import sys
 import time
 from collections import Counter
@@ -1729,3 +1730,190 @@ def test_poisoned_callback(shared: Broker, prefix: str) -> None:
             assert b.lost == 5
 
     go(main)
+
+
+# ---- Passwords, TLS, secrets
+
+AUTHORIZED = {
+    "redis": ["--user", "app", "on", ">open-sesame", "+@all", "~*", "&*"],
+    "nats": 'authorization { user: app, password: "open-sesame" }\n',
+}
+
+Tls = tuple[ssl.SSLContext, ssl.SSLContext]
+
+
+async def arrives(*some: End) -> None:
+    """Check that what the first one publishes arrives at the last one."""
+    with some[-1].stream("t") as stream:
+        await some[-1].subscribed()
+        some[0].hub.publish("t", "hello")
+        assert await take(stream, 1) == ["hello"]
+
+
+async def refused(broker: Broker, prefix: str, caplog: pytest.LogCaptureFixture, **options: Any) -> str:
+    """Check that a relay does not connect; return the only thing that it logs."""
+    caplog.clear()
+    end = End(broker, prefix, **options)
+    texts: list[str] = []
+
+    def logged() -> bool:
+        texts[:] = [record.getMessage() for record in caplog.records if record.name == "wsfast"]
+        return bool(texts)
+
+    entering = asyncio.create_task(end.relay.__aenter__())
+    await until(logged, "a warning")
+    assert not end.connected
+    entering.cancel()
+    await asyncio.gather(entering, return_exceptions=True)
+    assert len(texts) == 1
+    return texts[0]
+
+
+def test_password(kind: str, tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    """With the password, messages arrive; with another one, or none, it is said why not; no password is logged."""
+
+    async def main(broker: Broker) -> None:
+        right, wrong = (broker.url.replace("//", f"//app:{word}@") for word in ("open-sesame", "barley"))
+        async with ends(broker, prefix, url=right) as some:
+            await arrives(*some)
+        reason = await refused(broker, prefix, caplog, url=wrong)
+        assert ("WRONGPASS" if kind == "redis" else "Authorization") in reason or "invalid username" in reason, reason
+        if kind == "nats":
+            assert "Authorization" in await refused(broker, prefix, caplog)
+
+    with caplog.at_level(logging.DEBUG), started(kind, tmp_path, AUTHORIZED[kind]) as broker:
+        go(lambda: main(broker))
+    assert "sesame" not in caplog.text
+    assert "barley" not in caplog.text
+
+
+@contextlib.asynccontextmanager
+async def encrypted(broker: Broker, context: ssl.SSLContext) -> AsyncIterator[str]:
+    """Return where a broker is that speaks TLS: NATS does; in front of Redis, whose wheel cannot, there is a proxy."""
+    if broker.kind == "nats":
+        yield f"tls://localhost:{broker.port}"
+        return
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", broker.port)
+        await asyncio.gather(carry(reader, other_writer), carry(other_reader, writer))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield f"rediss://localhost:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(TIMEOUT):
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def tls_options(kind: str, certificate: Path) -> Any:
+    """Return what has a broker speak TLS."""
+    return f'tls {{ cert_file: "{certificate}", key_file: "{certificate}" }}\n' if kind == "nats" else ()
+
+
+def test_tls(
+    run: Run,
+    kind: str,
+    tmp_path: Path,
+    prefix: str,
+    certificate: Path,
+    tls: Tls,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Messages arrive over TLS; a certificate that is not trusted, or for another name, is refused."""
+
+    async def main(broker: Broker) -> None:
+        async with encrypted(broker, tls[0]) as url:
+            async with ends(broker, prefix, url=url, ssl=tls[1]) as some:
+                await arrives(*some)
+            assert "CERTIFICATE_VERIFY_FAILED" in await refused(broker, prefix, caplog, url=url)
+            other = url.replace("localhost", "127.1")  # the same address
+            assert "CERTIFICATE_VERIFY_FAILED" in await refused(broker, prefix, caplog, url=other, ssl=tls[1])
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate))  # the system trusts it
+            async with ends(broker, prefix, url=url) as some:
+                await arrives(*some)
+            assert "CERTIFICATE_VERIFY_FAILED" in await refused(broker, prefix, caplog, url=other)
+            monkeypatch.delenv("SSL_CERT_FILE")
+            if kind == "redis":  # or, by the URL alone
+                async with ends(broker, prefix, url=f"{url}?ssl_ca_certs={certificate}") as some:
+                    await arrives(*some)
+
+    with started(kind, tmp_path, tls_options(kind, certificate)) as broker:
+        run(lambda: main(broker))
+
+
+def test_password_is_not_sent_in_the_clear(prefix: str) -> None:
+    """To who answers to tls:// without TLS, as a server or somebody in between may, no password is told."""
+    pytest.importorskip("nats")
+
+    async def main() -> None:
+        heard = bytearray()
+        closed = asyncio.Event()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576,"auth_required":true}\r\n')
+            heard.extend(await reader.read())
+            writer.close()
+            closed.set()
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        async with server:
+            url = f"tls://app:open-sesame@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            async with wsfast.relay.nats(wsfast.Hub(), url, prefix=prefix, timeout=1.0) as relay:
+                async with asyncio.timeout(TIMEOUT):
+                    await closed.wait()
+                assert not relay.stats().connected
+        assert not heard
+
+    go(main)
+
+
+@pytest.mark.parametrize("scheme", ["", "s"])
+def test_ssl_needs_a_scheme(kind: str, scheme: str, tls: Tls) -> None:
+    """With ssl=, a URL that says otherwise is refused, rather than that it is not encrypted."""
+    relay = functools.partial(relay_of, kind, wsfast.Hub(), ssl=tls[1])
+    if scheme:
+        assert relay({"redis": "rediss", "nats": "tls"}[kind] + "://localhost")
+    else:
+        with pytest.raises(ValueError, match="with ssl, url must begin with"):
+            relay(f"{kind}://localhost")
+
+
+def test_secret(run: Run, shared: Broker, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Those with the same secret hear each other, also while it is exchanged. Others are ignored."""
+    old, new = b"open-sesame-open", b"barley-barley-bar"
+    secrets: list[Any] = [old, [old, new], [new, old], new]
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            some = [await stack.enter_async_context(End(shared, prefix, secret=secret)) for secret in secrets]
+            none = await stack.enter_async_context(End(shared, prefix))
+            streams = [end.stream("t") for end in (*some, none)]
+            for end in (*some, none):
+                await end.subscribed()
+            for number, end in enumerate((*some, none)):
+                end.hub.publish("t", f"{number}")
+                await end.sent()
+            raw = [pack(Envelope(MESSAGE, 1, 2**60, 1, ("topic", "t"), b"forged", text=True)), MALFORMED[2]]
+            await raw_publish(shared, f"{prefix}.t.t", raw)
+            true, false = ["0", "1", "2", "3"], ["4", "forged"]
+            expected = [(true[:2], 4), (true, 2), (true, 2), (true[2:], 4), (false, 4)]
+            for end, stream, (heard, rejected) in zip((*some, none), streams, expected, strict=True):
+                await until(functools.partial(lambda end: end.malformed == 1, end))  # the last one
+                assert (here(stream), end.rejected) == (heard, rejected)
+
+    with caplog.at_level(logging.DEBUG):
+        run(main)
+    assert "sesame" not in caplog.text
+    assert "barley" not in caplog.text

@@ -25,6 +25,9 @@ class Nowhere:
     async def open_receiving(self, receive: Any) -> Any:
         raise ConnectionRefusedError
 
+    def channel(self, interest: Any) -> str:
+        return repr(interest)
+
 
 class Sink:
     """A connection of one's own that takes everything."""
@@ -54,7 +57,8 @@ class End:
 
     def receive(self, topic: str, number: int, *, kind: int = MESSAGE, epoch: int = 1) -> None:
         address: Address | None = None if kind == GOODBYE else ("topic", topic)
-        self.relay._inbound.receive(pack(Envelope(kind, 1, epoch, number, address, b"" if kind else b"x")))
+        data = pack(Envelope(kind, 1, epoch, number, address, b"" if kind else b"x"))
+        self.relay._inbound.receive(data, repr(address))
 
     @property
     def counts(self) -> tuple[int, int, int]:

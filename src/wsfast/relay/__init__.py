@@ -13,6 +13,7 @@ process does not get the history and the last values that others have.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ssl import SSLContext
 
 from wsfast.hub import Hub
 from wsfast.hub.topics import check_topic
@@ -20,6 +21,7 @@ from wsfast.policies import DropNewest, DropOldest
 
 from .inbound import Gap
 from .relay import Relay, RelayStats
+from .wire import Keyring
 
 __all__ = ["Gap", "Relay", "RelayStats", "nats", "redis"]
 
@@ -35,6 +37,8 @@ def redis(
     slow: DropOldest | DropNewest = SLOW,
     on_gap: Callable[[Gap], object] | None = None,
     timeout: float = 5.0,
+    secret: bytes | Sequence[bytes] | None = None,
+    ssl: SSLContext | None = None,
 ) -> Relay:
     """Return a relay through Redis, by PUBLISH and SUBSCRIBE; needs the extra `redis`.
 
@@ -45,15 +49,23 @@ def redis(
         slow: What is done about messages that wait for the broker.
         on_gap: Called when messages of another process are missing.
         timeout: Seconds without an answer after which a connection to the broker counts as lost.
+        secret: What messages are signed with, at least 16 bytes, and the same in all processes; messages that are not
+            are ignored. Or several: the first signs, the signatures of all are accepted. Without one, whoever may
+            publish at the broker may publish here.
+        ssl: How to encrypt the connections, and whom to trust; for `rediss://`. Else it is what `url` and
+            the system's defaults say.
 
     Raises:
         ImportError: Without redis.
-        TypeError: If `slow` is another policy.
-        ValueError: If `url` begins otherwise, `prefix` is no topic, or `timeout` is not positive.
+        TypeError: If `slow` is another policy, or `secret` has not type bytes.
+        ValueError: If `url` begins otherwise or is ambiguous, `prefix` is no topic, `timeout` is not positive, or
+            `secret` is too short.
     """
     from .redis_broker import RedisBroker
 
-    return Relay(hub, RedisBroker(url, check_topic(prefix), timeout), slow=slow, on_gap=on_gap, timeout=timeout)
+    broker = RedisBroker(url, check_topic(prefix), timeout, ssl)
+    keyring = None if secret is None else Keyring(secret, prefix)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
 
 
 def nats(
@@ -64,6 +76,8 @@ def nats(
     slow: DropOldest | DropNewest = SLOW,
     on_gap: Callable[[Gap], object] | None = None,
     timeout: float = 5.0,
+    secret: bytes | Sequence[bytes] | None = None,
+    ssl: SSLContext | None = None,
 ) -> Relay:
     """Return a relay through NATS; needs the extra `nats`.
 
@@ -74,12 +88,20 @@ def nats(
         slow: What is done about messages that wait for the broker.
         on_gap: Called when messages of another process are missing.
         timeout: Seconds without an answer after which a connection to the broker counts as lost.
+        secret: What messages are signed with, at least 16 bytes, and the same in all processes; messages that are not
+            are ignored. Or several: the first signs, the signatures of all are accepted. Without one, whoever may
+            publish at the broker may publish here.
+        ssl: How to encrypt the connections, and whom to trust; for `tls://` and `wss://`. Else it is the
+            system's defaults.
 
     Raises:
         ImportError: Without nats-py.
-        TypeError: If `slow` is another policy.
-        ValueError: If `url` begins otherwise, `prefix` is no topic, or `timeout` is not positive.
+        TypeError: If `slow` is another policy, or `secret` has not type bytes.
+        ValueError: If `url` begins otherwise or is ambiguous, `prefix` is no topic, `timeout` is not positive, or
+            `secret` is too short.
     """
     from .nats_broker import NatsBroker
 
-    return Relay(hub, NatsBroker(url, check_topic(prefix), timeout), slow=slow, on_gap=on_gap, timeout=timeout)
+    broker = NatsBroker(url, check_topic(prefix), timeout, ssl)
+    keyring = None if secret is None else Keyring(secret, prefix)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)

@@ -7,6 +7,7 @@ import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from wsfast.hub import Kind
 
@@ -16,10 +17,13 @@ __all__ = [
     "Backoff",
     "Broker",
     "BrokerSubscriptions",
+    "Channel",
     "Interest",
+    "Receive",
     "Receiving",
     "Sending",
     "close",
+    "public_name",
     "stop",
     "while_running",
 ]
@@ -29,6 +33,19 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.05, 5.0
 
 Interest = tuple[Kind, Any]
 """A topic, a pattern or a user that has somebody in this process."""
+
+
+Channel = bytes | str
+"""What the broker calls the place where messages of one topic or user are published."""
+
+Receive = Callable[[bytes, Channel], None]
+
+
+class Closable(Protocol):
+    """A connection to a broker."""
+
+    async def close(self) -> None:
+        """Close it, whether it works or not."""
 
 
 class Sending(Protocol):
@@ -66,8 +83,30 @@ class Broker(Protocol):
     async def open_sending(self) -> Sending:
         """Connect to publish."""
 
-    async def open_receiving(self, receive: Callable[[bytes], None]) -> Receiving:
-        """Connect to subscribe; call `receive` with each message."""
+    async def open_receiving(self, receive: Receive) -> Receiving:
+        """Connect to subscribe; call `receive` with each message and the channel that it came by."""
+
+    def channel(self, interest: Interest | None) -> Channel:
+        """Return the channel of a topic or a user, or the pattern of a pattern's; of None, that of all relays."""
+
+
+def public_name(url: str, *schemes: str) -> str:
+    """Return a URL without user, password and query, for log records.
+
+    Raises:
+        ValueError: If it has another scheme, or characters in the password leave it unclear where that ends.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # whose message may have the password
+        parts, port = None, -1
+    if parts is None or port == -1 or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
+        raise ValueError("url is not valid; characters such as / ? # @ in a password must be percent-encoded")
+    if parts.scheme not in schemes:
+        *some, last = [f"{scheme}://" for scheme in schemes]
+        raise ValueError(f"url must begin with {', '.join(some)} or {last}, not {parts.scheme}://")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 class Backoff:
@@ -107,7 +146,7 @@ async def while_running(running: asyncio.Task[None], request: Coroutine[Any, Any
         await stop(task)
 
 
-async def close(connection: Sending | Receiving) -> None:
+async def close(connection: Closable) -> None:
     """Close a connection that may be broken, also if this is cancelled meanwhile: half closed, it would stay open."""
     closing = asyncio.create_task(connection.close())
     try:
@@ -129,7 +168,7 @@ class BrokerSubscriptions:
     Args:
         broker: The broker.
         timeout: Seconds without an answer after which the connection counts as lost.
-        receive: Called with each message.
+        receive: Called with each message and its channel.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
         on_reconnected: Called after connecting again, when messages may be missing.
     """
@@ -138,7 +177,7 @@ class BrokerSubscriptions:
         self,
         broker: Broker,
         timeout: float,
-        receive: Callable[[bytes], None],
+        receive: Receive,
         on_connected: Callable[..., None],
         on_reconnected: Callable[[], None],
     ) -> None:

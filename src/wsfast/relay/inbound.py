@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Hub, Kind
 from wsfast.hub.topics import matches
 
-from .broker import Interest
-from .outbound import ADDRESSES
-from .wire import GOODBYE, MESSAGE, PUBLISHER, REQUEST, Address, Envelope, unpack
+from .broker import Channel, Interest
+from .outbound import ADDRESSES, BATCH
+from .wire import GOODBYE, MESSAGE, PUBLISHER, REQUEST, Address, Envelope, Keyring, RejectedError, unpack
 
 __all__ = ["Gap", "Inbound"]
 
@@ -24,11 +24,70 @@ logger: logging.Logger = logging.getLogger("wsfast")
 PUBLISHERS = 1024
 """Publishers of one address whose position is known."""
 
+POSITIONS = 1 << 18
+"""Positions of publishers and addresses in all; beyond, those of the addresses that were heard of least recently go."""
+
 PUBLICATIONS = 4096
 """Messages to several topics of which it is known by which they have been delivered."""
 
+DELIVERED = 65536
+"""Topics by which they have been."""
+
 PAST_PATTERNS = 256
 """Patterns that have ended of which it is known when."""
+
+
+RUNS = 4
+"""Runs of one publisher and address that are known, without a secret."""
+
+RESENT = 8 * BATCH
+"""How far behind the last message of a run another one may be, and be one that is sent again.
+
+A publisher sends again the batch that the broker has not confirmed. The other batches are for what a broker that was
+away takes from an old connection and from a new one at the same time.
+"""
+
+Position = tuple[int, int]
+"""Epoch and number of a message."""
+
+
+def follow(
+    last: Sequence[Position], position: Position, before: int, ordered: bool
+) -> tuple[list[Position], int] | None:
+    """Return the last messages of a publisher after another one, and how many are missing before it.
+
+    Without signatures, anybody at the broker may send any position in the name of any publisher. So a position says
+    nothing of messages that are far away from it: it begins a *run* of its own, and the runs that there are go on. A
+    message that follows upon a run exactly belongs to it, whatever the others say. A forged message can therefore hide
+    only messages of its own epoch and the next `RESENT` numbers.
+
+    With signatures, a position is the publisher's, so everything before it counts as received, also what is replayed.
+
+    Args:
+        last: The last message of each run, the latest first.
+        position: The position of the other one.
+        before: The number of the message that it follows upon; its own if it only tells a position.
+        ordered: Whether positions are signed.
+
+    Returns:
+        None if it was received already.
+    """
+    epoch, number = position
+    if ordered:
+        if last and position <= last[0]:
+            return None
+        return [position], before - last[0][1] if last and last[0][0] == epoch else 0
+    numbers = [run[1] for run in last if run[0] == epoch]
+    if before not in numbers:
+        if any(number <= end < number + RESENT for end in numbers):
+            return None
+        near = max((end for end in numbers if number - RESENT <= end < before), default=None)
+        if near is None:  # so many are missing, or it is somebody else's
+            missing = before - numbers[0] if numbers and numbers[0] < before else 0
+            return [position, *last[: RUNS - 1]], missing
+    else:
+        near = before
+    return [position, *(run for run in last if run != (epoch, near))], before - near
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +110,7 @@ class _Seen:
     __slots__ = ("clock", "positions")
 
     def __init__(self) -> None:
-        self.positions: OrderedDict[int, tuple[int, int]] = OrderedDict()  # epoch and number, of each publisher
+        self.positions: OrderedDict[int, list[Position]] = OrderedDict()  # of each publisher, the end of each run
         self.clock = 0  # when the last one came
 
 
@@ -68,6 +127,8 @@ class Inbound:
         name: The repr of the relay, for log records.
         on_gap: Called with a `Gap`.
         on_request: Called when another process asks for positions.
+        channel: Returns the channel of an address; of None, that of all relays.
+        keyring: What messages must be signed with, if they must be.
     """
 
     def __init__(
@@ -77,10 +138,13 @@ class Inbound:
         name: str,
         on_gap: Callable[[Gap], object] | None,
         on_request: Callable[[], None],
+        channel: Callable[[Address | None], Channel],
+        keyring: Keyring | None = None,
     ) -> None:
         self.received: int = 0
         self.duplicates: int = 0
         self.malformed: int = 0
+        self.rejected: int = 0
         self.gaps: int = 0
         self.lost: int = 0
         self.on_gap = on_gap
@@ -88,8 +152,13 @@ class Inbound:
         self._hub = hub
         self._name = name
         self._on_request = on_request
+        self._channel = channel
+        self._keyring = keyring
         self._seen: OrderedDict[Address, _Seen] = OrderedDict()
+        self._addresses: dict[int, set[Address]] = {}  # of each publisher, those with a position
+        self._positions = 0  # in all
         self._delivered: OrderedDict[tuple[int, int], set[str]] = OrderedDict()
+        self._delivered_names = 0
         self._clock = 0
         self._interests: dict[Interest, int] = {}  # when each began
         self._past_patterns: deque[tuple[str, int, int]] = deque(maxlen=PAST_PATTERNS)  # when each began and ended
@@ -117,6 +186,7 @@ class Inbound:
             if routes and self._is_continuous(name, seen, min(began, self._began(routes))):
                 seen.clock = self._clock
             else:
+                self._forget(interest)
                 del self._seen[interest]
 
     def _routes(self, address: Address) -> list[Interest]:
@@ -147,13 +217,20 @@ class Inbound:
 
     # ---- Messages
 
-    def receive(self, data: bytes) -> None:
-        """Deal with a message of the broker's."""
+    def receive(self, data: bytes, channel: Channel) -> None:
+        """Deal with a message of the broker's, and the channel that it came by."""
         if data[PUBLISHER] == self._own:
             return
         try:
-            envelope = unpack(data)
+            envelope = unpack(data, self._keyring)
             message = envelope.message() if envelope.kind == MESSAGE else None
+            if channel != self._channel(envelope.address):  # the broker may permit a publisher some channels only
+                raise RejectedError("it came by another channel than that of its topic or user")
+        except RejectedError as exc:
+            self.rejected += 1
+            if self.rejected == 1:
+                logger.warning("%s has rejected a message: %s", self._name, exc)
+            return
         except ValueError as exc:
             self.malformed += 1
             if self.malformed == 1:
@@ -162,8 +239,8 @@ class Inbound:
         if envelope.kind == REQUEST:
             self._on_request()
         elif envelope.kind == GOODBYE:
-            for seen in list(self._seen.values()):
-                seen.positions.pop(envelope.publisher, None)
+            for address in list(self._addresses.get(envelope.publisher, ())):
+                self._forget(address, envelope.publisher)
         elif envelope.address is not None:
             routes = self._routes(envelope.address)
             if routes:
@@ -175,32 +252,61 @@ class Inbound:
         if seen is None:
             seen = self._seen[address] = _Seen()
             if len(self._seen) > len(self._interests) + ADDRESSES:  # those of patterns have no end
-                self._seen.popitem(last=False)
+                self._forget_oldest()
         else:
             self._seen.move_to_end(address)
             if seen.clock < self._last_end and not self._is_continuous(address[1], seen, self._began(routes)):
-                seen.positions.clear()
+                self._forget(address)
         seen.clock = self._clock
         return seen
 
     def _receive(self, envelope: Envelope, address: Address, message: PreparedMessage | None, seen: _Seen) -> None:
         """Deliver a message unless it was received already; report what is missing before it."""
-        last = seen.positions.get(envelope.publisher)
+        publisher = envelope.publisher
         position = envelope.epoch, envelope.number
-        if last is not None and position <= last:
+        before = envelope.number - (message is not None)
+        following = follow(seen.positions.get(publisher, ()), position, before, self._keyring is not None)
+        if following is None:
             self.duplicates += message is not None
             return
         if message is not None:
             self._deliver(envelope, address, message)
             self.received += 1
-        seen.positions[envelope.publisher] = position  # not before: else what could not be delivered would not count
-        seen.positions.move_to_end(envelope.publisher)
+        positions, missing = following
+        # Noted not before: else what could not be delivered would not count.
+        self._note(address, seen, publisher, positions)
+        if missing:
+            self._report(Gap(f"{publisher:016x}", *address, missing))
+
+    def _note(self, address: Address, seen: _Seen, publisher: int, positions: list[Position]) -> None:
+        """Note the last messages of a publisher and address."""
+        known = publisher in seen.positions
+        self._addresses.setdefault(publisher, set()).add(address)
+        seen.positions[publisher] = positions
+        if known:
+            seen.positions.move_to_end(publisher)
+            return
+        self._positions += 1
         if len(seen.positions) > PUBLISHERS:
-            seen.positions.popitem(last=False)
-        if last is not None and last[0] == envelope.epoch:
-            missing = envelope.number - last[1] - (message is not None)
-            if missing:
-                self._report(Gap(f"{envelope.publisher:016x}", *address, missing))
+            self._forget(address, next(iter(seen.positions)))
+        while self._positions > POSITIONS:
+            self._forget_oldest()
+
+    def _forget(self, address: Address, *publishers: int) -> None:
+        """Forget the positions of some publishers of an address; without any, of all."""
+        positions = self._seen[address].positions if address in self._seen else {}
+        for publisher in publishers or list(positions):
+            self._positions -= positions.pop(publisher, None) is not None
+            if addresses := self._addresses.get(publisher):
+                addresses.discard(address)
+                if not addresses:
+                    del self._addresses[publisher]
+
+    def _forget_oldest(self) -> None:
+        """Forget the address that was heard of least recently."""
+        address = next(iter(self._seen))
+        self._forget(address)
+        del self._seen[address]
 
     def _report(self, gap: Gap) -> None:
         self.gaps += 1
@@ -219,8 +325,9 @@ class Inbound:
         number, topics = envelope.publication
         delivered = self._delivered.setdefault((envelope.publisher, number), set())
         self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=tuple(delivered))
+        self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):
-            del self._delivered[envelope.publisher, number]
-        elif len(self._delivered) > PUBLICATIONS:
-            self._delivered.popitem(last=False)
+            self._delivered_names -= len(self._delivered.pop((envelope.publisher, number)))
+        while len(self._delivered) > PUBLICATIONS or self._delivered_names > DELIVERED:
+            self._delivered_names -= len(self._delivered.popitem(last=False)[1])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from ssl import SSLContext
 from typing import Any
-from urllib.parse import urlsplit
 
 import nats
 import nats.errors
 from nats.aio.client import Client
 
-from .broker import Interest, Receiving, Sending
+from .broker import Interest, Receive, Receiving, Sending, close, public_name
 from .wire import Address
 
 __all__ = ["NatsBroker"]
@@ -33,6 +33,16 @@ LONGEST_PREFIX = 100
 """Bytes of the longest prefix."""
 
 
+class _Client(Client):
+    """A client that tells no password to a server that does not encrypt, if the URL says `tls://`."""
+
+    def _connect_command(self) -> bytes:
+        assert self._current_server is not None
+        if self._current_server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            raise nats.errors.SecureConnRequiredError
+        return super()._connect_command()
+
+
 class NatsBroker:
     """A NATS server, or a cluster.
 
@@ -40,22 +50,21 @@ class NatsBroker:
         url: See `wsfast.relay.nats()`.
         prefix: What subjects begin with.
         timeout: Seconds without an answer after which a connection counts as lost.
+        ssl: How to encrypt connections; None for the system's defaults.
     """
 
-    def __init__(self, url: str | Sequence[str], prefix: str, timeout: float) -> None:
+    def __init__(self, url: str | Sequence[str], prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
             raise ValueError("there must be at least one url")
-        names = []
-        for one in urls:
-            parts = urlsplit(one)
-            if parts.scheme not in ("nats", "tls", "ws", "wss"):
-                raise ValueError(f"url must begin with nats://, tls://, ws:// or wss://, not {parts.scheme}://")
-            names.append(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+        names = [public_name(one, "nats", "tls", "ws", "wss") for one in urls]
+        if ssl is not None and not all(one.startswith(("tls:", "wss:")) for one in urls):
+            raise ValueError("with ssl, url must begin with tls:// or wss://")
         if len(prefix.encode()) > LONGEST_PREFIX:
             raise ValueError(f"prefix must not have more than {LONGEST_PREFIX} bytes, but is {prefix!r}")
-        self.name = ",".join(names)
+        self.name: str = ",".join(names)
         self._urls = urls
+        self._ssl = ssl
         self._prefix = prefix
         self._timeout = timeout
 
@@ -69,7 +78,7 @@ class NatsBroker:
         async def on_error(_: Exception) -> None:
             """Do nothing: what is missing is found by its number."""
 
-        client = Client()
+        client = _Client()
         try:
             await client.connect(
                 self._urls,
@@ -79,13 +88,16 @@ class NatsBroker:
                 closed_cb=on_closed,
                 disconnected_cb=on_closed,
                 error_cb=on_error,
+                tls=self._ssl,
             )
         except BaseException:
-            await asyncio.shield(client.close())  # which has a socket, if the server was there
+            await close(
+                client
+            )  # it has a socket, if the server was there; after a failed handshake, that takes for ever
             raise
         return client
 
-    def subject(self, interest: Address | Interest | None) -> str:
+    def channel(self, interest: Address | Interest | None) -> str:
         """Return the subject of an address, or of a pattern, which has the same form there."""
         if interest is None:
             return f"{self._prefix}.all"
@@ -102,7 +114,7 @@ class NatsBroker:
         lost = asyncio.get_running_loop().create_future()
         return _Sending(self, await self.connect(lost), lost, self._timeout)
 
-    async def open_receiving(self, receive: Callable[[bytes], None]) -> Receiving:
+    async def open_receiving(self, receive: Receive) -> Receiving:
         """Connect to subscribe."""
         lost = asyncio.get_running_loop().create_future()
         return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)
@@ -137,7 +149,7 @@ class _Sending:
         refused = 0
         for address, data in messages:
             try:
-                await self._client.publish(self._broker.subject(address), data)
+                await self._client.publish(self._broker.channel(address), data)
             except nats.errors.MaxPayloadError:
                 refused += 1
         await _flush(self._client, self._lost, self._timeout)
@@ -153,7 +165,7 @@ class _Receiving:
         broker: NatsBroker,
         client: Client,
         lost: asyncio.Future[None],
-        receive: Callable[[bytes], None],
+        receive: Receive,
         timeout: float,
     ) -> None:
         self._broker = broker
@@ -164,12 +176,12 @@ class _Receiving:
         self._subscriptions: dict[Interest | None, Any] = {}
 
     async def _on_message(self, message: Any) -> None:
-        self._receive(message.data)
+        self._receive(message.data, message.subject)
 
     async def subscribe(self, interests: Sequence[Interest | None]) -> None:
         for interest in interests:
             self._subscriptions[interest] = await self._client.subscribe(
-                self._broker.subject(interest),
+                self._broker.channel(interest),
                 cb=self._on_message,
                 pending_msgs_limit=PENDING_MESSAGES,
                 pending_bytes_limit=PENDING_BYTES,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
@@ -19,7 +20,7 @@ from wsfast.hub import Kind
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
-from .wire import GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, pack
+from .wire import GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, Keyring, pack
 
 __all__ = ["ADDRESSES", "Outbound"]
 
@@ -33,7 +34,10 @@ ADDRESSES = 65536
 """Topics and users whose position is known."""
 
 POSITION_INTERVAL = 1.0
-"""Seconds between two times that positions are sent."""
+"""Seconds between two times that positions are sent, at least."""
+
+POSITIONS = 4096
+"""Positions for which that is enough; with more, the time grows with their number."""
 
 
 class _Position:
@@ -61,6 +65,7 @@ class Outbound:
         slow: What is done about messages that wait for the broker.
         timeout: Seconds without an answer after which the connection counts as lost.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
+        keyring: What messages are signed with, if they are.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Outbound:
         slow: DropOldest | DropNewest,
         timeout: float,
         on_connected: Callable[..., None],
+        keyring: Keyring | None = None,
     ) -> None:
         self.published: int = 0
         self.sent: int = 0
@@ -80,11 +86,12 @@ class Outbound:
         self._slow = slow
         self._timeout = timeout
         self._on_connected = on_connected
+        self._keyring = keyring
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
         self._batch: list[_Queued] = []
         self._positions: OrderedDict[Address, _Position] = OrderedDict()
-        self._epochs = self._publications = 0
+        self._epoch = 0
         self._positions_due = self._request_due = self._goodbye_due = False
         self._positions_sent = 0.0  # when
         self._changed = asyncio.Event()
@@ -103,8 +110,7 @@ class Outbound:
         """Enqueue a message for other processes, as far as the policy allows."""
         publication = None
         if len(names) > 1:
-            self._publications += 1
-            publication = self._publications, names
+            publication = secrets.randbits(63), names  # which nobody can guess before it is published
         for name in names:
             address = kind, name
             position = self._position_of(address)
@@ -121,18 +127,25 @@ class Outbound:
                 excluded,
                 publication,
             )
-            data = pack(envelope)
+            try:
+                data = pack(envelope, self._keyring)
+            except ValueError:  # it is too large
+                data = None
             position.number += 1
             self.published += 1
-            self._enqueue(address, data)
+            if data is None:
+                self._drop()
+                self._changed.set()
+            else:
+                self._enqueue(address, data)
 
     def _position_of(self, address: Address) -> _Position:
         position = self._positions.get(address)
         if position is None:
             if len(self._positions) >= ADDRESSES:
                 self._positions.popitem(last=False)
-            self._epochs += 1
-            position = self._positions[address] = _Position(self._epochs)
+            self._epoch = max(time.time_ns(), self._epoch + 1)
+            position = self._positions[address] = _Position(self._epoch)
         else:
             self._positions.move_to_end(address)
         return position
@@ -257,7 +270,7 @@ class Outbound:
         """Send what is due of: a request for positions, positions, goodbye."""
         if self._request_due:
             async with asyncio.timeout(self._timeout):
-                await sending.publish([(None, pack(Envelope(REQUEST, self._publisher)))])
+                await sending.publish([(None, pack(Envelope(REQUEST, self._publisher), self._keyring))])
             self._request_due = False
         if self._queue:
             return
@@ -265,7 +278,7 @@ class Outbound:
             await self._publish_positions(sending)
         if self._goodbye_due and not self._queue:
             async with asyncio.timeout(self._timeout):
-                await sending.publish([(None, pack(Envelope(GOODBYE, self._publisher)))])
+                await sending.publish([(None, pack(Envelope(GOODBYE, self._publisher), self._keyring))])
             self._goodbye_due = False
             self._finished.set()
 
@@ -275,7 +288,7 @@ class Outbound:
             position = self._positions.get(address)
             if position is not None:
                 envelope = Envelope(POSITION, self._publisher, position.epoch, position.number, address)
-                positions.append((address, pack(envelope)))
+                positions.append((address, pack(envelope, self._keyring)))
         if self._queue:  # these have numbers already, which must not be told before they come
             return
         self._positions_sent = time.monotonic()
@@ -286,4 +299,5 @@ class Outbound:
 
     def _positions_delay(self) -> float:
         """Return after how many seconds positions may be sent again."""
-        return self._positions_sent + POSITION_INTERVAL - time.monotonic()
+        interval = POSITION_INTERVAL * max(1.0, len(self._positions) / POSITIONS)
+        return self._positions_sent + interval - time.monotonic()

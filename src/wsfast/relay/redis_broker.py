@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from ssl import SSLContext, create_default_context
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .broker import Interest, Receiving, Sending
+from .broker import Interest, Receive, Receiving, Sending, public_name
 from .wire import Address
 
 __all__ = ["RedisBroker"]
 
 _SPECIAL = re.compile(r"[\\*?\[\]^-]")
+
+
+class _TLSConnection(redis.asyncio.SSLConnection):
+    """A connection that is encrypted as an `ssl.SSLContext` says."""
+
+    def __init__(self, *, context: SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = context  # else it would make one
 
 
 class RedisBroker:
@@ -27,14 +35,17 @@ class RedisBroker:
         url: See `wsfast.relay.redis()`.
         prefix: What the names of channels begin with.
         timeout: Seconds without an answer after which a connection counts as lost.
+        ssl: How to encrypt connections; None for what `url` says.
     """
 
-    def __init__(self, url: str, prefix: str, timeout: float) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ValueError(f"url must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
-        self.name: str = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    def __init__(self, url: str, prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
+        self.name: str = public_name(url, "redis", "rediss", "unix")
+        if ssl is not None and not url.startswith("rediss:"):
+            raise ValueError("with ssl, url must begin with rediss://")
+        if ssl is None and url.startswith("rediss:") and "ssl_" not in url:
+            ssl = create_default_context()  # redis-py before 6 would not check the name of the host
         self._url = url
+        self._ssl = ssl
         self._prefix = prefix
         self._timeout = timeout
 
@@ -48,6 +59,9 @@ class RedisBroker:
             socket_connect_timeout=self._timeout,
             decode_responses=False,
         )
+        if self._ssl is not None:
+            client.connection_pool.connection_class = _TLSConnection
+            client.connection_pool.connection_kwargs["context"] = self._ssl
         return client
 
     def channel(self, interest: Address | Interest | None) -> bytes:
@@ -73,7 +87,7 @@ class RedisBroker:
             raise
         return _Sending(self, client)
 
-    async def open_receiving(self, receive: Callable[[bytes], None]) -> Receiving:
+    async def open_receiving(self, receive: Receive) -> Receiving:
         """Connect to subscribe."""
         client = self._client()
         receiving = _Receiving(self, client, receive, self._timeout)
@@ -107,9 +121,7 @@ class _Sending:
 
 
 class _Receiving:
-    def __init__(
-        self, broker: RedisBroker, client: redis.asyncio.Redis, receive: Callable[[bytes], None], timeout: float
-    ) -> None:
+    def __init__(self, broker: RedisBroker, client: redis.asyncio.Redis, receive: Receive, timeout: float) -> None:
         self._broker = broker
         self._client = client
         self._pubsub: Any = client.pubsub()
@@ -174,7 +186,7 @@ class _Receiving:
                 continue
             kind = message["type"]
             if kind in ("message", "pmessage"):
-                self._receive(message["data"])
+                self._receive(message["data"], message["channel"])
             elif kind != "pong":
                 future = self._awaited.pop(message["channel"], None)
                 if future is not None and not future.done():

@@ -19,7 +19,7 @@ from wsfast.policies import DropNewest, DropOldest
 from .broker import Broker, BrokerSubscriptions, stop
 from .inbound import Gap, Inbound
 from .outbound import Outbound
-from .wire import check_key, check_user
+from .wire import Keyring, check_key, check_user
 
 __all__ = ["Relay", "RelayStats"]
 
@@ -44,6 +44,8 @@ class RelayStats:
     """Messages that were received once more, and not delivered again."""
     malformed: int
     """Messages that no relay of this version has sent; they were ignored."""
+    rejected: int
+    """Messages that were ignored since they were not signed as they must be, or came by another channel than theirs."""
     gaps: int
     """How often something was missing."""
     lost: int
@@ -73,6 +75,7 @@ class Relay:
         slow: DropOldest | DropNewest,
         on_gap: Callable[[Gap], object] | None,
         timeout: float,
+        keyring: Keyring | None = None,
     ) -> None:
         if not isinstance(slow, (DropOldest, DropNewest)):
             raise TypeError(f"slow must be DropOldest() or DropNewest(), not {slow!r}")
@@ -82,8 +85,8 @@ class Relay:
         self._broker = broker
         self._timeout = timeout
         self._id = secrets.randbits(64)
-        self._outbound = Outbound(self._id, broker, slow, timeout, partial(self._on_connected, "publish"))
-        self._inbound = Inbound(self._id, hub, repr(self), on_gap, self._outbound.announce)
+        self._outbound = Outbound(self._id, broker, slow, timeout, partial(self._on_connected, "publish"), keyring)
+        self._inbound = Inbound(self._id, hub, repr(self), on_gap, self._outbound.announce, broker.channel, keyring)
         self._subscriptions = BrokerSubscriptions(
             broker,
             timeout,
@@ -153,7 +156,7 @@ class Relay:
         self._connections = dict.fromkeys(self._connections, False)
         self._connected.clear()
 
-    def _on_connected(self, which: str, connected: bool, reason: object = None) -> None:
+    def _on_connected(self, which: str, connected: bool, reason: BaseException | None = None) -> None:
         """Note a connection that was made or lost; log when that changes, or when there is none at the beginning."""
         before = self._connected.is_set()
         self._connections[which] = connected
@@ -166,7 +169,8 @@ class Relay:
         self._connected.clear()
         if not connected and not self._warned:
             self._warned = True
-            logger.warning("%r is not connected: %r", self, reason)
+            # Not its repr, which of some redis-py has no text.
+            logger.warning("%r is not connected: %s", self, f"{type(reason).__name__}: {reason}".removesuffix(": "))
 
     # ---- For users
 
@@ -199,6 +203,7 @@ class Relay:
             received=inbound.received,
             duplicates=inbound.duplicates,
             malformed=inbound.malformed,
+            rejected=inbound.rejected,
             gaps=inbound.gaps,
             lost=inbound.lost,
             reconnects=outbound.reconnects + subscriptions.reconnects,

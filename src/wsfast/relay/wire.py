@@ -5,19 +5,21 @@
 | 0      | 0xF5, which begins no other encoding of text                                                    |
 | 1      | version of this format: 1                                                                       |
 | 2      | kind: 0 message, 1 position, 2 request for positions, 3 goodbye                                 |
-| 3      | flags: 1 Text frame, 2 not to be compressed                                                     |
+| 3      | flags: 1 Text frame, 2 not to be compressed, 4 signed                                           |
 | 4-11   | publisher, a random number                                                                      |
-| 12-19  | epoch: which it is of the times that the publisher has begun to number messages of an address   |
+| 12-19  | epoch: when the publisher has begun to number messages of an address, in nanoseconds since 1970 |
 | 20-27  | number of the message among those of its address and epoch, from 1; of a position, the last one |
 | 28-31  | octets of the head                                                                              |
 | 32-    | head, a JSON object: topic or user, key, excluded users, all topics; behind it the payload      |
+| last   | if it is signed: the first 16 octets of the HMAC-SHA-256 of everything before them              |
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 import struct
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,8 @@ __all__ = [
     "REQUEST",
     "Address",
     "Envelope",
+    "Keyring",
+    "RejectedError",
     "check_key",
     "check_user",
     "pack",
@@ -42,8 +46,16 @@ __all__ = [
 MESSAGE, POSITION, REQUEST, GOODBYE = range(4)
 
 _MAGIC, _VERSION = 0xF5, 1
-_TEXT, _PLAIN = 1, 2
+_TEXT, _PLAIN, _SIGNED = 1, 2, 4
+_FLAGS = 3
+"""Where the flags are."""
 _LARGEST_INT = 1 << 256
+_DEEPEST = 32
+"""Tuples in tuples of a key."""
+_LARGEST_HEAD = 1 << 20
+"""Octets. Python objects take many times as much memory as the JSON that they are made from."""
+_SHORTEST_SECRET = 16
+_SIGNATURE = 16
 _HEAD = struct.Struct(">BBBBQQQI")
 
 PUBLISHER = slice(4, 12)
@@ -82,16 +94,75 @@ class Envelope:
         return PreparedMessage(self.payload, compress=None if self.compressible else False)
 
 
+class RejectedError(ValueError):
+    """A message has no signature, another one than its octets and the secret give, or one but there is no secret."""
+
+
+class Keyring:
+    """The secrets that messages are signed with.
+
+    Args:
+        secret: The secret; or several, the first of which signs, while the signatures of all are accepted.
+        prefix: What the names of channels begin with: a message is not accepted under another one.
+
+    Raises:
+        TypeError: If a secret is not of type bytes.
+        ValueError: If there is none, or one has less than 16 bytes.
+    """
+
+    def __init__(self, secret: bytes | Sequence[bytes], prefix: str) -> None:
+        secrets = [secret] if isinstance(secret, (bytes, str)) else list(secret)
+        if not secrets:
+            raise ValueError("secret must be bytes, or a sequence of at least one")
+        for one in secrets:
+            if not isinstance(one, bytes):
+                raise TypeError(f"secret must be bytes, or a sequence of bytes, not {type(one).__name__}")
+            if len(one) < _SHORTEST_SECRET:
+                raise ValueError(
+                    f"secret must have at least {_SHORTEST_SECRET} bytes; secrets.token_bytes(32) makes one"
+                )
+        keys = [hmac.digest(one, b"wsfast relay " + prefix.encode(), "sha256") for one in secrets]
+        self._keyed = [hmac.new(key, digestmod="sha256") for key in keys]
+
+    def sign(self, data: bytes) -> bytes:
+        """Return octets with their signature behind them."""
+        return data + self._signature(self._keyed[0], data)
+
+    def verify(self, data: bytes) -> bytes:
+        """Return octets without the signature behind them.
+
+        Raises:
+            RejectedError: If none of the secrets gives this signature.
+        """
+        signed, signature = data[:-_SIGNATURE], data[-_SIGNATURE:]
+        for keyed in self._keyed:
+            if hmac.compare_digest(self._signature(keyed, signed), signature):
+                return signed
+        raise RejectedError("it is signed with another secret, or was changed")
+
+    @staticmethod
+    def _signature(keyed: hmac.HMAC, data: bytes) -> bytes:
+        mac = keyed.copy()
+        mac.update(data)
+        return mac.digest()[:_SIGNATURE]
+
+
 def check_key(key: Any) -> None:
     """Check that a key can be carried.
 
     Raises:
         TypeError: If it is neither None, a str, an int, a float, a bool nor a tuple of such.
-        ValueError: If it is an int of more than 256 bits.
+        ValueError: If it is an int of more than 256 bits, or tuples in tuples are more than 32 deep.
     """
+    _check_key(key, 0)
+
+
+def _check_key(key: Any, depth: int) -> None:
     if isinstance(key, tuple):
+        if depth >= _DEEPEST:
+            raise ValueError(f"with a relay, tuples in a key must not be more than {_DEEPEST} deep")
         for part in key:
-            check_key(part)
+            _check_key(part, depth + 1)
     elif key is not None and type(key) not in (str, int, float, bool):
         raise TypeError(f"with a relay, a key must be a str, a number or a tuple of these, not {type(key).__name__}")
     elif type(key) is int:
@@ -119,8 +190,12 @@ def _check_int(value: int) -> None:
         raise ValueError("with a relay, an int must not have more than 256 bits")
 
 
-def pack(envelope: Envelope) -> bytes:
-    """Return the octets of an envelope."""
+def pack(envelope: Envelope, keyring: Keyring | None = None) -> bytes:
+    """Return the octets of an envelope, signed if there are secrets.
+
+    Raises:
+        ValueError: If topics, users and the key take more than 1 MiB.
+    """
     head: dict[str, Any] = {}
     if envelope.address is not None:
         kind, name = envelope.address
@@ -132,26 +207,37 @@ def pack(envelope: Envelope) -> bytes:
     if envelope.publication is not None:
         head["m"] = envelope.publication
     encoded = json.dumps(head, separators=(",", ":")).encode()
-    flags = _TEXT * envelope.text | _PLAIN * (not envelope.compressible)
+    if len(encoded) > _LARGEST_HEAD:
+        raise ValueError(f"topics, users and key must not take more than {_LARGEST_HEAD} bytes")
+    flags = _TEXT * envelope.text | _PLAIN * (not envelope.compressible) | _SIGNED * (keyring is not None)
     fixed = _HEAD.pack(
         _MAGIC, _VERSION, envelope.kind, flags, envelope.publisher, envelope.epoch, envelope.number, len(encoded)
     )
-    return b"".join((fixed, encoded, envelope.payload))
+    data = b"".join((fixed, encoded, envelope.payload))
+    return data if keyring is None else keyring.sign(data)
 
 
-def unpack(data: bytes) -> Envelope:
-    """Return what some octets say.
+def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
+    """Return what some octets say. Nothing but the fixed part is looked at before the signature is verified.
+
+    The cost is linear in the number of octets, whatever they are.
 
     Raises:
+        RejectedError: If they are not signed as they must be.
         ValueError: If no relay of this version has sent them.
     """
     try:
-        magic, version, kind, flags, publisher, epoch, number, size = _HEAD.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION or kind > GOODBYE:
+        if _HEAD.unpack_from(data)[:2] != (_MAGIC, _VERSION):
+            raise ValueError("it was not sent by a relay of this version")
+        data = _authenticated(data, keyring)
+        _, _, kind, flags, publisher, epoch, number, size = _HEAD.unpack_from(data)
+        if kind > GOODBYE:
             raise ValueError("it was not sent by a relay of this version")
         end = _HEAD.size + size
         if len(data) < end:
             raise ValueError("its end is missing")
+        if size > _LARGEST_HEAD:
+            raise ValueError("its head is too long")
         head = json.loads(data[_HEAD.size : end])
         if not isinstance(head, dict):
             raise ValueError("its head is no object")
@@ -173,12 +259,31 @@ def unpack(data: bytes) -> Envelope:
             data[end:],
             bool(flags & _TEXT),
             not flags & _PLAIN,
-            _hashable(head.get("k")),
-            tuple(_hashable(user) for user in head.get("x", ())),
+            _key(head.get("k")),
+            tuple(_key(user) for user in head.get("x", ())),
             None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
         )
     except (struct.error, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
+
+
+def _authenticated(data: bytes, keyring: Keyring | None) -> bytes:
+    """Return octets without their signature, if they are signed as they must be."""
+    signed = data[_FLAGS] & _SIGNED
+    if keyring is None:
+        if signed:
+            raise RejectedError("it is signed, and this relay has no secret")
+        return data
+    if not signed:
+        raise RejectedError("it is not signed")
+    return keyring.verify(data)
+
+
+def _key(value: Any) -> Any:
+    """Return a value of JSON that is a key or a user, with tuples for lists."""
+    key = _hashable(value)
+    check_key(key)
+    return key
 
 
 def _hashable(value: Any) -> Any:
