@@ -14,7 +14,7 @@ export WSFAST_REQUIRE_EXT = 1
 # A process that is done takes tests from another, so that none waits for the slow ones of one file.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-c test-python coverage sanitize lint format types bench docs matrix support leaks clean
+.PHONY: demo test test-c test-python coverage sanitize lint format types bench docs matrix support leaks soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -53,6 +53,13 @@ matrix:
 # Older releases of every library whose connections can be sent to; writes the table of docs/how-to/support.md.
 support: $(VENV)/ready
 	PYTHON=$(BIN)/python .ci/support
+
+# Random mixes of everything, checked by clients in another process: MINUTES of it. SEED, and ROUND, repeat a run; GO_ON=1
+# does not stop at the first faulty round.
+MINUTES ?= 5
+soak: $(VENV)/ready
+	cd tests && $(abspath $(BIN))/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUND),--round $(ROUND)) $(if $(GO_ON),--go-on)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
