@@ -119,6 +119,7 @@ class Feed:
         """Messages that were published."""
         self.unsure = 0
         """Messages of which nobody knows, since an interrupt came in between."""
+        self.closed = False
         self.faults: list[str] = []
         policy = dict(plan["policy"])
         self.policy: Any = getattr(wsfast, policy.pop("type"))(**policy)
@@ -175,6 +176,7 @@ class Feed:
 
     def close(self) -> None:
         """End what is not a connection's."""
+        self.closed = True
 
     def waiting(self) -> bool:
         return self.queued()[0] > 0
@@ -258,6 +260,8 @@ class ChannelFeed(Feed):
                 self.itself = self
 
             def __del__(self) -> None:
+                if feed.closed or threading.current_thread() is not threading.main_thread():
+                    return
                 feed.unsure += 1
                 feed.channel.publish(feed.finalizers.encode(payload, 0, text=text))
                 feed.unsure -= 1
@@ -267,17 +271,21 @@ class ChannelFeed(Feed):
 
     def publish_in_thread(self) -> None:
         """Publish from another thread."""
+        loop = asyncio.get_running_loop()
         payloads = [self.payloads.next(self.rng) for _ in range(5)]
         messages = [self.thread.encode(payload, 0, text=text) for payload, text in payloads]
 
         def publish() -> None:
             for message in messages:
                 self.channel.publish_threadsafe(message)
+            loop.call_soon_threadsafe(count)
+
+        def count() -> None:
+            self.made += len(messages)
 
         thread = threading.Thread(target=publish)
         thread.start()
         thread.join()
-        self.made += 5
 
     def queued(self) -> tuple[int, int]:
         stats = self.channel.stats()
@@ -304,6 +312,7 @@ class ChannelFeed(Feed):
         return faults
 
     def close(self) -> None:
+        super().close()
         for stream in self.streams:
             stream.close()
 
@@ -333,8 +342,9 @@ class HubFeed(Feed):
         self.far = wsfast.Hub(name=f"far of feed {number}", **options) if plan["relay"] else None
         self.relays: list[Any] = []
         self.gaps = 0
-        order = Order.GAPS if plan["last_values"] or plan["relay"] and self.order is Order.STRICT else self.order
-        self.order = order
+        if self.order is Order.STRICT and (plan["last_values"] or plan["relay"]):
+            self.order = Order.GAPS
+        order = self.order
         self.topics = {topic: self.source(order) for topic in plan["topics"]}
         self.users = {user: self.source(order) for user in range(plan["users"])}
         self.several = self.source(Order.KEYS if order is Order.KEYS else Order.GAPS)
@@ -537,6 +547,7 @@ class OwnFeed(Feed):
             del self.sending[ticket]
 
     def close(self) -> None:
+        super().close()
         for task in self.sending.values():
             task.cancel()
 

@@ -157,7 +157,7 @@ class Listener(picows.WSListener):
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         kind = frame.msg_type
-        if kind == TEXT or kind == BINARY:
+        if kind in (TEXT, BINARY):
             if frame.fin and not frame.rsv1:
                 self.received.take(frame.get_payload_as_memoryview(), text=kind == TEXT)
             else:
@@ -365,7 +365,7 @@ class Oracle:
         """Wait until all connections have ended; return those that have not, which are cut, and forget all."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(20):
-                for client in self.clients.values():
+                for client in list(self.clients.values()):
                     await client.received.done.wait()
         left = [number for number, client in self.clients.items() if not client.received.done.is_set()]
         for number in left:
