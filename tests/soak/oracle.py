@@ -164,7 +164,8 @@ class Listener(picows.WSListener):
                 self.received.fault("a fragment, or a compressed frame")
         elif kind == CLOSE:
             self.received.end = self.received.end or "closed"
-            transport.send_close(frame.get_close_code())
+            code: Any = frame.get_close_code()
+            transport.send_close(code)
             transport.disconnect()
         elif kind == picows.WSMsgType.CONTINUATION:
             self.received.fault("a fragment")
@@ -269,6 +270,8 @@ class AiohttpClient(Client):
                     break
                 elif message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING):
                     break
+        except OSError:  # ClientConnectionResetError, as it answers to a ping or a close frame
+            pass
         except Exception as exc:
             self.received.fault(f"it could not be received: {exc!r}")
         with contextlib.suppress(Exception):

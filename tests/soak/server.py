@@ -11,9 +11,9 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -162,11 +162,9 @@ class Round:
 
     def kick(self) -> None:
         """Close some connection, just after something was published."""
-        client = self.rng.choice(list(self.connections)) if self.connections else None
-        connection = self.connections.pop(client, None)
-        if connection is None:
+        if not self.connections:
             return
-        adapted = adapt(connection)
+        adapted = adapt(self.connections.pop(self.rng.choice(list(self.connections))))
         if self.rng.random() < 0.4:
             adapted.transport.abort()
             return
@@ -285,7 +283,7 @@ def left() -> dict[str, int]:
     for _ in range(3):
         gc.collect()
     names = (
-        type(one).__name__ for one in gc.get_objects() if type(one).__module__.startswith(("wsfast", "websockets"))
+        type(one).__name__ for one in gc.get_objects() if str(type(one).__module__).startswith(("wsfast", "websockets"))
     )
     return dict(collections.Counter(name for name in names if name in KEPT))
 
@@ -295,7 +293,10 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     lines = Lines()
-    factories = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "asyncio": asyncio.SelectorEventLoop,
+        "uvloop": uvloop.new_event_loop,
+    }
     for factory in factories.values():  # which open some descriptors of the process's, once
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(asyncio.sleep(0))
@@ -316,4 +317,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -146,8 +146,12 @@ class _Listener(libraries.Listener):
 async def _of_picows(arrived: Arrived, listener: Any, compression: str) -> AsyncIterator[None]:
     transports: list[Any] = []
 
+    def also_arrived(number: int, transport: Any, send: Any) -> None:
+        transports.append(transport)
+        arrived(number, transport, send)
+
     def make(request: picows.WSUpgradeRequest) -> _Listener:
-        return _Listener(lambda *one: (transports.append(one[1]), arrived(*one))[1], request.path.decode())
+        return _Listener(also_arrived, request.path.decode())
 
     server = await picows.ws_create_server(make, sock=listener)
     try:
