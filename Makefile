@@ -14,7 +14,7 @@ export WSFAST_REQUIRE_EXT = 1
 # A process that is done takes tests from another, so that none waits for the slow ones of one file.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-c test-python coverage sanitize lint format types bench docs matrix support leaks soak clean
+.PHONY: demo test test-c test-python coverage sanitize sanitize-python lint format types bench docs matrix support leaks soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -41,6 +41,10 @@ sanitize: $(VENV)/ready
 		$(BIN)/cmake --build $$dir && \
 		$(BIN)/ctest --test-dir $$dir --output-on-failure || exit 1; \
 	done
+
+# The Python suite with the extension built for sanitizers: all of it, or the TESTS that are given.
+sanitize-python: $(VENV)/ready
+	PYTHON=$(BIN)/python .ci/sanitize-python $(if $(TESTS),--numprocesses $(JOBS) --dist worksteal $(TESTS))
 
 # 10,000 broadcasts under valgrind; needs valgrind.
 leaks: $(VENV)/ready

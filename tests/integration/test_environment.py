@@ -81,7 +81,7 @@ async def out_of_descriptors(*, direct: bool) -> None:
         for name, library in LIBRARIES.items():
             connect = await stack.enter_async_context(library.open(compress=False, small=True))
             pairs[name] = await connect()
-        # Which imports what each library needs; an import without a descriptor is an OSError, and the next one may work.
+        # This imports what each library needs: an import without a descriptor is an OSError.
         wsfast.broadcast([connection for connection, _ in pairs.values()], "first")
         await asyncio.gather(*(received(client, 1) for _, client in pairs.values()))
         for message in ("without", "with"):
