@@ -170,6 +170,10 @@ class Feed:
         """Return how much waits, and for how many."""
         return 0, 0
 
+    def is_active(self, ticket: Ticket) -> bool:
+        """Whether a connection has something of the feed's that must end with it."""
+        return ticket.exact and ticket.active()
+
     def reconcile(self) -> list[str]:
         """Return where the counts of the whole differ from those of its parts."""
         return []
@@ -342,7 +346,7 @@ class HubFeed(Feed):
         self.hub = self.publisher = wsfast.Hub(name=f"feed {number}", **options)
         self.far = wsfast.Hub(name=f"far of feed {number}", **options) if plan["relay"] else None
         self.relays: list[Any] = []
-        self.gaps = 0
+        self.kept = plan["history"] + plan["last_values"]
         if self.order is Order.STRICT and (plan["last_values"] or plan["relay"]):
             self.order = Order.GAPS
         order = self.order
@@ -397,7 +401,7 @@ class HubFeed(Feed):
         key = rng.randrange(self.plan["keys"])
         chance = rng.random()
         self.unsure += 1
-        if chance < 0.05 and len(self.topics) > 1 and not (self.far is not None and self.plan["history"]):
+        if chance < 0.05 and len(self.topics) > 1 and not (self.far is not None and self.kept):
             topics = list(self.topics)
             one, two = rng.sample(range(len(topics)), 2)
             pair = 64 * key + 8 * one + two

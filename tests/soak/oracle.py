@@ -190,7 +190,7 @@ class PicowsClient(Client):
         self.ws.send(TEXT, text.encode())
 
     def close(self) -> None:
-        self.ws.send_close(1000)
+        self.ws.send_close(picows.WSCloseCode.OK)
 
 
 class WebsocketsClient(Client):

@@ -230,8 +230,12 @@ class Round:
         for feed in self.feeds:
             feed.close()
         await self.stack.aclose()
-        await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0)), *self.kicks], timeout=5)
         deadline = time.monotonic() + 15
+        while active := [ticket for feed in self.feeds for ticket in feed.tickets if feed.is_active(ticket)]:
+            if time.monotonic() > deadline:
+                self.faults.append(f"{len(active)} subscriptions have not ended, as that of client {active[0].client}")
+                break
+            await asyncio.sleep(0.05)
         current = asyncio.current_task()
         while left := [task for task in asyncio.all_tasks() if task is not current]:
             if time.monotonic() > deadline:
