@@ -115,7 +115,7 @@ async def play(
     closed = asyncio.create_task(server.ask("close", timeout=120))
     left = await oracle.ask("finish")
     if left:
-        faults.append(f"clients {left[:10]} have not ended")
+        faults.append(f"{len(left)} clients have not ended: {', '.join(left[:10])}")
     end = await closed
     faults += end["faults"]
     deliveries = sum(sum(one["feeds"].values()) + one["empty"] for one in received["clients"].values())

@@ -182,7 +182,11 @@ class PicowsClient(Client):
             return await self.socket()
 
         self.ws, _ = await picows.ws_connect(
-            lambda: Listener(self.received), self.url, socket_factory=connected, use_aiofastnet=False
+            lambda: Listener(self.received),
+            self.url,
+            socket_factory=connected,
+            use_aiofastnet=False,
+            websocket_handshake_timeout=20,
         )
         self.transport = self.ws.underlying_transport
 
@@ -322,6 +326,8 @@ class Oracle:
                 number += GENERATION
                 continue
             self.clients[number] = client
+            if client.transport is None:  # one of picows, which is lost already, and has told nobody
+                client.received.finish("cut")
             if self.calm:
                 return
             await self.act(client, acts)
@@ -364,15 +370,18 @@ class Oracle:
             "clients": {number: client.received.report() for number, client in self.clients.items()},
         }
 
-    async def finish(self) -> list[int]:
+    async def finish(self) -> list[str]:
         """Wait until all connections have ended; return those that have not, which are cut, and forget all."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 for client in list(self.clients.values()):
                     await client.received.done.wait()
-        left = [number for number, client in self.clients.items() if not client.received.done.is_set()]
-        for number in left:
-            self.clients[number].reset()
+        left = []
+        for number, client in self.clients.items():
+            if not client.received.done.is_set():
+                state = client.received.end or ("open" if client.open else "closing")
+                left.append(f"{number} ({state}, {sum(one[0] for one in client.received.sources.values())} received)")
+                client.reset()
         for task in list(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

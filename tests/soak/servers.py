@@ -170,6 +170,7 @@ async def _of_sinks(arrived: Arrived, listener: Any, compression: str) -> AsyncI
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.add(writer)
+        connection = None
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             writer.write(accept_upgrade(head))
@@ -182,6 +183,8 @@ async def _of_sinks(arrived: Arrived, listener: Any, compression: str) -> AsyncI
         finally:
             writers.discard(writer)
             writer.transport.abort()
+            if connection is not None:  # nobody else knows that it is lost
+                await connection.close(1006)
 
     server = await asyncio.start_server(serve, sock=listener)
     try:
