@@ -14,7 +14,7 @@ export WSFAST_REQUIRE_EXT = 1
 # A process that is done takes tests from another, so that none waits for the slow ones of one file.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-c test-python coverage sanitize lint format types bench docs matrix support leaks clean
+.PHONY: demo test test-c test-python coverage sanitize sanitize-python lint format types bench docs matrix support leaks soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -42,6 +42,10 @@ sanitize: $(VENV)/ready
 		$(BIN)/ctest --test-dir $$dir --output-on-failure || exit 1; \
 	done
 
+# The Python suite with the extension built for sanitizers: all of it, or the TESTS that are given.
+sanitize-python: $(VENV)/ready
+	PYTHON=$(BIN)/python .ci/sanitize-python $(if $(TESTS),--numprocesses $(JOBS) --dist worksteal $(TESTS))
+
 # 10,000 broadcasts under valgrind; needs valgrind.
 leaks: $(VENV)/ready
 	PYTHON=$(BIN)/python tests/isolated/leaks.sh
@@ -53,6 +57,13 @@ matrix:
 # Older releases of every library whose connections can be sent to; writes the table of docs/how-to/support.md.
 support: $(VENV)/ready
 	PYTHON=$(BIN)/python .ci/support
+
+# Random mixes of everything, checked by clients in another process: MINUTES of it. SEED, and ROUND, repeat a run; GO_ON=1
+# does not stop at the first faulty round.
+MINUTES ?= 5
+soak: $(VENV)/ready
+	cd tests && $(abspath $(BIN))/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ROUND),--round $(ROUND)) $(if $(GO_ON),--go-on)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

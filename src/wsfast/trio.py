@@ -128,7 +128,10 @@ class _FanOut(Reporter):
         if encoder is False or protocol.debug or protocol.writes or type(connection.stream) is not trio.SocketStream:
             return None
         frame, window = frame_for(encoder, self.encodings, masked=protocol.side.name == "CLIENT")
-        sock = socket.socket(fileno=os.dup(connection.stream.socket.fileno()))
+        try:
+            sock = socket.socket(fileno=os.dup(connection.stream.socket.fileno()))
+        except OSError:  # as when there are no more descriptors
+            return None
         try:
             taken = sock.send(frame, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):

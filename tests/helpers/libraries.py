@@ -348,6 +348,7 @@ class Wsproto(asyncio.Protocol):
         self.connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         self.transport: Any = None
         self.attached: Any = None
+        self.target = ""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -356,6 +357,7 @@ class Wsproto(asyncio.Protocol):
         self.connection.receive_data(data)
         for event in self.connection.events():
             if isinstance(event, wsproto.events.Request):
+                self.target = event.target
                 self.send(wsproto.events.AcceptConnection(extensions=self.extensions))  # type: ignore[arg-type]
                 self.attached = wsfast.attach(self.transport, self.connection)
                 self.attached.by_itself = self

@@ -68,10 +68,18 @@ def kill_group(group: int) -> None:
     _watch("-", group)
 
 
+def _without_preload(command: tuple[Argument, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with which a program that is no Python does without the sanitizers that Python runs with."""
+    environment = options.get("env") or os.environ
+    if "LD_PRELOAD" not in environment or "python" in Path(command[0]).name:
+        return options
+    return options | {"env": {name: value for name, value in environment.items() if name != "LD_PRELOAD"}}
+
+
 @contextlib.contextmanager
 def started(*command: Argument, **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Run a command until this is left. Options are those of `subprocess.Popen`."""
-    with subprocess.Popen(command, start_new_session=True, **options) as process:
+    with subprocess.Popen(command, start_new_session=True, **_without_preload(command, options)) as process:
         _watch("+", process.pid)
         try:
             yield process
@@ -92,6 +100,7 @@ def run(*command: Argument, check: bool = False, **options: Any) -> subprocess.C
 @contextlib.asynccontextmanager
 async def running(*command: Argument, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a command until this is left. Options are those of `asyncio.create_subprocess_exec`."""
+    options = _without_preload(command, options)
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True, **options)
     _watch("+", process.pid)
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import os
 import random
 import struct
 import termios
@@ -119,6 +121,26 @@ def test_closed_and_fragmented() -> None:
             assert isinstance(caught.value.exceptions[0], ConcurrencyError)
             with pytest.raises(TypeError, match="int"):
                 await broadcast([5], "x")
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_out_of_descriptors(monkeypatch: pytest.MonkeyPatch, compression: str | None) -> None:
+    """Without a descriptor to try at once with, the connections' own methods send the message."""
+
+    def dup(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        async with crowd(2, compression) as (connections, clients):
+            for number in range(6):
+                with monkeypatch.context() as patch:
+                    if number % 3:
+                        patch.setattr(os, "dup", dup)
+                    message = f"message {number} " * 20
+                    assert await broadcast(connections, message) == (2, 0, 0, 0)
+                assert [await client.recv() for client in clients] == [message] * 2
 
     trio.run(main)
 

@@ -20,6 +20,7 @@ from ._wsf cimport (
     wsf_send_masked,
 )
 
+import os
 from os import urandom
 from weakref import ref
 
@@ -59,12 +60,21 @@ cdef class CollectorPause:
 
     def __exit__(self, *_):
         global pauses
-        pauses -= 1
+        pauses -= pauses > 0
         if pauses == 0 and collects:
             PyGC_Enable()
 
+    def end(self):
+        global pauses
+        if pauses > 0:
+            pauses = 0
+            if collects:
+                PyGC_Enable()
+
 
 collector_paused = CollectorPause()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=collector_paused.end)
 
 
 include "frames.pxi"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import gc
+import os
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -65,12 +66,22 @@ class CollectorPause:
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._pauses -= 1
+            self._pauses -= self._pauses > 0  # after a fork it may have ended already
             if self._pauses == 0 and self._collects:
+                gc.enable()
+
+    def end(self) -> None:
+        """End all pauses: in a forked child, the threads that would do it are not there."""
+        self._lock = threading.RLock()
+        if self._pauses:
+            self._pauses = 0
+            if self._collects:
                 gc.enable()
 
 
 collector_paused = CollectorPause()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=collector_paused.end)
 
 
 class Encoding(Protocol):
