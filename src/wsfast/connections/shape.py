@@ -12,6 +12,7 @@ from websockets.protocol import OPEN
 from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 
+from . import is_closing as is_transport_closing
 from . import name_of, transport_layout, unsupported
 from .foreign import Foreign
 from .sink import Sink, SinkConnection
@@ -56,13 +57,13 @@ def transport_of(peer: core.Peer) -> Any:
 def is_open(connection: Any) -> bool:
     """Whether messages may be sent; most libraries do not tell their protocols that a connection was lost."""
     if isinstance(connection, Foreign):
-        return connection.state is OPEN and not connection.transport.is_closing()
+        return connection.state is OPEN and not is_closing(connection)
     return connection.protocol.state is OPEN
 
 
 def is_closing(connection: Any) -> bool:
     """Whether the transport of a connection discards what it is given."""
-    return bool(connection.transport.is_closing())
+    return is_transport_closing(connection.transport)
 
 
 def is_sending(connection: Any) -> bool:

@@ -39,7 +39,7 @@ from wsfast._core import core
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 from wsfast._encoding.message import PreparedMessage
 
-from . import ConnectionLayout, cache_by_type
+from . import ConnectionLayout, cache_by_type, discards
 from .foreign import Foreign
 
 __all__ = [
@@ -257,7 +257,11 @@ def send_by_protocol(connection: Any, message: PreparedMessage) -> None:
             protocol.send_text(message.data)
         else:
             protocol.send_binary(message.data)
-    connection.send_data()
+    if getattr(connection.send_data, "__func__", None) is _METHODS["send_data"] and discards(connection.transport):
+        protocol.data_to_send()
+        connection.transport.write(b"")  # it raises what it would raise, and logs nothing
+    else:
+        connection.send_data()
 
 
 @contextlib.contextmanager
