@@ -208,7 +208,19 @@ class Queue:
 class Backlog:
     """All that waits for one connection, in the order in which it is to be sent."""
 
-    __slots__ = ("admitted", "draining", "emptied", "fd", "first", "inbox", "last", "peer", "queues", "watched")
+    __slots__ = (
+        "admitted",
+        "draining",
+        "emptied",
+        "fd",
+        "first",
+        "inbox",
+        "last",
+        "overflows",
+        "peer",
+        "queues",
+        "watched",
+    )
 
     def __init__(self, peer: core.Peer) -> None:
         self.peer: core.Peer = peer
@@ -224,6 +236,8 @@ class Backlog:
         """Descriptor that is watched."""
         self.watched: bool = False
         self.draining: bool = False
+        self.overflows: bool = False
+        """Whether a close frame follows, which does not wait: what waits is given to the transport, room or not."""
         self.emptied: Any = None
         """A future that is done when nothing waits any more."""
 
@@ -245,6 +259,11 @@ class Backlog:
         self.inbox = rest
         self.admitted = 0
         del before
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the payloads of all that waits, but for the inbox."""
+        return sum(queue.bytes for queue in self.queues.values())
 
     @property
     def empty(self) -> bool:
@@ -280,6 +299,31 @@ class Backlog:
             if subscription is not None:
                 subscription.dropped += 1
             self.admitted += 1
+
+    def recover(self, outcome: Any, entries: list[Entry]) -> None:
+        """Note what was sent before an exception came out of nowhere; abort the connection if nobody knows.
+
+        Args:
+            outcome: The `Outcome` of the delivery.
+            entries: What was being sent.
+        """
+        if outcome.doubtful is not None:
+            outcome.abort()
+        if self.peer.backlog is not self:
+            return
+        head = self.head(0, single=True)
+        if not head or head[0] not in entries:
+            return
+        noted = entries.index(head[0])
+        own = not outcome.batch.waiting and not outcome.batch.refused
+        if outcome.doubtful is not None:
+            self.taken(1 if own else len(entries) - noted, dropped=True)
+        elif outcome.given and not outcome.counts:
+            self.taken(1 if own else len(entries) - noted)
+        elif outcome.batch.sent:
+            self.taken(len(entries) - noted)
+        elif outcome.counts:
+            self.taken(max(0, outcome.counts[0] - noted))
 
     def clear(self) -> None:
         """Forget all of it, and count none of it."""
