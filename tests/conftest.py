@@ -66,6 +66,10 @@ def run(loop_kind: str) -> Run:
     return run
 
 
+NOISE = {("asyncio", logging.WARNING, text) for text in ("socket.send() raised exception.", "SSL connection is closed")}
+"""What asyncio logs when upstream's broadcast() goes on writing to a transport that is closing; ours does not write."""
+
+
 @pytest.fixture
 def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Agree:
     """Play a scenario with upstream's broadcast() and with ours; return the outcome, which must be the same."""
@@ -79,7 +83,7 @@ def agree(core: Any, run: Run, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> Ag
                 )
             )
             assert ours.exceptions == theirs.exceptions
-            assert ours.records == theirs.records
+            assert ours.records == [record for record in theirs.records if record not in NOISE]
             assert ours.notes == theirs.notes
             assert len(ours.streams) == len(theirs.streams)
             for our_stream, their_stream in zip(ours.streams, theirs.streams, strict=True):

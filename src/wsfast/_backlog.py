@@ -217,6 +217,7 @@ class Backlog:
         "first",
         "inbox",
         "last",
+        "overflows",
         "peer",
         "queues",
         "sending",
@@ -241,6 +242,8 @@ class Backlog:
         self.draining: bool = False
         self.sending: Source | None = None
         """Where the first message comes from, while methods of the connection's own send it."""
+        self.overflows: bool = False
+        """Whether a close frame follows, which does not wait: what waits is given to the transport, room or not."""
         self.emptied: Any = None
         """A future that is done when nothing waits any more."""
 
@@ -262,6 +265,11 @@ class Backlog:
         self.inbox = rest
         self.admitted = 0
         del before
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the payloads of all that waits, but for the inbox."""
+        return sum(queue.bytes for queue in self.queues.values())
 
     @property
     def empty(self) -> bool:
@@ -297,6 +305,31 @@ class Backlog:
             if subscription is not None:
                 subscription.dropped += 1
             self.admitted += 1
+
+    def recover(self, outcome: Any, entries: list[Entry]) -> None:
+        """Note what was sent before an exception came out of nowhere; abort the connection if nobody knows.
+
+        Args:
+            outcome: The `Outcome` of the delivery.
+            entries: What was being sent.
+        """
+        if outcome.doubtful is not None:
+            outcome.abort()
+        if self.peer.backlog is not self:
+            return
+        head = self.head(0, single=True)
+        if not head or head[0] not in entries:
+            return
+        noted = entries.index(head[0])
+        own = not outcome.batch.waiting and not outcome.batch.refused
+        if outcome.doubtful is not None:
+            self.taken(1 if own else len(entries) - noted, dropped=True)
+        elif outcome.given and not outcome.counts:
+            self.taken(1 if own else len(entries) - noted)
+        elif outcome.batch.sent:
+            self.taken(len(entries) - noted)
+        elif outcome.counts:
+            self.taken(max(0, outcome.counts[0] - noted))
 
     def clear(self) -> None:
         """Forget all of it, and count none of it."""

@@ -125,7 +125,15 @@ def report_lost(batch: core.Batch, connections: Callable[[int], Any]) -> None:
         keep_reason(connections(place), errno)
 
 
-def offer(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int, *, insist: bool = False) -> int:
+def offer(
+    outcome: Outcome,
+    peer: core.Peer,
+    message: core.Encodings,
+    count: int,
+    *,
+    insist: bool = False,
+    overflow: bool = False,
+) -> int:
     """Offer messages to a connection; return how many of them it has taken, GONE, or OWN.
 
     Args:
@@ -135,11 +143,13 @@ def offer(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int
         count: How many they are.
         insist: Whether to give them to the transport if the kernel takes nothing, although it was said to have room:
             then it is not for the lack of room, and the transport is to find out what else it is.
+        overflow: Whether to give them to the transport in any case, but for those behind a frame that the kernel cut.
     """
     connection = peer.connection
     batch = deliver(
         outcome,
         lambda batch: batch.gather([connection], 0, message, connection_layout, transport_layout, peer.loop),
+        message if overflow else None,
     )
     report_lost(batch, lambda _: connection)
     if outcome.failures or batch.closed:
@@ -148,6 +158,8 @@ def offer(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int
         return count
     if outcome.counts:
         return outcome.counts[0]
+    if overflow and (batch.refused or batch.waiting):
+        return count
     if batch.refused:
         return give(outcome, peer, message, count) if insist else 0
     if batch.waiting:
@@ -165,7 +177,12 @@ def give(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int,
 
 
 def offer_by_own_methods(
-    outcome: Outcome, peer: core.Peer, message: PreparedMessage, failed: Callable[[Exception], object]
+    outcome: Outcome,
+    peer: core.Peer,
+    message: PreparedMessage,
+    failed: Callable[[Exception], object],
+    *,
+    overflow: bool = False,
 ) -> int:
     """Send a message by the connection's own methods, if it has room; return 1 if it is done with, 0, or GONE.
 
@@ -174,6 +191,7 @@ def offer_by_own_methods(
         peer: Its peer.
         message: The message.
         failed: Called with what the methods raise; the message is done with then.
+        overflow: Whether to send it though there is no room.
 
     Raises:
         Exception: If the connection cannot even be asked whether it has room.
@@ -181,7 +199,7 @@ def offer_by_own_methods(
     connection = peer.connection
     if connection is None or not is_open(connection) or is_closing(connection):
         return GONE
-    busy = is_sending(connection) or connection.transport.get_write_buffer_size()
+    busy = is_sending(connection) or (connection.transport.get_write_buffer_size() and not overflow)
     if is_closing(connection):  # a sink that could not tell
         return GONE
     if busy:

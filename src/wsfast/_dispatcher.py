@@ -23,7 +23,17 @@ from ._delivery import GONE, OWN, Outcome, deliver, offer, offer_by_own_methods,
 from ._encoding.message import join
 from ._reentrancy import Calls
 from ._writable import LATE, Writable
-from .connections.shape import Lost, check_subscriber, close, is_open, is_sending, peer_of, when_lost
+from .connections.shape import (
+    Lost,
+    check_subscriber,
+    close,
+    hook_closers,
+    is_open,
+    is_sending,
+    peer_of,
+    unhook_closers,
+    when_lost,
+)
 from .connections.websockets import Telling
 
 __all__ = ["Dispatcher"]
@@ -88,6 +98,7 @@ class Dispatcher:
                 self.table.add(peer)
                 if not isinstance(connection, Telling):
                     when_lost(connection).add_done_callback(Lost(peer))
+                hook_closers(peer, connection)
             except BaseException:
                 self.release(peer)
                 raise
@@ -110,6 +121,8 @@ class Dispatcher:
         if backlog is not None:
             backlog.clear()
             self._forget(backlog)
+        if connection is not None:
+            unhook_closers(connection)
         if connection is not None and not isinstance(connection, Telling):
             when_lost(connection).remove_done_callback(Lost(peer))
 
@@ -193,6 +206,23 @@ class Dispatcher:
         """Send what was published so far, if some of it is for this peer."""
         if peer.slot >= 0 and self.table.is_pending(peer.slot):
             self.flush()
+
+    def flush_last(self, peer: core.Peer) -> None:
+        """Send what was published so far for a peer whose close frame is to follow, and does not wait.
+
+        The transport is given what the kernel does not take, unless more than BATCH bytes have waited before.
+        """
+        lags = peer.backlog is not None and peer.backlog.bytes > BATCH
+        self.flush_for(peer)
+        backlog = peer.backlog
+        if backlog is None or lags:
+            return
+        try:
+            backlog.overflows = True
+            self.drain(peer)
+            self.drain(peer)  # what is behind a frame that the kernel has cut
+        finally:
+            backlog.overflows = False
 
     def _finish(self) -> None:
         self._sequences = {}
@@ -363,9 +393,9 @@ class Dispatcher:
             if not self._is_open(peer):
                 self._drop_waiting(peer, backlog)
                 return
-            for turn in range(BATCHES):
-                if not self._drain(peer, backlog, BATCH, insist=turn == 0):
-                    break
+            turn = 0
+            while self._drain(peer, backlog, BATCH, insist=turn == 0) and (turn < BATCHES - 1 or backlog.overflows):
+                turn += 1
             self._tend(peer)
         except BaseException:
             self.loop.call_soon(self._tend, peer)
@@ -399,7 +429,7 @@ class Dispatcher:
             backlog.draining = True
             if message is None:
                 message = join([entry.encodings for entry in entries])
-            count = offer(outcome, peer, message, len(entries), insist=insist)
+            count = offer(outcome, peer, message, len(entries), insist=insist, overflow=backlog.overflows)
             if peer.backlog is not backlog:
                 return False
             if count == OWN:
@@ -407,7 +437,7 @@ class Dispatcher:
             backlog.taken(len(entries) if count == GONE else count, dropped=count == GONE)
             return count == len(entries)
         except BaseException:
-            self._recover(outcome, backlog, entries)
+            backlog.recover(outcome, entries)
             raise
         finally:
             backlog.draining, backlog.sending = False, None
@@ -417,7 +447,7 @@ class Dispatcher:
             failures: list[Exception] = []
             backlog.sending = entry.publisher
             try:
-                count = offer_by_own_methods(outcome, peer, entry.message, failures.append)
+                count = offer_by_own_methods(outcome, peer, entry.message, failures.append, overflow=backlog.overflows)
             except Exception as exc:
                 backlog.sending = None
                 self.fail(peer, exc)
@@ -435,23 +465,3 @@ class Dispatcher:
             backlog.taken(1, dropped=bool(failures))
             outcome.given = False
         return True
-
-    def _recover(self, outcome: Outcome, backlog: Backlog, entries: list[Entry]) -> None:
-        """Note what was sent before an exception came out of nowhere; abort the connection if nobody knows."""
-        if outcome.doubtful is not None:
-            outcome.abort()
-        if backlog.peer.backlog is not backlog:
-            return
-        head = backlog.head(0, single=True)
-        if not head or head[0] not in entries:
-            return
-        noted = entries.index(head[0])
-        own = not outcome.batch.waiting and not outcome.batch.refused
-        if outcome.doubtful is not None:
-            backlog.taken(1 if own else len(entries) - noted, dropped=True)
-        elif outcome.given and not outcome.counts:
-            backlog.taken(1 if own else len(entries) - noted)
-        elif outcome.batch.sent:
-            backlog.taken(len(entries) - noted)
-        elif outcome.counts:
-            backlog.taken(max(0, outcome.counts[0] - noted))

@@ -24,8 +24,8 @@ __all__ = ["ServeOptions", "ServerConnection", "Serving", "serve"]
 class ServerConnection(TellingConnection):
     """A connection of websockets that tells `broadcast()` and channels what happens to it.
 
-    It is used like that of websockets. Two things differ: `send()` and `close()` wait until what channels published for
-    this connection before has left; and neither channels nor `broadcast()` need to ask it whether it can be written to.
+    It is used like that of websockets. Two things differ: `send()` waits until what channels published for this
+    connection before has left; and neither channels nor `broadcast()` need to ask it whether it can be written to.
     Code of yours that does something to the transport or the protocol must take it from `connection.transport` or
     `connection.protocol` each time.
     """

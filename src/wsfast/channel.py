@@ -26,8 +26,8 @@ class Channel(Publisher):
     connection does not take everything, its messages wait in a queue of references, and the policy says how many.
 
     On connections of `wsfast.serve()`, a `send()` of the connection's own never overtakes what was published before it.
-    On stock connections of websockets, it overtakes what was published in the same iteration, and what waits. Pings,
-    pongs and close frames never wait.
+    On stock connections of websockets, it overtakes what was published in the same iteration, and what waits. Pings and
+    pongs never wait. A close frame comes after what was published before it, unless more than 64 KiB have been waiting.
 
     A channel belongs to the event loop that was running when it was first used; another one, or a thread without one,
     is a RuntimeError, but for `publish_threadsafe()`.

@@ -33,6 +33,7 @@ from websockets.asyncio.client import ClientConnection, connect
 import wsfast
 import wsfast.cli
 from helpers.chromium import REQUIRED, Page, find_chromium, open_page
+from helpers.libraries import LIBRARIES
 from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
@@ -412,6 +413,20 @@ async def with_aiohttp(block: Block, _: Path) -> None:
         await until(lambda: len(names["prices"]) == 0)
     finally:
         await runner.cleanup()
+
+
+@runs("docs/how-to/connections.md", "picows")
+async def with_picows(block: Block, _: Path) -> None:
+    """The last message arrives before the close frame."""
+    kick = play(block)["kick"]
+    async with LIBRARIES["picows"].open(compress=False, small=False) as connect_client:
+        transport, client = await connect_client()
+        channel = wsfast.Channel()
+        channel.subscribe(transport)
+        kick(channel, transport)
+        assert await receive(client) == ["you are out"]
+        await client.wait_closed()
+        assert client.close_code == 1000
 
 
 @runs("docs/how-to/connections.md", "to-users")

@@ -296,11 +296,15 @@ class Peer:
             or getattr(gate, layout.send_in_progress) is not layout.idle
             or (layout.expect_continuation is not None and getattr(self.protocol, layout.expect_continuation))
             or (layout.writes is not None and getattr(self.protocol, layout.writes))
-            or self.transport.is_closing()
+            or self._is_closing()
         ):
             return Verdict.OWN
         self.ready = layout.tells and self.direct and self._is_free(connection)
         return Verdict.TRANSPORT
+
+    def _is_closing(self) -> bool:
+        ask = self._transport_layout.is_closing
+        return bool(self.transport.is_closing() if ask is None else ask(self.transport))
 
     def _is_free(self, connection: Any) -> bool:
         """Whether what is written to the descriptor would be next on the wire."""

@@ -34,7 +34,7 @@ cdef class Names:
 cdef class Methods:
     """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
 
-    cdef object closing     # attribute; None to call the method
+    cdef object closing     # attribute; None to call `is_closing`
     cdef object is_closing, get_write_buffer_size
     cdef bint direct
     cdef object write       # if it must be called to find out; else None
@@ -43,7 +43,7 @@ cdef class Methods:
     def __init__(self, kind, layout):
         self.direct = layout.direct
         self.closing = layout.closing
-        self.is_closing = kind.is_closing
+        self.is_closing = layout.is_closing or kind.is_closing
         self.get_write_buffer_size = kind.get_write_buffer_size
         self.write = kind.write if layout.try_write else None
         self.clear = layout.clear

@@ -24,6 +24,8 @@ __all__ = [
     "adapt",
     "adapter_of",
     "cache_by_type",
+    "discards",
+    "is_closing",
     "is_sync",
     "name_of",
     "transport_layout",
@@ -114,6 +116,8 @@ class TransportLayout:
     """Methods that write, as functions; one that was replaced on the transport itself must be called."""
     try_write: bool
     """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
+    is_closing: Callable[[Any], bool] | None = None
+    """Function of the transport that tells whether it is closing; None for its own method."""
 
 
 ADAPTERS = {
@@ -192,6 +196,15 @@ UVLOOP = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), m
 # aiofastnet, which picows puts in the place of asyncio's transports.
 AIOFASTNET = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
 
+
+def _is_closing_tls(transport: Any) -> bool:
+    """Whether a TLS transport of asyncio is closing, or the one beneath, which that of Python 3.11 does not tell."""
+    if transport.is_closing():
+        return True
+    beneath = transport._ssl_protocol._transport
+    return beneath is None or bool(beneath.is_closing())
+
+
 TLS = TransportLayout(
     direct=False,
     descriptor=None,
@@ -199,6 +212,7 @@ TLS = TransportLayout(
     clear=(),
     methods={"write": getattr(asyncio.sslproto, "_SSLProtocolTransport").write},  # noqa: B009
     try_write=False,
+    is_closing=_is_closing_tls,
 )
 UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
@@ -223,3 +237,20 @@ def transport_layout(kind: type) -> TransportLayout | None:
     if any(not hasattr(kind, method) for method in ("is_closing", "get_write_buffer_size", "write")):
         return None
     return layout
+
+
+def is_closing(transport: Any) -> bool:
+    """Whether a transport is closing."""
+    layout = transport_layout(type(transport))
+    ask = None if layout is None else layout.is_closing
+    return bool(transport.is_closing() if ask is None else ask(transport))
+
+
+def discards(transport: Any) -> bool:
+    """Whether a transport throws away what it is given from now on. asyncio logs a warning for each write then."""
+    layout = transport_layout(type(transport))
+    if layout is None or not is_closing(transport):
+        return False
+    if layout.direct and transport.get_write_buffer_size():
+        return False  # it still takes more, until that is written
+    return all(getattr(getattr(transport, name), "__func__", None) is method for name, method in layout.methods.items())

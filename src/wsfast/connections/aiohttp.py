@@ -24,6 +24,7 @@ import contextlib
 import dataclasses
 import inspect
 import zlib
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from aiohttp import ClientWebSocketResponse
@@ -34,7 +35,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
-from .foreign import Foreign, abort_later, layout_of
+from .foreign import Closer, Foreign, abort_later, layout_of
 
 __all__ = ["adapt"]
 
@@ -73,6 +74,10 @@ class _Connection(Foreign):
             return layout_of(cls)
         kind = ClientWebSocketResponse if cls.masked else WebSocketResponse
         return layout_of(cls, protocol="_origin", protocol_type=kind, state="_closed", open_state=False)
+
+    def closers(self) -> Sequence[Closer]:
+        """See `Foreign`. This is what aiohttp calls, too, when a handler returns."""
+        return ((self._origin, "close", lambda **_: True),)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from websockets.protocol import CLOSED, OPEN, State
@@ -20,13 +21,17 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
 
-__all__ = ["Foreign", "abort_later", "is_lost", "layout_of"]
+__all__ = ["Closer", "Foreign", "abort_later", "is_lost", "layout_of"]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at whether connections that do not tell have been lost."""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that a client that does not read has to take a close frame, and to answer it."""
+
+
+Closer: TypeAlias = tuple[Any, str, Callable[..., bool]]
+"""A method that sends close frames: its owner, its name, and a function of its arguments that tells whether it does."""
 
 
 class Foreign:
@@ -100,6 +105,10 @@ class Foreign:
         """Say that the connection is lost."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
+
+    def closers(self) -> Sequence[Closer]:
+        """Return the methods that send close frames, as far as the library lets them be replaced on an object."""
+        return ()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from websockets.protocol import State
@@ -12,7 +13,7 @@ from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .foreign import Foreign, layout_of
+from .foreign import Closer, Foreign, layout_of
 from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["adapt"]
@@ -69,6 +70,13 @@ class _Connection(Foreign):
     def connection_lost_waiter(self) -> Any:
         """A future that is done when the connection is lost."""
         return self._origin.connection_lost_waiter
+
+    def closers(self) -> Sequence[Closer]:
+        """See `Foreign`."""
+        return (
+            (self._origin, "write_close_frame", lambda *_: True),
+            (self._origin, "fail_connection", lambda code=1006, reason="": code != 1006),
+        )
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from websockets.protocol import OPEN
@@ -12,17 +13,29 @@ from websockets.protocol import OPEN
 from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 
+from . import is_closing as is_transport_closing
 from . import name_of, transport_layout, unsupported
-from .foreign import Foreign
+from .foreign import Closer, Foreign
 from .sink import Sink, SinkConnection
-from .websockets import LOST, SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, send_by_protocol
+from .websockets import (
+    LOST,
+    SEND_IN_PROGRESS,
+    SET_EXCEPTION,
+    closers_of_protocol,
+    connection_layout,
+    is_connection,
+    send_by_protocol,
+)
 
 __all__ = [
     "PEER",
+    "FlushFirst",
     "Lost",
     "attach",
     "check_subscriber",
     "close",
+    "closers_of",
+    "hook_closers",
     "is_closing",
     "is_open",
     "is_sending",
@@ -31,6 +44,7 @@ __all__ = [
     "peer_of",
     "send_message",
     "transport_of",
+    "unhook_closers",
     "when_lost",
 ]
 
@@ -60,13 +74,13 @@ def transport_of(peer: core.Peer) -> Any:
 def is_open(connection: Any) -> bool:
     """Whether messages may be sent; most libraries do not tell their protocols that a connection was lost."""
     if isinstance(connection, Foreign):
-        return connection.state is OPEN and not connection.transport.is_closing()
+        return connection.state is OPEN and not is_closing(connection)
     return connection.protocol.state is OPEN
 
 
 def is_closing(connection: Any) -> bool:
     """Whether the transport of a connection discards what it is given."""
-    return bool(connection.transport.is_closing())
+    return is_transport_closing(connection.transport)
 
 
 def is_sending(connection: Any) -> bool:
@@ -134,6 +148,48 @@ def keep_reason(connection: Any, errno: int) -> None:
         connection.keep_reason(exc)
     else:
         getattr(connection, SET_EXCEPTION)(exc)
+
+
+class FlushFirst:
+    """Stands for a method that sends close frames: what was published for the connection leaves first."""
+
+    __slots__ = ("closes", "method", "peer")
+
+    def __init__(self, peer: core.Peer, method: Callable[..., Any], closes: Callable[..., bool]) -> None:
+        self.peer: core.Peer = peer
+        self.method: Callable[..., Any] = method
+        self.closes: Callable[..., bool] = closes
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the method."""
+        dispatcher = self.peer.dispatcher
+        if dispatcher is not None and self.closes(*arguments, **options):
+            dispatcher.flush_last(self.peer)
+            self.peer.invalidate()
+        return self.method(*arguments, **options)
+
+
+def hook_closers(peer: core.Peer, connection: Any) -> None:
+    """Have what is published for a connection leave before its close frame, whoever sends that, and however."""
+    for owner, name, closes in closers_of(connection):
+        method = getattr(owner, name)
+        if type(method) is not FlushFirst:
+            object.__setattr__(owner, name, FlushFirst(peer, method, closes))
+
+
+def unhook_closers(connection: Any) -> None:
+    """Undo that: nothing is published for the connection any more."""
+    for owner, name, _ in closers_of(connection):
+        method = getattr(owner, name)
+        if type(method) is FlushFirst:
+            object.__delattr__(owner, name)
+            if getattr(owner, name) != method.method:  # it was replaced before
+                object.__setattr__(owner, name, method.method)
+
+
+def closers_of(connection: Any) -> Sequence[Closer]:
+    """Return the methods of a connection that send close frames."""
+    return connection.closers() if isinstance(connection, Foreign) else closers_of_protocol(connection.protocol)
 
 
 class Lost:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from websockets.protocol import CLOSED, OPEN, State
 
 from . import name_of
-from .foreign import Foreign
+from .foreign import Closer, Foreign
 
-__all__ = ["Sink", "SinkConnection", "SinkTransport"]
+__all__ = ["Sink", "SinkConnection", "SinkTransport", "closers_of_sink"]
 
 logger: logging.Logger = logging.getLogger("wsfast")
 
@@ -29,8 +29,9 @@ class Sink(Protocol):
     def write(self, data: bytes, /) -> object:
         """Take whole frames (RFC 6455, section 5.2), to be sent after all that was taken before.
 
-        `broadcast()` calls it whether it is writable or not, channels only when it is. What it raises is raised by
-        `broadcast(raise_exceptions=True)` rather than logged.
+        `broadcast()` calls it whether it is writable or not; channels only when it is, or right before `close()` of the
+        connection calls that of the sink. What it raises is raised by `broadcast(raise_exceptions=True)` rather than
+        logged.
         """
 
     def writable(self) -> bool:
@@ -104,6 +105,11 @@ class SinkTransport:
         return default
 
 
+def closers_of_sink(transport: SinkTransport) -> Sequence[Closer]:
+    """See `Foreign`. A sink that is aborted takes nothing more."""
+    return ((transport, "sink_close", lambda code, reason: code != 1006),)
+
+
 class SinkConnection(Foreign):
     """A sink as a connection, of a server: frames are not masked, and messages not compressed."""
 
@@ -119,6 +125,10 @@ class SinkConnection(Foreign):
     def state(self) -> State:
         """OPEN until it was closed here."""
         return CLOSED if self.transport.is_closing() else OPEN
+
+    def closers(self) -> Sequence[Closer]:
+        """See `Foreign`."""
+        return closers_of_sink(self.transport)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the sink."""

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from uvicorn.protocols.utils import ClientDisconnected
@@ -26,8 +27,8 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
 from .asgi import EXTENSION
-from .foreign import Foreign, abort_later, layout_of
-from .websockets import Telling, encoder_of_extensions, watched, without_deflate
+from .foreign import Closer, Foreign, abort_later, layout_of
+from .websockets import Telling, closers_of_protocol, encoder_of_extensions, watched, without_deflate
 
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -47,6 +48,7 @@ class UvicornConnection(Telling, Foreign):
     """The framework's WebSocket by which the connection was first sent to."""
 
     _wsfast_conn: Any
+    app: Any
     scope: Any
     logger: Any
     queue: Any
@@ -68,7 +70,19 @@ class UvicornConnection(Telling, Foreign):
     async def run_asgi(self) -> None:
         """Run the application."""
         self.scope["extensions"][EXTENSION] = self
-        await super().run_asgi()  # type: ignore[misc]
+        application = self.app
+
+        async def app(*arguments: Any) -> Any:
+            try:
+                return await application(*arguments)
+            finally:
+                await self._wsfast_flush(wait=False)  # uvicorn closes the transport right after this
+
+        try:
+            self.app = app
+            await super().run_asgi()  # type: ignore[misc]
+        finally:
+            self.app = application
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell channels, and take leave."""
@@ -143,6 +157,10 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
             encoder=encoder_of_extensions,
             tells=True,
         )
+
+    def closers(self) -> Sequence[Closer]:
+        """See `Foreign`."""
+        return closers_of_protocol(self._wsfast_conn)
 
     def send_message(self, message: PreparedMessage) -> None:
         """Send a message."""

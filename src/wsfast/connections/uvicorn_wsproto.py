@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import uvicorn.protocols.websockets.wsproto_impl
@@ -11,9 +12,9 @@ from websockets.protocol import CLOSED, CLOSING, CONNECTING, State
 from wsfast._encoding.deflate import Encoder
 
 from . import ConnectionLayout
-from .foreign import layout_of
+from .foreign import Closer, layout_of
 from .uvicorn import UvicornConnection
-from .wsproto import encoder_of, is_fragmented, state_of
+from .wsproto import closers_of, encoder_of, is_fragmented, state_of
 
 __all__ = ["WSProtocol"]
 
@@ -43,6 +44,10 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
     def encoder(self) -> Encoder | Literal[False] | None:
         """See `Foreign`."""
         return encoder_of(self._wsfast_conn)
+
+    def closers(self) -> Sequence[Closer]:
+        """See `Foreign`."""
+        return closers_of(self._wsfast_conn)
 
     def _send_close(self, code: int, reason: str) -> None:
         self.transport.write(self.conn.send(wsproto.events.CloseConnection(code=code, reason=reason)))

@@ -33,14 +33,15 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension, permessage_deflate
 from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Opcode
 from websockets.typing import ExtensionParameter
 
 from wsfast._core import core
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 from wsfast._encoding.message import PreparedMessage
 
-from . import ConnectionLayout, cache_by_type
-from .foreign import Foreign
+from . import ConnectionLayout, cache_by_type, discards
+from .foreign import Closer, Foreign
 
 __all__ = [
     "LOST",
@@ -49,6 +50,7 @@ __all__ = [
     "ServerPerMessageDeflateFactory",
     "Telling",
     "TellingConnection",
+    "closers_of_protocol",
     "connection_layout",
     "encoder_of_extensions",
     "is_connection",
@@ -112,12 +114,14 @@ class Telling:
             super().connection_lost(exc)  # type: ignore[misc]
 
     async def _wsfast_flush(self, *, wait: bool = True) -> None:
-        """Send what was published before; wait until it has left if it may not be overtaken."""
+        """Send what was published before; wait until it has left, unless a close frame follows."""
         peer = self._wsfast_peer
         if peer is not None and peer.dispatcher is not None:
+            if not wait:
+                peer.dispatcher.flush_last(peer)
+                return
             peer.dispatcher.flush_for(peer)
-            if wait:
-                await peer.dispatcher.drained(peer)
+            await peer.dispatcher.drained(peer)
 
     def _wsfast_check(self) -> None:
         """Look whether the connection may be written to without a question."""
@@ -214,11 +218,6 @@ class TellingConnection(Telling, ServerConnection):
         await super().send(message, *args, **options)
         self._wsfast_check()
 
-    async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection, after what was published for it in this tick."""
-        await self._wsfast_flush(wait=False)
-        await super().close(code, reason)
-
 
 _TELLING = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
@@ -249,6 +248,15 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
     return None
 
 
+def closers_of_protocol(protocol: Any) -> Sequence[Closer]:
+    """See `Foreign`: the one method by which a sans-I/O protocol sends close frames, whatever they are sent for."""
+    return ((protocol, "send_frame", _is_close_frame),) if hasattr(protocol, "send_frame") else ()
+
+
+def _is_close_frame(frame: Any) -> bool:
+    return frame.opcode is Opcode.CLOSE
+
+
 def send_by_protocol(connection: Any, message: PreparedMessage) -> None:
     """Send a message as upstream's `broadcast()` does."""
     protocol = connection.protocol
@@ -257,7 +265,15 @@ def send_by_protocol(connection: Any, message: PreparedMessage) -> None:
             protocol.send_text(message.data)
         else:
             protocol.send_binary(message.data)
-    connection.send_data()
+    if (
+        isinstance(connection, Connection)
+        and getattr(connection.send_data, "__func__", None) is _METHODS["send_data"]
+        and discards(connection.transport)
+    ):
+        protocol.data_to_send()
+        connection.transport.write(b"")  # it raises what it would raise, and logs nothing
+    else:
+        connection.send_data()
 
 
 @contextlib.contextmanager

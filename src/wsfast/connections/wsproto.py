@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import wsproto
@@ -25,10 +26,10 @@ from wsproto.extensions import PerMessageDeflate
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import name_of
-from .foreign import Foreign, abort_later
-from .sink import Sink, SinkTransport
+from .foreign import Closer, Foreign, abort_later
+from .sink import Sink, SinkTransport, closers_of_sink
 
-__all__ = ["attach", "encoder_of", "is_fragmented", "state_of"]
+__all__ = ["attach", "closers_of", "encoder_of", "is_fragmented", "state_of"]
 
 _STATES = {
     ConnectionState.CONNECTING: CONNECTING,
@@ -72,6 +73,11 @@ def encoder_of(connection: Any) -> Encoder | Literal[False] | None:
     return extension._compressor if type(extension._compressor) is LazyEncoder else False
 
 
+def closers_of(connection: Any) -> Sequence[Closer]:
+    """See `Foreign`."""
+    return ((_inner(connection), "send", lambda event: isinstance(event, CloseConnection)),)
+
+
 def _inner(connection: Any) -> Any:
     """Return the Connection of a WSConnection, or of itself."""
     return connection if isinstance(connection, wsproto.connection.Connection) else connection.connection
@@ -100,6 +106,11 @@ class _Attached(Foreign):
     def encoder(self) -> Encoder | Literal[False] | None:
         """See `Foreign`."""
         return encoder_of(self.connection)
+
+    def closers(self) -> Sequence[Closer]:
+        """See `Foreign`."""
+        closers = closers_of(self.connection)
+        return (*closers, *closers_of_sink(self.transport)) if isinstance(self.transport, SinkTransport) else closers
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
