@@ -7,14 +7,15 @@ import logging
 import os
 from typing import Any
 
+from websockets.asyncio.connection import Connection
 from websockets.protocol import OPEN
 
 from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 
 from . import name_of, transport_layout, unsupported
-from .foreign import Foreign
-from .sink import Sink, SinkConnection
+from .foreign import Foreign, abort, abort_later, look_after
+from .sink import Sink, SinkConnection, SinkTransport
 from .websockets import LOST, SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, send_by_protocol
 
 __all__ = [
@@ -92,7 +93,10 @@ def when_lost(connection: Any) -> Any:
     """
     if not isinstance(connection, Foreign) and not (is_connection(connection) and hasattr(connection, LOST)):
         raise unsupported(connection, "subscribe")
-    return getattr(connection, LOST)
+    waiter = getattr(connection, LOST)
+    if isinstance(connection, Connection) and connection.close_timeout is not None and not waiter.done():
+        look_after(connection)  # its close() waits for room in the transport, for however long that takes
+    return waiter
 
 
 def origin_of(connection: Any) -> Any:
@@ -101,12 +105,19 @@ def origin_of(connection: Any) -> Any:
 
 
 async def close(connection: Any, code: int, reason: str) -> None:
-    """Close a connection; if that fails, abort it. Nobody waits for this, and each connection must have an end."""
+    """Close a connection; abort it if that fails or takes too long. Nobody waits for this, and each has an end."""
+    transport = connection.transport
+    seconds = None  # a sink has closed when its close() returns
+    if not isinstance(transport, SinkTransport):
+        seconds = abort_later(transport, connection.loop, getattr(connection, "close_timeout", None))
     try:
-        await connection.close(code, reason)
-    except Exception as exc:
+        async with asyncio.timeout(seconds):
+            await connection.close(code, reason)
+    except BaseException as exc:
+        abort(transport)
+        if not isinstance(exc, Exception):
+            raise
         logger.warning("could not close %s: %r", connection.id, exc)
-        connection.transport.abort()
 
 
 def keep_reason(connection: Any, errno: int) -> None:

@@ -92,8 +92,9 @@ class SinkTransport:
             self._sink.close(code, reason)
         except Exception as exc:
             self._log("could not close %s: %r", exc)
-        if self.on_lost is not None:
-            self.on_lost()
+        finally:
+            if self.on_lost is not None:
+                self.on_lost()
 
     def _log(self, message: str, exc: Exception) -> None:
         """Log soon, as channels do: what handlers do must not get in between."""

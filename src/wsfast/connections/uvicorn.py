@@ -42,17 +42,18 @@ class UvicornConnection(Telling, Foreign):
 
     library = "uvicorn"
     tells_loss = True
+    close_timeout: float = 10.0
 
     websocket: Any = None
     """The framework's WebSocket by which the connection was first sent to."""
 
     _wsfast_conn: Any
+    _wsfast_transport: Any
     scope: Any
     logger: Any
     queue: Any
     close_sent: bool
     close_timer: Any
-    close_timeout: float
     disconnected: bool = False
     read_paused: bool
     writable: Any
@@ -69,12 +70,24 @@ class UvicornConnection(Telling, Foreign):
         """Run the application."""
         self.scope["extensions"][EXTENSION] = self
         await super().run_asgi()  # type: ignore[misc]
+        self._wsfast_end()
+
+    def data_received(self, data: bytes) -> None:
+        """Receive data, which may be a close frame, or an error."""
+        super().data_received(data)
+        self._wsfast_end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell channels, and take leave."""
         self.lose()
         super().connection_lost(exc)
         self.disconnected = True
+        self.writable.set()  # before 0.52, uvicorn would have whoever waits to send wait for ever
+
+    def keepalive_timeout(self) -> None:
+        """Close the connection, since the client does not answer pings."""
+        super().keepalive_timeout()  # type: ignore[misc]
+        self._wsfast_end()
 
     def shutdown(self) -> None:
         """Close the connection, since the server ends. Before 0.52, uvicorn would send a second close frame."""
@@ -82,6 +95,12 @@ class UvicornConnection(Telling, Foreign):
             self.transport.close()
         else:
             super().shutdown()  # type: ignore[misc]
+        self._wsfast_end()
+
+    def _wsfast_end(self) -> None:
+        """Abort the connection if its end has begun and takes too long: uvicorn waits for all that is to be written."""
+        if self.close_sent or self._wsfast_transport.is_closing():
+            abort_later(self._wsfast_transport, self.loop, self.close_timeout)
 
     async def send(self, message: Any) -> None:
         """Send what the application sends, after all that was published for this connection before.
@@ -96,6 +115,7 @@ class UvicornConnection(Telling, Foreign):
             raise ClientDisconnected
         await super().send(message)  # type: ignore[misc]
         self._wsfast_check()
+        self._wsfast_end()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""
@@ -105,9 +125,9 @@ class UvicornConnection(Telling, Foreign):
         self._send_close(code, reason)
         self.close_sent = self._wsfast_closed = True
         self.writable.set()  # whoever waits to send is to hear of it
+        self._wsfast_end()
         if not hasattr(self, "close_timer"):  # before 0.52, uvicorn does not wait for the peer's close frame
             self.transport.close()
-            abort_later(self.transport, self.loop)
             return
         if self.read_paused:
             self.read_paused = False

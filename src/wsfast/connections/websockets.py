@@ -6,6 +6,8 @@
 | `send_in_progress`           | the same                                      | 16, 17   |
 | `Protocol._state`            | what the property `state` returns             | 14 to 17 |
 | `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
+| `drain()`                    | waits while the transport's buffer is full    | 14 to 17 |
+| `keepalive_task`             | what sends pings, if anything does            | 14 to 17 |
 | `set_recv_exc`               | keeps the reason why a connection was lost    | 14 to 16 |
 | `set_connection_exc`         | the same                                      | 17       |
 | `PerMessageDeflate.encoder`  | a `zlib.compressobj`; with no context takeover | 14 to 17 |
@@ -14,6 +16,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import inspect
@@ -33,6 +36,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension, permessage_deflate
 from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.protocol import OPEN
 from websockets.typing import ExtensionParameter
 
 from wsfast._core import core
@@ -208,6 +212,8 @@ class TellingConnection(Telling, ServerConnection):
 
     protocol: Any = watched("protocol")
 
+    _wsfast_protocol: Any
+
     async def send(self, message: Any, *args: Any, **options: Any) -> None:
         """Send a message, after all that was published for this connection before."""
         await self._wsfast_flush()
@@ -218,6 +224,11 @@ class TellingConnection(Telling, ServerConnection):
         """Close the connection, after what was published for it in this tick."""
         await self._wsfast_flush(wait=False)
         await super().close(code, reason)
+
+    async def drain(self) -> None:
+        """Wait for room, but neither to close nor to ping: for a client that does not read, that would be for ever."""
+        if self._wsfast_protocol.state is OPEN and asyncio.current_task() is not self.keepalive_task:
+            await super().drain()
 
 
 _TELLING = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
