@@ -304,3 +304,23 @@ def test_faults_while_looking(run: Run) -> None:
             await act(connect)
 
     run(main)
+
+
+# ---- broadcast(timeout=)
+
+
+@each_library
+def test_limits_are_for_those_that_are_waited_for(play: Any, name: str) -> None:
+    """A time limit is refused for connections that no call waits for, before anything is sent."""
+
+    async def act(connect: Any) -> None:
+        connection, client = await connect()
+        kind = type(connection).__qualname__
+        for timeout in (5.0, None):
+            for call in (wsfast.broadcast, wsfast.Audience().broadcast):
+                with pytest.raises(TypeError, match=rf"^timeout is for connections of websockets\.sync; .*{kind}"):
+                    call([connection], "no", timeout=timeout)
+        wsfast.broadcast([connection], "yes")
+        assert await client.recv() == "yes"
+
+    play(name, act)
