@@ -84,10 +84,10 @@ class BasePeer:
         self.received += data
         self.ended = not data
 
-    async def upgrade(self, extensions: str | None = None) -> bytes:
+    async def upgrade(self, extensions: str | None = None, path: str = "/") -> bytes:
         """Shake hands as a client does, and return the response."""
         request = (
-            "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
         )
         if extensions is not None:

@@ -7,6 +7,7 @@
 | `conn`, `transport`, `loop`, `queue`, `logger`     | sans-I/O protocol, asyncio's, messages read | 0.35 to 0.54 |
 | `handshake_complete`, `close_sent`                 | what has been sent                          | 0.35 to 0.54 |
 | `read_paused`                                      | whether the transport does not read         | 0.35 to 0.54 |
+| `conn.available_extensions`                        | list, which may be empty, of factories      | 0.35 to 0.54 |
 | `close_timer`, `close_timeout`                     | how long the peer has to close              | 0.52 to 0.54 |
 | `disconnected`                                     | whether the connection was lost             | 0.52 to 0.54 |
 | `run_asgi()`, `send()`, `receive()`, `scope`       | ASGI                                        | 0.35 to 0.54 |
@@ -27,7 +28,7 @@ from wsfast._encoding.message import PreparedMessage
 from . import ConnectionLayout
 from .asgi import EXTENSION
 from .foreign import Foreign, abort_later, layout_of
-from .websockets import Telling, encoder_of_extensions, watched, without_deflate
+from .websockets import ServerPerMessageDeflateFactory, Telling, encoder_of_extensions, watched, without_deflate
 
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -139,7 +140,15 @@ class UvicornConnection(Telling, Foreign):
 
 
 class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to."""
+    """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to. It makes no encoder until one is needed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        conn = self._wsfast_conn
+        if conn.available_extensions:
+            conn.available_extensions = [
+                ServerPerMessageDeflateFactory._like(factory) for factory in conn.available_extensions
+            ]
 
     @property
     def state(self) -> State:

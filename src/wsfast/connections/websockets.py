@@ -342,6 +342,15 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
         )
         zlib.compressobj(wbits=-15, **(self.compress_settings or {}))  # to find out now whether it can be made
 
+    @classmethod
+    def _like(cls, factory: Any) -> Any:
+        """Return one with the parameters of upstream's; what is no such factory as it is."""
+        if type(factory) is not permessage_deflate.ServerPerMessageDeflateFactory:
+            return factory
+        lazy = cls.__new__(cls)
+        vars(lazy).update(vars(factory))
+        return lazy
+
     def process_request_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
