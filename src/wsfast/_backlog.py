@@ -72,11 +72,12 @@ class Entry:
 class Item:
     """An entry that waits in a queue. It has two places: among all that waits for the connection, and in the queue."""
 
-    __slots__ = ("entry", "following", "newer", "older", "preceding", "queue", "time")
+    __slots__ = ("entry", "following", "newer", "number", "older", "preceding", "queue", "time")
 
     def __init__(self, entry: Entry, now: float) -> None:
         self.entry: Entry = entry
         self.time: float = now  # since when it waits
+        self.number: int = 0  # of its place in the order in which the connection is sent what waits
         self.queue: Queue | None = None  # None while it does not wait
         self.preceding: Item | None = None
         self.following: Item | None = None
@@ -117,6 +118,8 @@ class Queue:
         backlog, size = self.backlog, entry.message.size
         last, newest = backlog.last, self.newest
         # From here on, nothing is called.
+        item.number = backlog.appended
+        backlog.appended += 1
         item.queue = self
         item.preceding = last
         if last is None:
@@ -211,8 +214,8 @@ class Backlog:
     __slots__ = (
         "admitted",
         "admitting",
+        "appended",
         "draining",
-        "emptied",
         "fd",
         "first",
         "inbox",
@@ -221,6 +224,7 @@ class Backlog:
         "peer",
         "queues",
         "sending",
+        "waiters",
         "watched",
     )
 
@@ -244,8 +248,10 @@ class Backlog:
         """Where the first message comes from, while methods of the connection's own send it."""
         self.overflows: bool = False
         """Whether a close frame follows, which does not wait: what waits is given to the transport, room or not."""
-        self.emptied: Any = None
-        """A future that is done when nothing waits any more."""
+        self.appended: int = 0
+        """How many items have waited so far."""
+        self.waiters: dict[int, asyncio.Future[None]] = {}
+        """Futures that are done when no item up to that number waits any more, in the order of the numbers."""
 
     def queue_of(self, subscription: Subscriber) -> Queue:
         """Return the queue of a subscription."""
@@ -275,6 +281,17 @@ class Backlog:
     def empty(self) -> bool:
         """Whether nothing waits."""
         return self.first is None and self.admitted == len(self.inbox)
+
+    def wake(self) -> None:
+        """Set the futures whose items do not wait any more."""
+        while self.waiters:
+            number = next(iter(self.waiters))
+            if self.first is not None and self.first.number <= number:
+                break
+            future = self.waiters[number]
+            if not future.done():
+                future.set_result(None)
+            del self.waiters[number]
 
     def head(self, size: float, *, single: bool) -> list[Entry]:
         """Return what is to be sent next.

@@ -17,12 +17,16 @@ from ._core import core
 from ._delivery import Outcome, deliver, report_lost
 from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from ._encoding.shared import Publication, SharedEncoders, encodings_for
-from .connections import adapt, adapter_of, is_sync, transport_layout, unsupported
+from .connections import adapt, adapter_of, is_sync, name_of, transport_layout, unsupported
 from .connections.foreign import Foreign
 from .connections.shape import is_closing, is_open, is_sending, send_message
 from .connections.websockets import connection_layout, is_connection
 
-__all__ = ["Audience", "Delivery", "Reporter", "broadcast", "fan_out"]
+__all__ = ["SEND_TIMEOUT", "Audience", "Delivery", "Reporter", "broadcast", "check_timeout", "fan_out"]
+
+SEND_TIMEOUT = 10.0
+"""Seconds that connections have to take a message, where a call waits for that. If this very object is the argument,
+no other one was given."""
 
 
 class Delivery(NamedTuple):
@@ -53,6 +57,7 @@ def broadcast(
     *,
     text: bool | None = None,
     compress: Literal[False] | None = None,
+    timeout: float | None = SEND_TIMEOUT,
 ) -> Delivery:
     """Broadcast a message to several WebSocket connections.
 
@@ -76,29 +81,47 @@ def broadcast(
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
         compress: None to compress the message, where the connection allows it, if it has at least 64 bytes and
             shrinks; False not to compress it.
+        timeout: Seconds that connections of `websockets.sync` have to take the message, all side by side; None for no
+            limit. One that has not is aborted, which is a failure. It cannot be given for other connections: none of
+            them is waited for.
 
     Returns:
         How many connections the message was sent to, buffered for, skipped and not written to.
 
     Raises:
         TypeError: If `message` has none of these types, or `text` or `compress` is given with a `PreparedMessage`; then
-            nothing was sent. Or if one of `connections` is no supported connection; then the message was sent to those
-            ahead of it.
+            nothing was sent. Or if one of `connections` is no supported connection, or `timeout` is given for one that
+            is not waited for; then the message was sent to those ahead of it, at most.
         UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
-        ValueError: If `compress` is neither None nor False; then nothing was sent.
+        ValueError: If `compress` is neither None nor False, or `timeout` is not positive; then nothing was sent.
         RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
             message was sent to those ahead of it. Use `loop.call_soon_threadsafe(wsfast.broadcast, ...)`.
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
     prepared = prepare(message, text, compress)
-    return fan_out(connections, prepared, encodings_of(prepared), raise_exceptions)
+    return fan_out(connections, prepared, encodings_of(prepared), raise_exceptions, timeout)
+
+
+def check_timeout(timeout: object) -> None:
+    """Raise TypeError or ValueError if it is no time limit."""
+    if timeout is None:
+        return
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be positive or None, not {timeout!r}")
 
 
 def fan_out(
-    connections: Iterable[Any], message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool
+    connections: Iterable[Any],
+    message: PreparedMessage,
+    encodings: core.Encodings,
+    raise_exceptions: bool,
+    timeout: float | None,
 ) -> Delivery:
     """Do as `broadcast()` does with a message and with a choice of its encodings."""
-    fan_out = _FanOut(message, encodings, raise_exceptions)
+    check_timeout(timeout)
+    fan_out = _FanOut(message, encodings, raise_exceptions, timeout)
     if type(connections) in _INERT:
         fan_out.send(list(connections))
     else:
@@ -142,10 +165,13 @@ class Reporter:
 class _FanOut(Reporter):
     """One call of `broadcast()` on its way."""
 
-    def __init__(self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool) -> None:
+    def __init__(
+        self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool, timeout: float | None
+    ) -> None:
         super().__init__(raise_exceptions)
         self.message = message
         self.encodings = encodings
+        self.timeout = timeout
         try:
             self.running_loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -153,6 +179,8 @@ class _FanOut(Reporter):
 
     def send(self, connections: list[Any]) -> None:
         """Send the message to all connections, as many as possible in one delivery."""
+        if self.timeout is not SEND_TIMEOUT:
+            self.refuse_timeout(connections)
         start = 0
         while start < len(connections):
             stop = self.deliver(connections, start)
@@ -166,6 +194,15 @@ class _FanOut(Reporter):
                 self.send_by_own_methods(connections[stop])
                 stop += 1
             start = stop
+
+    def refuse_timeout(self, connections: list[Any]) -> None:
+        """Raise TypeError if there are connections that are not waited for."""
+        for connection in connections:
+            if not is_sync(type(connection)):
+                raise TypeError(
+                    f"timeout is for connections of websockets.sync; broadcast() does not wait for "
+                    f"{name_of(type(connection))}: what it does not take is buffered, or bounded by a Channel"
+                )
 
     def adapt(self, connections: list[Any], start: int) -> bool:
         """Replace connections of other libraries by what stands for them, as far as that goes; tell whether it did."""
@@ -194,7 +231,7 @@ class _FanOut(Reporter):
             else:
                 self.report_failure(connection, outcome)
 
-        send_to_all(connections, self.message, self.encodings, report)
+        send_to_all(connections, self.message, self.encodings, report, self.timeout)
 
     def deliver(self, connections: list[Any], start: int) -> int:
         """Send the message to as many connections as possible at once; return the position behind the last."""
@@ -290,6 +327,7 @@ class Audience:
         *,
         text: bool | None = None,
         compress: Literal[False] | None = None,
+        timeout: float | None = SEND_TIMEOUT,
     ) -> Delivery:
         """Broadcast a message to several WebSocket connections, as `wsfast.broadcast()` does.
 
@@ -304,7 +342,7 @@ class Audience:
             raise RuntimeError("an Audience must always be used from the same thread; use loop.call_soon_threadsafe()")
         encodings = encodings_for(self._encoders, prepared)
         try:
-            return fan_out(connections, prepared, encodings, raise_exceptions)
+            return fan_out(connections, prepared, encodings, raise_exceptions, timeout)
         finally:
             if isinstance(encodings, Publication):
                 encodings.end()

@@ -349,6 +349,7 @@ class Dispatcher:
             if peer.direct:
                 peer.check(peer.connection)
             return
+        backlog.wake()
         self.table.set_aside(peer.slot, True)
         self.slow.check()
         self._writable.check()
@@ -367,8 +368,7 @@ class Dispatcher:
 
     def _forget(self, backlog: Backlog) -> None:
         self._writable.forget(backlog.fd, backlog.peer)
-        if backlog.emptied is not None and not backlog.emptied.done():
-            backlog.emptied.set_result(None)
+        backlog.wake()
 
     def _drop_waiting(self, peer: core.Peer, backlog: Backlog) -> None:
         """Drop what waits for a connection that takes nothing any more, though it may not be lost for a while."""
@@ -377,11 +377,14 @@ class Dispatcher:
         self._tend(peer)
 
     async def drained(self, peer: core.Peer) -> None:
-        """Wait until nothing waits for a connection any more."""
-        while (backlog := peer.backlog) is not None:
-            if backlog.emptied is None:
-                backlog.emptied = self.loop.create_future()
-            await asyncio.shield(backlog.emptied)
+        """Wait until what waits for a connection now has left. What is published meanwhile does not count."""
+        backlog = peer.backlog
+        if backlog is None:
+            return
+        self._admit(peer, backlog)  # what an interruption has left
+        if backlog.last is not None:
+            future = backlog.waiters.setdefault(backlog.last.number, self.loop.create_future())
+            await asyncio.shield(future)
 
     def drain(self, peer: core.Peer) -> None:
         """Send what waits for a connection, as much as it takes."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal
 
 import trio
@@ -14,7 +15,7 @@ import websockets.trio.connection
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
-from ._broadcast import Delivery, Reporter
+from ._broadcast import SEND_TIMEOUT, Delivery, Reporter, check_timeout
 from ._encoding.message import Message, encodings_of, frame_for, prepare
 from .connections import name_of
 from .connections.websockets import encoder_of_extensions, without_deflate
@@ -29,6 +30,7 @@ async def broadcast(
     raise_exceptions: bool = False,
     text: bool | None = None,
     compress: Literal[False] | None = None,
+    timeout: float | None = SEND_TIMEOUT,
 ) -> Delivery:
     """Broadcast a message to several connections of websockets.trio.
 
@@ -42,16 +44,20 @@ async def broadcast(
         raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
         compress: None to compress the message where the connection allows it; False not to.
+        timeout: Seconds that all connections have to take the message, side by side; None for no limit. One that has
+            not is closed, which is a failure.
 
     Returns:
         How many connections the message was sent to, skipped and not written to. None is ever buffered for.
 
     Raises:
         TypeError: If `message` has another type, or one of `connections` is none of websockets.trio.
+        ValueError: If `timeout` is not positive.
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
     prepared = prepare(message, text, compress)
-    fan_out = _FanOut(prepared, raise_exceptions)
+    check_timeout(timeout)
+    fan_out = _FanOut(prepared, raise_exceptions, timeout)
     connections = list(connections)
     for connection in connections:
         if not isinstance(connection, websockets.trio.connection.Connection):
@@ -66,9 +72,11 @@ async def broadcast(
 class _FanOut(Reporter):
     """One call of `broadcast()` on its way."""
 
-    def __init__(self, message: Any, raise_exceptions: bool) -> None:
+    def __init__(self, message: Any, raise_exceptions: bool, timeout: float | None) -> None:
         super().__init__(raise_exceptions)
         self.message = message
+        self.timeout = timeout
+        self.deadline = math.inf if timeout is None else trio.current_time() + timeout
         self.encodings = encodings_of(message)
 
     async def send(self, connections: list[Any], nursery: trio.Nursery) -> None:
@@ -144,13 +152,24 @@ class _FanOut(Reporter):
 
     async def _send_rest(self, connection: Any, rest: memoryview, finished: trio.MemorySendChannel[Any]) -> None:
         try:
-            await connection.stream.send_all(rest)
-        except Exception as exc:
-            self.report_failure(connection, exc)
-        else:
-            self.sent += 1
+            await self._in_time(connection, lambda: connection.stream.send_all(rest))
         finally:
             finished.send_nowait(connection)
+
+    async def _in_time(self, connection: Any, send: Callable[[], Awaitable[object]]) -> None:
+        """Send, and tell what became of it. A connection that is late is closed: half a frame may be out."""
+        try:
+            with trio.CancelScope(deadline=self.deadline) as scope:
+                await send()
+        except Exception as exc:
+            self.report_failure(connection, exc)
+            return
+        if not scope.cancelled_caught:
+            self.sent += 1
+            return
+        with trio.CancelScope(shield=True):  # which waits for nothing
+            await trio.aclose_forcefully(connection.stream)
+        self.report_failure(connection, TimeoutError(f"the client has not taken the message within {self.timeout} s"))
 
     async def _send_in_turn(self, connection: Any) -> None:
         """Send the message by the connection's own methods."""
@@ -160,8 +179,7 @@ class _FanOut(Reporter):
         try:
             with contextlib.nullcontext() if self.message.compress is None else without_deflate(connection.protocol):
                 send(self.message.data)
-            await connection.send_data()
         except Exception as exc:
             self.report_failure(connection, exc)
         else:
-            self.sent += 1
+            await self._in_time(connection, connection.send_data)

@@ -31,6 +31,7 @@ from wsproto.extensions import PerMessageDeflate
 
 import wsfast
 from helpers.peers import TIMEOUT
+from wsfast.connections import foreign
 
 SMALL = 4096
 """Bytes of the socket buffers of connections that are to be slow."""
@@ -40,7 +41,23 @@ WSPROTO_PROTOCOL = "wsfast.uvicorn:WSProtocol"
 
 UVICORN = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
 
-Connect: TypeAlias = Callable[[], Awaitable[tuple[Any, Any]]]
+
+async def nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Connects a client when it is called; returns the server's connection and the client."""
+
+    dial: Callable[[], Awaitable[tuple[Any, Any]]]
+    shutdown: Callable[[], Awaitable[None]] = nothing
+    """Shut down the server as the library does."""
+
+    async def __call__(self) -> tuple[Any, Any]:
+        return await self.dial()
+
+
 Tls: TypeAlias = tuple[ssl.SSLContext, ssl.SSLContext] | None
 """Contexts of the server and of its clients; None to do without TLS."""
 
@@ -50,14 +67,18 @@ class Library:
     """How to run a server of a library, and what its connections can do."""
 
     open: Callable[..., contextlib.AbstractAsyncContextManager[Connect]]
-    """Open a server, given whether to compress, to have small buffers, and TLS; give a function that connects a
-    client."""
+    """Open a server, given whether to compress, to have small buffers, TLS, and the seconds between keepalives; give
+    what connects a client."""
     send: Callable[[Any, str], Awaitable[None]]
     """Send a text by the library's own means."""
     compresses: bool = True
     """Whether it can compress."""
     ordered: bool = False
     """Whether what it sends by itself never overtakes what was published before."""
+    keepalive: bool = True
+    """Whether it looks whether clients are there."""
+    shutdown: bool = True
+    """Whether its servers close their connections when they are shut down."""
 
 
 def listen(*, small: bool) -> socket.socket:
@@ -108,7 +129,7 @@ async def clients(
             return await arrived.get(), client
 
     try:
-        yield connect
+        yield Connect(connect)
     finally:
         for client in opened:
             client.transport.abort()
@@ -180,9 +201,15 @@ def quart_app(arrived: asyncio.Queue[Any]) -> Any:
 
 @contextlib.asynccontextmanager
 async def serve_app(
-    app: Any, protocol: str, listener: socket.socket, *, compress: bool, tls: Tls = None
-) -> AsyncIterator[None]:
-    """Run uvicorn in this event loop."""
+    app: Any,
+    protocol: str,
+    listener: socket.socket,
+    *,
+    compress: bool,
+    tls: Tls = None,
+    keepalive: float | None = None,
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Run uvicorn in this event loop; give what shuts it down."""
     named = UVICORN >= (0, 36) or ":" not in protocol
     config = uvicorn.Config(
         app,
@@ -190,8 +217,9 @@ async def serve_app(
         lifespan="off",
         log_level="critical",
         ws_per_message_deflate=compress,
-        ws_ping_interval=None,
-        timeout_graceful_shutdown=1,
+        ws_ping_interval=keepalive,
+        ws_ping_timeout=keepalive,
+        timeout_graceful_shutdown=1 if keepalive is None else None,
     )
     config.load()
     config.ssl = None if tls is None else tls[0]
@@ -202,7 +230,13 @@ async def serve_app(
         async with asyncio.timeout(TIMEOUT):
             while not server.started:
                 await asyncio.sleep(0.001)
-        yield
+
+        async def shut_down() -> None:
+            server.should_exit = True
+            async with asyncio.timeout(TIMEOUT):
+                await asyncio.shield(task)
+
+        yield shut_down
     finally:
         server.should_exit = server.force_exit = True
         await asyncio.wait([task], timeout=TIMEOUT)
@@ -210,15 +244,19 @@ async def serve_app(
 
 def under_uvicorn(make_app: Callable[[asyncio.Queue[Any]], Any], protocol: str = WEBSOCKETS_PROTOCOL) -> Any:
     @contextlib.asynccontextmanager
-    async def open_server(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+    async def open_server(
+        *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+    ) -> AsyncIterator[Connect]:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
         with contextlib.closing(listen(small=small)) as listener:
             address = listener.getsockname()
             async with (
-                serve_app(make_app(arrived), protocol, listener, compress=compress, tls=tls),
+                serve_app(
+                    make_app(arrived), protocol, listener, compress=compress, tls=tls, keepalive=keepalive
+                ) as shut_down,
                 clients(arrived, address, compress=compress, small=small, tls=tls) as connect,
             ):
-                yield connect
+                yield Connect(connect.dial, shut_down)
 
     return open_server
 
@@ -227,11 +265,13 @@ def under_uvicorn(make_app: Callable[[asyncio.Queue[Any]], Any], protocol: str =
 
 
 @contextlib.asynccontextmanager
-async def open_aiohttp(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+async def open_aiohttp(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
     async def handler(request: aiohttp.web.Request) -> aiohttp.web.WebSocketResponse:
-        response = aiohttp.web.WebSocketResponse(compress=compress)
+        response = aiohttp.web.WebSocketResponse(compress=compress, heartbeat=keepalive)
         await response.prepare(request)
         await arrived.put(response)
         async for _ in response:
@@ -246,22 +286,26 @@ async def open_aiohttp(*, compress: bool, small: bool, tls: Tls = None) -> Async
     await aiohttp.web.SockSite(runner, listener, ssl_context=None if tls is None else tls[0]).start()
     try:
         async with clients(arrived, listener.getsockname(), compress=compress, small=small, tls=tls) as connect:
-            yield connect
+            yield Connect(connect.dial, runner.cleanup)
     finally:
         await runner.cleanup()
 
 
-async def dial_by_aiohttp(session: aiohttp.ClientSession, address: Any, *, compress: bool, tls: Tls) -> Any:
+async def dial_by_aiohttp(
+    session: aiohttp.ClientSession, address: Any, *, compress: bool, tls: Tls, keepalive: float | None = None
+) -> Any:
     """Connect a client of aiohttp."""
     url = "{}://{}:{}/ws".format("http" if tls is None else "https", *address)
-    options: dict[str, Any] = {} if tls is None else {"ssl": tls[1]}
+    options: dict[str, Any] = {"heartbeat": keepalive} if tls is None else {"heartbeat": keepalive, "ssl": tls[1]}
     client = await session.ws_connect(url, compress=12 if compress else 0, max_msg_size=0, **options)
     assert bool(client.compress) is compress
     return client
 
 
 @contextlib.asynccontextmanager
-async def open_aiohttp_client(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+async def open_aiohttp_client(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
     """Clients of aiohttp, which broadcast to a server of websockets."""
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -284,7 +328,9 @@ async def open_aiohttp_client(*, compress: bool, small: bool, tls: Tls = None) -
     async with aiohttp.ClientSession() as session:
 
         async def connect() -> tuple[Any, Any]:
-            connection = await dial_by_aiohttp(session, listener.getsockname(), compress=compress, tls=tls)
+            connection = await dial_by_aiohttp(
+                session, listener.getsockname(), compress=compress, tls=tls, keepalive=keepalive
+            )
             opened.append(connection)
             if small:
                 connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
@@ -292,7 +338,7 @@ async def open_aiohttp_client(*, compress: bool, small: bool, tls: Tls = None) -
                 return connection, await arrived.get()
 
         try:
-            yield connect
+            yield Connect(connect)
         finally:
             server.close()
             for accepted in list(server.connections):
@@ -330,7 +376,7 @@ async def aiohttp_clients(
                 return await arrived.get(), AiohttpClient(opened[-1])
 
         try:
-            yield connect
+            yield Connect(connect)
         finally:
             for client in opened:
                 await client.close()
@@ -374,7 +420,9 @@ class Wsproto(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def open_wsproto(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+async def open_wsproto(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     listener = listen(small=small)
     server = await asyncio.get_running_loop().create_server(
@@ -411,11 +459,16 @@ class Listener(picows.WSListener):
 
 
 @contextlib.asynccontextmanager
-async def open_picows(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+async def open_picows(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     listener = listen(small=small)
+    options: dict[str, Any] = {}
+    if keepalive is not None:
+        options = {"auto_ping_idle_timeout": keepalive, "auto_ping_reply_timeout": keepalive, "enable_auto_ping": True}
     server = await picows.ws_create_server(
-        lambda request: Listener(arrived), sock=listener, ssl=None if tls is None else tls[0]
+        lambda request: Listener(arrived), sock=listener, ssl=None if tls is None else tls[0], **options
     )
     try:
         async with clients(
@@ -435,7 +488,9 @@ async def send_by_picows(connection: Any, text: str) -> None:
 
 def of_websockets(serve: Callable[..., Any], clients: Callable[..., Any] = clients) -> Any:
     @contextlib.asynccontextmanager
-    async def open_server(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+    async def open_server(
+        *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+    ) -> AsyncIterator[Connect]:
         arrived: asyncio.Queue[Any] = asyncio.Queue()
 
         async def handler(connection: Any, *_: Any) -> None:
@@ -450,11 +505,17 @@ def of_websockets(serve: Callable[..., Any], clients: Callable[..., Any] = clien
                 sock=listener,
                 ssl=None if tls is None else tls[0],
                 compression="deflate" if compress else None,
-                ping_interval=None,
+                ping_interval=keepalive,
+                ping_timeout=keepalive,
             )
+
+        async def shut_down() -> None:
+            server.close()
+            await server.wait_closed()
+
         try:
             async with clients(arrived, listener.getsockname(), compress=compress, small=small, tls=tls) as connect:
-                yield connect
+                yield Connect(connect.dial, shut_down)
         finally:
             server.close()
 
@@ -487,10 +548,13 @@ class Writer:
             payload = code.to_bytes(2, "big") + reason.encode()
             self.writer.write(bytes([0x88, len(payload)]) + payload)
         self.writer.close()
+        foreign.abort_later(self.writer.transport, asyncio.get_running_loop())
 
 
 @contextlib.asynccontextmanager
-async def open_sink(*, compress: bool, small: bool, tls: Tls = None) -> AsyncIterator[Connect]:
+async def open_sink(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -544,8 +608,8 @@ LIBRARIES: dict[str, Library] = {
     "litestar": Library(under_uvicorn(litestar_app, WEBSOCKETS_PROTOCOL), send_text, ordered=True),
     "quart": Library(under_uvicorn(quart_app, WEBSOCKETS_PROTOCOL), send, ordered=True),
     "aiohttp": Library(open_aiohttp, send_str),
-    "aiohttp-client": Library(open_aiohttp_client, send_str),
-    "wsproto": Library(open_wsproto, send_by_wsproto),
-    "picows": Library(open_picows, send_by_picows, compresses=False),
-    "sink": Library(open_sink, send_by_sink, compresses=False),
+    "aiohttp-client": Library(open_aiohttp_client, send_str, shutdown=False),
+    "wsproto": Library(open_wsproto, send_by_wsproto, keepalive=False, shutdown=False),
+    "picows": Library(open_picows, send_by_picows, compresses=False, shutdown=False),
+    "sink": Library(open_sink, send_by_sink, compresses=False, keepalive=False, shutdown=False),
 }

@@ -585,6 +585,46 @@ def test_private_messages_do_not_overtake(play: Play, kind: str) -> None:
     play(act)
 
 
+@pytest.mark.parametrize("kind", ["evented", "evented-deflate"])
+def test_private_messages_are_not_starved(play: Play, kind: str) -> None:
+    """A private message waits for what was published before it only, though something is always waiting."""
+
+    async def act(scene: Scene) -> None:
+        channel = wsfast.Channel(slow=wsfast.DropNewest(max_bytes=None))
+        connection, peer = await scene.connect(kind, **small())
+        subscription = channel.subscribe(connection)
+        number = 0
+
+        def fill() -> None:
+            nonlocal number
+            while subscription.queued < 6:
+                channel.publish(f"{number} " + random.Random(number).randbytes(10_000).hex())
+                channel.flush()
+                number += 1
+
+        fill()
+        before = number
+        tasks = [await scene.stage.start(connection.send(f"own {one}")) for one in range(2)]
+        given_up = await scene.stage.start(connection.send("given up"))
+        given_up.cancel()
+        assert not any(task.done() for task in tasks)
+        async with asyncio.timeout(TIMEOUT):
+            while not all(task.done() for task in tasks):
+                fill()
+                assert subscription.queued
+                await peer.read_some()
+        assert subscription.queued
+        data = await scene.data(connection, peer, number + 2 - reconciled(subscription).dropped)
+        numbers = [int(str(one).split()[0]) for one in data if not str(one).startswith("own")]
+        own = [place for place, one in enumerate(data) if str(one).startswith("own")]
+        assert [data[place] for place in own] == ["own 0", "own 1"]
+        assert numbers == sorted(numbers)
+        assert max(numbers[: own[0]]) >= before - 1
+        assert own[1] < len(data) - 1
+
+    play(act)
+
+
 # ---- Slow consumers
 
 

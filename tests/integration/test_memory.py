@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -20,7 +21,8 @@ from websockets.asyncio.server import serve
 
 import wsfast
 from helpers.fixtures import Run
-from helpers.peers import Peer, until
+from helpers.libraries import WEBSOCKETS_PROTOCOL, WSPROTO_PROTOCOL, fastapi_app, listen, serve_app
+from helpers.peers import TIMEOUT, Peer, inflate, parse_frames, until
 from wsfast._core import _pure
 
 SIZE = 65536
@@ -172,6 +174,50 @@ def test_broadcast_keeps_nothing(core: Any, run: Run) -> None:
             assert after == before
             assert abs(objects_after - objects_before) < 50
             assert min(growth) < 20_000
+
+    run(main)
+
+
+@pytest.mark.parametrize("protocol", [WEBSOCKETS_PROTOCOL, WSPROTO_PROTOCOL])
+def test_uvicorn_makes_no_encoders(run: Run, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    """Connections that are only broadcast to own no encoder, which is half of what deflate takes; others make one."""
+    made: list[object] = []
+    compressobj = zlib.compressobj
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        made.append(options)
+        return compressobj(*arguments, **options)
+
+    async def main() -> None:
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        with contextlib.closing(listen(small=False)) as listener, contextlib.ExitStack() as exits:
+            async with serve_app(fastapi_app(arrived), protocol, listener, compress=True):
+
+                async def connect() -> tuple[Any, Peer]:
+                    peer = exits.enter_context(contextlib.closing(Peer(socket.socket())))
+                    await asyncio.get_running_loop().sock_connect(peer.sock, listener.getsockname())
+                    head = await peer.upgrade("permessage-deflate; client_max_window_bits", target="/ws")
+                    assert b"permessage-deflate" in head
+                    return await arrived.get(), peer
+
+                pairs = [await connect()]
+                wsfast.broadcast([websocket for websocket, _ in pairs], "warm up " * 20)
+                monkeypatch.setattr(zlib, "compressobj", count)
+                pairs += [await connect() for _ in range(5)]
+                assert not made
+                for number in range(3):
+                    wsfast.broadcast([websocket for websocket, _ in pairs], f"message {number} " * 20)
+                    assert len(made) == number + 1
+                await pairs[1][0].send_text("private " * 20)
+                assert len(made) == 4
+                for index, (_, peer) in enumerate(pairs):
+                    count_of_messages = 3 + (index < 2)
+                    async with asyncio.timeout(TIMEOUT):
+                        while len(parse_frames(bytes(peer.received))[0]) < count_of_messages:
+                            await peer.read_some()
+                    texts = [frame.payload.decode() for frame in inflate(parse_frames(bytes(peer.received))[0], 15)]
+                    assert texts[-1] == ("private " * 20 if index == 1 else "message 2 " * 20)
+                monkeypatch.undo()
 
     run(main)
 

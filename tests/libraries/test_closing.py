@@ -163,7 +163,7 @@ async def open_websockets_client(*, compress: bool, small: bool, tls: Any = None
         return connection, opened[-1]
 
     try:
-        yield connect
+        yield Connect(connect)
     finally:
         for client in opened:
             client.done.set_result(None)

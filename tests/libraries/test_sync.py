@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import select
 import socket
 import ssl
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import websockets.sync.client
 import websockets.sync.server
-from websockets.exceptions import ConcurrencyError
+from websockets.exceptions import ConcurrencyError, ConnectionClosed
 
 import wsfast
 from helpers.peers import TIMEOUT
+from wsfast.connections import sync
 
 SMALL = 4096
 
@@ -244,3 +247,162 @@ def test_failures_are_reported(tls: Any, caplog: pytest.LogCaptureFixture) -> No
             assert wsfast.broadcast([broken, there], "x") == (1, 0, 0, 1)
         assert "skipped broadcast: failed to write message: BrokenPipeError" in caplog.text
         assert client.recv(timeout=TIMEOUT) == "x"
+
+
+# ---- Time limits
+
+
+def stalled(people: Crowd) -> tuple[Any, Any]:
+    """Connect a client that does not read, nor answer."""
+    connection, client = people.connect(small=True)
+    client.protocol_mutex.acquire()
+    people.exits.callback(client.protocol_mutex.release)
+    return connection, client
+
+
+def sending(connection: Any) -> threading.Thread:
+    """Have another thread be in the connection's own send(), with its lock."""
+
+    def send() -> None:
+        with contextlib.suppress(ConnectionClosed):
+            connection.send(b"x" * 10_000_000)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    wait_for(connection.protocol_mutex.locked)
+    return thread
+
+
+LIMIT = 0.05
+
+
+class Clock:
+    """A clock that stands still until the time is over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(sync, "time", types.SimpleNamespace(monotonic=lambda: self.now, sleep=time.sleep))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("by", ["broadcast", "itself"])
+@pytest.mark.parametrize("kind", ["plain", "deflate", "tls"])
+def test_clients_that_do_not_read_are_aborted(
+    kind: str, by: str, count: int, tls: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the time is over, the connections of all who do not read are, and everybody else has the message."""
+    message = random.Random(0).randbytes(3_000_000)
+    with crowd(kind, tls, small=True) as people:
+        bad = [stalled(people)[0] for _ in range(count)]
+        good = [people.connect() for _ in range(3)]
+        threads = [sending(connection) for connection in bad] if by == "itself" else []
+        connections = [*bad, *(connection for connection, _ in good), bad[0]]
+        clock = Clock(monkeypatch)
+        with caplog.at_level(logging.WARNING, "websockets"):
+            results: list[Any] = []
+            thread = threading.Thread(
+                target=lambda: results.append(wsfast.broadcast(connections, message, timeout=LIMIT))
+            )
+            thread.start()
+            for _, client in good:
+                assert client.recv(timeout=TIMEOUT) == message
+            assert results == []
+            clock.now += LIMIT
+            thread.join(TIMEOUT)
+        assert results == [(3, 0, 0, count + 1)]
+        assert caplog.text.count(f"TimeoutError: the client has not taken the message within {LIMIT} s") == count + 1
+        wait_for(lambda: all(connection.protocol.state.name == "CLOSED" for connection in bad))
+        wait_for(lambda: all(connection.socket.fileno() < 0 for connection in bad))
+        assert not any(connection.protocol_mutex.locked() for connection in bad)
+        for one in threads:
+            one.join(TIMEOUT)
+            assert not one.is_alive()
+        wait_for(lambda: all(one.name != "wsfast" for one in threading.enumerate()))
+        assert wsfast.broadcast(connections, "y") == (3, 0, count + 1, 0)
+        for _, client in good:
+            assert client.recv(timeout=TIMEOUT) == "y"
+
+
+def test_stalled_clients_share_one_limit(tls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections are late, of whatever kind, the call looks at one deadline only."""
+    clock = Clock(monkeypatch)
+
+    class Poll:
+        def __init__(self) -> None:
+            self.register = self.unregister = lambda *_: None
+
+        def poll(self, milliseconds: float | None) -> list[Any]:
+            assert milliseconds is not None
+            clock.now += milliseconds / 1000
+            return []
+
+    with crowd("plain", tls, small=True) as people:
+        connections = [stalled(people)[0] for _ in range(4)]
+        sender = sending(connections[3])
+        monkeypatch.setattr(select, "poll", Poll)
+        with pytest.raises(ExceptionGroup) as caught:
+            wsfast.broadcast(connections, b"x" * 3_000_000, raise_exceptions=True)
+        monkeypatch.undo()
+        sender.join(TIMEOUT)
+    assert [type(one.__cause__) for one in caught.value.exceptions] == [TimeoutError] * 4
+    assert 1010.0 <= clock.now < 1010.1
+
+
+def test_nothing_is_sent_after_the_limit(tls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no thread has begun to send when the time is over is not sent later."""
+    begun, go_on = threading.Event(), threading.Event()
+    sent: list[Any] = []
+
+    def send(connection: Any, message: Any) -> bool:
+        sent.append(connection)
+        begun.set()
+        return go_on.wait(TIMEOUT)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(sync, "_send_ordinarily", send)
+
+    def start_one(thread: threading.Thread) -> None:
+        if thread.name == "wsfast" and begun.is_set():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with crowd("tls", tls) as people:
+        (one, _), (other, _) = people.connect(), people.connect()
+        monkeypatch.setattr(sync._Crew, "send", after_first(sync._Crew.send, begun))
+        assert wsfast.broadcast([one, other], "x", timeout=LIMIT) == (0, 0, 0, 2)
+        go_on.set()
+        wait_for(lambda: all(thread.name != "wsfast" for thread in threading.enumerate()))
+        assert sent == [one]
+
+
+def after_first(send: Any, begun: threading.Event) -> Any:
+    """Have the second job wait until a thread has taken the first one."""
+    jobs: list[Any] = []
+
+    def wait_and_send(crew: Any, connection: Any, message: Any) -> Any:
+        if jobs:
+            assert begun.wait(TIMEOUT)
+        jobs.append(connection)
+        return send(crew, connection, message)
+
+    return wait_and_send
+
+
+def test_no_limit(tls: Any) -> None:
+    """Without a limit, the call waits for as long as it takes."""
+    with crowd("plain", tls) as people:
+        (busy, client), (stuck, stuck_client) = people.connect(), people.connect()
+        busy.protocol_mutex.acquire()
+        threading.Timer(0.05, busy.protocol_mutex.release).start()
+        assert wsfast.broadcast([busy, stuck], "x", timeout=None) == (2, 0, 0, 0)
+        assert client.recv(timeout=TIMEOUT) == stuck_client.recv(timeout=TIMEOUT) == "x"
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "5", b"5", object()])
+def test_what_is_no_limit(timeout: Any) -> None:
+    """What is no positive number of seconds is refused, whoever is sent to."""
+    with pytest.raises((TypeError, ValueError), match=r"^timeout must be "):
+        wsfast.broadcast([], "x", timeout=timeout)
+    with pytest.raises((TypeError, ValueError), match=r"^timeout must be "):
+        wsfast.Audience().broadcast([], "x", timeout=timeout)

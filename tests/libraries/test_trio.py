@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import random
 import struct
@@ -18,8 +19,9 @@ connection_module = pytest.importorskip("websockets.trio.connection", reason="we
 
 import websockets.trio.client  # noqa: E402
 import websockets.trio.server  # noqa: E402
+from trio.testing import MockClock, wait_all_tasks_blocked  # noqa: E402
 from websockets.client import ClientProtocol  # noqa: E402
-from websockets.exceptions import ConcurrencyError  # noqa: E402
+from websockets.exceptions import ConcurrencyError, ConnectionClosed  # noqa: E402
 from websockets.uri import parse_uri  # noqa: E402
 
 from helpers.peers import TIMEOUT  # noqa: E402
@@ -63,7 +65,7 @@ async def crowd(count: int, compression: str | None, stuck: bool = False) -> Any
                 clients.append(await stack.enter_async_context(client))
             with trio.fail_after(TIMEOUT):
                 while len(connections) < len(clients):
-                    await trio.sleep(0.001)
+                    await trio.sleep(0)  # the clock may stand still
         yield connections, clients
         nursery.cancel_scope.cancel()
 
@@ -176,3 +178,58 @@ def test_cancellation() -> None:
             assert all(connection.stream.socket.fileno() == -1 for connection in connections)
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["", "while-sending"])
+def test_clients_that_do_not_read_are_closed(busy: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """When the time is over, connections whose clients do not read are closed; everybody else has the message."""
+    clock = MockClock()  # which stands still
+    message = random.Random(0).randbytes(1_000_000)
+
+    async def main() -> None:
+        async with crowd(2, None, stuck=True) as (bad, _), crowd(2, None) as (good, clients):
+            for connection in bad:
+                connection.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, SMALL)
+            results: list[Any] = []
+
+            async def send() -> None:
+                results.append(await broadcast([*bad, *good, bad[0]], message))
+
+            async def send_own(connection: Any) -> None:
+                with contextlib.suppress(ConnectionClosed):
+                    await connection.send(message * 10)
+
+            async with trio.open_nursery() as nursery:
+                if busy:
+                    for connection in bad:
+                        nursery.start_soon(send_own, connection)
+                    while not all(connection.send_lock.locked() for connection in bad):
+                        await trio.sleep(0)
+                nursery.start_soon(send)
+                for client in clients:
+                    assert await client.recv() == message
+                clock.jump(9.9)
+                await wait_all_tasks_blocked()
+                assert results == []
+                assert all(connection.stream.socket.fileno() >= 0 for connection in bad)
+                clock.jump(0.2)
+            assert results == [(2, 0, 0, 3)]
+            assert caplog.text.count("TimeoutError: the client has not taken the message within 10.0 s") == 3
+            assert all(connection.stream.socket.fileno() == -1 for connection in bad)
+            for connection in bad:
+                await connection.wait_closed()
+                assert not connection.send_lock.locked()
+            assert await broadcast([*bad, *good], "y", timeout=None) == (2, 0, 2, 0)
+            for client in clients:
+                assert await client.recv() == "y"
+
+    with caplog.at_level("WARNING"):
+        trio.run(main, clock=clock)
+
+
+def test_what_is_no_limit() -> None:
+    """What is no positive number of seconds is refused."""
+    some: list[Any] = [0, -1.0, "5"]
+    for timeout in some:
+        with pytest.raises((TypeError, ValueError), match=r"^timeout must be "):
+            trio.run(functools.partial(broadcast, [], "x", timeout=timeout))

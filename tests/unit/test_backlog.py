@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import linecache
@@ -444,6 +445,36 @@ def test_what_is_taken_of_a_subscription_that_has_ended(clock: Clock) -> None:
 
 
 # ---- Keys
+
+
+def test_waiters_are_woken_when_nothing_up_to_theirs_waits(clock: Clock) -> None:
+    """Futures are done when no message up to their number waits, whether that was taken, replaced or dropped."""
+    loop = asyncio.new_event_loop()
+    connection = Connection(Conflate())
+    backlog = connection.backlog
+    for key in range(4):
+        connection.publish(0, key=key)
+    numbers = [item.number for item in queue_items(connection.queue(0))]
+    assert numbers == sorted(set(numbers))
+    futures = [backlog.waiters.setdefault(number, loop.create_future()) for number in numbers]
+
+    def woken() -> list[bool]:
+        backlog.wake()
+        return [future.done() for future in futures]
+
+    connection.publish(0, key=0)  # which has the place of the first one
+    connection.publish(0, key=4)
+    assert woken() == [False] * 4
+    connection.queue(0).drop(queue_items(connection.queue(0))[2])  # the last one of those that are waited for
+    assert woken() == [False] * 4
+    futures[1].cancel()
+    backlog.taken(2)
+    assert woken() == [True, True, False, False]
+    backlog.taken(1)
+    assert woken() == [True] * 4
+    assert len(connection.waiting()) == 1
+    assert not backlog.waiters
+    loop.close()
 
 
 class Key:

@@ -4,6 +4,7 @@
 |----------------------------------------|-------------------------------------------------------------|--------------|
 | `ws._writer`                           | a `WebSocketWriter` once it is prepared                     | 3.9 to 3.14  |
 | `ws._closed`, `ws._closing`            | whether a close frame was sent, or received                 | 3.9 to 3.14  |
+| `ws._timeout`                          | how long the peer has to close, or an object that knows     | 3.9 to 3.14  |
 | `ws._waiting`                          | not None while somebody receives                            | 3.9          |
 | `ws._close_wait`                       | what `close()` waits for, rather than for the handler       | 3.10 to 3.14 |
 | `writer.transport`, `writer.use_mask`  | asyncio's; True on the client side                          | 3.9 to 3.14  |
@@ -35,7 +36,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
-from .foreign import Closer, Foreign, abort_later, layout_of
+from .foreign import Closer, Foreign, layout_of
 
 __all__ = ["adapt"]
 
@@ -67,6 +68,13 @@ class _Connection(Foreign):
             return CLOSED if self.transport.is_closing() else CLOSING
         return CLOSING if self._origin._closing else OPEN
 
+    @property
+    def close_timeout(self) -> float | None:  # type: ignore[override]
+        """See `Foreign`."""
+        timeout = self._origin._timeout
+        seconds: float | None = getattr(timeout, "ws_close", timeout)
+        return seconds
+
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
         """See `Foreign`. `_closed` is set right before the close frame is sent; nothing may follow that."""
@@ -81,7 +89,6 @@ class _Connection(Foreign):
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""
-        timer = abort_later(self.transport, self.loop)
         if not self.masked and not hasattr(self._origin, "_close_wait") and self._origin._waiting is not None:
             # close() of 3.9 would first let the handler end, and that closes the connection with code 1000.
             if not self._origin._closed:
@@ -90,8 +97,6 @@ class _Connection(Foreign):
                     await self._writer.close(code, reason.encode())
             return
         await self._origin.close(code=code, message=reason.encode())
-        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
-            timer.cancel()
 
 
 class _Compressing(_Connection):

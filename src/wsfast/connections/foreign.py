@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
 from websockets.protocol import CLOSED, OPEN, State
 
@@ -21,13 +21,13 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
 
-__all__ = ["Closer", "Foreign", "abort_later", "is_lost", "layout_of"]
+__all__ = ["Closer", "Foreign", "abort", "abort_later", "layout_of", "look_after"]
 
 CLOSING_INTERVAL = 1.0
-"""Seconds between two looks at whether connections that do not tell have been lost."""
+"""Seconds between two looks at connections that are to end."""
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds that a client that does not read has to take a close frame, and to answer it."""
+"""Seconds that a client has to take a close frame, and to answer it. A connection that is not lost then is aborted."""
 
 
 Closer: TypeAlias = tuple[Any, str, Callable[..., bool]]
@@ -43,6 +43,8 @@ class Foreign:
     """Whether it tells if there is room for more, which channels must know."""
     tells_loss: ClassVar[bool] = False
     """Whether `lose()` is called when the connection is lost; if not, it is looked at from time to time."""
+    close_timeout: float | None = None
+    """Seconds that the library itself allows for closing; None if it has no such thing."""
     logger: Any = logging.getLogger("wsfast")
 
     _wsfast_peer: Any = None
@@ -98,7 +100,7 @@ class Foreign:
         if self._lost is None:
             self._lost = self.loop.create_future()
             if not self.tells_loss:
-                _Losses.of(self.loop).add(self)
+                look_after(self)
         return self._lost
 
     def lose(self) -> None:
@@ -115,57 +117,104 @@ class Foreign:
         raise NotImplementedError
 
 
-def is_lost(transport: Any) -> bool:
-    """Whether a transport has closed its socket, after which `abort()` may hit whoever has the descriptor now."""
+def abort(transport: Any) -> None:
+    """Abort a transport, unless it has closed its socket: somebody else may have the descriptor now."""
     sock = transport.get_extra_info("socket")
-    return sock is not None and sock.fileno() < 0
-
-
-def abort_later(transport: Any, loop: asyncio.AbstractEventLoop) -> asyncio.TimerHandle:
-    """Abort a transport after CLOSE_TIMEOUT, unless it is lost by then. Nothing is kept alive for that."""
-    return loop.call_later(CLOSE_TIMEOUT, _abort, ref(transport))
-
-
-def _abort(reference: ref[Any]) -> None:
-    transport = reference()
-    if transport is not None and not is_lost(transport):
+    if sock is None or sock.fileno() >= 0:
         transport.abort()
 
 
-class _Losses:
-    """Looks from time to time which connections have been lost that do not tell. Its timer keeps it alive."""
+def look_after(connection: Any) -> None:
+    """Have a connection that does not tell be `lose()`d when it is lost, and aborted if closing takes too long."""
+    if not connection.loop.is_closed():
+        _Ends.of(connection.loop).add_connection(connection)
 
-    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Losses]]] = WeakKeyDictionary()
+
+def abort_later(transport: Any, loop: asyncio.AbstractEventLoop, close_timeout: float | None = None) -> float:
+    """Abort a transport that is not lost after CLOSE_TIMEOUT, or the connection's own timeout if that is longer.
+
+    Returns:
+        Seconds after which that has happened. It does, whatever becomes of the tasks that close the connection.
+    """
+    seconds = max(CLOSE_TIMEOUT, close_timeout or 0)
+    _Ends.of(loop).add_transport(transport, loop, loop.time() + seconds)
+    return seconds + 2 * CLOSING_INTERVAL
+
+
+class _Ends:
+    """Looks from time to time after connections that are to end.
+
+    It finds out which connections have been lost that do not tell, and aborts those whose closing takes too long, as
+    for a client that never takes the close frame. What is lost is forgotten. Its timer keeps it alive.
+    """
+
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Ends]]] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> _Losses:
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _Ends:
         """Return that of an event loop."""
         reference = cls._all.get(loop)
-        losses = None if reference is None else reference()
-        if losses is None:
-            losses = cls()
-            cls._all[loop] = ref(losses)
-        return losses
+        ends = None if reference is None else reference()
+        if ends is None:
+            ends = cls()
+            cls._all[loop] = ref(ends)
+        return ends
 
     def __init__(self) -> None:
-        self._connections: WeakSet[Foreign] = WeakSet()
+        # Not weakly: a library may forget a connection before its transport, which the event loop keeps, has closed.
+        self._connections: set[Any] = set()
+        self._transports: dict[int, tuple[Any, Any, float]] = {}  # with sockets, and when to abort them
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, connection: Foreign) -> None:
+    def add_connection(self, connection: Any) -> None:
         """Look at a connection until it is lost."""
         self._connections.add(connection)
+        self._schedule(connection.loop)
+
+    def add_transport(self, transport: Any, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """Abort a transport at a time, unless it is lost by then; what was said before holds."""
+        # A transport over TLS that is lost does not know its socket any more.
+        sock = transport.get_extra_info("socket")
+        self._transports.setdefault(id(transport), (transport, sock, deadline))
+        self._schedule(loop)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         # A signal handler may have interrupted the last look before it began.
-        if self._timer is None or connection.loop.time() - self._timer.when() > CLOSING_INTERVAL:
-            self._timer = connection.loop.call_later(CLOSING_INTERVAL, self._look, connection.loop)
+        if self._timer is None or loop.time() - self._timer.when() > CLOSING_INTERVAL:
+            self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             for connection in list(self._connections):
-                if connection.state is CLOSED or connection.transport.is_closing():
-                    self._connections.discard(connection)
-                    connection.lose()
+                self._try(loop, self._look_after, connection)
+            for key, (transport, sock, deadline) in list(self._transports.items()):
+                lost = sock is not None and sock.fileno() < 0
+                if lost or loop.time() >= deadline:
+                    del self._transports[key]
+                    self._try(loop, abort, transport)
         finally:
-            self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop) if self._connections else None
+            self._timer = None
+            if self._connections or self._transports:
+                self._schedule(loop)
+
+    def _look_after(self, connection: Any) -> None:
+        lost = True  # if it cannot be asked, nobody can send to it
+        try:
+            state, closing = connection.state, connection.transport.is_closing()
+            lost = state is CLOSED or closing
+            if state is not OPEN or closing:
+                abort_later(connection.transport, connection.loop, connection.close_timeout)
+        finally:
+            if lost:
+                self._connections.discard(connection)
+                if isinstance(connection, Foreign):
+                    connection.lose()
+
+    def _try(self, loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except Exception as exc:  # the others are looked after all the same
+            loop.call_exception_handler({"message": f"{function!r} has failed", "exception": exc})
 
 
 def layout_of(kind: type, **changes: Any) -> ConnectionLayout:

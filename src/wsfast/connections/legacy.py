@@ -13,7 +13,7 @@ from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .foreign import Closer, Foreign, layout_of
+from .foreign import Closer, Foreign, layout_of, look_after
 from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["adapt"]
@@ -30,6 +30,7 @@ class _Connection(Foreign):
         self.loop: asyncio.AbstractEventLoop = origin.loop
         self.logger: Any = origin.logger
         self.debug: Any = origin.debug
+        self.close_timeout: float | None = origin.close_timeout
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
@@ -66,10 +67,16 @@ class _Connection(Foreign):
         with contextlib.nullcontext() if message.compress is None else without_deflate(self._origin):
             self._origin.write_frame_sync(True, message.opcode, message.data)
 
+    def lose(self) -> None:
+        """Do nothing: the library tells, if late."""
+
     @property
     def connection_lost_waiter(self) -> Any:
         """A future that is done when the connection is lost."""
-        return self._origin.connection_lost_waiter
+        waiter = self._origin.connection_lost_waiter
+        if not waiter.done():
+            look_after(self)  # its close() fails if the application waits in send() then
+        return waiter
 
     def closers(self) -> Sequence[Closer]:
         """See `Foreign`."""

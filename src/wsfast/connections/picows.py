@@ -24,7 +24,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 
 from wsfast._encoding.message import PreparedMessage
 
-from .foreign import Foreign, abort_later
+from .foreign import Foreign
 
 __all__ = ["adapt", "adapt_websockets", "loop_of"]
 
@@ -58,7 +58,6 @@ class _Connection(Foreign):
         if transport is not None:
             transport.send_close(code, reason.encode())  # type: ignore[arg-type]
             transport.disconnect()
-            abort_later(self.transport, self.loop)
 
 
 class _ClientConnection(_Connection):

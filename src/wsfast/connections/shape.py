@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from websockets.asyncio.connection import Connection
 from websockets.protocol import OPEN
 
 from wsfast._core import core
@@ -15,8 +16,8 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import is_closing as is_transport_closing
 from . import name_of, transport_layout, unsupported
-from .foreign import Closer, Foreign
-from .sink import Sink, SinkConnection
+from .foreign import Closer, Foreign, abort, abort_later, look_after
+from .sink import Sink, SinkConnection, SinkTransport
 from .websockets import (
     LOST,
     SEND_IN_PROGRESS,
@@ -123,8 +124,11 @@ def check_subscriber(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def when_lost(connection: Any) -> Any:
-    """Return a future that is done when a connection is lost."""
-    return getattr(connection, LOST)
+    """Return a future that is done when a subscribed connection is lost, which has an end from now on."""
+    waiter = getattr(connection, LOST)
+    if isinstance(connection, Connection) and connection.close_timeout is not None and not waiter.done():
+        look_after(connection)  # its close() waits for room in the transport, for however long that takes
+    return waiter
 
 
 def origin_of(connection: Any) -> Any:
@@ -133,12 +137,19 @@ def origin_of(connection: Any) -> Any:
 
 
 async def close(connection: Any, code: int, reason: str) -> None:
-    """Close a connection; if that fails, abort it. Nobody waits for this, and each connection must have an end."""
+    """Close a connection; abort it if that fails or takes too long. Nobody waits for this, and each has an end."""
+    transport = connection.transport
+    seconds = None  # a sink has closed when its close() returns
+    if not isinstance(transport, SinkTransport):
+        seconds = abort_later(transport, connection.loop, getattr(connection, "close_timeout", None))
     try:
-        await connection.close(code, reason)
-    except Exception as exc:
+        async with asyncio.timeout(seconds):
+            await connection.close(code, reason)
+    except BaseException as exc:
+        abort(transport)
+        if not isinstance(exc, Exception):
+            raise
         logger.warning("could not close %s: %r", connection.id, exc)
-        connection.transport.abort()
 
 
 def keep_reason(connection: Any, errno: int) -> None:

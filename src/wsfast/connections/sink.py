@@ -38,7 +38,11 @@ class Sink(Protocol):
         """Whether there is room: if not, messages of channels wait, as long as the policy lets them."""
 
     def close(self, code: int, reason: str, /) -> object:
-        """Close the connection, with a close frame (section 5.5.1), or without one if the code is 1006."""
+        """Close the connection, with a close frame (section 5.5.1), or without one if the code is 1006.
+
+        It is called once, and nothing else is after it: it must see to it that the connection ends, also if its peer
+        does not read.
+        """
 
 
 class SinkTransport:
@@ -93,8 +97,9 @@ class SinkTransport:
             self._sink.close(code, reason)
         except Exception as exc:
             self._log("could not close %s: %r", exc)
-        if self.on_lost is not None:
-            self.on_lost()
+        finally:
+            if self.on_lost is not None:
+                self.on_lost()
 
     def _log(self, message: str, exc: Exception) -> None:
         """Log soon, as channels do: what handlers do must not get in between."""

@@ -7,6 +7,7 @@
 | `conn`, `transport`, `loop`, `queue`, `logger`     | sans-I/O protocol, asyncio's, messages read | 0.35 to 0.54 |
 | `handshake_complete`, `close_sent`                 | what has been sent                          | 0.35 to 0.54 |
 | `read_paused`                                      | whether the transport does not read         | 0.35 to 0.54 |
+| `conn.available_extensions`                        | list, which may be empty, of factories      | 0.35 to 0.54 |
 | `close_timer`, `close_timeout`                     | how long the peer has to close              | 0.52 to 0.54 |
 | `disconnected`                                     | whether the connection was lost             | 0.52 to 0.54 |
 | `run_asgi()`, `send()`, `receive()`, `scope`       | ASGI                                        | 0.35 to 0.54 |
@@ -28,7 +29,14 @@ from wsfast._encoding.message import PreparedMessage
 from . import ConnectionLayout
 from .asgi import EXTENSION
 from .foreign import Closer, Foreign, abort_later, layout_of
-from .websockets import Telling, closers_of_protocol, encoder_of_extensions, watched, without_deflate
+from .websockets import (
+    ServerPerMessageDeflateFactory,
+    Telling,
+    closers_of_protocol,
+    encoder_of_extensions,
+    watched,
+    without_deflate,
+)
 
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -43,18 +51,19 @@ class UvicornConnection(Telling, Foreign):
 
     library = "uvicorn"
     tells_loss = True
+    close_timeout: float = 10.0
 
     websocket: Any = None
     """The framework's WebSocket by which the connection was first sent to."""
 
     _wsfast_conn: Any
+    _wsfast_transport: Any
     app: Any
     scope: Any
     logger: Any
     queue: Any
     close_sent: bool
     close_timer: Any
-    close_timeout: float
     disconnected: bool = False
     read_paused: bool
     writable: Any
@@ -83,12 +92,24 @@ class UvicornConnection(Telling, Foreign):
             await super().run_asgi()  # type: ignore[misc]
         finally:
             self.app = application
+        self._wsfast_end()
+
+    def data_received(self, data: bytes) -> None:
+        """Receive data, which may be a close frame, or an error."""
+        super().data_received(data)
+        self._wsfast_end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell channels, and take leave."""
         self.lose()
         super().connection_lost(exc)
         self.disconnected = True
+        self.writable.set()  # before 0.52, uvicorn would have whoever waits to send wait for ever
+
+    def keepalive_timeout(self) -> None:
+        """Close the connection, since the client does not answer pings."""
+        super().keepalive_timeout()  # type: ignore[misc]
+        self._wsfast_end()
 
     def shutdown(self) -> None:
         """Close the connection, since the server ends. Before 0.52, uvicorn would send a second close frame."""
@@ -96,6 +117,12 @@ class UvicornConnection(Telling, Foreign):
             self.transport.close()
         else:
             super().shutdown()  # type: ignore[misc]
+        self._wsfast_end()
+
+    def _wsfast_end(self) -> None:
+        """Abort the connection if its end has begun and takes too long: uvicorn waits for all that is to be written."""
+        if self.close_sent or self._wsfast_transport.is_closing():
+            abort_later(self._wsfast_transport, self.loop, self.close_timeout)
 
     async def send(self, message: Any) -> None:
         """Send what the application sends, after all that was published for this connection before.
@@ -110,6 +137,7 @@ class UvicornConnection(Telling, Foreign):
             raise ClientDisconnected
         await super().send(message)  # type: ignore[misc]
         self._wsfast_check()
+        self._wsfast_end()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""
@@ -119,9 +147,9 @@ class UvicornConnection(Telling, Foreign):
         self._send_close(code, reason)
         self.close_sent = self._wsfast_closed = True
         self.writable.set()  # whoever waits to send is to hear of it
+        self._wsfast_end()
         if not hasattr(self, "close_timer"):  # before 0.52, uvicorn does not wait for the peer's close frame
             self.transport.close()
-            abort_later(self.transport, self.loop)
             return
         if self.read_paused:
             self.read_paused = False
@@ -133,7 +161,15 @@ class UvicornConnection(Telling, Foreign):
 
 
 class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to."""
+    """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to. It makes no encoder until one is needed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        conn = self._wsfast_conn
+        if conn.available_extensions:
+            conn.available_extensions = [
+                ServerPerMessageDeflateFactory._like(factory) for factory in conn.available_extensions
+            ]
 
     @property
     def state(self) -> State:

@@ -6,6 +6,8 @@
 | `send_in_progress`           | the same                                      | 16, 17   |
 | `Protocol._state`            | what the property `state` returns             | 14 to 17 |
 | `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
+| `drain()`                    | waits while the transport's buffer is full    | 14 to 17 |
+| `keepalive_task`             | what sends pings, if anything does            | 14 to 17 |
 | `set_recv_exc`               | keeps the reason why a connection was lost    | 14 to 16 |
 | `set_connection_exc`         | the same                                      | 17       |
 | `PerMessageDeflate.encoder`  | a `zlib.compressobj`; with no context takeover | 14 to 17 |
@@ -14,6 +16,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import inspect
@@ -34,6 +37,7 @@ from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension, permessage_deflate
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Opcode
+from websockets.protocol import OPEN
 from websockets.typing import ExtensionParameter
 
 from wsfast._core import core
@@ -212,11 +216,18 @@ class TellingConnection(Telling, ServerConnection):
 
     protocol: Any = watched("protocol")
 
+    _wsfast_protocol: Any
+
     async def send(self, message: Any, *args: Any, **options: Any) -> None:
         """Send a message, after all that was published for this connection before."""
         await self._wsfast_flush()
         await super().send(message, *args, **options)
         self._wsfast_check()
+
+    async def drain(self) -> None:
+        """Wait for room, but neither to close nor to ping: for a client that does not read, that would be for ever."""
+        if self._wsfast_protocol.state is OPEN and asyncio.current_task() is not self.keepalive_task:
+            await super().drain()
 
 
 _TELLING = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
@@ -346,6 +357,15 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
             require_client_max_window_bits,
         )
         zlib.compressobj(wbits=-15, **(self.compress_settings or {}))  # to find out now whether it can be made
+
+    @classmethod
+    def _like(cls, factory: Any) -> Any:
+        """Return one with the parameters of upstream's; what is no such factory as it is."""
+        if type(factory) is not permessage_deflate.ServerPerMessageDeflateFactory:
+            return factory
+        lazy = cls.__new__(cls)
+        vars(lazy).update(vars(factory))
+        return lazy
 
     def process_request_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]

@@ -116,9 +116,10 @@ class _Attached(Foreign):
         """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
         if isinstance(self.transport, SinkTransport):
             self.transport.sink_close(code, reason)
-        elif self.state is OPEN:
+            return
+        abort_later(self.transport, self.loop)
+        if self.state is OPEN:
             self.transport.write(self.connection.send(CloseConnection(code=code, reason=reason)))
-            abort_later(self.transport, self.loop)
 
 
 class _AttachedClient(_Attached):
