@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from ._arguments import Local, check_callback, check_integer, check_str
 from ._backlog import Entry, Queue
 from ._core import core
 from ._dispatcher import Dispatcher
@@ -27,7 +28,7 @@ NOTSENT_LOWAT = 16384
 """Bytes that the kernel keeps for a subscriber and has not sent yet: beyond, it takes no more."""
 
 
-class Subscription:
+class Subscription(Local):
     """One connection's subscription to a channel. It ends when either is closed, or with `unsubscribe()`.
 
     It is a context manager, which ends it.
@@ -202,7 +203,7 @@ class Subscription:
             self.publisher.report(self.publisher.on_recover, self)
 
 
-class Publisher:
+class Publisher(Local):
     """Publishes messages to connections that are subscribed: what a `Channel` and a `Hub` have in common."""
 
     def __init__(
@@ -220,10 +221,12 @@ class Publisher:
             slow = Disconnect()
         if not isinstance(slow, Policy) or type(slow) is Policy:
             raise TypeError(f"slow must be Disconnect(), DropNewest(), DropOldest() or Conflate(), not {slow!r}")
-        if history < 0:
-            raise ValueError(f"history must not be negative, but is {history}")
-        if notsent_lowat is not None and notsent_lowat <= 0:
-            raise ValueError(f"notsent_lowat must be positive or None, not {notsent_lowat}")
+        check_str("name", name)
+        check_integer("history", history, least=0)
+        check_integer("notsent_lowat", notsent_lowat, most=(1 << 31) - 1, optional=True)
+        check_callback("on_drop", on_drop)
+        check_callback("on_disconnect", on_disconnect)
+        check_callback("on_recover", on_recover)
         self.name = name
         self.slow = slow
         self.messages = 0

@@ -169,6 +169,8 @@ def name_of(kind: type) -> str:
 
 def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
     """Return the error that tells that `connection` is none, and what is supported."""
+    if type(connection).__module__.startswith("websockets.trio"):
+        return TypeError(f"cannot {what} connections of websockets.trio; use await wsfast.trio.broadcast()")
     return TypeError(
         f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, WebSockets of "
         "Starlette, FastAPI, Litestar and Quart under uvicorn, of aiohttp and picows, and what wsfast.attach() returns"

@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from websockets.protocol import CLOSED, OPEN, State
 
+from wsfast._arguments import check_callback
+
 from . import name_of
 from .foreign import Foreign
 
@@ -47,11 +49,17 @@ class SinkTransport:
     """Called when it is closed, by whomever."""
 
     def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
+        if isinstance(sink, type):
+            raise TypeError(f"{name_of(sink)} is a class: wsfast.attach() takes an object of it")
+        if isinstance(sink, asyncio.BaseTransport):
+            raise TypeError("a transport comes with its connection: wsfast.attach(transport, wsproto_connection)")
         for name in ("write", "writable", "close"):
-            if not callable(getattr(sink, name, None)):
+            method = getattr(sink, name, None)
+            if not callable(method):
                 raise TypeError(
                     f"{name_of(type(sink))} is neither an asyncio transport nor a wsfast.Sink: it has no {name}()"
                 )
+            check_callback(f"{name}() of {name_of(type(sink))}", method)
         self._sink = sink
         self._loop = loop
         self._closed = False

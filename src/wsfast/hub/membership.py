@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
+from wsfast._arguments import check_callback, check_integer
 from wsfast._backlog import Entry
 from wsfast._core import core
 from wsfast._publisher import Publisher
@@ -36,6 +37,9 @@ class Membership(Publisher):
         **options: Any,
     ) -> None:
         super().__init__(name, history=history, **options)
+        check_integer("last_values", last_values, least=0)
+        check_callback("on_join", on_join)
+        check_callback("on_leave", on_leave)
         self.on_join = on_join
         self.on_leave = on_leave
         self._registry = Registry()

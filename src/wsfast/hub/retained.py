@@ -48,8 +48,6 @@ class RetainedMessages:
     __slots__ = ("_history", "_last_values", "topics")
 
     def __init__(self, history: int, last_values: int) -> None:
-        if last_values < 0:
-            raise ValueError(f"last_values must not be negative, but is {last_values}")
         self._history = history
         self._last_values = last_values
         self.topics: dict[str, RetainedTopic] = {}
