@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from wsfast._arguments import needs
 from wsfast.hub import Hub
 from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
@@ -47,12 +48,12 @@ def redis(
         timeout: Seconds without an answer after which a connection to the broker counts as lost.
 
     Raises:
-        ImportError: Without redis.
-        TypeError: If `slow` is another policy.
+        ModuleNotFoundError: Without redis.
+        TypeError: If `hub` is no Hub, `slow` another policy, `url` no string, or `on_gap` no plain function.
         ValueError: If `url` begins otherwise, `prefix` is no topic, or `timeout` is not positive.
     """
-    from .redis_broker import RedisBroker
-
+    with needs("wsfast[redis]", "redis"):
+        from .redis_broker import RedisBroker
     return Relay(hub, RedisBroker(url, check_topic(prefix), timeout), slow=slow, on_gap=on_gap, timeout=timeout)
 
 
@@ -76,10 +77,10 @@ def nats(
         timeout: Seconds without an answer after which a connection to the broker counts as lost.
 
     Raises:
-        ImportError: Without nats-py.
-        TypeError: If `slow` is another policy.
+        ModuleNotFoundError: Without nats-py.
+        TypeError: If `hub` is no Hub, `slow` another policy, `url` no string, or `on_gap` no plain function.
         ValueError: If `url` begins otherwise, `prefix` is no topic, or `timeout` is not positive.
     """
-    from .nats_broker import NatsBroker
-
+    with needs("wsfast[nats]", "nats"):
+        from .nats_broker import NatsBroker
     return Relay(hub, NatsBroker(url, check_topic(prefix), timeout), slow=slow, on_gap=on_gap, timeout=timeout)

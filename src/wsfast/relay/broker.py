@@ -7,7 +7,9 @@ import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
 
+from wsfast._arguments import check_str
 from wsfast.hub import Kind
 
 from .wire import Address
@@ -20,6 +22,7 @@ __all__ = [
     "Receiving",
     "Sending",
     "close",
+    "split_url",
     "stop",
     "while_running",
 ]
@@ -29,6 +32,26 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.05, 5.0
 
 Interest = tuple[Kind, Any]
 """A topic, a pattern or a user that has somebody in this process."""
+
+
+def split_url(url: object, schemes: Sequence[str], example: str) -> SplitResult:
+    """Return the parts of a broker's URL.
+
+    Raises:
+        TypeError: If it is no string.
+        ValueError: If it has another scheme, or none, or a port that is none. What is told shows no password.
+    """
+    check_str("url", url)
+    assert isinstance(url, str)
+    parts = urlsplit(url)
+    if parts.scheme not in schemes or not url.startswith(f"{parts.scheme}://"):
+        begins = " or ".join(f"{scheme}://" for scheme in schemes)
+        raise ValueError(f"url must begin with {begins}, as in {example}, not {url.rpartition('@')[2]!r:.80}")
+    try:
+        _ = parts.port
+    except ValueError as exc:
+        raise ValueError(f"url has no valid port: {exc}") from None
+    return parts
 
 
 class Sending(Protocol):
@@ -169,9 +192,14 @@ class BrokerSubscriptions:
         self._outdated[interest] = None
         self._changed.set()
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the broker has confirmed all."""
+        return self._interests.keys() == self._subscribed
+
     async def confirmed(self) -> None:
         """Wait until the broker has confirmed all."""
-        while self._interests.keys() != self._subscribed:
+        while not self.up_to_date:
             self._updated.clear()
             await self._updated.wait()
 

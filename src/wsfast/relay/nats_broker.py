@@ -7,13 +7,12 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import nats
 import nats.errors
 from nats.aio.client import Client
 
-from .broker import Interest, Receiving, Sending
+from .broker import Interest, Receiving, Sending, split_url
 from .wire import Address
 
 __all__ = ["NatsBroker"]
@@ -48,9 +47,7 @@ class NatsBroker:
             raise ValueError("there must be at least one url")
         names = []
         for one in urls:
-            parts = urlsplit(one)
-            if parts.scheme not in ("nats", "tls", "ws", "wss"):
-                raise ValueError(f"url must begin with nats://, tls://, ws:// or wss://, not {parts.scheme}://")
+            parts = split_url(one, ("nats", "tls", "ws", "wss"), "nats://localhost:4222")
             names.append(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
         if len(prefix.encode()) > LONGEST_PREFIX:
             raise ValueError(f"prefix must not have more than {LONGEST_PREFIX} bytes, but is {prefix!r}")

@@ -6,13 +6,12 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from .broker import Interest, Receiving, Sending
+from .broker import Interest, Receiving, Sending, split_url
 from .wire import Address
 
 __all__ = ["RedisBroker"]
@@ -30,9 +29,7 @@ class RedisBroker:
     """
 
     def __init__(self, url: str, prefix: str, timeout: float) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ValueError(f"url must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
+        parts = split_url(url, ("redis", "rediss", "unix"), "redis://localhost:6379")
         self.name: str = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
         self._url = url
         self._prefix = prefix
