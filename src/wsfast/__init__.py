@@ -3,6 +3,9 @@
 Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(connections, message)`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import relay
 from ._broadcast import Audience, Delivery, broadcast
 from ._encoding.message import PreparedMessage
@@ -16,6 +19,11 @@ from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, Topic
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 from .stats import ChannelStats, Lag, SubscriptionStats
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from . import prometheus as prometheus
+    from . import trio as trio
+    from . import uvicorn as uvicorn
 
 __all__ = [
     "Audience",
@@ -48,3 +56,10 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs another package when it is first asked for."""
+    if name in ("prometheus", "trio", "uvicorn"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
