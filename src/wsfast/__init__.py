@@ -12,6 +12,7 @@ from ._encoding.message import PreparedMessage
 from ._publisher import Subscription
 from ._serve import ServerConnection, serve
 from .channel import Channel
+from .connections.foreign import Ended
 from .connections.shape import attach
 from .connections.sink import Sink
 from .connections.websockets import ServerPerMessageDeflateFactory
@@ -34,6 +35,7 @@ __all__ = [
     "Disconnect",
     "DropNewest",
     "DropOldest",
+    "Ended",
     "Hub",
     "HubChannel",
     "HubStats",

@@ -137,9 +137,10 @@ def needs(install: str, *modules: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in modules:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in modules:
             raise
-        raise ModuleNotFoundError(f'{exc.name} is not installed; pip install "{install}"', name=exc.name) from None
+        raise ModuleNotFoundError(f'{missing} is missing or too old; pip install "{install}"', name=exc.name) from None
 
 
 class Local:

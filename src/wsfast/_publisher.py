@@ -18,6 +18,7 @@ from ._dispatcher import Dispatcher
 from ._encoding.shared import Publication
 from ._reentrancy import Calls
 from .connections import adapt
+from .connections.foreign import Ended
 from .connections.shape import PEER, origin_of
 from .policies import Disconnect, Policy
 from .stats import Lag, SubscriptionStats
@@ -31,10 +32,23 @@ NOTSENT_LOWAT = 16384
 class Subscription(Local):
     """One connection's subscription to a channel. It ends when either is closed, or with `unsubscribe()`.
 
-    It is a context manager, which ends it.
+    It is a context manager. If there are several `with` for one connection and channel, it ends with the last of them;
+    if it was there before, without `with`, it goes on.
     """
 
-    __slots__ = ("_final", "_peer", "_since", "conflated", "dropped", "publisher")
+    __slots__ = (
+        "_asked",
+        "_entered",
+        "_final",
+        "_held",
+        "_peer",
+        "_since",
+        "_waiter",
+        "_why",
+        "conflated",
+        "dropped",
+        "publisher",
+    )
 
     dropped: int
     """Messages dropped by the policy, or since the connection was closed."""
@@ -47,15 +61,30 @@ class Subscription(Local):
         self._peer: core.Peer | None = peer
         self._since = since  # messages that were not for it
         self._final: SubscriptionStats | None = None
+        self._entered = 0  # how many `with` are around it
+        self._asked = 1  # calls that have asked for it and not entered a `with`
+        self._held = False  # whether some had, when a `with` was last entered
+        self._why: Ended | None = None
+        self._waiter: asyncio.Future[None] | None = None  # made when somebody waits
         peer.subscriptions = (*peer.subscriptions, self)
 
+    def again(self) -> Subscription:
+        """Return it to one more who has asked for it."""
+        self._asked += 1
+        return self
+
     def __enter__(self) -> Subscription:
+        self._asked = max(0, self._asked - 1)
+        self._held = self._asked > 0
+        self._entered += 1
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.unsubscribe()
+        self._entered -= 1
+        if self._entered <= 0 and not self._held:
+            self.unsubscribe()
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.publisher!r}{'' if self.active else ', ended'}>"
@@ -69,6 +98,38 @@ class Subscription(Local):
     def active(self) -> bool:
         """Whether it has not ended."""
         return self._peer is not None
+
+    async def ended(self) -> Ended:
+        """Wait until it has ended, and return why. Any number of tasks may wait, also when it has ended already.
+
+        Raises:
+            RuntimeError: In another event loop than the channel's.
+        """
+        while self._why is None:
+            await self.changed()
+        return self._why
+
+    @property
+    def why(self) -> Ended | None:
+        """Why it has ended; None if it has not."""
+        return self._why
+
+    async def changed(self) -> None:
+        """Wait until it, or something of it, has ended."""
+        loop = asyncio.get_running_loop()
+        if loop is not self.publisher.loop:
+            raise RuntimeError("ended() must be awaited in the event loop of the connection")
+        if self._waiter is None or self._waiter.done():
+            self._waiter = loop.create_future()
+        await asyncio.shield(self._waiter)
+
+    def wake(self) -> None:
+        """Have those who wait look again, once the call in progress is over."""
+        waiter = self._waiter
+        if waiter is not None:
+            if not waiter.done() and not waiter.get_loop().is_closed():
+                waiter.set_result(None)
+            self._waiter = None
 
     @property
     def connection(self) -> Any:
@@ -108,10 +169,19 @@ class Subscription(Local):
         return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
 
     def unsubscribe(self) -> None:
-        """End it. What was published in this tick is sent now; what waits is dropped. A second time does nothing."""
+        """End it, whatever `with` is around it. A second time does nothing.
+
+        What was published in this tick is sent now; what waits is dropped.
+
+        Raises:
+            RuntimeError: In another thread than that of the channel's event loop.
+        """
         if self._peer is None:
             return
         calls = self._peer.dispatcher.calls
+        if calls.forked:  # its connections are the parent's
+            return
+        calls.check_thread()
         if calls.busy:
             calls.after(self.unsubscribe)
         else:
@@ -138,7 +208,7 @@ class Subscription(Local):
 
     # ---- For the dispatcher and policies
 
-    def end(self) -> None:
+    def end(self, why: Ended = Ended.UNSUBSCRIBED) -> None:
         """End it. What has not been sent is dropped."""
         peer = self._peer
         if peer is None:
@@ -151,6 +221,7 @@ class Subscription(Local):
         self._final = final
         self.dropped = dropped
         self._peer = None
+        self._why = why
         peer.subscriptions = others
         try:
             self._leave(peer, queue)
@@ -160,6 +231,7 @@ class Subscription(Local):
 
     def _leave(self, peer: core.Peer, queue: Queue | None) -> None:
         """Forget what the publisher and the dispatcher have of it. A second time does what the first one has not."""
+        self.wake()
         if peer.slot >= 0:
             self.publisher.remove(self, peer)
         if not peer.subscriptions:
@@ -266,17 +338,26 @@ class Publisher(Local):
             if loop is None:
                 raise RuntimeError(f"a {type(self).__name__} must be used in a running event loop")
             self._dispatcher = Dispatcher.of(loop)
-        elif loop is not self._dispatcher.loop:
+        elif loop is not self._dispatcher.loop or self._dispatcher.calls.forked:
+            self._check_process(self._dispatcher)
             raise RuntimeError(
                 f"a {type(self).__name__} must always be used in the same event loop; from other threads, use "
                 "publish_threadsafe()"
             )
         return self._dispatcher
 
+    def _check_process(self, dispatcher: Dispatcher) -> None:
+        if dispatcher.calls.forked:
+            raise RuntimeError(
+                f"the {type(self).__name__} was used before os.fork(), and its connections are the parent's: "
+                f"{self._instead}"
+            )
+
     def _loop_of_thread(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that another thread may call."""
         if self._dispatcher is None:
             raise RuntimeError(f"the {type(self).__name__} has no event loop yet: subscribe or publish in it first")
+        self._check_process(self._dispatcher)
         return self._dispatcher.loop
 
     def _prepare_socket(self, connection: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select as system_select
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ class Writable:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._pid = os.getpid()
         self._poller: Any = None
         self._callbacks: dict[int, tuple[object, Callable[[], None]]] = {}
         self._later: dict[object, Callable[[], None]] = {}
@@ -97,7 +99,8 @@ class Writable:
 
     def __del__(self) -> None:
         if self._poller is not None:
-            if not self._loop.is_closed():
+            # After a fork, the poller of the event loop is shared with the parent.
+            if os.getpid() == self._pid and not self._loop.is_closed():
                 self._loop.remove_reader(self._poller.fileno())
             self._poller.close()
 

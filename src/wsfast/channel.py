@@ -92,7 +92,7 @@ class Channel(Publisher):
             peer = dispatcher.admit(connection)
             subscription: Subscription | None = self._subscriptions.get(peer.slot)
             if subscription is not None:
-                return subscription
+                return subscription.again()
             subscription = Subscription(self, peer, self.messages)
             self._subscriptions[peer.slot] = subscription
             try:

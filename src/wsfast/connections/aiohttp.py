@@ -4,6 +4,7 @@
 |----------------------------------------|-------------------------------------------------------------|--------------|
 | `ws._writer`                           | a `WebSocketWriter` once it is prepared                     | 3.9 to 3.14  |
 | `ws._closed`, `ws._closing`            | whether a close frame was sent, or received                 | 3.9 to 3.14  |
+| `ws._close_code`, `ws._exception`      | the code that came; why it has failed, as no pong           | 3.9 to 3.14  |
 | `ws._waiting`                          | not None while somebody receives                            | 3.9          |
 | `ws._close_wait`                       | what `close()` waits for, rather than for the handler       | 3.10 to 3.14 |
 | `writer.transport`, `writer.use_mask`  | asyncio's; True on the client side                          | 3.9 to 3.14  |
@@ -34,7 +35,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
-from .foreign import Foreign, abort_later, layout_of
+from .foreign import Ended, Foreign, abort_later, layout_of
 
 __all__ = ["adapt"]
 
@@ -73,6 +74,15 @@ class _Connection(Foreign):
             return layout_of(cls)
         kind = ClientWebSocketResponse if cls.masked else WebSocketResponse
         return layout_of(cls, protocol="_origin", protocol_type=kind, state="_closed", open_state=False)
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        origin, exc = self._origin, self._origin._exception
+        if isinstance(exc, TimeoutError) and not self._writer._closing:
+            return Ended.KEEPALIVE
+        if origin._closing and exc is None and getattr(origin, "_close_wait", None) is None:
+            return Ended.LOST if origin._close_code in (None, 1006) else Ended.CLOSED_BY_PEER
+        return Ended.CLOSED_HERE if self._writer._closing and not isinstance(exc, ConnectionError) else Ended.LOST
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""

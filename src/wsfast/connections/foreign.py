@@ -7,6 +7,7 @@ says where these keep what must be known before a frame is written to the descri
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import os
 from typing import Any, ClassVar, Literal
@@ -20,13 +21,40 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
 
-__all__ = ["Foreign", "abort_later", "is_lost", "layout_of"]
+__all__ = ["Ended", "Foreign", "abort_later", "is_lost", "layout_of", "why_closed"]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at whether connections that do not tell have been lost."""
 
 CLOSE_TIMEOUT = 10.0
 """Seconds that a client that does not read has to take a close frame, and to answer it."""
+
+
+class Ended(enum.Enum):
+    """Why a subscription, or a registration, has ended: the first thing that has ended it."""
+
+    UNSUBSCRIBED = "unsubscribed"
+    """By `unsubscribe()` or `unregister()`, or at the end of `with`."""
+    CLOSED_BY_PEER = "closed by peer"
+    """The client has sent a close frame."""
+    CLOSED_HERE = "closed here"
+    """The server, or the application, has closed the connection."""
+    SLOW_CONSUMER = "slow consumer"
+    """A policy has closed the connection, since it did not keep up."""
+    KEEPALIVE = "keepalive timeout"
+    """The client has not answered a ping in time."""
+    LOST = "connection lost"
+    """The connection was lost without a close frame; or its library does not tell."""
+
+
+def why_closed(protocol: Any) -> Ended:
+    """Return why a connection is lost whose close frames are kept as websockets keeps them."""
+    sent, received = protocol.close_sent, protocol.close_rcvd
+    if sent is not None and (sent.code, sent.reason) == (1011, "keepalive ping timeout"):
+        return Ended.KEEPALIVE
+    if received is not None and protocol.close_rcvd_then_sent is not False:
+        return Ended.CLOSED_BY_PEER
+    return Ended.LOST if sent is None else Ended.CLOSED_HERE
 
 
 class Foreign:
@@ -86,6 +114,10 @@ class Foreign:
 
     def keep_reason(self, exc: BaseException) -> None:
         """Keep the reason why the connection was lost, if there is a place for it."""
+
+    def why_lost(self) -> Ended:
+        """Return why the connection is lost, as far as that is known."""
+        return Ended.LOST
 
     @property
     def connection_lost_waiter(self) -> asyncio.Future[None]:

@@ -12,7 +12,7 @@ from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .foreign import Foreign, layout_of
+from .foreign import Ended, Foreign, layout_of, why_closed
 from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["adapt"]
@@ -69,6 +69,10 @@ class _Connection(Foreign):
     def connection_lost_waiter(self) -> Any:
         """A future that is done when the connection is lost."""
         return self._origin.connection_lost_waiter
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return why_closed(self._origin)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""

@@ -13,7 +13,7 @@ from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 
 from . import name_of, transport_layout, unsupported
-from .foreign import Foreign
+from .foreign import Ended, Foreign, why_closed
 from .sink import Sink, SinkConnection
 from .websockets import LOST, SEND_IN_PROGRESS, SET_EXCEPTION, connection_layout, is_connection, send_by_protocol
 
@@ -31,6 +31,7 @@ __all__ = [
     "send_message",
     "transport_of",
     "when_lost",
+    "why_lost",
 ]
 
 logger: logging.Logger = logging.getLogger("wsfast")
@@ -116,6 +117,14 @@ def keep_reason(connection: Any, errno: int) -> None:
         connection.keep_reason(exc)
     else:
         getattr(connection, SET_EXCEPTION)(exc)
+
+
+def why_lost(connection: Any) -> Ended:
+    """Return why a connection is lost, as far as that is known."""
+    try:
+        return connection.why_lost() if isinstance(connection, Foreign) else why_closed(connection.protocol)
+    except Exception:  # what stands in for a connection, or another release of a library, may know nothing
+        return Ended.LOST
 
 
 class Lost:

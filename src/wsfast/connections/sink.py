@@ -12,7 +12,7 @@ from websockets.protocol import CLOSED, OPEN, State
 from wsfast._arguments import check_callback
 
 from . import name_of
-from .foreign import Foreign
+from .foreign import Ended, Foreign
 
 __all__ = ["Sink", "SinkConnection", "SinkTransport"]
 
@@ -63,6 +63,8 @@ class SinkTransport:
         self._sink = sink
         self._loop = loop
         self._closed = False
+        self.failed: bool = False
+        """Whether it was closed without a close frame."""
 
     def write(self, data: Any) -> None:
         """Write frames; if that fails, close."""
@@ -96,6 +98,7 @@ class SinkTransport:
         if self._closed:
             return
         self._closed = True
+        self.failed = code == 1006
         try:
             self._sink.close(code, reason)
         except Exception as exc:
@@ -122,6 +125,10 @@ class SinkConnection(Foreign):
         self.transport: Any = SinkTransport(sink, loop)
         self.transport.on_lost = self.lose
         self.loop: asyncio.AbstractEventLoop = loop
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return Ended.LOST if self.transport.failed else Ended.CLOSED_HERE
 
     @property
     def state(self) -> State:

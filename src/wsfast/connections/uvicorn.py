@@ -26,7 +26,7 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
 from .asgi import EXTENSION
-from .foreign import Foreign, abort_later, layout_of
+from .foreign import Ended, Foreign, abort_later, layout_of, why_closed
 from .websockets import Telling, encoder_of_extensions, watched, without_deflate
 
 try:
@@ -143,6 +143,10 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
             encoder=encoder_of_extensions,
             tells=True,
         )
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return why_closed(self._wsfast_conn)
 
     def send_message(self, message: PreparedMessage) -> None:
         """Send a message."""

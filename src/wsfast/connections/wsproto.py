@@ -25,10 +25,10 @@ from wsproto.extensions import PerMessageDeflate
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import name_of
-from .foreign import Foreign, abort_later
+from .foreign import Ended, Foreign, abort_later
 from .sink import Sink, SinkTransport
 
-__all__ = ["attach", "encoder_of", "is_fragmented", "state_of"]
+__all__ = ["attach", "encoder_of", "is_fragmented", "state_of", "why_lost"]
 
 _STATES = {
     ConnectionState.CONNECTING: CONNECTING,
@@ -72,6 +72,13 @@ def encoder_of(connection: Any) -> Encoder | Literal[False] | None:
     return extension._compressor if type(extension._compressor) is LazyEncoder else False
 
 
+def why_lost(connection: Any) -> Ended:
+    """Return why a connection is lost. It does not tell whether the close frame that came was an answer."""
+    if connection.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED):
+        return Ended.CLOSED_BY_PEER
+    return Ended.CLOSED_HERE if connection.state is ConnectionState.LOCAL_CLOSING else Ended.LOST
+
+
 def _inner(connection: Any) -> Any:
     """Return the Connection of a WSConnection, or of itself."""
     return connection if isinstance(connection, wsproto.connection.Connection) else connection.connection
@@ -86,6 +93,7 @@ class _Attached(Foreign):
         self.transport: Any = transport
         self.connection = connection
         self.loop: asyncio.AbstractEventLoop = loop
+        self._closed = False  # by us
 
     @property
     def state(self) -> State:
@@ -101,8 +109,13 @@ class _Attached(Foreign):
         """See `Foreign`."""
         return encoder_of(self.connection)
 
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return Ended.CLOSED_HERE if self._closed else why_lost(self.connection)
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
+        self._closed = self.state is OPEN
         if isinstance(self.transport, SinkTransport):
             self.transport.sink_close(code, reason)
         elif self.state is OPEN:
