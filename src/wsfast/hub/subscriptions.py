@@ -24,7 +24,7 @@ class Joining:
     __slots__ = ("more", "since")
 
     def __init__(self, since: int) -> None:
-        self.since = since  # messages of the hub before it
+        self.since: int = since  # messages of the hub before it
         self.more: dict[Group, int] | None = None  # of its groups, how many more than one hold them
 
     def hold(self, group: Group) -> None:
