@@ -119,13 +119,13 @@ class TransportLayout:
 ADAPTERS = {
     ("aiohttp.client_ws", "ClientWebSocketResponse"): "aiohttp",
     ("aiohttp.web_ws", "WebSocketResponse"): "aiohttp",
-    ("litestar.connection.websocket", "WebSocket"): "asgi",
+    ("litestar.connection.websocket", "WebSocket"): "foreign:adapt_asgi",
     ("picows.picows", "WSTransport"): "picows",
     ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows:adapt_websockets",
-    ("quart.wrappers.websocket", "Websocket"): "asgi",
-    ("starlette.websockets", "WebSocket"): "asgi",
+    ("quart.wrappers.websocket", "Websocket"): "foreign:adapt_asgi",
+    ("starlette.websockets", "WebSocket"): "foreign:adapt_asgi",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
-    ("werkzeug.local", "LocalProxy"): "asgi:adapt_proxy",
+    ("werkzeug.local", "LocalProxy"): "foreign:adapt_proxy",
 }
 """By the module and the name of each class of connections of other libraries, the module here that adapts them, and its
 function if that is not `adapt`."""

@@ -7,6 +7,7 @@ says where these keep what must be known before a frame is written to the descri
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import os
@@ -19,9 +20,19 @@ from wsfast._core import core
 from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
-from . import ConnectionLayout
+from . import ConnectionLayout, adapt, name_of
 
-__all__ = ["Ended", "Foreign", "abort_later", "is_lost", "layout_of", "why_closed"]
+__all__ = [
+    "EXTENSION",
+    "Ended",
+    "Foreign",
+    "abort_later",
+    "adapt_asgi",
+    "adapt_proxy",
+    "is_lost",
+    "layout_of",
+    "why_closed",
+]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at whether connections that do not tell have been lost."""
@@ -215,3 +226,34 @@ def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
 
 def _encoder(connection: Foreign) -> Encoder | Literal[False] | None:
     return connection.encoder()
+
+
+# ---- WebSockets of ASGI frameworks
+
+EXTENSION = "wsfast"
+"""Under this name, the ASGI scope's extensions hold the connection of the server."""
+
+
+def adapt_asgi(websocket: Any) -> Any:
+    """Return the connection of a WebSocket of Starlette, FastAPI, Litestar or Quart, which does not know it itself."""
+    connection = (websocket.scope.get("extensions") or {}).get(EXTENSION)
+    if connection is None:
+        raise TypeError(
+            f"cannot reach the connection of {name_of(type(websocket))}: run its server as "
+            'uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol"), '
+            "or uvicorn --ws wsfast.uvicorn:WebSocketsProtocol"
+        )
+    if connection.websocket is None:
+        connection.websocket = websocket
+    with contextlib.suppress(AttributeError):  # that of Litestar has no room for it, and is asked each time
+        websocket._wsfast_adapted = connection
+    return connection
+
+
+def adapt_proxy(proxy: Any) -> Any:
+    """Return what stands for the connection for which a proxy stands now.
+
+    Raises:
+        RuntimeError: If it stands for nothing, as outside of a request.
+    """
+    return adapt(proxy._get_current_object())

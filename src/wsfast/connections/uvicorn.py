@@ -25,8 +25,7 @@ from websockets.server import ServerProtocol
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .asgi import EXTENSION
-from .foreign import Ended, Foreign, abort_later, layout_of, why_closed
+from .foreign import EXTENSION, Ended, Foreign, abort_later, layout_of, why_closed
 from .websockets import Telling, encoder_of_extensions, watched, without_deflate
 
 try:
