@@ -3,12 +3,16 @@
 Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(connections, message)`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import relay
 from ._broadcast import Audience, Delivery, broadcast
 from ._encoding.message import PreparedMessage
 from ._publisher import Subscription
 from ._serve import ServerConnection, serve
 from .channel import Channel
+from .connections.foreign import Ended
 from .connections.shape import attach
 from .connections.sink import Sink
 from .connections.websockets import ServerPerMessageDeflateFactory
@@ -16,6 +20,11 @@ from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, Topic
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 from .stats import ChannelStats, Lag, SubscriptionStats
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from . import prometheus as prometheus
+    from . import trio as trio
+    from . import uvicorn as uvicorn
 
 __all__ = [
     "Audience",
@@ -26,6 +35,7 @@ __all__ = [
     "Disconnect",
     "DropNewest",
     "DropOldest",
+    "Ended",
     "Hub",
     "HubChannel",
     "HubStats",
@@ -48,3 +58,10 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs another package when it is first asked for."""
+    if name in ("prometheus", "trio", "uvicorn"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

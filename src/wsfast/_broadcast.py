@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 from websockets.exceptions import ConcurrencyError
 
+from ._arguments import Local
 from ._core import core
 from ._delivery import Outcome, deliver, report_lost
 from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
@@ -300,7 +301,7 @@ class _FanOut(Reporter):
             self.count(connection)
 
 
-class Audience:
+class Audience(Local):
     """Connections that receive the same messages, and share the compression of them.
 
     `wsfast.broadcast()` compresses each message by itself. An audience compresses with context takeover: a message

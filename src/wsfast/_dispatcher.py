@@ -23,6 +23,7 @@ from ._delivery import GONE, OWN, Outcome, deliver, offer, offer_by_own_methods,
 from ._encoding.message import join
 from ._reentrancy import Calls
 from ._writable import LATE, Writable
+from .connections.foreign import Ended
 from .connections.shape import (
     Lost,
     check_subscriber,
@@ -33,6 +34,7 @@ from .connections.shape import (
     peer_of,
     unhook_closers,
     when_lost,
+    why_lost,
 )
 from .connections.websockets import Telling
 
@@ -126,15 +128,17 @@ class Dispatcher:
         if connection is not None and not isinstance(connection, Telling):
             when_lost(connection).remove_done_callback(Lost(peer))
 
-    def end(self, peer: core.Peer) -> None:
-        """End all subscriptions of a connection that is lost."""
+    def end(self, peer: core.Peer, why: Ended | None = None) -> None:
+        """End all subscriptions of a connection, which is lost unless `why` says otherwise."""
+        if why is None and peer.subscriptions:
+            why = why_lost(peer.connection)
         for subscription in tuple(peer.subscriptions):
-            subscription.end()
+            subscription.end(why)
 
     def disconnect(self, peer: core.Peer, code: int, reason: str) -> None:
         """End all subscriptions of a connection, and close it."""
         connection = peer.connection
-        self.end(peer)
+        self.end(peer, Ended.SLOW_CONSUMER)
         task = self.loop.create_task(close(connection, code, reason))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -142,7 +146,7 @@ class Dispatcher:
     def fail(self, peer: core.Peer, exc: Exception) -> None:
         """End all subscriptions of a connection that cannot even be asked whether it has room."""
         self.log(logging.WARNING, "could not ask %s whether it has room: %r", peer.connection.id, exc)
-        self.end(peer)
+        self.end(peer, Ended.LOST)
 
     def log(self, level: int, message: str, *arguments: object) -> None:
         """Log soon: what handlers do must not get in between."""
@@ -175,7 +179,7 @@ class Dispatcher:
             budget: Seconds after which to go on in the next iteration of the event loop; None to send all now.
         """
         table = self.table
-        if self._flushing or not (table.published or table.sending):
+        if self._flushing or self.calls.forked or not (table.published or table.sending):
             self.slow.check()
             self._writable.check()
             return

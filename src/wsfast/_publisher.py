@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from ._arguments import Local, check_callback, check_integer, check_str
 from ._backlog import Entry, Queue
 from ._core import core
 from ._dispatcher import Dispatcher
 from ._encoding.shared import Publication
 from ._reentrancy import Calls
 from .connections import adapt
+from .connections.foreign import Ended
 from .connections.shape import PEER, origin_of
 from .policies import Disconnect, Policy
 from .stats import Lag, SubscriptionStats
@@ -27,13 +29,27 @@ NOTSENT_LOWAT = 16384
 """Bytes that the kernel keeps for a subscriber and has not sent yet: beyond, it takes no more."""
 
 
-class Subscription:
+class Subscription(Local):
     """One connection's subscription to a channel. It ends when either is closed, or with `unsubscribe()`.
 
-    It is a context manager, which ends it.
+    It is a context manager. If there are several `with` for one connection and channel, it ends with the last of them;
+    if it was there before, without `with`, it goes on.
     """
 
-    __slots__ = ("_final", "_peer", "_since", "_until", "conflated", "dropped", "publisher")
+    __slots__ = (
+        "_asked",
+        "_entered",
+        "_final",
+        "_held",
+        "_peer",
+        "_since",
+        "_until",
+        "_waiter",
+        "_why",
+        "conflated",
+        "dropped",
+        "publisher",
+    )
 
     dropped: int
     """Messages dropped by the policy, or since the connection was closed."""
@@ -47,15 +63,30 @@ class Subscription:
         self._since = since  # messages that were not for it
         self._until: int | None = None  # messages of the channel until it was left
         self._final: SubscriptionStats | None = None
+        self._entered = 0  # how many `with` are around it
+        self._asked = 1  # calls that have asked for it and not entered a `with`
+        self._held = False  # whether some had, when a `with` was last entered
+        self._why: Ended | None = None
+        self._waiter: asyncio.Future[None] | None = None  # made when somebody waits
         peer.subscriptions = (*peer.subscriptions, self)
 
+    def again(self) -> Subscription:
+        """Return it to one more who has asked for it."""
+        self._asked += 1
+        return self
+
     def __enter__(self) -> Subscription:
+        self._asked = max(0, self._asked - 1)
+        self._held = self._asked > 0
+        self._entered += 1
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.unsubscribe()
+        self._entered -= 1
+        if self._entered <= 0 and not self._held:
+            self.unsubscribe()
 
     def __repr__(self) -> str:
         return f"<Subscription to {self.publisher!r}{'' if self.active else ', ended'}>"
@@ -69,6 +100,38 @@ class Subscription:
     def active(self) -> bool:
         """Whether it has not ended."""
         return self._peer is not None
+
+    async def ended(self) -> Ended:
+        """Wait until it has ended, and return why. Any number of tasks may wait, also when it has ended already.
+
+        Raises:
+            RuntimeError: In another event loop than the channel's.
+        """
+        while self._why is None:
+            await self.changed()
+        return self._why
+
+    @property
+    def why(self) -> Ended | None:
+        """Why it has ended; None if it has not."""
+        return self._why
+
+    async def changed(self) -> None:
+        """Wait until it, or something of it, has ended."""
+        loop = asyncio.get_running_loop()
+        if loop is not self.publisher.loop:
+            raise RuntimeError("ended() must be awaited in the event loop of the connection")
+        if self._waiter is None or self._waiter.done():
+            self._waiter = loop.create_future()
+        await asyncio.shield(self._waiter)
+
+    def wake(self) -> None:
+        """Have those who wait look again, once the call in progress is over."""
+        waiter = self._waiter
+        if waiter is not None:
+            if not waiter.done() and not waiter.get_loop().is_closed():
+                waiter.set_result(None)
+            self._waiter = None
 
     @property
     def connection(self) -> Any:
@@ -109,12 +172,22 @@ class Subscription:
         return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
 
     def unsubscribe(self) -> None:
-        """End it. What was published in this tick is sent now; what waits is dropped. A second time does nothing."""
+        """End it, whatever `with` is around it. A second time does nothing.
+
+        What was published in this tick is sent now; what waits is dropped.
+
+        Raises:
+            RuntimeError: In another thread than that of the channel's event loop.
+        """
         if self._peer is None:
             return
         peer, dispatcher = self._peer, self._peer.dispatcher
-        if dispatcher.calls.busy:
-            dispatcher.calls.after(self.unsubscribe)
+        calls = dispatcher.calls
+        if calls.forked:  # its connections are the parent's
+            return
+        calls.check_thread()
+        if calls.busy:
+            calls.after(self.unsubscribe)
         else:
             self.part()
             dispatcher.flush_for(peer)
@@ -153,7 +226,7 @@ class Subscription:
 
     # ---- For the dispatcher and policies
 
-    def end(self) -> None:
+    def end(self, why: Ended = Ended.UNSUBSCRIBED) -> None:
         """End it. What has not been sent is dropped."""
         peer = self._peer
         if peer is None:
@@ -168,6 +241,7 @@ class Subscription:
             self._final = final
             self.dropped = dropped
             self._peer = None
+            self._why = why
             peer.subscriptions = others
         try:
             self._leave(peer, queue)
@@ -186,6 +260,7 @@ class Subscription:
 
     def _leave(self, peer: core.Peer, queue: Queue | None) -> None:
         """Forget what the publisher and the dispatcher have of it. A second time does what the first one has not."""
+        self.wake()
         if peer.slot >= 0:
             self.publisher.remove(self, peer)
         if not peer.subscriptions:
@@ -243,7 +318,7 @@ class Subscription:
             self.publisher.report(self.publisher.on_recover, self)
 
 
-class Publisher:
+class Publisher(Local):
     """Publishes messages to connections that are subscribed: what a `Channel` and a `Hub` have in common."""
 
     def __init__(
@@ -261,10 +336,12 @@ class Publisher:
             slow = Disconnect()
         if not isinstance(slow, Policy) or type(slow) is Policy:
             raise TypeError(f"slow must be Disconnect(), DropNewest(), DropOldest() or Conflate(), not {slow!r}")
-        if history < 0:
-            raise ValueError(f"history must not be negative, but is {history}")
-        if notsent_lowat is not None and notsent_lowat <= 0:
-            raise ValueError(f"notsent_lowat must be positive or None, not {notsent_lowat}")
+        check_str("name", name)
+        check_integer("history", history, least=0)
+        check_integer("notsent_lowat", notsent_lowat, most=(1 << 31) - 1, optional=True)
+        check_callback("on_drop", on_drop)
+        check_callback("on_disconnect", on_disconnect)
+        check_callback("on_recover", on_recover)
         self.name = name
         self.slow = slow
         self.messages = 0
@@ -304,17 +381,26 @@ class Publisher:
             if loop is None:
                 raise RuntimeError(f"a {type(self).__name__} must be used in a running event loop")
             self._dispatcher = Dispatcher.of(loop)
-        elif loop is not self._dispatcher.loop:
+        elif loop is not self._dispatcher.loop or self._dispatcher.calls.forked:
+            self._check_process(self._dispatcher)
             raise RuntimeError(
                 f"a {type(self).__name__} must always be used in the same event loop; from other threads, use "
                 "publish_threadsafe()"
             )
         return self._dispatcher
 
+    def _check_process(self, dispatcher: Dispatcher) -> None:
+        if dispatcher.calls.forked:
+            raise RuntimeError(
+                f"the {type(self).__name__} was used before os.fork(), and its connections are the parent's: "
+                f"{self._instead}"
+            )
+
     def _loop_of_thread(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that another thread may call."""
         if self._dispatcher is None:
             raise RuntimeError(f"the {type(self).__name__} has no event loop yet: subscribe or publish in it first")
+        self._check_process(self._dispatcher)
         return self._dispatcher.loop
 
     def _prepare_socket(self, connection: Any) -> None:
@@ -333,7 +419,9 @@ class Publisher:
             peer = dispatcher.admit(connection)
             try:
                 subscription = self._subscriptions.get(peer.slot)
-                if subscription is None:
+                if subscription is not None:
+                    subscription.again()
+                else:
                     subscription = self._subscriptions[peer.slot] = self._new_subscription(peer)
                     self._begin(subscription, peer)
                     self._prepare_socket(connection)

@@ -8,10 +8,12 @@ half done. Its call is queued, and runs right after the other one.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from weakref import WeakSet
 
 __all__ = ["Calls", "consistent", "exclusive"]
 
@@ -22,13 +24,16 @@ R = TypeVar("R")
 class Calls:
     """The calls that change what is subscribed or published in one event loop; see `exclusive()` and `consistent()`."""
 
-    __slots__ = ("_loop", "_runs", "begun", "busy", "waiting")
+    __slots__ = ("__weakref__", "_loop", "_runs", "begun", "busy", "forked", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.busy: bool = False
         """Whether such a call is in progress."""
         self.begun: int = 0
         """How many calls that change something have begun."""
+        self.forked: bool = False
+        """Whether this is a copy in a child process, whose connections are the parent's."""
+        _all.add(self)
         self._loop = loop
         self._runs = False  # whether calls that have waited are being made
         self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -38,6 +43,15 @@ class Calls:
     def here(self) -> bool:
         """Whether the event loop is that of this thread: no other one has anything to wait for."""
         return asyncio._get_running_loop() is self._loop
+
+    def check_thread(self) -> None:
+        """Check that no other thread runs the event loop.
+
+        Raises:
+            RuntimeError: If one does.
+        """
+        if not self.here and self._loop.is_running():
+            raise RuntimeError("use it in the thread of its event loop; from others, use loop.call_soon_threadsafe()")
 
     def after(self, call: Callable[..., object], *arguments: Any) -> None:
         """Make a call right after the one in progress."""
@@ -69,6 +83,18 @@ class Calls:
             self._runs = False
             if self.waiting:  # after a KeyboardInterrupt
                 self._loop.call_soon(self.run)
+
+
+_all: WeakSet[Calls] = WeakSet()
+
+
+def _after_fork() -> None:
+    for calls in tuple(_all):
+        calls.forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Owner(Protocol):

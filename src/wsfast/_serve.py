@@ -98,8 +98,11 @@ def serve(
         What is awaited, or entered as a context, to start the server.
 
     Raises:
-        TypeError: If `create_connection` is given and is no subclass of `wsfast.ServerConnection`.
+        TypeError: If `handler` cannot be called, or `create_connection` is given and is no subclass of
+            `wsfast.ServerConnection`.
     """
+    if not callable(handler):
+        raise TypeError(f"handler must be a coroutine function, not {handler!r}")
     create_connection = options.get("create_connection") or ServerConnection
     if not (isinstance(create_connection, type) and issubclass(create_connection, ServerConnection)):
         raise TypeError(f"create_connection must be a subclass of wsfast.ServerConnection, not {create_connection!r}")

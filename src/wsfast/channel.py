@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 
+from ._arguments import connections_in
 from ._backlog import Entry
 from ._core import core
-from ._encoding.message import Message, PreparedMessage, prepare
+from ._encoding.message import Message, PreparedMessage, publishable
 from ._encoding.shared import SharedEncoders, encodings_for
 from ._publisher import NOTSENT_LOWAT, Publisher, Subscription
 from ._reentrancy import exclusive
@@ -44,7 +45,7 @@ class Channel(Publisher):
         on_recover: Called with a subscription that had lost messages, when it has kept up for a second.
 
     Raises:
-        TypeError: If `slow` is no policy.
+        TypeError: If `slow` is no policy, `name` no string, a number none, or a callback no plain function.
         ValueError: If `history` is negative or `notsent_lowat` is not positive.
     """
 
@@ -120,9 +121,9 @@ class Channel(Publisher):
             RuntimeError: In another event loop than the channel's, or none.
         """
         self._bind()
-        prepared = prepare(message)
+        prepared = publishable(message)
         hash(key)
-        self._publish(prepared, key, list(exclude))
+        self._publish(prepared, key, connections_in("exclude", exclude))
 
     @exclusive
     def _publish(self, prepared: PreparedMessage, key: Hashable, exclude: list[object]) -> None:
@@ -169,7 +170,7 @@ class Channel(Publisher):
         """
         loop = self._loop_of_thread()
         hash(key)
-        prepared, excluded = prepare(message), list(exclude)
+        prepared, excluded = publishable(message), connections_in("exclude", exclude)
         loop.call_soon_threadsafe(lambda: self.publish(prepared, key=key, exclude=excluded))
 
     # ---- Looking
@@ -188,10 +189,11 @@ class Channel(Publisher):
                 dropped.
 
         Raises:
+            TypeError: If `max_messages` is no integer.
             ValueError: If `max_messages` is not positive.
+            RuntimeError: In another event loop than the channel's, or none.
         """
-        stream = Stream(max_messages)
-        self._bind()
+        stream = Stream(max_messages, self._bind().loop)
         self._streams.add(stream)
         return stream
 

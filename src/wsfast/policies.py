@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from ._arguments import check_integer, check_seconds, check_str
 from ._backlog import Entry, Queue
 
 __all__ = ["Conflate", "Disconnect", "DropNewest", "DropOldest", "Policy"]
@@ -15,6 +16,7 @@ class Policy:
     """Bounds of what waits for one subscriber of a channel; None for no bound.
 
     Raises:
+        TypeError: If a bound is no number.
         ValueError: If a bound is not positive.
     """
 
@@ -26,10 +28,9 @@ class Policy:
     """Seconds that the oldest has waited."""
 
     def __post_init__(self) -> None:
-        for name in ("max_messages", "max_bytes", "max_age"):
-            bound = getattr(self, name)
-            if bound is not None and not bound > 0:
-                raise ValueError(f"{name} must be positive or None, not {bound!r}")
+        check_integer("max_messages", self.max_messages, optional=True)
+        check_integer("max_bytes", self.max_bytes, optional=True)
+        check_seconds("max_age", self.max_age, optional=True)
 
     def admit(self, queue: Queue, entry: Entry) -> None:
         """Deal with a message that a connection has not taken: have it wait, or not, and make room as needed.
@@ -72,6 +73,7 @@ class Disconnect(Policy):
     """Close the connection of a subscriber beyond the bounds: it is better off connecting again.
 
     Raises:
+        TypeError: If a bound or `code` is no number, or `reason` no string.
         ValueError: If a bound is not positive, `code` may not be sent, or `reason` is too long (RFC 6455, section 7.4).
     """
 
@@ -82,6 +84,8 @@ class Disconnect(Policy):
 
     def __post_init__(self) -> None:
         super(Disconnect, self).__post_init__()
+        check_integer("code", self.code)
+        check_str("reason", self.reason)
         if not (self.code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= self.code < 5000):
             raise ValueError(f"close code {self.code} may not be sent")
         if len(self.reason.encode()) > 123:

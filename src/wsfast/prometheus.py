@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
-import prometheus_client.registry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
+from ._arguments import check_callback, check_seconds, needs
 from .channel import Channel
 from .hub import Hub
 from .relay import Relay
+
+with needs("wsfast[prometheus]", "prometheus_client"):
+    import prometheus_client.registry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 __all__ = ["Collector"]
 
@@ -70,10 +72,22 @@ class Collector(prometheus_client.registry.Collector):
     Args:
         sources: The channels, hubs and relays, or a function that returns them.
         timeout: Seconds to wait for an event loop that is busy.
+
+    Raises:
+        TypeError: If one of the sources is something else, or `timeout` no number.
+        ValueError: If `timeout` is not positive.
     """
 
     def __init__(self, sources: Iterable[Source] | Callable[[], Iterable[Source]], *, timeout: float = 5.0) -> None:
-        self._sources = sources if callable(sources) else lambda: sources
+        check_seconds("timeout", timeout)
+        if callable(sources):
+            check_callback("sources", sources)
+            self._sources: Callable[[], Iterable[Source]] = sources
+        else:
+            # What an iterator yields is there once; other collections may change.
+            collection = tuple(sources) if isinstance(sources, Iterator) else sources
+            self._sources = lambda: collection
+            _checked(collection)
         self._timeout = timeout
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
@@ -82,7 +96,7 @@ class Collector(prometheus_client.registry.Collector):
         Raises:
             TimeoutError: If an event loop does not answer.
         """
-        sources = list(self._sources())
+        sources = _checked(self._sources())
         for kind, prefix, label, counters, gauges in METRICS:
             stats = [(_hub_or_channel(one).name, self._ask(one)) for one in sources if isinstance(one, kind)]
             if not stats:
@@ -105,6 +119,17 @@ class Collector(prometheus_client.registry.Collector):
         answer: Future[Any] = Future()
         loop.call_soon_threadsafe(lambda: answer.set_result(source.stats()))
         return answer.result(self._timeout)
+
+
+def _checked(sources: Iterable[Source]) -> list[Source]:
+    """Return the sources as a list."""
+    if not isinstance(sources, Iterable):
+        raise TypeError(f"sources must be several; write [...] around {sources!r}")
+    sources = list(sources)
+    for source in sources:
+        if not isinstance(source, (Channel, Hub, Relay)):
+            raise TypeError(f"cannot collect metrics of {source!r}: it is neither a Channel nor a Hub nor a Relay")
+    return sources
 
 
 def _hub_or_channel(source: Source) -> Channel | Hub:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from weakref import WeakValueDictionary
 
+from ._arguments import Local, check_integer
 from ._encoding.message import PreparedMessage
 
 __all__ = ["STREAM_BOUND", "Stream", "Streams"]
@@ -32,15 +33,14 @@ class Streams(WeakValueDictionary[int, "Stream"]):
                 stream.put(message)
 
 
-class Stream(AsyncIterator[str | bytes]):
+class Stream(Local, AsyncIterator[str | bytes]):
     """The messages of a channel, as they are published.
 
     It ends when it is closed, which ends the iteration after what waits, or when nobody refers to it any more.
     """
 
-    def __init__(self, max_messages: int) -> None:
-        if max_messages <= 0:
-            raise ValueError(f"max_messages must be positive, not {max_messages}")
+    def __init__(self, max_messages: int, loop: asyncio.AbstractEventLoop) -> None:
+        check_integer("max_messages", max_messages)
         self.dropped: int = 0
         """Messages that were dropped since too many waited."""
         self.closed: bool = False
@@ -48,6 +48,7 @@ class Stream(AsyncIterator[str | bytes]):
         self.streams: Streams | None = None
         self._messages: deque[PreparedMessage] = deque()
         self._max_messages = max_messages
+        self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Stream:
@@ -79,8 +80,10 @@ class Stream(AsyncIterator[str | bytes]):
         while not self._messages:
             if self.closed:
                 raise StopAsyncIteration
+            if asyncio.get_running_loop() is not self._loop:
+                raise RuntimeError("a Stream must be iterated over in the event loop of its channel")
             if self._waiter is None or self._waiter.done():
-                self._waiter = asyncio.get_running_loop().create_future()
+                self._waiter = self._loop.create_future()
             await asyncio.shield(self._waiter)
         message = self._messages.popleft()
         return message.data.decode() if message.text else message.data

@@ -1,4 +1,4 @@
-"""`broadcast()` for connections of websockets.trio. Import it for itself: `from wsfast.trio import broadcast`."""
+"""`broadcast()` for connections of websockets.trio: `await wsfast.trio.broadcast(connections, message)`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal
 
-import trio
-import websockets.trio.connection
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
+from ._arguments import needs
 from ._broadcast import SEND_TIMEOUT, Delivery, Reporter, check_timeout
 from ._encoding.message import Message, encodings_of, frame_for, prepare
 from .connections import name_of
 from .connections.websockets import encoder_of_extensions, without_deflate
+
+with needs("trio", "trio"):
+    import trio
+with needs("websockets>=17", "websockets"):
+    import websockets.trio.connection
 
 __all__ = ["broadcast"]
 

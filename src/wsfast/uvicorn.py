@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .connections.uvicorn import WebSocketsProtocol
+from ._arguments import needs
+
+with needs("uvicorn>=0.35", "uvicorn"):
+    from .connections.uvicorn import WebSocketsProtocol
 
 if TYPE_CHECKING:
     from .connections.uvicorn_wsproto import WSProtocol
@@ -25,6 +28,6 @@ def __getattr__(name: str) -> Any:
     """Import wsproto only for those who use it."""
     if name != "WSProtocol":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .connections.uvicorn_wsproto import WSProtocol
-
+    with needs("wsproto", "wsproto"):
+        from .connections.uvicorn_wsproto import WSProtocol
     return WSProtocol

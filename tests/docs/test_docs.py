@@ -490,6 +490,22 @@ async def prometheus(block: Block, _: Path) -> None:
     )
 
 
+@runs("docs/how-to/slow-clients.md", "ended")
+async def ended(block: Block, _: Path) -> None:
+    """A handler is told why its subscription has ended."""
+    prices = wsfast.Channel()
+    said: list[str] = []
+    names = play(block, wsfast=wsfast, prices=prices, print=said.append)
+    async with crowd(2) as (connections, clients):
+        tasks = [asyncio.create_task(names["handler_that_tells"](connection)) for connection in connections]
+        await until(lambda: len(prices) == 2)
+        await clients[0].close()
+        peer = connections[1]._wsfast_peer
+        peer.dispatcher.disconnect(peer, 1013, "slow consumer")
+        await asyncio.gather(*tasks)
+    assert said == ["somebody was too slow"]
+
+
 # ---- docs/how-to/topics.md
 
 

@@ -16,7 +16,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "wsfast"
 
 LAYERS = [
-    ["_core"],
+    ["_arguments", "_core"],
     ["_encoding"],
     ["connections"],
     ["_delivery", "_writable"],

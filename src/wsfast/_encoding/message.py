@@ -25,6 +25,7 @@ __all__ = [
     "frame_for",
     "join",
     "prepare",
+    "publishable",
 ]
 
 TEXT, BINARY = 1, 2  # opcodes, RFC 6455, section 11.8
@@ -219,7 +220,9 @@ class PreparedMessage:
             self._data = data if type(data) is bytes else memoryview(data).tobytes()
             self._opcode = TEXT if text is True else BINARY
         else:
-            raise TypeError("data must be str or bytes")
+            raise TypeError("data must be str or bytes")  # upstream's, to the letter
+        if text is not None and not isinstance(text, bool):
+            raise TypeError(f"text must be True, False or None, not {text!r}")
         self._compress: Literal[False] | None = compress
         self._encodings = SelfContained(self._opcode, self._data, compress is None)
 
@@ -290,6 +293,18 @@ def prepare(
         if choice is not None:
             raise TypeError(f"{name} cannot be chosen for a PreparedMessage: give it when the message is prepared")
     return message
+
+
+def publishable(message: Message | Any) -> PreparedMessage:
+    """Return a message that is published as a PreparedMessage, itself if it is one.
+
+    Raises:
+        TypeError: If it cannot be sent.
+    """
+    if isinstance(message, (PreparedMessage, str, bytes, bytearray, memoryview)):
+        return prepare(message)
+    hint = "; give json.dumps() of it" if isinstance(message, (dict, list, tuple)) else ""
+    raise TypeError(f"message must be str or bytes, not {type(message).__name__}{hint}")
 
 
 def encodings_of(message: PreparedMessage) -> SelfContained:

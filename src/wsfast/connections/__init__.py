@@ -123,13 +123,13 @@ class TransportLayout:
 ADAPTERS = {
     ("aiohttp.client_ws", "ClientWebSocketResponse"): "aiohttp",
     ("aiohttp.web_ws", "WebSocketResponse"): "aiohttp",
-    ("litestar.connection.websocket", "WebSocket"): "asgi",
+    ("litestar.connection.websocket", "WebSocket"): "foreign:adapt_asgi",
     ("picows.picows", "WSTransport"): "picows",
     ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows:adapt_websockets",
-    ("quart.wrappers.websocket", "Websocket"): "asgi",
-    ("starlette.websockets", "WebSocket"): "asgi",
+    ("quart.wrappers.websocket", "Websocket"): "foreign:adapt_asgi",
+    ("starlette.websockets", "WebSocket"): "foreign:adapt_asgi",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
-    ("werkzeug.local", "LocalProxy"): "asgi:adapt_proxy",
+    ("werkzeug.local", "LocalProxy"): "foreign:adapt_proxy",
 }
 """By the module and the name of each class of connections of other libraries, the module here that adapts them, and its
 function if that is not `adapt`."""
@@ -173,6 +173,8 @@ def name_of(kind: type) -> str:
 
 def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
     """Return the error that tells that `connection` is none, and what is supported."""
+    if type(connection).__module__.startswith("websockets.trio"):
+        return TypeError(f"cannot {what} connections of websockets.trio; use await wsfast.trio.broadcast()")
     return TypeError(
         f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, WebSockets of "
         "Starlette, FastAPI, Litestar and Quart under uvicorn, of aiohttp and picows, and what wsfast.attach() returns"

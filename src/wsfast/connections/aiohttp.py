@@ -5,6 +5,7 @@
 | `ws._writer`                           | a `WebSocketWriter` once it is prepared                     | 3.9 to 3.14  |
 | `ws._closed`, `ws._closing`            | whether a close frame was sent, or received                 | 3.9 to 3.14  |
 | `ws._timeout`                          | how long the peer has to close, or an object that knows     | 3.9 to 3.14  |
+| `ws._close_code`, `ws._exception`      | the code that came; why it has failed, as no pong           | 3.9 to 3.14  |
 | `ws._waiting`                          | not None while somebody receives                            | 3.9          |
 | `ws._close_wait`                       | what `close()` waits for, rather than for the handler       | 3.10 to 3.14 |
 | `writer.transport`, `writer.use_mask`  | asyncio's; True on the client side                          | 3.9 to 3.14  |
@@ -36,7 +37,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import ConnectionLayout, cache_by_type
-from .foreign import Closer, Foreign, layout_of
+from .foreign import Closer, Ended, Foreign, layout_of
 
 __all__ = ["adapt"]
 
@@ -86,6 +87,15 @@ class _Connection(Foreign):
     def closers(self) -> Sequence[Closer]:
         """See `Foreign`. This is what aiohttp calls, too, when a handler returns."""
         return ((self._origin, "close", lambda **_: True),)
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        origin, exc = self._origin, self._origin._exception
+        if isinstance(exc, TimeoutError) and not self._writer._closing:
+            return Ended.KEEPALIVE
+        if origin._closing and exc is None and getattr(origin, "_close_wait", None) is None:
+            return Ended.LOST if origin._close_code in (None, 1006) else Ended.CLOSED_BY_PEER
+        return Ended.CLOSED_HERE if self._writer._closing and not isinstance(exc, ConnectionError) else Ended.LOST
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""

@@ -7,6 +7,8 @@ says where these keep what must be known before a frame is written to the descri
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import enum
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -19,9 +21,21 @@ from wsfast._core import core
 from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
-from . import ConnectionLayout
+from . import ConnectionLayout, adapt, name_of
 
-__all__ = ["Closer", "Foreign", "abort", "abort_later", "layout_of", "look_after"]
+__all__ = [
+    "EXTENSION",
+    "Closer",
+    "Ended",
+    "Foreign",
+    "abort",
+    "abort_later",
+    "adapt_asgi",
+    "adapt_proxy",
+    "layout_of",
+    "look_after",
+    "why_closed",
+]
 
 CLOSING_INTERVAL = 1.0
 """Seconds between two looks at connections that are to end."""
@@ -32,6 +46,33 @@ CLOSE_TIMEOUT = 10.0
 
 Closer: TypeAlias = tuple[Any, str, Callable[..., bool]]
 """A method that sends close frames: its owner, its name, and a function of its arguments that tells whether it does."""
+
+
+class Ended(enum.Enum):
+    """Why a subscription, or a registration, has ended: the first thing that has ended it."""
+
+    UNSUBSCRIBED = "unsubscribed"
+    """By `unsubscribe()` or `unregister()`, or at the end of `with`."""
+    CLOSED_BY_PEER = "closed by peer"
+    """The client has sent a close frame."""
+    CLOSED_HERE = "closed here"
+    """The server, or the application, has closed the connection."""
+    SLOW_CONSUMER = "slow consumer"
+    """A policy has closed the connection, since it did not keep up."""
+    KEEPALIVE = "keepalive timeout"
+    """The client has not answered a ping in time."""
+    LOST = "connection lost"
+    """The connection was lost without a close frame; or its library does not tell."""
+
+
+def why_closed(protocol: Any) -> Ended:
+    """Return why a connection is lost whose close frames are kept as websockets keeps them."""
+    sent, received = protocol.close_sent, protocol.close_rcvd
+    if sent is not None and (sent.code, sent.reason) == (1011, "keepalive ping timeout"):
+        return Ended.KEEPALIVE
+    if received is not None and protocol.close_rcvd_then_sent is not False:
+        return Ended.CLOSED_BY_PEER
+    return Ended.LOST if sent is None else Ended.CLOSED_HERE
 
 
 class Foreign:
@@ -93,6 +134,10 @@ class Foreign:
 
     def keep_reason(self, exc: BaseException) -> None:
         """Keep the reason why the connection was lost, if there is a place for it."""
+
+    def why_lost(self) -> Ended:
+        """Return why the connection is lost, as far as that is known."""
+        return Ended.LOST
 
     @property
     def connection_lost_waiter(self) -> asyncio.Future[None]:
@@ -241,3 +286,34 @@ def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
 
 def _encoder(connection: Foreign) -> Encoder | Literal[False] | None:
     return connection.encoder()
+
+
+# ---- WebSockets of ASGI frameworks
+
+EXTENSION = "wsfast"
+"""Under this name, the ASGI scope's extensions hold the connection of the server."""
+
+
+def adapt_asgi(websocket: Any) -> Any:
+    """Return the connection of a WebSocket of Starlette, FastAPI, Litestar or Quart, which does not know it itself."""
+    connection = (websocket.scope.get("extensions") or {}).get(EXTENSION)
+    if connection is None:
+        raise TypeError(
+            f"cannot reach the connection of {name_of(type(websocket))}: run its server as "
+            'uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol"), '
+            "or uvicorn --ws wsfast.uvicorn:WebSocketsProtocol"
+        )
+    if connection.websocket is None:
+        connection.websocket = websocket
+    with contextlib.suppress(AttributeError):  # that of Litestar has no room for it, and is asked each time
+        websocket._wsfast_adapted = connection
+    return connection
+
+
+def adapt_proxy(proxy: Any) -> Any:
+    """Return what stands for the connection for which a proxy stands now.
+
+    Raises:
+        RuntimeError: If it stands for nothing, as outside of a request.
+    """
+    return adapt(proxy._get_current_object())

@@ -13,7 +13,7 @@ from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .foreign import Closer, Foreign, layout_of, look_after
+from .foreign import Closer, Ended, Foreign, layout_of, look_after, why_closed
 from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["adapt"]
@@ -84,6 +84,10 @@ class _Connection(Foreign):
             (self._origin, "write_close_frame", lambda *_: True),
             (self._origin, "fail_connection", lambda code=1006, reason="": code != 1006),
         )
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return why_closed(self._origin)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""

@@ -4,6 +4,7 @@
 |-------------------------------|-----------------------------------------|-----------|
 | `underlying_transport`        | asyncio's, or that of aiofastnet from 2 | 1.0 to 2  |
 | `is_close_frame_sent`         | nothing may follow that                 | 1.15 to 2 |
+| `close_handshake`             | the close frames, and which came first  | 1.19 to 2 |
 | `is_disconnected`             | whether the connection was lost         | 1.20 to 2 |
 
 A WSTransport keeps its event loop to itself, and nothing at all of a message that it is sending in fragments. So its
@@ -24,7 +25,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, State
 
 from wsfast._encoding.message import PreparedMessage
 
-from .foreign import Foreign
+from .foreign import Ended, Foreign
 
 __all__ = ["adapt", "adapt_websockets", "loop_of"]
 
@@ -51,6 +52,16 @@ class _Connection(Foreign):
         if transport is None or getattr(transport, "is_disconnected", self.transport.is_closing()):
             return CLOSED
         return CLOSING if transport.is_close_frame_sent else OPEN
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        handshake = getattr(self._origin(), "close_handshake", None)
+        if handshake is None:
+            return Ended.LOST
+        reason = None if handshake.sent is None else handshake.sent.reason
+        if isinstance(reason, str) and reason.startswith("peer has not replied to ping"):
+            return Ended.KEEPALIVE
+        return Ended.CLOSED_BY_PEER if handshake.recv_then_sent else Ended.CLOSED_HERE
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame and disconnect."""

@@ -16,7 +16,7 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import is_closing as is_transport_closing
 from . import name_of, transport_layout, unsupported
-from .foreign import Closer, Foreign, abort, abort_later, look_after
+from .foreign import Closer, Ended, Foreign, abort, abort_later, look_after, why_closed
 from .sink import Sink, SinkConnection, SinkTransport
 from .websockets import (
     LOST,
@@ -47,6 +47,7 @@ __all__ = [
     "transport_of",
     "unhook_closers",
     "when_lost",
+    "why_lost",
 ]
 
 logger: logging.Logger = logging.getLogger("wsfast")
@@ -201,6 +202,14 @@ def unhook_closers(connection: Any) -> None:
 def closers_of(connection: Any) -> Sequence[Closer]:
     """Return the methods of a connection that send close frames."""
     return connection.closers() if isinstance(connection, Foreign) else closers_of_protocol(connection.protocol)
+
+
+def why_lost(connection: Any) -> Ended:
+    """Return why a connection is lost, as far as that is known."""
+    try:
+        return connection.why_lost() if isinstance(connection, Foreign) else why_closed(connection.protocol)
+    except Exception:  # what stands in for a connection, or another release of a library, may know nothing
+        return Ended.LOST
 
 
 class Lost:

@@ -9,8 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from websockets.protocol import CLOSED, OPEN, State
 
+from wsfast._arguments import check_callback
+
 from . import name_of
-from .foreign import Closer, Foreign
+from .foreign import Closer, Ended, Foreign
 
 __all__ = ["Sink", "SinkConnection", "SinkTransport", "closers_of_sink"]
 
@@ -52,14 +54,22 @@ class SinkTransport:
     """Called when it is closed, by whomever."""
 
     def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
+        if isinstance(sink, type):
+            raise TypeError(f"{name_of(sink)} is a class: wsfast.attach() takes an object of it")
+        if isinstance(sink, asyncio.BaseTransport):
+            raise TypeError("a transport comes with its connection: wsfast.attach(transport, wsproto_connection)")
         for name in ("write", "writable", "close"):
-            if not callable(getattr(sink, name, None)):
+            method = getattr(sink, name, None)
+            if not callable(method):
                 raise TypeError(
                     f"{name_of(type(sink))} is neither an asyncio transport nor a wsfast.Sink: it has no {name}()"
                 )
+            check_callback(f"{name}() of {name_of(type(sink))}", method)
         self._sink = sink
         self._loop = loop
         self._closed = False
+        self.failed: bool = False
+        """Whether it was closed without a close frame."""
 
     def write(self, data: Any) -> None:
         """Write frames; if that fails, close."""
@@ -93,6 +103,7 @@ class SinkTransport:
         if self._closed:
             return
         self._closed = True
+        self.failed = code == 1006
         try:
             self._sink.close(code, reason)
         except Exception as exc:
@@ -125,6 +136,10 @@ class SinkConnection(Foreign):
         self.transport: Any = SinkTransport(sink, loop)
         self.transport.on_lost = self.lose
         self.loop: asyncio.AbstractEventLoop = loop
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return Ended.LOST if self.transport.failed else Ended.CLOSED_HERE
 
     @property
     def state(self) -> State:

@@ -27,8 +27,7 @@ from websockets.server import ServerProtocol
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .asgi import EXTENSION
-from .foreign import Closer, Foreign, abort_later, layout_of
+from .foreign import EXTENSION, Closer, Ended, Foreign, abort_later, layout_of, why_closed
 from .websockets import (
     ServerPerMessageDeflateFactory,
     Telling,
@@ -197,6 +196,10 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
     def closers(self) -> Sequence[Closer]:
         """See `Foreign`."""
         return closers_of_protocol(self._wsfast_conn)
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return why_closed(self._wsfast_conn)
 
     def send_message(self, message: PreparedMessage) -> None:
         """Send a message."""

@@ -12,15 +12,17 @@ from websockets.protocol import CLOSED, CLOSING, CONNECTING, State
 from wsfast._encoding.deflate import Encoder
 
 from . import ConnectionLayout
-from .foreign import Closer, layout_of
+from .foreign import Closer, Ended, layout_of
 from .uvicorn import UvicornConnection
-from .wsproto import closers_of, encoder_of, is_fragmented, state_of
+from .wsproto import closers_of, encoder_of, is_fragmented, state_of, why_lost
 
 __all__ = ["WSProtocol"]
 
 
 class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WSProtocol):
     """uvicorn's WSProtocol, which wsfast can send to."""
+
+    _wsfast_timed_out = False
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
@@ -48,6 +50,17 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
     def closers(self) -> Sequence[Closer]:
         """See `Foreign`."""
         return closers_of(self._wsfast_conn)
+
+    def keepalive_timeout(self) -> None:
+        """Close the connection, whose client has not answered a ping. uvicorn has this from 0.52 on."""
+        self._wsfast_timed_out = True
+        super().keepalive_timeout()
+
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        if self._wsfast_timed_out:
+            return Ended.KEEPALIVE
+        return Ended.CLOSED_HERE if self.close_sent else why_lost(self._wsfast_conn)
 
     def _send_close(self, code: int, reason: str) -> None:
         self.transport.write(self.conn.send(wsproto.events.CloseConnection(code=code, reason=reason)))

@@ -40,6 +40,7 @@ from websockets.frames import Opcode
 from websockets.protocol import OPEN
 from websockets.typing import ExtensionParameter
 
+from wsfast._arguments import check_integer
 from wsfast._core import core
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 from wsfast._encoding.message import PreparedMessage
@@ -334,7 +335,7 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
 
     Raises:
         ValueError: If a number is out of range or settings contain `wbits`.
-        TypeError: If settings contain what `zlib.compressobj` does not know.
+        TypeError: If a number is none, or settings contain what `zlib.compressobj` does not know.
     """
 
     def __init__(
@@ -346,6 +347,9 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
         compress_settings: dict[str, Any] | None = None,
         require_client_max_window_bits: bool = False,
     ) -> None:
+        check_integer("server_max_window_bits", server_max_window_bits, optional=True)
+        if client_max_window_bits is not True:  # which upstream takes for any
+            check_integer("client_max_window_bits", client_max_window_bits, optional=True)
         if server_max_window_bits == 8:  # before websockets 17, which refuses it itself
             raise ValueError("server_max_window_bits must be between 9 and 15")
         super().__init__(

@@ -26,10 +26,10 @@ from wsproto.extensions import PerMessageDeflate
 from wsfast._encoding.deflate import Encoder, LazyEncoder, Parameters
 
 from . import name_of
-from .foreign import Closer, Foreign, abort_later
+from .foreign import Closer, Ended, Foreign, abort_later
 from .sink import Sink, SinkTransport, closers_of_sink
 
-__all__ = ["attach", "closers_of", "encoder_of", "is_fragmented", "state_of"]
+__all__ = ["attach", "closers_of", "encoder_of", "is_fragmented", "state_of", "why_lost"]
 
 _STATES = {
     ConnectionState.CONNECTING: CONNECTING,
@@ -78,6 +78,13 @@ def closers_of(connection: Any) -> Sequence[Closer]:
     return ((_inner(connection), "send", lambda event: isinstance(event, CloseConnection)),)
 
 
+def why_lost(connection: Any) -> Ended:
+    """Return why a connection is lost. It does not tell whether the close frame that came was an answer."""
+    if connection.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED):
+        return Ended.CLOSED_BY_PEER
+    return Ended.CLOSED_HERE if connection.state is ConnectionState.LOCAL_CLOSING else Ended.LOST
+
+
 def _inner(connection: Any) -> Any:
     """Return the Connection of a WSConnection, or of itself."""
     return connection if isinstance(connection, wsproto.connection.Connection) else connection.connection
@@ -92,6 +99,7 @@ class _Attached(Foreign):
         self.transport: Any = transport
         self.connection = connection
         self.loop: asyncio.AbstractEventLoop = loop
+        self._closed = False  # by us
 
     @property
     def state(self) -> State:
@@ -112,8 +120,13 @@ class _Attached(Foreign):
         closers = closers_of(self.connection)
         return (*closers, *closers_of_sink(self.transport)) if isinstance(self.transport, SinkTransport) else closers
 
+    def why_lost(self) -> Ended:
+        """See `Foreign`."""
+        return Ended.CLOSED_HERE if self._closed else why_lost(self.connection)
+
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
+        self._closed = self.state is OPEN
         if isinstance(self.transport, SinkTransport):
             self.transport.sink_close(code, reason)
             return

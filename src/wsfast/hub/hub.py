@@ -49,7 +49,7 @@ class Hub(Publishing):
         on_recover: Called with a `HubSubscription` that had lost messages, when it has kept up for a second.
 
     Raises:
-        TypeError: If `slow` is no policy.
+        TypeError: If `slow` is no policy, `name` no string, a number none, or a callback no plain function.
         ValueError: If `history` or `last_values` is negative or `notsent_lowat` is not positive.
     """
 
@@ -79,6 +79,7 @@ class Hub(Publishing):
             on_disconnect=on_disconnect,
             on_recover=on_recover,
         )
+        self._has_relay = False  # one that has begun
 
     # ---- Subscribing
 
@@ -207,12 +208,12 @@ class Hub(Publishing):
             max_messages: Messages that wait at most, if the iteration does not keep up. Beyond, the oldest are dropped.
 
         Raises:
-            TypeError: If `topic` is no string.
+            TypeError: If `topic` is no string, or `max_messages` no integer.
             ValueError: If `topic` is neither a topic nor a pattern, or `max_messages` is not positive.
+            RuntimeError: In another event loop than the hub's, or none.
         """
         name = check_topic_or_pattern(topic)
-        stream = HubStream(self, max_messages)
-        self._bind()
+        stream = HubStream(self, max_messages, self._bind().loop)
         self._open_stream(stream, name)
         return stream
 
@@ -248,11 +249,17 @@ class Hub(Publishing):
         Raises:
             RuntimeError: If there is a relay already, or in another event loop than the hub's, or none.
         """
-        if relay is not None and self._registry.relay is not None:
+        if relay is not None and self._has_relay:
             raise RuntimeError("the Hub has a relay already")
         self._bind()
         self._registry.relay = relay
+        self._has_relay = relay is not None
         return self._registry.names()
+
+    def expect(self, stand_in: Relay) -> None:
+        """Have something stand in for a relay that has not begun, unless there is one that has."""
+        if not self._has_relay:
+            self._registry.relay = stand_in
 
     def routes(self, topic: str) -> list[tuple[Kind, str]]:
         """Return by which topic and patterns somebody gets what is published to a topic."""

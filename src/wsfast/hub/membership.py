@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
+from wsfast._arguments import check_callback, check_integer
 from wsfast._backlog import Entry
 from wsfast._core import core
 from wsfast._publisher import Publisher
@@ -12,7 +13,7 @@ from wsfast._reentrancy import exclusive
 
 from .registry import Group, PresenceCallback, Registry, User
 from .retained import RetainedMessages
-from .subscriptions import HubSubscription, Member, Registration
+from .subscriptions import HubSubscription, Joining, Member, Registration
 
 __all__ = ["Membership"]
 
@@ -35,6 +36,9 @@ class Membership(Publisher):
         **options: Any,
     ) -> None:
         super().__init__(name, history=history, **options)
+        check_integer("last_values", last_values, least=0)
+        check_callback("on_join", on_join)
+        check_callback("on_leave", on_leave)
         self.on_join = on_join
         self.on_leave = on_leave
         self._registry = Registry()
@@ -60,24 +64,27 @@ class Membership(Publisher):
         """Have a connection join the topics of a subscription."""
         member: Member = self._admit(connection)
         joined: list[Group] = []
+        joining = Joining(self.messages)
         try:
-            subscription.topics = self._join(member, subscription.topics, joined)
+            groups = self._join(member, subscription.topics, joined, joining)
         except BaseException:
             for group in joined:
                 if group in member.groups:
                     member.leave(group)
             self._repair(member, [*joined, *map(self._registry.topics.get, subscription.topics)], member.user)
             raise
-        subscription.member = member
+        subscription.begin(member, groups, joining)
 
-    def _join(self, member: Member, topics: tuple[str, ...], joined: list[Group]) -> tuple[str, ...]:
-        """Have a connection join topics; return these, each name as it is kept already. Groups are added to `joined`.
+    def _join(
+        self, member: Member, topics: tuple[str, ...], joined: list[Group], joining: Joining
+    ) -> tuple[Group, ...]:
+        """Have a connection join topics; return their groups, and add those that it was not in yet to `joined`.
 
         It first gets their retained messages.
         """
         assert member._peer is not None
         slot = member._peer.slot
-        names: list[str] = []
+        groups: list[Group] = []
         replayed: dict[int, Entry] = {}
         for name in topics:
             group = self._registry.topics.get(name)
@@ -90,16 +97,19 @@ class Membership(Publisher):
                 group.members.add(slot)
                 if member.user is not None:
                     self._enter(member.user, group)
-                member.join(group)
-            names.append(group.name)
+                member.join(group, joining)
+            groups.append(group)
         member.replay(replayed[number] for number in sorted(replayed))
-        return tuple(names)
+        return tuple(groups)
 
     @exclusive
-    def end_subscription(self, subscription: HubSubscription) -> None:
-        """Have a connection leave the topics of its subscription."""
-        if subscription.member is not None:
-            self._leave(subscription.member, subscription.topics)
+    def end_subscription(self, subscription: HubSubscription, *, all_holds: bool) -> None:
+        """Have a connection leave the topics of its subscription; unless for all, those that nobody else holds."""
+        member = subscription.member
+        if member is None:
+            return
+        groups = subscription.groups if all_holds else subscription.groups_of_its_own()
+        self._leave(member, [group.name for group in groups])
 
     @exclusive
     def _unsubscribe(self, connection: Any, topics: tuple[str, ...]) -> None:
@@ -142,6 +152,8 @@ class Membership(Publisher):
         """Remove a connection that has ended."""
         super().remove(subscription, peer)
         user = subscription.user
+        if subscription.final_groups is None:
+            subscription.final_groups = dict(subscription.groups)
         groups = [group for group in subscription.groups if group is not user]
         try:
             for group in groups:
@@ -184,17 +196,20 @@ class Membership(Publisher):
     def _register(self, registration: Registration, connection: Any) -> None:
         """Have a connection be a user's."""
         member: Member = self._admit(connection)
+        joining: Joining | None = None
         if member.user is None:
             try:
-                self._sign_on(member, registration.user)
+                joining = Joining(self.messages)
+                self._sign_on(member, registration.user, joining)
             except BaseException:
                 self._repair_user(member, registration.user)
                 raise
         elif member.user.name != registration.user:
             raise RuntimeError(f"the connection is registered for {member.user.name!r}")
-        registration.member = member
+        assert member.user is not None
+        registration.begin(member, (member.user,), joining)
 
-    def _sign_on(self, member: Member, name: Hashable) -> None:
+    def _sign_on(self, member: Member, name: Hashable, joining: Joining) -> None:
         assert member._peer is not None
         user = self._registry.users.get(name)
         if user is None:
@@ -203,18 +218,19 @@ class Membership(Publisher):
         user.members.add(member._peer.slot)
         for group in member.groups:
             self._enter(user, group)
-        member.join(user)
+        member.join(user, joining)
         member.user = user
 
     @exclusive
-    def end_registration(self, registration: Registration) -> None:
-        """Have a connection not be its user's any more."""
+    def end_registration(self, registration: Registration, *, all_holds: bool) -> None:
+        """Have a connection not be its user's any more; unless for all, only if nobody else holds that."""
         member = registration.member
         if (
             member is not None
             and member._peer is not None
             and member.user is not None
             and member.user.name == registration.user
+            and (all_holds or registration.groups_of_its_own())
         ):
             try:
                 self._sign_off(member, member.user, member._peer.slot)
@@ -256,5 +272,6 @@ class Membership(Publisher):
         """Call back soon, with a `HubSubscription` of all of its topics for a connection."""
         if callback is not None and arguments and isinstance(arguments[0], Member):
             member = arguments[0]
-            arguments = (HubSubscription(self, tuple(member.topics), member, member.connection), *arguments[1:])
+            about = HubSubscription(self, tuple(member.topics), member, member.connection)
+            arguments = (about, *arguments[1:])
         super().report(callback, *arguments)

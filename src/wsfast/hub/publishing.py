@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from wsfast._arguments import connections_in, several
 from wsfast._backlog import Entry
 from wsfast._core import core
-from wsfast._encoding.message import Message, PreparedMessage, encodings_of, prepare
+from wsfast._encoding.message import Message, PreparedMessage, encodings_of, publishable
 from wsfast._reentrancy import exclusive
 
 from .membership import Membership
@@ -71,7 +72,7 @@ class Publishing(Membership):
         self._bind()
         names = (topic,) if type(topic) is str and topic in self._registry.routes else _topics(topic)
         item = self._checked(names, message, key, users := _users(exclude_users))
-        self._publish((item,), list(exclude), users)
+        self._publish((item,), connections_in("exclude", exclude), users)
 
     def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
         """Publish several messages, which leave together, or none of them if there is an error in one.
@@ -86,7 +87,7 @@ class Publishing(Membership):
         self._bind()
         checked: list[_Item] = []
         for item in items:
-            if not 2 <= len(item) <= 3:
+            if isinstance(item, (str, bytes)) or not 2 <= len(item) <= 3:
                 raise ValueError(f"an item must be (topic, message) or (topic, message, key), not {item!r}")
             checked.append(self._checked(_topics(item[0]), item[1], item[2] if len(item) == 3 else None, ()))
         self._publish(checked, (), ())
@@ -108,7 +109,7 @@ class Publishing(Membership):
             RuntimeError: In another event loop than the hub's, or none.
         """
         self._bind()
-        prepared = prepare(message)
+        prepared = publishable(message)
         hash(key)
         if self._registry.relay is not None:
             self._registry.relay.check("user", (user,), key, ())
@@ -132,7 +133,8 @@ class Publishing(Membership):
             RuntimeError: If the hub has not been used in its event loop yet, or that is closed.
         """
         loop = self._loop_of_thread()
-        names, prepared, excluded, users = _topics(topic), prepare(message), list(exclude), _users(exclude_users)
+        names, prepared, users = _topics(topic), publishable(message), _users(exclude_users)
+        excluded = connections_in("exclude", exclude)
         hash(key)
         loop.call_soon_threadsafe(lambda: self.publish(names, prepared, key=key, exclude=excluded, exclude_users=users))
 
@@ -186,7 +188,7 @@ class Publishing(Membership):
     # ---- Inside
 
     def _checked(self, names: tuple[str, ...], message: Message, key: Hashable, users: tuple[Hashable, ...]) -> _Item:
-        prepared = prepare(message)
+        prepared = publishable(message)
         hash(key)
         if self._registry.relay is not None:
             self._registry.relay.check("topic", names, key, users)
@@ -290,6 +292,4 @@ def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:
 
 def _users(users: Iterable[Hashable]) -> tuple[Hashable, ...]:
     """Return users that are left out."""
-    if isinstance(users, str):
-        raise TypeError("exclude_users must be several users, not a str; write [user]")
-    return tuple(users)
+    return tuple(several("exclude_users", "users", users))

@@ -171,9 +171,9 @@ class HubStream(Stream):
 
     group: Group | None = None
 
-    def __init__(self, hub: _Owner, max_messages: int) -> None:
+    def __init__(self, hub: _Owner, max_messages: int, loop: asyncio.AbstractEventLoop) -> None:
         self._hub = hub
-        super().__init__(max_messages)
+        super().__init__(max_messages, loop)
 
     def close(self) -> None:
         """End it."""

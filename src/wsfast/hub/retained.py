@@ -9,6 +9,7 @@ from weakref import WeakSet
 from wsfast._backlog import Entry
 
 from .registry import Group
+from .subscriptions import Joining
 from .topics import is_pattern, matches
 
 __all__ = ["RetainedMessages"]
@@ -48,8 +49,6 @@ class RetainedMessages:
     __slots__ = ("_history", "_last_values", "topics")
 
     def __init__(self, history: int, last_values: int) -> None:
-        if last_values < 0:
-            raise ValueError(f"last_values must not be negative, but is {last_values}")
         self._history = history
         self._last_values = last_values
         self.topics: dict[str, RetainedTopic] = {}
@@ -82,7 +81,7 @@ class RetainedMessages:
     def replay(
         self,
         subscriber: object,
-        joined: Mapping[Group, int],
+        joined: Mapping[Group, Joining],
         name: str,
         route: Callable[[str], tuple[Group, ...]],
         replayed: dict[int, Entry],
@@ -91,7 +90,7 @@ class RetainedMessages:
 
         Args:
             subscriber: The subscriber.
-            joined: Its groups, each with the number of messages of the hub before it was joined.
+            joined: What it has of each of its groups.
             name: The topic or pattern.
             route: Returns which groups get what is published to a topic.
             replayed: Messages by their numbers, to which is added.
@@ -116,14 +115,14 @@ class RetainedMessages:
     def _has_got(
         self,
         subscriber: object,
-        joined: Mapping[Group, int],
+        joined: Mapping[Group, Joining],
         message: Retained,
         route: Callable[[str], tuple[Group, ...]],
     ) -> bool:
         """Whether a subscriber got a message to several topics by one that it is still subscribed to."""
         replayed = message.replayed is not None and subscriber in message.replayed
         return any(
-            group in joined and (replayed or joined[group] < message.number)
+            group in joined and (replayed or joined[group].since < message.number)
             for topic in message.topics
             for group in route(topic)
         )

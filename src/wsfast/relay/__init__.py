@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ssl import SSLContext
 
+from wsfast._arguments import needs
 from wsfast.hub import Hub
 from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
@@ -56,12 +57,14 @@ def redis(
             the system's defaults say.
 
     Raises:
-        ImportError: Without redis.
-        TypeError: If `slow` is another policy, or `secret` has not type bytes.
+        ModuleNotFoundError: Without redis.
+        TypeError: If `hub` is no Hub, `slow` another policy, `url` no string, `on_gap` no plain function, or `secret`
+            has not type bytes.
         ValueError: If `url` begins otherwise or is ambiguous, `prefix` is no topic, `timeout` is not positive, or
             `secret` is too short.
     """
-    from .redis_broker import RedisBroker
+    with needs("wsfast[redis]", "redis"):
+        from .redis_broker import RedisBroker
 
     broker = RedisBroker(url, check_topic(prefix), timeout, ssl)
     keyring = None if secret is None else Keyring(secret, prefix)
@@ -95,12 +98,14 @@ def nats(
             system's defaults.
 
     Raises:
-        ImportError: Without nats-py.
-        TypeError: If `slow` is another policy, or `secret` has not type bytes.
+        ModuleNotFoundError: Without nats-py.
+        TypeError: If `hub` is no Hub, `slow` another policy, `url` no string, `on_gap` no plain function, or `secret`
+            has not type bytes.
         ValueError: If `url` begins otherwise or is ambiguous, `prefix` is no topic, `timeout` is not positive, or
             `secret` is too short.
     """
-    from .nats_broker import NatsBroker
+    with needs("wsfast[nats]", "nats"):
+        from .nats_broker import NatsBroker
 
     broker = NatsBroker(url, check_topic(prefix), timeout, ssl)
     keyring = None if secret is None else Keyring(secret, prefix)

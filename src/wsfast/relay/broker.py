@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from wsfast._arguments import check_str
 from wsfast.hub import Kind
 
 from .wire import Address
@@ -90,12 +91,18 @@ class Broker(Protocol):
         """Return the channel of a topic or a user, or the pattern of a pattern's; of None, that of all relays."""
 
 
-def public_name(url: str, *schemes: str) -> str:
+def public_name(url: object, example: str, *schemes: str) -> str:
     """Return a URL without user, password and query, for log records.
 
     Raises:
-        ValueError: If it has another scheme, or characters in the password leave it unclear where that ends.
+        TypeError: If it is no string.
+        ValueError: If it has another scheme, or none, or characters in the password leave it unclear where that ends.
     """
+    check_str("url", url)
+    assert isinstance(url, str)
+    if not url.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        *some, last = [f"{scheme}://" for scheme in schemes]
+        raise ValueError(f"url must begin with {', '.join(some)} or {last}, as in {example}")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -103,9 +110,6 @@ def public_name(url: str, *schemes: str) -> str:
         parts, port = None, -1
     if parts is None or port == -1 or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
         raise ValueError("url is not valid; characters such as / ? # @ in a password must be percent-encoded")
-    if parts.scheme not in schemes:
-        *some, last = [f"{scheme}://" for scheme in schemes]
-        raise ValueError(f"url must begin with {', '.join(some)} or {last}, not {parts.scheme}://")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
@@ -208,9 +212,14 @@ class BrokerSubscriptions:
         self._outdated[interest] = None
         self._changed.set()
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the broker has confirmed all."""
+        return self._interests.keys() == self._subscribed
+
     async def confirmed(self) -> None:
         """Wait until the broker has confirmed all."""
-        while self._interests.keys() != self._subscribed:
+        while not self.up_to_date:
             self._updated.clear()
             await self._updated.wait()
 

@@ -57,7 +57,7 @@ class NatsBroker:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
             raise ValueError("there must be at least one url")
-        names = [public_name(one, "nats", "tls", "ws", "wss") for one in urls]
+        names = [public_name(one, "nats://localhost:4222", "nats", "tls", "ws", "wss") for one in urls]
         if ssl is not None and not all(one.startswith(("tls:", "wss:")) for one in urls):
             raise ValueError("with ssl, url must begin with tls:// or wss://")
         if len(prefix.encode()) > LONGEST_PREFIX:

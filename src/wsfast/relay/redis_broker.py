@@ -39,7 +39,7 @@ class RedisBroker:
     """
 
     def __init__(self, url: str, prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
-        self.name: str = public_name(url, "redis", "rediss", "unix")
+        self.name: str = public_name(url, "redis://localhost:6379", "redis", "rediss", "unix")
         if ssl is not None and not url.startswith("rediss:"):
             raise ValueError("with ssl, url must begin with rediss://")
         if ssl is None and url.startswith("rediss:") and "ssl_" not in url:

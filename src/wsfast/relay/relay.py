@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any
+from weakref import ref
 
+from wsfast._arguments import Local, check_callback, check_seconds
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Hub, Kind
 from wsfast.policies import DropNewest, DropOldest
@@ -24,6 +26,9 @@ from .wire import Keyring, check_key, check_user
 __all__ = ["Relay", "RelayStats"]
 
 logger: logging.Logger = logging.getLogger("wsfast")
+
+
+HOW_TO_BEGIN = "write `async with wsfast.relay...(hub, url):` around what it is for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,55 @@ class RelayStats:
     """Whether it is connected to the broker, both to publish and to subscribe."""
 
 
-class Relay:
+class Condition:
+    """What is so or not, and can be waited for: `if relay.connected: ...`, and `await relay.connected(timeout)`.
+
+    Calling it raises a TimeoutError if that takes longer than so many seconds; with None, it waits for ever.
+    """
+
+    def __init__(self, holds: Callable[[], bool], wait: Callable[[], Awaitable[object]]) -> None:
+        self._holds = holds
+        self._wait = wait
+
+    def __bool__(self) -> bool:
+        return self._holds()
+
+    def __repr__(self) -> str:
+        return f"<Condition {bool(self)}>"
+
+    async def __call__(self, timeout: float | None = None) -> None:
+        """Wait until it is so."""
+        check_seconds("timeout", timeout, optional=True)
+        async with asyncio.timeout(timeout):
+            await self._wait()
+
+
+class _Unused:
+    """Stands in a hub for a relay that was made and has not begun: what is published goes to no other process."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = ref(relay)
+        self.warned: bool = False
+
+    def subscribe(self, kind: Kind, name: Any) -> None:
+        """See `wsfast.hub.Relay`."""
+
+    unsubscribe = subscribe
+
+    def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
+        """See `wsfast.hub.Relay`."""
+
+    def forward(
+        self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
+    ) -> None:
+        """Warn, once, as long as the relay is there."""
+        relay = self._relay()
+        if relay is not None and not self.warned:
+            self.warned = True
+            logger.warning("%r has not begun, so nothing reaches other processes: %s", relay, HOW_TO_BEGIN)
+
+
+class Relay(Local):
     """Forwards what is published in a hub to those of other processes, and what is published there to this one.
 
     An asynchronous context manager: it runs until it is left. See `wsfast.relay.redis()` and `wsfast.relay.nats()`.
@@ -77,10 +130,12 @@ class Relay:
         timeout: float,
         keyring: Keyring | None = None,
     ) -> None:
+        if not isinstance(hub, Hub):
+            raise TypeError(f"hub must be a wsfast.Hub, not {hub!r}")
         if not isinstance(slow, (DropOldest, DropNewest)):
             raise TypeError(f"slow must be DropOldest() or DropNewest(), not {slow!r}")
-        if not timeout > 0:
-            raise ValueError(f"timeout must be positive, not {timeout}")
+        check_seconds("timeout", timeout)
+        check_callback("on_gap", on_gap)
         self.hub = hub
         self._broker = broker
         self._timeout = timeout
@@ -99,6 +154,13 @@ class Relay:
         self._warned = False
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._unused: _Unused | None = _Unused(self)
+        hub.expect(self._unused)
+
+    def __del__(self) -> None:
+        unused: _Unused | None = getattr(self, "_unused", None)  # arguments may have been wrong
+        if unused is not None and not unused.warned:
+            logger.warning("%r is gone and has never begun: %s", self, HOW_TO_BEGIN)
 
     def __repr__(self) -> str:
         return f"<Relay of {self.hub!r} by {self._broker.name}>"
@@ -117,6 +179,7 @@ class Relay:
         """
         if self._tasks:
             raise RuntimeError("a Relay cannot be reused; create a new one")
+        self._unused = None
         present = self.hub.attach(self)
         self._attached = True
         try:
@@ -126,7 +189,8 @@ class Relay:
                 self.subscribe(kind, name)
             self._tasks = [asyncio.create_task(self._outbound.run()), asyncio.create_task(self._subscriptions.run())]
             with contextlib.suppress(TimeoutError):
-                await self.connected(self._timeout)
+                async with asyncio.timeout(self._timeout):
+                    await self._connected.wait()
         except BaseException:
             await self._end()
             raise
@@ -174,23 +238,31 @@ class Relay:
 
     # ---- For users
 
-    async def connected(self, timeout: float | None = None) -> None:
-        """Wait until it is connected to the broker.
+    @property
+    def connected(self) -> Condition:
+        """Whether it is connected to the broker; `await relay.connected(timeout)` waits until it is.
 
         Raises:
-            TimeoutError: If that takes longer than so many seconds.
+            RuntimeError: From `await`, before the relay has begun, or after its end.
+            TimeoutError: From `await`, if that takes longer than so many seconds.
         """
-        async with asyncio.timeout(timeout):
-            await self._connected.wait()
+        return Condition(self._connected.is_set, partial(self._while_running, self._connected.wait))
 
-    async def subscribed(self, timeout: float | None = None) -> None:
-        """Wait until the broker has confirmed all subscriptions that the hub needs.
+    @property
+    def subscribed(self) -> Condition:
+        """Whether the broker has confirmed all subscriptions that the hub needs; `await relay.subscribed()` waits.
 
         Raises:
-            TimeoutError: If that takes longer than so many seconds.
+            RuntimeError: From `await`, before the relay has begun, or after its end.
+            TimeoutError: From `await`, if that takes longer than so many seconds.
         """
-        async with asyncio.timeout(timeout):
-            await self._subscriptions.confirmed()
+        subscriptions = self._subscriptions
+        return Condition(lambda: subscriptions.up_to_date, partial(self._while_running, subscriptions.confirmed))
+
+    async def _while_running(self, wait: Callable[[], Awaitable[object]]) -> None:
+        if not self._attached:
+            raise RuntimeError(f"{self!r} does not run: {HOW_TO_BEGIN}")
+        await wait()
 
     def stats(self) -> RelayStats:
         """Return what became of messages so far."""

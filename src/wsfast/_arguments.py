@@ -1,0 +1,159 @@
+"""What the public classes and functions ask of their arguments, so that a mistake is told where it is made."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
+from typing import Any, NoReturn, SupportsIndex
+
+__all__ = [
+    "Local",
+    "check_callback",
+    "check_integer",
+    "check_seconds",
+    "check_str",
+    "connections_in",
+    "needs",
+    "several",
+]
+
+
+def _described(value: object) -> str:
+    kind = type(value).__name__
+    return "None" if value is None else f"{value!r:.80}, which is a {kind}"
+
+
+def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None, optional: bool = False) -> None:
+    """Check the number of something.
+
+    Raises:
+        TypeError: If it is no integer, nor None if that is allowed.
+        ValueError: If it is less than `least`, which is 0 or 1, or more than `most`.
+    """
+    if value is None and optional:
+        return
+    or_none = " or None" if optional else ""
+    if isinstance(value, Real) and not isinstance(value, bool) and not float(value) >= least:
+        if least:
+            raise ValueError(f"{name} must be positive{or_none}, not {value!r}")
+        raise ValueError(f"{name} must not be negative, but is {value!r}")
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer{or_none}, not {_described(value)}")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} must not be more than {most}, but is {value!r}")
+
+
+def check_seconds(name: str, value: Any, *, optional: bool = False) -> None:
+    """Check a duration.
+
+    Raises:
+        TypeError: If it is no number, nor None if that is allowed.
+        ValueError: If it is not positive, as NaN, or infinite.
+    """
+    if value is None and optional:
+        return
+    or_none = " or None" if optional else ""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds{or_none}, not {_described(value)}")
+    if not float(value) > 0:
+        raise ValueError(f"{name} must be positive{or_none}, not {value!r}")
+    if math.isinf(value):
+        raise ValueError(f"{name} must be finite{or_none}, not {value!r}")
+
+
+def check_str(name: str, value: object) -> None:
+    """Check a text.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {_described(value)}")
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return any(
+        inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one)
+        for one in (function, getattr(type(function), "__call__", None))  # noqa: B004
+    )
+
+
+def check_callback(name: str, callback: object, *, optional: bool = True) -> None:
+    """Check what is to be called back.
+
+    Raises:
+        TypeError: If it cannot be called, or is a coroutine function: nobody would wait for what that returns.
+    """
+    if callback is None and optional:
+        return
+    if not callable(callback):
+        raise TypeError(f"{name} must be a function, not {_described(callback)}")
+    if _is_coroutine_function(callback):
+        raise TypeError(
+            f"{name} must be a plain function, not a coroutine function, which nobody would await: "
+            "have it call asyncio.create_task()"
+        )
+
+
+def several(name: str, what: str, values: Iterable[Any]) -> list[Any]:
+    """Return several values as a list.
+
+    Raises:
+        TypeError: If it is a single one.
+    """
+    if type(values) is not tuple and (isinstance(values, (str, bytes)) or not isinstance(values, Iterable)):
+        raise TypeError(
+            f"{name} must be several {what}, not a {type(values).__name__}; write [...] around a single one"
+        )
+    return list(values)
+
+
+def connections_in(name: str, values: Iterable[Any]) -> list[Any]:
+    """Return several connections as a list. Some may never have been subscribed.
+
+    Raises:
+        TypeError: If it is a single one, or one of them is the name of a user, or a number.
+    """
+    connections = several(name, "connections", values)
+    for connection in connections:
+        if isinstance(connection, (str, bytes, int)):
+            raise TypeError(f"{name} must be connections, not {_described(connection)}")
+    return connections
+
+
+@contextlib.contextmanager
+def needs(install: str, *modules: str) -> Iterator[None]:
+    """Have an import of what is not installed tell how to install it.
+
+    Raises:
+        ModuleNotFoundError: If one of the modules is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in modules:
+            raise
+        raise ModuleNotFoundError(f'{missing} is missing or too old; pip install "{install}"', name=exc.name) from None
+
+
+class Local:
+    """What belongs to one process: it is neither pickled, nor copied."""
+
+    __slots__ = ()
+
+    _instead = "create one in each process, and connect their hubs by a relay, as wsfast.relay.redis(hub, url)"
+    """What to do instead."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        name = type(self).__name__
+        raise TypeError(
+            f"cannot pickle or copy a {name}: its connections belong to this process, and a copy of it would reach "
+            f"nobody; {self._instead}"
+        )
