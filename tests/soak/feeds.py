@@ -481,8 +481,8 @@ class BroadcastFeed(Feed):
 
     def leave(self, connection: Any) -> None:
         counts = self.connections.pop(connection)
-        final = counts.stats()
-        counts.stats = lambda: final
+        final, slack = counts.stats(), counts.slack()
+        counts.stats, counts.slack = lambda: final, lambda: slack
 
     def churn(self) -> None:
         ChannelFeed.churn(self)  # type: ignore[arg-type]

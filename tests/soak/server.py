@@ -208,7 +208,8 @@ class Round:
                     faults.append(f"feed {feed.number}, client {ticket.client}: {counts} do not reconcile")
                 known = clients.setdefault(ticket.client, {}).setdefault(feed.number, [0] * 5)
                 clients[ticket.client][feed.number] = [a + b for a, b in zip(known, counts, strict=True)]
-                slack.setdefault(ticket.client, {})[feed.number] = ticket.slack()
+                doubts = slack.setdefault(ticket.client, {})
+                doubts[feed.number] = doubts.get(feed.number, 0) + ticket.slack()
                 if not ticket.exact:
                     loose.setdefault(ticket.client, []).append(feed.number)
                 if ticket.active():
