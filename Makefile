@@ -14,7 +14,7 @@ export WSFAST_REQUIRE_EXT = 1
 # A process that is done takes tests from another, so that none waits for the slow ones of one file.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-c test-python coverage sanitize sanitize-python lint format types bench docs matrix support leaks soak clean
+.PHONY: demo test test-c test-python coverage sanitize sanitize-python strict lint format types bench docs matrix support leaks soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -41,6 +41,11 @@ sanitize: $(VENV)/ready
 		$(BIN)/cmake --build $$dir && \
 		$(BIN)/ctest --test-dir $$dir --output-on-failure || exit 1; \
 	done
+
+# A part of the suite in Python's development mode, where whatever is left open or compared with bytes is an error.
+strict: $(VENV)/ready
+	$(BIN)/python -X dev -W error -bb -m pytest -q --numprocesses $(JOBS) --dist worksteal tests/unit \
+		$(addprefix tests/,integration/test_broadcast.py integration/test_channel.py integration/test_hub.py libraries/test_adapters.py)
 
 # The Python suite with the extension built for sanitizers: all of it, or the TESTS that are given.
 sanitize-python: $(VENV)/ready

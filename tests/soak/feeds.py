@@ -93,6 +93,8 @@ class Ticket:
         self.end = end
         self.starts = starts
         """The next number of each source that it gets from the first to the last, if it stays."""
+        self.slack: Callable[[], int] = lambda: 0
+        """How many messages more it may have got: those of which nobody knows, and which are not counted."""
         self.exact = True
         """Whether the counts are exact also when it has ended, rather than the most that can be."""
         self.before = 0, 0
@@ -472,14 +474,15 @@ class BroadcastFeed(Feed):
             lambda: self.leave(connection),
             {self.main.number: self.main.next_number} if self.order is Order.STRICT else {},
         )
-        ticket.exact = False
+        unsure = self.unsure
+        ticket.exact, ticket.slack = False, lambda: self.unsure - unsure
         self.connections[connection] = ticket
         self.tickets.append(ticket)
 
     def leave(self, connection: Any) -> None:
         counts = self.connections.pop(connection)
-        final = counts.stats()
-        counts.stats = lambda: final
+        final, slack = counts.stats(), counts.slack()
+        counts.stats, counts.slack = lambda: final, lambda: slack
 
     def churn(self) -> None:
         ChannelFeed.churn(self)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -48,6 +49,7 @@ class Link:
             async with asyncio.timeout(timeout):
                 line = await self._process.stdout.readline()
         except TimeoutError:
+            self._process.send_signal(signal.SIGABRT)  # faulthandler says where it is
             raise RuntimeError(f"{self.name} does not answer to {command}") from None
         if not line:
             raise RuntimeError(f"{self.name} has ended during {command}")

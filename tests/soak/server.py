@@ -197,6 +197,7 @@ class Round:
         ranges: dict[int, dict[int, tuple[int, int]]] = {}
         active: dict[int, list[int]] = {}
         loose: dict[int, list[int]] = {}
+        slack: dict[int, dict[int, int]] = {}
         faults = list(self.faults)
         for feed in self.feeds:
             faults += [f"feed {feed.number}: {fault}" for fault in feed.faults + feed.reconcile()]
@@ -207,6 +208,8 @@ class Round:
                     faults.append(f"feed {feed.number}, client {ticket.client}: {counts} do not reconcile")
                 known = clients.setdefault(ticket.client, {}).setdefault(feed.number, [0] * 5)
                 clients[ticket.client][feed.number] = [a + b for a, b in zip(known, counts, strict=True)]
+                doubts = slack.setdefault(ticket.client, {})
+                doubts[feed.number] = doubts.get(feed.number, 0) + ticket.slack()
                 if not ticket.exact:
                     loose.setdefault(ticket.client, []).append(feed.number)
                 if ticket.active():
@@ -219,6 +222,7 @@ class Round:
             "ranges": ranges,
             "active": active,
             "loose": loose,
+            "slack": slack,
             "faults": faults[:50],
             "made": [feed.made for feed in self.feeds],
             "interrupts": self.interrupts.count,
