@@ -530,12 +530,12 @@ UNSAFE += ["redis://u:p@h:secret", "redis://u:p@h:99999999/secret", "http://u:se
 @pytest.mark.parametrize("url", SAFE)
 def test_names_have_no_passwords(url: str) -> None:
     """A relay is called by its URL without the password."""
-    assert "cret" not in public_name(url, "redis", "rediss", "nats", "unix")
+    assert "cret" not in public_name(url, "redis://h", "redis", "rediss", "nats", "unix")
 
 
 @pytest.mark.parametrize("url", UNSAFE)
 def test_errors_have_no_passwords(url: str) -> None:
     """Where it is not clear where the password ends, or the URL is wrong, it is refused, and not shown."""
     with pytest.raises(ValueError, match="url") as caught:
-        public_name(url, "redis", "rediss", "nats", "unix")
+        public_name(url, "redis://h", "redis", "rediss", "nats", "unix")
     assert "secret" not in "".join(traceback.format_exception(caught.value))
