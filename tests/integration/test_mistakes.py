@@ -209,7 +209,7 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("no scheme", lambda s: lib.relay.redis(s.hub, "localhost:6379"), ValueError, "as in redis://localhost:6379"),
     ("http", lambda s: lib.relay.nats(s.hub, "http://localhost"), ValueError, "^url must begin with nats://"),
     ("no slashes", lambda s: lib.relay.nats(s.hub, "nats:localhost"), ValueError, "^url must begin with nats://"),
-    ("port", lambda s: lib.relay.redis(s.hub, "redis://localhost:http"), ValueError, "^url is not valid; characters such as"),
+    ("port", lambda s: lib.relay.redis(s.hub, "redis://localhost:http"), ValueError, "^url is not valid"),
     ("bytes", lambda s: lib.relay.nats(s.hub, [b"nats://localhost"]), TypeError, "^url must be a str"),
     ("one source", lambda s: metrics.Collector(s.channel), TypeError, r"write \[...\] around"),
     (
@@ -244,7 +244,7 @@ def test_calls(call: Call, error: type[Exception], match: str) -> None:
 
 def test_no_password_in_errors() -> None:
     """A URL without a scheme is not shown, since it may have a password."""
-    with pytest.raises(ValueError, match="^url must begin with redis://") as info:
+    with pytest.raises(ValueError, match=r"^url must begin with redis://") as info:
         wsfast.relay.redis(wsfast.Hub(), "user:secret@localhost:6379")
     assert "secret" not in str(info.value)
 

@@ -109,7 +109,9 @@ def public_name(url: object, example: str, *schemes: str) -> str:
     except ValueError:  # whose message may have the password
         parts, port = None, -1
     if parts is None or port == -1 or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
-        raise ValueError("url is not valid; characters such as / ? # @ in a password must be percent-encoded, and a port is a number")
+        raise ValueError(
+            "url is not valid; characters such as / ? # @ in a password must be percent-encoded, and a port is a number"
+        )
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
