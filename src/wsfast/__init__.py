@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from . import relay
 from ._broadcast import Audience, Delivery, broadcast
 from ._encoding.message import PreparedMessage
-from ._publisher import Subscription
+from ._publisher import Stream
 from ._serve import ServerConnection, serve
+from ._subscription import Subscription
 from .channel import Channel
 from .connections.foreign import Ended
 from .connections.shape import attach
@@ -19,7 +20,6 @@ from .connections.websockets import ServerPerMessageDeflateFactory
 from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, TopicStats
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 from .stats import ChannelStats, Lag, SubscriptionStats
-from .stream import Stream
 
 if TYPE_CHECKING:
     from . import prometheus as prometheus

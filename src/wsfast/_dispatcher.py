@@ -17,20 +17,19 @@ import time
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
-from ._backlog import Backlog, Entry, SlowConsumers
+from ._backlog import Backlog, Entry
 from ._core import core
-from ._delivery import GONE, OWN, Outcome, deliver, offer, offer_by_own_methods, report_lost
+from ._delivery import Outcome, deliver, report_lost
+from ._draining import BATCH, Draining
 from ._encoding.message import join
 from ._reentrancy import Calls
-from ._writable import LATE, Writable
+from ._writable import LATE
 from .connections.foreign import Ended
 from .connections.shape import (
     Lost,
     check_subscriber,
     close,
     hook_closers,
-    is_open,
-    is_sending,
     peer_of,
     unhook_closers,
     when_lost,
@@ -48,14 +47,8 @@ SLICE = 500
 BUDGET = 0.02
 """Seconds after which a flush that nobody asked for lets the event loop do something else."""
 
-BATCH = 65536
-"""Bytes of payload that are put together for a connection that is drained."""
 
-BATCHES = 4
-"""How many of these it is sent before others have their turn."""
-
-
-class Dispatcher:
+class Dispatcher(Draining):
     """Sends what was published in one event loop."""
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Dispatcher]]] = WeakKeyDictionary()
@@ -71,11 +64,8 @@ class Dispatcher:
         return dispatcher
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.table = core.TickTable()
-        self.slow = SlowConsumers(loop, self.log, self._tend)
+        super().__init__(loop)
         self.calls = Calls(loop)
-        self._writable = Writable(loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self._handle: asyncio.Handle | None = None
         self._scheduled = 0.0  # when that was
@@ -142,15 +132,6 @@ class Dispatcher:
         task = self.loop.create_task(close(connection, code, reason))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def fail(self, peer: core.Peer, exc: Exception) -> None:
-        """End all subscriptions of a connection that cannot even be asked whether it has room."""
-        self.log(logging.WARNING, "could not ask %s whether it has room: %r", peer.connection.id, exc)
-        self.end(peer, Ended.LOST)
-
-    def log(self, level: int, message: str, *arguments: object) -> None:
-        """Log soon: what handlers do must not get in between."""
-        self.loop.call_soon(logger.log, level, message, *arguments)
 
     def enter(self, entry: Entry) -> int:
         """Return the number of an entry in the tick table, from which it is sent at the end of this tick."""
@@ -288,14 +269,6 @@ class Dispatcher:
         self._admit(peer, backlog)
         self._tend(peer)
 
-    def _backlog_of(self, peer: core.Peer) -> Backlog:
-        """Return what waits for a connection, which is looked at from now on, in case that this is interrupted."""
-        if peer.backlog is None:
-            self.slow.watch(peer)
-            peer.backlog = Backlog(peer)
-        backlog: Backlog = peer.backlog
-        return backlog
-
     def _drop_all(self, peer: core.Peer) -> None:
         """Drop a connection's messages of this tick: it is not open any more."""
         if peer is None:
@@ -304,171 +277,3 @@ class Dispatcher:
         self.table.take(peer.slot, backlog.inbox)
         backlog.taken(len(backlog.arrived()), dropped=True) if backlog.first is None else self._admit(peer, backlog)
         self._tend(peer)
-
-    def _admit(self, peer: core.Peer, backlog: Backlog) -> None:
-        """Have the policies deal with what a connection has not taken."""
-        if backlog.draining or backlog.admitting or backlog.admitted == len(backlog.inbox):
-            return
-        opened = self._is_open(peer)
-        while peer.backlog is backlog and backlog.admitted < len(backlog.inbox):
-            entry = backlog.inbox[backlog.admitted]
-            subscription = entry.publisher.subscription_of(peer)
-            if subscription is None:
-                backlog.admitted += 1
-            elif not opened:
-                backlog.queue_of(subscription).refuse()
-            else:
-                admitted = backlog.admitted
-                try:
-                    backlog.admitting = True
-                    entry.publisher.slow.admit(backlog.queue_of(subscription), entry)
-                except Exception as exc:  # as what the comparison of keys raises
-                    if peer.backlog is backlog and backlog.admitted == admitted:
-                        backlog.queue_of(subscription).append(entry, time.monotonic())
-                    context = {"message": f"the policy of {entry.publisher!r} has failed", "exception": exc}
-                    self.loop.call_exception_handler(context)
-                finally:
-                    backlog.admitting = False
-        if peer.backlog is backlog:
-            backlog.empty_inbox()
-
-    def _is_open(self, peer: core.Peer) -> bool:
-        try:
-            return peer.connection is not None and is_open(peer.connection)
-        except Exception as exc:
-            self.fail(peer, exc)
-            return False
-
-    def _tend(self, peer: core.Peer) -> None:
-        """Have what waits for a connection be drained when there is room, as long as something does."""
-        backlog = peer.backlog
-        if backlog is None or peer.slot < 0:
-            return
-        if backlog.admitted < len(backlog.inbox):
-            self._admit(peer, backlog)
-        if backlog.empty:
-            self.table.set_aside(peer.slot, peer.masked)
-            self._forget(backlog)
-            peer.backlog = None
-            if peer.direct:
-                peer.check(peer.connection)
-            return
-        backlog.wake()
-        self.table.set_aside(peer.slot, True)
-        self.slow.check()
-        self._writable.check()
-        if not backlog.watched and not backlog.draining:
-            self._watch(peer, backlog, later=is_sending(peer.connection))
-
-    def _watch(self, peer: core.Peer, backlog: Backlog, *, later: bool = False) -> None:
-        """Drain when the socket has room, or a bit later if it cannot be told when."""
-        if not later and peer.direct:
-            backlog.fd = peer.transport.get_extra_info("socket").fileno()
-        if not later and backlog.fd >= 0:
-            self._writable.once_writable(backlog.fd, peer, lambda: self.drain(peer))
-        else:
-            self._writable.once_later(peer, lambda: self.drain(peer))
-        backlog.watched = True
-
-    def _forget(self, backlog: Backlog) -> None:
-        self._writable.forget(backlog.fd, backlog.peer)
-        backlog.wake()
-
-    def _drop_waiting(self, peer: core.Peer, backlog: Backlog) -> None:
-        """Drop what waits for a connection that takes nothing any more, though it may not be lost for a while."""
-        while not backlog.draining and not backlog.empty:
-            backlog.taken(1, dropped=True)
-        self._tend(peer)
-
-    async def drained(self, peer: core.Peer) -> None:
-        """Wait until what waits for a connection now has left. What is published meanwhile does not count."""
-        backlog = peer.backlog
-        if backlog is None:
-            return
-        self._admit(peer, backlog)  # what an interruption has left
-        if backlog.last is not None:
-            future = backlog.waiters.setdefault(backlog.last.number, self.loop.create_future())
-            await asyncio.shield(future)
-
-    def drain(self, peer: core.Peer) -> None:
-        """Send what waits for a connection, as much as it takes."""
-        backlog = peer.backlog
-        if backlog is None:
-            return
-        backlog.watched = False
-        try:
-            if not self._is_open(peer):
-                self._drop_waiting(peer, backlog)
-                return
-            turn = 0
-            while self._drain(peer, backlog, BATCH, insist=turn == 0) and (turn < BATCHES - 1 or backlog.overflows):
-                turn += 1
-            self._tend(peer)
-        except BaseException:
-            self.loop.call_soon(self._tend, peer)
-            raise
-
-    def _drain(
-        self,
-        peer: core.Peer,
-        backlog: Backlog,
-        size: float,
-        message: core.Encodings | None = None,
-        *,
-        insist: bool = False,
-    ) -> bool:
-        """Offer a connection what is to be sent next; return whether it has taken all of that.
-
-        Args:
-            peer: Its peer.
-            backlog: What waits for it.
-            size: Bytes of payload of what it is offered, if that is more than one message.
-            message: All that waits, if it has been put together already.
-            insist: See `offer()`.
-        """
-        if backlog.draining:
-            return False
-        entries = backlog.head(size, single=peer.masked)
-        if not entries:
-            return False
-        outcome = Outcome()
-        try:
-            backlog.draining = True
-            if message is None:
-                message = join([entry.encodings for entry in entries])
-            count = offer(outcome, peer, message, len(entries), insist=insist, overflow=backlog.overflows)
-            if peer.backlog is not backlog:
-                return False
-            if count == OWN:
-                return self._drain_by_own_methods(outcome, peer, backlog, entries)
-            backlog.taken(len(entries) if count == GONE else count, dropped=count == GONE)
-            return count == len(entries)
-        except BaseException:
-            backlog.recover(outcome, entries)
-            raise
-        finally:
-            backlog.draining, backlog.sending = False, None
-
-    def _drain_by_own_methods(self, outcome: Outcome, peer: core.Peer, backlog: Backlog, entries: list[Entry]) -> bool:
-        for index, entry in enumerate(entries):
-            failures: list[Exception] = []
-            backlog.sending = entry.publisher
-            try:
-                count = offer_by_own_methods(outcome, peer, entry.message, failures.append, overflow=backlog.overflows)
-            except Exception as exc:
-                backlog.sending = None
-                self.fail(peer, exc)
-                return False
-            backlog.sending = None
-            for failure in failures:
-                self.log(logging.WARNING, "could not write to %s: %r", peer.connection.id, failure)
-            if peer.backlog is not backlog or backlog.head(0, single=True) != [entry]:
-                return False  # its subscription was ended meanwhile
-            if count == GONE:
-                backlog.taken(len(entries) - index, dropped=True)
-                return False
-            if count == 0:
-                return False
-            backlog.taken(1, dropped=bool(failures))
-            outcome.given = False
-        return True

@@ -10,11 +10,11 @@ from ._backlog import Entry
 from ._core import core
 from ._encoding.message import Message, PreparedMessage, publishable
 from ._encoding.shared import SharedEncoders, encodings_for
-from ._publisher import NOTSENT_LOWAT, Publisher, Subscription
+from ._publisher import NOTSENT_LOWAT, STREAM_BOUND, Publisher, Stream, Streams
 from ._reentrancy import exclusive
+from ._subscription import Subscription
 from .policies import Policy
 from .stats import ChannelStats
-from .stream import STREAM_BOUND, Stream, Streams
 
 __all__ = ["Channel"]
 

@@ -27,7 +27,7 @@ from helpers.inflate import Spec, Wire, connect
 from helpers.peers import TIMEOUT, Peer, decode, inflate, parse_frames, until
 from helpers.stage import Stage, fragmented_send
 from wsfast._encoding.message import Encoding, Joined
-from wsfast._publisher import Subscription
+from wsfast._subscription import Subscription
 from wsfast.policies import Policy
 from wsfast.stats import ChannelStats, SubscriptionStats
 
@@ -664,7 +664,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have connections count as recovered as soon as that is looked at."""
-    monkeypatch.setattr("wsfast._backlog.EPISODE_GAP", 0.0)
+    monkeypatch.setattr("wsfast._draining.EPISODE_GAP", 0.0)
 
 
 class Clock:
@@ -680,7 +680,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Have time pass for messages that wait only when a test says so."""
     clock = Clock()
-    for module in "_backlog", "_dispatcher", "policies", "_publisher":
+    for module in "_backlog", "_dispatcher", "_draining", "policies", "_subscription":
         monkeypatch.setattr(f"wsfast.{module}.time", types.SimpleNamespace(monotonic=clock.monotonic))
     return clock
 

@@ -33,7 +33,7 @@ from wsfast._backlog import Backlog, Queue
 from wsfast._delivery import Outcome
 from wsfast._dispatcher import Dispatcher
 from wsfast._encoding.message import Joined
-from wsfast._publisher import Subscription
+from wsfast._subscription import Subscription
 from wsfast.channel import Channel
 from wsfast.policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 
@@ -846,7 +846,7 @@ def test_an_exception_while_one_catches_up_stops_nobody_else(
     run: Run, tls: Contexts, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When catching up fails for one connection, all of them catch up nevertheless."""
-    module: Any = sys.modules["wsfast._dispatcher"]
+    module: Any = sys.modules["wsfast._draining"]
     failed: list[object] = []
 
     async def main() -> None:

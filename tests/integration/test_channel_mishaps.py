@@ -24,7 +24,7 @@ from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, until
 from wsfast import _dispatcher as outlets
 from wsfast import _writable as watch
-from wsfast._publisher import Subscription
+from wsfast._subscription import Subscription
 from wsfast.channel import Channel
 
 SMALL = 4096  # bytes of a socket buffer that a large message overflows
@@ -455,7 +455,7 @@ def test_overload_is_bounded(play: Any, kind: Any, monkeypatch: pytest.MonkeyPat
 def test_history_is_not_old_to_those_who_join(play: Any, core: Any, slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a message waits is counted from when it began to wait, not from when it was published."""
     now = 1000.0
-    for name in ("_backlog", "_dispatcher", "policies", "_publisher"):
+    for name in ("_backlog", "_dispatcher", "_draining", "policies", "_subscription"):
         monkeypatch.setattr(f"wsfast.{name}.time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:
@@ -496,7 +496,7 @@ def test_conflation_beyond_bounds_drops_what_is_oldest(play: Any) -> None:
 def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of messages that are gone, nothing stays in the queue behind one that is refreshed all the time."""
     now = 1000.0
-    for name in ("_backlog", "_dispatcher", "policies", "_publisher"):
+    for name in ("_backlog", "_dispatcher", "_draining", "policies", "_subscription"):
         monkeypatch.setattr(f"wsfast.{name}.time", types.SimpleNamespace(monotonic=lambda: now))
 
     async def act(connect: Any) -> None:

@@ -1434,7 +1434,7 @@ class Slow:
 @pytest.fixture(autouse=True)
 def short_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have connections count as recovered as soon as that is looked at."""
-    monkeypatch.setattr("wsfast._backlog.EPISODE_GAP", 0.0)
+    monkeypatch.setattr("wsfast._draining.EPISODE_GAP", 0.0)
 
 
 @pytest.fixture

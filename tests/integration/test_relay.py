@@ -29,10 +29,10 @@ from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.relay_process import Process
+from wsfast._publisher import Stream
 from wsfast.hub.topics import matches
 from wsfast.relay import Gap, Relay, broker, outbound, wire
 from wsfast.relay.wire import GOODBYE, MESSAGE, POSITION, REQUEST, Envelope, pack, unpack
-from wsfast.stream import Stream
 
 Main = Callable[[], Coroutine[Any, Any, Any]]
 

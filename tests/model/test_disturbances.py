@@ -29,7 +29,7 @@ from helpers.inflate import LOGGERS, Server
 from helpers.interrupts import Interrupt, Nowhere
 from helpers.peers import TIMEOUT, parse_frames
 from wsfast import _dispatcher, _writable
-from wsfast._publisher import Subscription
+from wsfast._subscription import Subscription
 from wsfast.connections.shape import peer_of
 
 SCRIPTS = int(os.environ.get("WSFAST_TEST_SCRIPTS", "400"))

@@ -7,11 +7,10 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from typing import Any
 
 from wsfast._encoding.message import Message
-from wsfast._publisher import NOTSENT_LOWAT
+from wsfast._publisher import NOTSENT_LOWAT, STREAM_BOUND, Stream, Streams
 from wsfast._reentrancy import consistent, exclusive
 from wsfast.policies import Policy
 from wsfast.stats import HubStats, TopicStats
-from wsfast.stream import STREAM_BOUND, Stream, Streams
 
 from .publishing import Publishing
 from .registry import Group, HubStream, Kind, PresenceCallback, Relay

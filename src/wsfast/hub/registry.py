@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage, encodings_of
 from wsfast._encoding.shared import SMALLEST_SHARED, Publication, SharedEncoders
-from wsfast.stream import Stream, Streams
+from wsfast._publisher import Stream, Streams
 
 from .topics import PatternTree, is_pattern
 

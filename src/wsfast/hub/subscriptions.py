@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from wsfast._arguments import Local
 from wsfast._core import core
-from wsfast._publisher import Publisher, Subscription
+from wsfast._publisher import Publisher
 from wsfast._reentrancy import Calls, consistent, exclusive
+from wsfast._subscription import Subscription
 from wsfast.connections.foreign import Ended
 from wsfast.stats import Lag, SubscriptionStats
 
