@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ._core import core
 from ._encoding.message import PreparedMessage
 
-__all__ = ["Backlog", "Entry", "Item", "Queue", "Source", "Subscriber"]
+__all__ = ["Backlog", "Entry", "Item", "Queue", "Source", "Subscriber", "unlink"]
 
 
 class Source(Protocol):
@@ -42,8 +42,11 @@ class Subscriber(Protocol):
     def active(self) -> bool:
         """Whether it has not ended."""
 
-    def report_drop(self) -> None:
-        """Tell that a message was dropped."""
+    def report_drops(self, count: int) -> None:
+        """Tell that messages were dropped."""
+
+    def trim_soon(self, queue: Queue) -> None:
+        """Have the policy go on with what is beyond its bounds, when others have had their turn."""
 
     def report(self, what: str) -> None:
         """Tell what a policy has done."""
@@ -347,17 +350,24 @@ class Backlog:
         elif outcome.counts:
             self.taken(max(0, outcome.counts[0] - noted))
 
-    def clear(self) -> None:
-        """Forget all of it, and count none of it."""
-        item = self.first
-        while item is not None:
-            following = item.following
-            item.queue = item.preceding = item.following = item.older = item.newer = None
-            item = following
+    def clear(self) -> Item | None:
+        """Forget all of it, and count none of it; return the first item, for `unlink()`."""
+        first = self.first
         self.first = self.last = None
         self.inbox = []
         self.admitted = 0
         self.queues = {}
+        return first
+
+
+def unlink(item: Item | None, count: int) -> Item | None:
+    """Take items apart, which refer to each other, that are forgotten; return the first that is left after so many."""
+    while item is not None and count > 0:
+        following = item.following
+        item.queue = item.preceding = item.following = item.older = item.newer = None
+        item = following
+        count -= 1
+    return item
 
 
 def _entries_from(item: Item | None) -> Iterator[Entry]:

@@ -111,7 +111,7 @@ class Dispatcher(Draining):
             self.table.remove(peer)
         peer.backlog = peer.connection = peer.dispatcher = None
         if backlog is not None:
-            backlog.clear()
+            self.slow.dismantle(backlog.clear())
             self._forget(backlog)
         if connection is not None:
             unhook_closers(connection)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ._backlog import Backlog, Entry, Subscriber
+from ._backlog import Backlog, Entry, Item, Queue, Subscriber, unlink
 from ._core import core
 from ._delivery import GONE, OWN, Outcome, offer, offer_by_own_methods
 from ._encoding.message import join
@@ -31,6 +31,12 @@ BATCHES = 4
 
 AGE_INTERVAL = 0.1
 """Seconds between two looks at how long messages have waited."""
+
+TRIMMING = 0.002
+"""Seconds in one iteration of the event loop for what was dropped, or forgotten, in large numbers."""
+
+SLICE = 1024
+"""Items that are taken apart at once."""
 
 EPISODE_GAP = 1.0
 """Seconds for which a connection must keep up before it counts as recovered."""
@@ -64,6 +70,9 @@ class SlowConsumers:
         self._peers: set[core.Peer] = set()
         self._episodes: dict[core.Peer, Episode] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._excesses: dict[Queue, None] = {}  # queues that are beyond their bounds
+        self._forgotten: list[Item] = []  # the first items of what is to be taken apart
+        self._trimming: asyncio.Handle | None = None
 
     def watch(self, peer: core.Peer) -> None:
         """Look at a peer as long as something waits for it."""
@@ -76,6 +85,41 @@ class SlowConsumers:
             self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL
         ):
             self._timer = self._loop.call_later(AGE_INTERVAL, self._look)
+
+    def trim_soon(self, queue: Queue) -> None:
+        """Have a policy go on with a queue that is far beyond its bounds."""
+        self._excesses[queue] = None
+        self._trim_soon()
+
+    def dismantle(self, item: Item | None) -> None:
+        """Take what is forgotten apart, which may be much."""
+        item = unlink(item, SLICE)
+        if item is not None:
+            self._forgotten.append(item)
+            self._trim_soon()
+
+    def _trim_soon(self) -> None:
+        if self._trimming is None:
+            self._trimming = self._loop.call_soon(self._trim)
+
+    def _trim(self) -> None:
+        """Do what others would have to wait for, a bit of it at a time."""
+        self._trimming = None
+        try:
+            now = time.monotonic()
+            while (self._excesses or self._forgotten) and time.monotonic() < now + TRIMMING:
+                if self._excesses:
+                    queue = next(iter(self._excesses))
+                    del self._excesses[queue]
+                    if queue.subscription.active:
+                        queue.subscription.publisher.slow.expire(queue, now)
+                if self._forgotten:
+                    rest = unlink(self._forgotten.pop(), SLICE)
+                    if rest is not None:
+                        self._forgotten.append(rest)
+        finally:
+            if self._excesses or self._forgotten:
+                self._trim_soon()
 
     def forget(self, peer: core.Peer) -> None:
         """Do not look at a peer any more."""
@@ -248,6 +292,9 @@ class Draining:
             if not self._is_open(peer):
                 self._drop_waiting(peer, backlog)
                 return
+            if backlog.fd < 0 and not backlog.overflows and self._is_full(peer):  # looked at again and again
+                self._tend(peer)
+                return
             turn = 0
             while self._drain(peer, backlog, BATCH, insist=turn == 0) and (turn < BATCHES - 1 or backlog.overflows):
                 turn += 1
@@ -255,6 +302,13 @@ class Draining:
         except BaseException:
             self.loop.call_soon(self._tend, peer)
             raise
+
+    def _is_full(self, peer: core.Peer) -> bool:
+        """Whether a connection has no room, which costs less to ask than to put together what waits."""
+        try:
+            return is_sending(peer.connection) or bool(peer.connection.transport.get_write_buffer_size())
+        except Exception:
+            return False  # to send will raise it again, and tell
 
     def _drain(
         self,

@@ -279,10 +279,15 @@ class Subscription(Local):
             self._since = since - len(dispatcher.table.pending(slot)) + before
             raise
 
-    def report_drop(self) -> None:
-        """Tell that a message was dropped."""
+    def report_drops(self, count: int) -> None:
+        """Tell that messages were dropped."""
         self.report("drops messages")
-        self.publisher.report(self.publisher.on_drop, self, 1)
+        self.publisher.report(self.publisher.on_drop, self, count)
+
+    def trim_soon(self, queue: Queue) -> None:
+        """Have the policy go on with what is beyond its bounds, when others have had their turn."""
+        if self._peer is not None:
+            self._peer.dispatcher.slow.trim_soon(queue)
 
     def report(self, what: str) -> None:
         """Warn that the policy has done something, once for each episode."""

@@ -11,6 +11,10 @@ from ._backlog import Entry, Queue
 __all__ = ["Conflate", "Disconnect", "DropNewest", "DropOldest", "Policy"]
 
 
+MOST_DROPS = 64
+"""Messages that a policy drops at once, lest one large message take the time of thousands that wait for each client."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """Bounds of what waits for one subscriber of a channel; None for no bound.
@@ -42,30 +46,46 @@ class Policy:
         raise TypeError(f"{type(self).__name__} is no policy")
 
     def expire(self, queue: Queue, now: float) -> None:
-        """Drop what has waited for too long."""
-        if self.max_age is None:
-            return
-        while queue.oldest is not None and queue.oldest.time < now - self.max_age:
-            self._drop_oldest(queue)
+        """Drop what has waited for too long, or is beyond the other bounds; the rest of it soon, if it is much."""
+        self._make_room(queue, now)
 
-    def _is_full(self, queue: Queue, entry: Entry, now: float) -> bool:
-        """Whether there is no room for a message; one may always wait."""
+    def _is_full(self, queue: Queue, now: float, messages: int, size: int) -> bool:
+        """Whether there is no room for so much more; one message may always wait."""
         return queue.oldest is not None and (
-            (self.max_messages is not None and queue.messages >= self.max_messages)
-            or (self.max_bytes is not None and queue.bytes + entry.message.size > self.max_bytes)
-            or (self.max_age is not None and queue.oldest.time < now - self.max_age)
+            (self.max_age is not None and queue.oldest.time < now - self.max_age)
+            or (
+                queue.messages + messages > 1
+                and (
+                    (self.max_messages is not None and queue.messages + messages > self.max_messages)
+                    or (self.max_bytes is not None and queue.bytes + size > self.max_bytes)
+                )
+            )
         )
+
+    def _is_far_beyond(self, queue: Queue) -> bool:
+        """Whether twice as much waits as may, the newest message not included."""
+        newest = 0 if queue.newest is None else queue.newest.entry.message.size
+        return (self.max_messages is not None and queue.messages > 2 * self.max_messages + 1) or (
+            self.max_bytes is not None and queue.bytes - newest > 2 * self.max_bytes
+        )
+
+    def _make_room(self, queue: Queue, now: float, messages: int = 0, size: int = 0) -> None:
+        """Drop the oldest messages until there is room, but no more than MOST_DROPS now unless it is far too much."""
+        dropped = 0
+        while self._is_full(queue, now, messages, size):
+            if dropped >= MOST_DROPS and not self._is_far_beyond(queue):
+                queue.subscription.trim_soon(queue)
+                break
+            assert queue.oldest is not None
+            queue.drop(queue.oldest)
+            dropped += 1
+        if dropped:
+            queue.subscription.report_drops(dropped)
 
     def _append(self, queue: Queue, entry: Entry, now: float, *, keyed: bool = False) -> None:
         """Have a message wait; the oldest ones make room."""
-        while self._is_full(queue, entry, now):
-            self._drop_oldest(queue)
+        self._make_room(queue, now, 1, entry.message.size)
         queue.append(entry, now, keyed=keyed)
-
-    def _drop_oldest(self, queue: Queue) -> None:
-        assert queue.oldest is not None
-        queue.drop(queue.oldest)
-        queue.subscription.report_drop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +117,7 @@ class Disconnect(Policy):
         self.expire(queue, now)
         if not queue.subscription.active:
             return
-        if self._is_full(queue, entry, now):
+        if self._is_full(queue, now, 1, entry.message.size):
             queue.subscription.disconnect(self.code, self.reason)
         else:
             queue.append(entry, now)
@@ -115,9 +135,9 @@ class DropNewest(Policy):
     def admit(self, queue: Queue, entry: Entry) -> None:
         """Have the message wait, or drop it."""
         now = time.monotonic()
-        if self._is_full(queue, entry, now):
+        if self._is_full(queue, now, 1, entry.message.size):
             queue.refuse()
-            queue.subscription.report_drop()
+            queue.subscription.report_drops(1)
         else:
             queue.append(entry, now)
 
@@ -131,9 +151,7 @@ class DropOldest(Policy):
 
     def admit(self, queue: Queue, entry: Entry) -> None:
         """Have the message wait, and drop older ones as needed."""
-        now = time.monotonic()
-        self.expire(queue, now)
-        self._append(queue, entry, now)
+        self._append(queue, entry, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,5 +174,4 @@ class Conflate(Policy):
             return
         queue.replace(item, entry, now)
         queue.subscription.report("conflates")
-        while self.max_bytes is not None and queue.bytes > self.max_bytes and queue.messages > 1:
-            self._drop_oldest(queue)
+        self._make_room(queue, now)

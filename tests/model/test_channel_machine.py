@@ -676,7 +676,7 @@ def ignore(*_: object) -> None:
         (Dispatcher, "drained", nothing),
         (Window, "end", lambda _: b"private:private:" * 9),
         (wsfast.Channel, "_slots_of", lambda *_: set()),
-        (Subscription, "report_drop", ignore),
+        (Subscription, "report_drops", ignore),
     ],
     ids=["private messages overtake", "windows not held", "nobody excluded", "drops not told"],
 )

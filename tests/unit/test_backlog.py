@@ -69,8 +69,11 @@ class Subscription:
         self.reports: list[str] = []
         self.closed: tuple[int, str] | None = None
 
-    def report_drop(self) -> None:
-        self.reports.append("drop")
+    def report_drops(self, count: int) -> None:
+        self.reports += ["drop"] * count
+
+    def trim_soon(self, queue: Any) -> None:
+        self.reports.append("trim soon")
 
     def report(self, what: str) -> None:
         self.reports.append(what)
