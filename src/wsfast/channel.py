@@ -123,7 +123,7 @@ class Channel(Publisher):
         self._bind()
         prepared = publishable(message)
         hash(key)
-        self._publish(prepared, key, connections_in("exclude", exclude))
+        self._publish(prepared, key, connections_in("exclude", exclude) if exclude != () else [])
 
     @exclusive
     def _publish(self, prepared: PreparedMessage, key: Hashable, exclude: list[object]) -> None:

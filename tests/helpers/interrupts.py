@@ -28,7 +28,13 @@ class Interrupt:
 
     def look(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        ignored = code.co_name == "__del__" or code.co_flags & inspect.CO_GENERATOR  # nobody gets what is raised there
+        # Nobody gets what is raised in a finalizer or a generator. The pause of the collector is one step in the extension;
+        # its twin cannot protect its own first line.
+        ignored = (
+            code.co_name == "__del__"
+            or code.co_flags & inspect.CO_GENERATOR
+            or code.co_qualname.startswith("CollectorPause.")
+        )
         if event in ("call", "c_return") and "/wsfast/" in code.co_filename and not ignored:
             self.left -= 1
             if self.left == 0:

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -166,7 +167,8 @@ class Round:
             return
         adapted = adapt(self.connections.pop(self.rng.choice(list(self.connections))))
         if self.rng.random() < 0.4:
-            adapted.transport.abort()
+            if not adapted.transport.is_closing():  # asyncio's fails if it has closed
+                adapted.transport.abort()
             return
         closing: Any = adapted.close()  # whatever the library
         task = asyncio.ensure_future(closing)
@@ -180,7 +182,8 @@ class Round:
         if self.publishing is not None:
             await asyncio.wait([self.publishing])
             if self.publishing.exception() is not None:
-                self.faults.append(f"publishing has ended: {self.publishing.exception()!r}")
+                exc = self.publishing.exception()
+                self.faults.append("publishing has ended: " + "".join(traceback.format_exception(exc)[-6:]))
         gc.collect()
         deadline = time.monotonic() + 30
         while any(feed.waiting() for feed in self.feeds) or self.kicks:

@@ -49,7 +49,8 @@ class CollectorPause:
     """A context in which the garbage collector, which calls finalizers, does not run.
 
     It is one switch for the whole process, and several event loops may run in several threads: the last one that leaves
-    the context turns it on again.
+    the context turns it on again. In the extension, to enter and to leave it are one step each; here, a signal handler
+    that raises an exception right then leaves the collector off.
     """
 
     def __init__(self) -> None:
@@ -61,8 +62,12 @@ class CollectorPause:
         with self._lock:
             if self._pauses == 0:
                 self._collects = gc.isenabled()
-                gc.disable()
             self._pauses += 1
+            try:
+                gc.disable()
+            except BaseException:  # of a signal handler
+                self.__exit__()
+                raise
 
     def __exit__(self, *_: object) -> None:
         with self._lock:

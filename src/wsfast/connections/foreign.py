@@ -162,9 +162,17 @@ class Foreign:
         raise NotImplementedError
 
 
+def socket_of(transport: Any) -> Any:
+    """Return the socket of a transport; None if it has none, or does not know it any more."""
+    try:
+        return transport.get_extra_info("socket")
+    except AttributeError:  # asyncio's over TLS, once it is closed
+        return None
+
+
 def abort(transport: Any) -> None:
     """Abort a transport, unless it has closed its socket: somebody else may have the descriptor now."""
-    sock = transport.get_extra_info("socket")
+    sock = socket_of(transport)
     if sock is None or sock.fileno() >= 0:
         transport.abort()
 
@@ -219,7 +227,7 @@ class _Ends:
     def add_transport(self, transport: Any, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """Abort a transport at a time, unless it is lost by then; what was said before holds."""
         # A transport over TLS that is lost does not know its socket any more.
-        sock = transport.get_extra_info("socket")
+        sock = socket_of(transport)
         self._transports.setdefault(id(transport), (transport, sock, deadline))
         self._schedule(loop)
 

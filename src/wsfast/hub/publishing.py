@@ -71,8 +71,9 @@ class Publishing(Membership):
         """
         self._bind()
         names = (topic,) if type(topic) is str and topic in self._registry.routes else _topics(topic)
-        item = self._checked(names, message, key, users := _users(exclude_users))
-        self._publish((item,), connections_in("exclude", exclude), users)
+        users = _users(exclude_users) if exclude_users != () else ()
+        item = self._checked(names, message, key, users)
+        self._publish((item,), connections_in("exclude", exclude) if exclude != () else (), users)
 
     def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
         """Publish several messages, which leave together, or none of them if there is an error in one.
