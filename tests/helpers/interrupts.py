@@ -28,8 +28,8 @@ class Interrupt:
 
     def look(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        # Nobody gets what is raised in a finalizer or a generator. The pause of the collector is one step in the extension;
-        # its twin cannot protect its own first line.
+        # Nobody gets what is raised in a finalizer or a generator. The pause of the collector is one step in the
+        # extension; its twin cannot protect its own first line.
         ignored = (
             code.co_name == "__del__"
             or code.co_flags & inspect.CO_GENERATOR
