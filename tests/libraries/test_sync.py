@@ -238,9 +238,9 @@ def test_a_call_without_threads(tls: Any, monkeypatch: pytest.MonkeyPatch) -> No
             patched.setattr(threading.Thread, "start", start)
             assert wsfast.broadcast([connection], b"x" * 3_000_000, timeout=LIMIT) == (0, 1, 0, 0)
             assert not connection.protocol_mutex.locked()
-            assert wsfast.broadcast([other], b"x" * 10_000_000).failed == 0
+            assert wsfast.broadcast([other], b"x" * 1_000_000).failed == 0
             assert not other.protocol_mutex.locked()
-        assert client.recv(timeout=TIMEOUT) == b"x" * 10_000_000
+        assert client.recv(timeout=TIMEOUT) == b"x" * 1_000_000
 
 
 FORK = """
@@ -418,7 +418,8 @@ def test_clients_that_do_not_read_are_aborted(
             wait_for(lambda: caplog.text.count(late) == count)
         wait_for(lambda: all(connection.protocol.state.name == "CLOSED" for connection in bad))
         wait_for(lambda: all(connection.socket.fileno() < 0 for connection in bad))
-        assert not any(connection.protocol_mutex.locked() for connection in bad)
+        # The thread that closes a connection takes its lock for a moment after that.
+        wait_for(lambda: not any(connection.protocol_mutex.locked() for connection in bad))
         for one in threads:
             one.join(TIMEOUT)
             assert not one.is_alive()
