@@ -162,7 +162,7 @@ class _Drainer:
         self._backlogs: dict[int, _Backlog] = {}  # by the id() of the connection, which is not used again meanwhile
         self._unwatched: dict[int, _Backlog] = {}  # those that are new, or wait for the connection's lock
         self._watched: dict[int, _Backlog] = {}  # those that wait for room, by descriptors
-        self._poller: Any = select.poll() if POLLOUT else None
+        self._poller: Any = select.poll() if hasattr(select, "poll") else None
         self._soonest = math.inf  # no limit is earlier
         self._thread: threading.Thread | None = None
         self._jobs: SimpleQueue[_Backlog] = SimpleQueue()
