@@ -26,8 +26,8 @@ from .connections.websockets import connection_layout, is_connection
 __all__ = ["SEND_TIMEOUT", "Audience", "Delivery", "Reporter", "broadcast", "check_timeout", "fan_out"]
 
 SEND_TIMEOUT = 10.0
-"""Seconds that connections have to take a message, where a call waits for that. If this very object is the argument,
-no other one was given."""
+"""Seconds that connections of websockets.sync and .trio have to take a message. If this very object is the argument, no
+other one was given."""
 
 
 class Delivery(NamedTuple):
@@ -39,7 +39,7 @@ class Delivery(NamedTuple):
     sent: int
     """The kernel has taken the whole message (with TLS, or if the transport does not tell, the transport)."""
     buffered: int
-    """The message, or its end, waits in the transport's write buffer."""
+    """The message, or its end, waits in the transport's write buffer; for websockets.sync, in a queue."""
     skipped: int
     """The connection is not open, or a fragmented message is being sent on it."""
     failed: int
@@ -65,7 +65,8 @@ def broadcast(
     A drop-in for `websockets.broadcast()`: it takes the same arguments, delivers the same messages, logs the same
     records and raises the same exceptions. Like that it is synchronous, pushes the message even to connections whose
     write buffers overflow, silently skips connections that are not open, and goes on when one of them fails. When it
-    returns, the message is in the kernel or in the transport's write buffer.
+    returns, the message is in the kernel or in the transport's write buffer. Connections of `websockets.sync` have
+    none: what they have no room for is sent later, by a thread.
 
     For connections that have negotiated permessage-deflate (RFC 7692, the default of websockets), it is compressed
     once, by itself, rather than anew for each of them. See `Audience` for how to share the context takeover as well.
@@ -78,13 +79,14 @@ def broadcast(
             message twice.
         message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame (RFC 6455,
             section 5.6); a `PreparedMessage` as what it was prepared for.
-        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
+        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning. Those of messages
+            that are sent later, to connections of `websockets.sync`, are always logged.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
         compress: None to compress the message, where the connection allows it, if it has at least 64 bytes and
             shrinks; False not to compress it.
-        timeout: Seconds that connections of `websockets.sync` have to take the message, all side by side; None for no
-            limit. One that has not is aborted, which is a failure. It cannot be given for other connections: none of
-            them is waited for.
+        timeout: Seconds for which a connection of `websockets.sync` may lag: from the first message that it has no room
+            for until it has taken that and all that follow. Then it is aborted, with a warning. None for no limit; of
+            several calls, the earliest limit counts. It cannot be given for other connections.
 
     Returns:
         How many connections the message was sent to, buffered for, skipped and not written to.
@@ -92,7 +94,7 @@ def broadcast(
     Raises:
         TypeError: If `message` has none of these types, or `text` or `compress` is given with a `PreparedMessage`; then
             nothing was sent. Or if one of `connections` is no supported connection, or `timeout` is given for one that
-            is not waited for; then the message was sent to those ahead of it, at most.
+            is none of websockets.sync; then the message was sent to those ahead of it, at most.
         UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
         ValueError: If `compress` is neither None nor False, or `timeout` is not positive; then nothing was sent.
         RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
@@ -140,6 +142,19 @@ class Reporter:
         self.raise_exceptions = raise_exceptions
         self.exceptions: list[Exception] = []
         self.sent = self.buffered = self.skipped = self.failed = 0
+
+    def report(self, connection: Any, outcome: Exception | bool | None) -> None:
+        """Count what became of a message: see `connections.sync`."""
+        if outcome is True:
+            self.sent += 1
+        elif outcome is False:
+            self.skipped += 1
+        elif outcome is None:
+            self.buffered += 1
+        elif isinstance(outcome, ConcurrencyError):
+            self.report_fragmented(connection, outcome)
+        else:
+            self.report_failure(connection, outcome)
 
     def report_fragmented(self, connection: Any, exception: ConcurrencyError) -> None:
         """Record or log that a connection was skipped, since a fragmented message is being sent on it."""
@@ -197,11 +212,11 @@ class _FanOut(Reporter):
             start = stop
 
     def refuse_timeout(self, connections: list[Any]) -> None:
-        """Raise TypeError if there are connections that are not waited for."""
+        """Raise TypeError if there are connections of another kind than websockets.sync."""
         for connection in connections:
             if not is_sync(type(connection)):
                 raise TypeError(
-                    f"timeout is for connections of websockets.sync; broadcast() does not wait for "
+                    f"timeout is for connections of websockets.sync; broadcast() does not limit "
                     f"{name_of(type(connection))}: what it does not take is buffered, or bounded by a Channel"
                 )
 
@@ -219,20 +234,11 @@ class _FanOut(Reporter):
         return True
 
     def send_synchronously(self, connections: list[Any]) -> None:
-        """Send the message to connections of websockets.sync, and wait until they have taken it."""
-        from .connections.sync import send_to_all
+        """Send the message to connections of websockets.sync. What they have no room for is sent later."""
+        from .connections.sync import Call, limit_after, send_to_all
 
-        def report(connection: Any, outcome: Exception | bool) -> None:
-            if outcome is True:
-                self.sent += 1
-            elif outcome is False:
-                self.skipped += 1
-            elif isinstance(outcome, ConcurrencyError):
-                self.report_fragmented(connection, outcome)
-            else:
-                self.report_failure(connection, outcome)
-
-        send_to_all(connections, self.message, self.encodings, report, self.timeout)
+        limit, report_later = limit_after(self.timeout), Reporter(False).report
+        send_to_all(connections, Call(self.message, self.encodings, self.report, report_later, limit))
 
     def deliver(self, connections: list[Any], start: int) -> int:
         """Send the message to as many connections as possible at once; return the position behind the last."""

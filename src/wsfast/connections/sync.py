@@ -2,167 +2,367 @@
 
 | private or moving name                     | what                                                   | versions |
 |--------------------------------------------|--------------------------------------------------------|----------|
-| `protocol_mutex`                           | held by whoever uses `protocol`, or sends              | 14 to 17 |
+| `protocol_mutex`                           | a Lock, held by whoever uses `protocol`, or sends      | 14 to 17 |
 | `socket`                                   | a blocking socket, or that of TLS                      | 14 to 17 |
 | `send_in_progress`                         | True between the fragments of a message                | 14 to 17 |
 | `send_data()`                              | sends what `protocol` has to send, with the lock held  | 14 to 17 |
+
+A connection that does not take a message at once gets a backlog. One thread of the process sends all backlogs, when
+there is room. A backlog holds the connection's lock until it is empty: nothing gets into the middle of a frame, and
+what the connection sends by itself comes after what was broadcast before. Where nothing says how much a socket takes,
+as with TLS, threads send by the connections' own methods.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
 
 from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
 from wsfast._core import core
-from wsfast._encoding.message import PreparedMessage, frame_for
+from wsfast._encoding.message import PreparedMessage, encodings_of, frame_for
 
 from .websockets import encoder_of_extensions, without_deflate
 
-__all__ = ["send_to_all"]
+__all__ = ["Call", "limit_after", "send_to_all"]
 
-# Windows has neither, and there all connections are sent to ordinarily: see `alone`.
+# Windows has neither, and there all connections are sent to by their own methods.
 MSG_DONTWAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 POLLOUT: int = getattr(select, "POLLOUT", 0)
 
-RETRY = 0.005
-"""Seconds between two looks at whether a connection that another thread uses is free."""
+PATIENCE = 0.05
+"""Seconds that a call waits at most, for connections that other threads are using, and for threads that send by TLS."""
 
-LONGEST_POLL = 1e6
-"""Seconds beyond which poll() might not count."""
+TICK = 0.005
+"""Seconds between two looks at backlogs that are new, late, or wait for the connection's lock."""
 
-Outcome = Exception | bool
-"""What became of a message: True if it was sent, False if the connection is not open; else why it was not sent."""
+IDLE = 1.0
+"""Seconds after which a thread without work ends."""
 
-
-def send_to_all(
-    connections: Sequence[Any],
-    message: PreparedMessage,
-    encodings: core.Encodings,
-    report: Callable[[Any, Outcome], None],
-    timeout: float | None,
-) -> None:
-    """Send a message to all connections, to each as fast as it takes it; return when all have taken it or failed.
-
-    Nobody waits for anybody else: those that have room are sent to at once; what is left goes out to all the others
-    side by side, and connections that another thread is using are tried again from time to time. Those whose sockets
-    cannot be asked for room, as those of TLS, are sent to by other threads. A connection that has not taken the message
-    in time is aborted, since half a frame may be out, or another thread may wait for it as long.
-
-    Args:
-        connections: The connections. One that is given twice is sent the message twice.
-        message: The message.
-        encodings: Its encodings.
-        report: Called with each connection and what became of it, in any order.
-        timeout: Seconds that all of them have, from now; None for no limit.
-    """
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
-    call = _Call(message, encodings, report)
-    try:
-        busy = call.begin(connections)
-        while (busy or call.rests) and (left := deadline - time.monotonic()) > 0:
-            call.go_on(min(left, RETRY) if busy else left)
-            busy = call.begin(busy)
-        call.finish(busy, deadline, TimeoutError(f"the client has not taken the message within {timeout} s"))
-    finally:
-        call.end()
+Outcome = Exception | bool | None
+"""What became of a message: True if it was sent, False if the connection is not open, None if it waits in a backlog;
+else why it was not sent."""
 
 
-class _Call:
+class Call(NamedTuple):
     """One message on its way to connections."""
 
-    def __init__(
-        self, message: PreparedMessage, encodings: core.Encodings, report: Callable[[Any, Outcome], None]
-    ) -> None:
-        self.rests: dict[int, tuple[Any, memoryview]] = {}
-        """Connections, by their descriptors, with what is left of the frame."""
-        self._message = message
-        self._encodings = encodings
-        self._report = report
-        self._held: dict[int, Any] = {}  # connections whose locks are held here, while a frame may be out in part
-        self._futures: list[tuple[Any, Future[Outcome]]] = []
-        self._crew = _Crew()
-        self._poller: Any = select.poll() if hasattr(select, "poll") else None
+    message: PreparedMessage
+    encodings: core.Encodings
+    report: Callable[[Any, Outcome], None]
+    """Called with each connection and what became of the message, in any order, before the call returns."""
+    report_later: Callable[[Any, Outcome], None]
+    """Called in another thread if messages that have waited are not sent."""
+    limit: tuple[float, float]
+    """When a connection that does not take the message at once must have taken all, and the seconds until then."""
 
-    def begin(self, connections: Sequence[Any]) -> list[Any]:
-        """Send to those that no other thread is using; return the others."""
-        busy = []
-        for connection in connections:
-            if not connection.protocol_mutex.acquire(blocking=False):
-                busy.append(connection)
-                continue
-            self._held[id(connection)] = connection
-            outcome = _begin(connection, self._message, self._encodings, alone=self._poller is None)
-            fd = connection.socket.fileno()
-            if isinstance(outcome, memoryview) and fd < 0:
-                outcome = ConnectionError("the connection was closed in the middle of the frame")
-            if isinstance(outcome, memoryview):
-                self.rests[fd] = connection, outcome
-                self._poller.register(fd, POLLOUT)
-                continue
-            _release(self._held, connection)
-            if outcome is None:
-                self._futures.append((connection, self._crew.send(connection, self._message)))
-            else:
-                self._report(connection, outcome)
-        return busy
 
-    def go_on(self, seconds: float) -> None:
-        """Send rests to those that have room, for which to wait so long at most."""
-        if self._poller is None:
-            time.sleep(min(seconds, RETRY))
-            return
-        for fd, _ in self._poller.poll(None if seconds > LONGEST_POLL else 1000 * seconds):
-            connection, rest = self.rests[fd]
-            result = _send(connection.socket, rest)
-            if isinstance(result, int):
-                rest = rest[result:]
-            if isinstance(result, Exception) or not rest:
-                self._end_rest(fd, result if isinstance(result, Exception) else True)
-            else:
-                self.rests[fd] = connection, rest
+def limit_after(seconds: float | None) -> tuple[float, float]:
+    """Return the limit of a call that begins now."""
+    seconds = math.inf if seconds is None else seconds
+    return time.monotonic() + seconds, seconds
 
-    def _end_rest(self, fd: int, outcome: Outcome) -> None:
-        connection, _ = self.rests[fd]
-        self._poller.unregister(fd)
-        del self.rests[fd]
-        _release(self._held, connection)
-        self._report(connection, outcome)
 
-    def finish(self, busy: list[Any], deadline: float, late: TimeoutError) -> None:
-        """Wait for the other threads, which have as long; abort the connections that are late."""
-        for _, future in self._futures:
-            while not future.done() and (left := deadline - time.monotonic()) > 0:
-                wait([future], min(left, threading.TIMEOUT_MAX))
-        ends = [(connection, future, future.done()) for connection, future in self._futures]  # before any is aborted
-        for fd, (connection, _) in list(self.rests.items()):
-            _abort(connection)
-            self._end_rest(fd, late)
+def send_to_all(connections: Sequence[Any], call: Call) -> None:
+    """Send a message to all connections, without waiting for clients. One that is given twice is sent it twice."""
+    threaded: list[_Backlog] = []
+    try:
+        busy = [connection for connection in connections if not _send_to_one(connection, call, 0, threaded)]
+        patience = time.monotonic() + PATIENCE
         for connection in busy:
-            _abort(connection)
-            self._report(connection, late)
-        for connection, future, done in ends:
-            if not done:
-                future.cancel()  # if it has not begun; else it ends when the socket does
-                _abort(connection)
-            self._report(connection, future.result() if done else late)
+            if not _send_to_one(connection, call, max(patience - time.monotonic(), 0), threaded):
+                _drainer.append(connection, call, create=True)
+                call.report(connection, None)
+        for backlog in threaded:
+            backlog.ended.wait(max(patience - time.monotonic(), 0))
+            with _drainer.lock:
+                backlog.report, outcome = call.report_later, backlog.outcome
+            call.report(backlog.connection, outcome)
+    finally:
+        _drainer.start()
 
-    def end(self) -> None:
-        """Release all that is held."""
-        for connection in self._held.values():  # an exception out of nowhere
+
+def _send_to_one(connection: Any, call: Call, seconds: float, threaded: list[_Backlog]) -> bool:
+    """Send a message to a connection; return False if another thread uses that for so long."""
+    if _drainer.append(connection, call):
+        call.report(connection, None)
+        return True
+    if not connection.protocol_mutex.acquire(timeout=seconds):
+        return False
+    held = True
+    try:
+        outcome = _begin(connection, call.message, call.encodings)
+        if outcome is not None and not isinstance(outcome, memoryview):
+            held = False  # no call from here to the release, and so no signal handler
+            connection.protocol_mutex.release()
+            call.report(connection, outcome)
+            return True
+        with _drainer.lock:
+            backlog = _Backlog(connection)
+            known = _drainer.add(backlog, call)
+            if isinstance(outcome, memoryview):
+                known.rest = outcome
+                known.report = call.report_later
+            else:
+                known.messages.appendleft(call.message)
+            if outcome is None and known is backlog:
+                threaded.append(backlog)
+                _drainer.send_by_thread(backlog)
+            known.held, held = True, False
+    except BaseException:  # an exception out of nowhere
+        if held:
             _abort(connection)
             connection.protocol_mutex.release()
-        self._crew.dismiss()
+        raise
+    if backlog not in threaded[-1:]:
+        call.report(connection, None)
+    return True
+
+
+class _Backlog:
+    """Messages that wait for one connection."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.messages: deque[PreparedMessage] = deque()
+        self.rest = memoryview(b"")  # of a frame that is out in part
+        self.held = False  # whether it holds the connection's lock
+        self.limit = (math.inf, math.inf)
+        self.fd = -1  # the descriptor, while it is watched
+        self.working = False  # whether a thread is in the connection's own methods
+        self.report: Callable[[Any, Outcome], None] | None = None  # None if a call looks at the outcome itself
+        self.outcome: Outcome = None
+        self.ended = threading.Event()
+
+
+class _Drainer:
+    """All backlogs of the process, and the thread that sends them, which is there while there are any.
+
+    Finalizers and signal handlers may broadcast in the middle of anything here, in the same thread. So the lock is an
+    RLock, and what belongs together is changed without a call in between. No other code of users runs with it held.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything, as the child of a fork has to: the connections are the parent's."""
+        self.lock = threading.RLock()
+        self._backlogs: dict[int, _Backlog] = {}  # by the id() of the connection, which is not used again meanwhile
+        self._unwatched: dict[int, _Backlog] = {}  # those that are new, or wait for the connection's lock
+        self._watched: dict[int, _Backlog] = {}  # those that wait for room, by descriptors
+        self._poller: Any = select.poll() if hasattr(select, "poll") else None
+        self._soonest = math.inf  # no limit is earlier
+        self._thread: threading.Thread | None = None
+        self._jobs: SimpleQueue[_Backlog] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def append(self, connection: Any, call: Call, *, create: bool = False) -> bool:
+        """Append a message to the backlog of a connection; return False if it has none, and none is to be made."""
+        key = id(connection)
+        with self.lock:
+            if create:
+                self.add(_Backlog(connection), call).report = call.report_later
+            if key not in self._backlogs:
+                return False
+            backlog = self._backlogs[key]
+            backlog.messages.append(call.message)
+            self._set_limit(backlog, call)
+        return True
+
+    def add(self, new: _Backlog, call: Call) -> _Backlog:
+        """Return the backlog of a connection: the new one, if it had none. The lock must be held."""
+        key = id(new.connection)
+        backlog = self._backlogs.setdefault(key, new)
+        if backlog is new:
+            self._unwatched[key] = new
+        self._set_limit(backlog, call)
+        return backlog
+
+    def _set_limit(self, backlog: _Backlog, call: Call) -> None:
+        backlog.limit = min(backlog.limit, call.limit)
+        self._soonest = min(self._soonest, backlog.limit[0])
+
+    def start(self) -> None:
+        """Start the thread, if it is needed and not there."""
+        with self.lock:
+            if self._thread is not None or not self._backlogs:
+                return
+            thread = self._thread = threading.Thread(target=self._run, name="wsfast", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there can be no more threads: this one has to wait
+            self._thread = threading.current_thread()
+            self._run()
+        except BaseException:
+            self._thread = None  # if it has started nevertheless, it ends at once
+            raise
+
+    def _run(self) -> None:
+        me = threading.current_thread()
+        try:
+            while self._thread is me:
+                self._tick()
+                with self.lock:
+                    if not self._backlogs:
+                        self._thread = None
+        except BaseException:
+            self._thread = None
+            raise
+
+    def _tick(self) -> None:
+        """Wait a moment for connections that have room, and send to them."""
+        if self._poller is None:
+            time.sleep(TICK)
+        else:
+            for fd, _ in self._poller.poll(1000 * TICK):
+                if fd in self._watched:
+                    self._go_on(self._watched[fd])
+        for backlog in tuple(self._unwatched.values()):
+            self._go_on(backlog)
+        if (now := time.monotonic()) >= self._soonest:
+            self._abort_late(now)
+
+    def _go_on(self, backlog: _Backlog) -> None:
+        """Send what a connection takes now."""
+        try:
+            if not backlog.held:
+                if not backlog.connection.protocol_mutex.acquire(blocking=False):
+                    return
+                backlog.held = True
+            self._send(backlog)
+        except Exception as exc:
+            self._end(backlog, exc)
+        except BaseException:  # where the thread is the caller's
+            self._end(backlog, ConnectionError("interrupted in the middle of the frame"))
+            raise
+
+    def _send(self, backlog: _Backlog) -> None:
+        if backlog.rest:
+            result = _send(backlog.connection.socket, backlog.rest)
+            if isinstance(result, Exception):
+                raise result
+            backlog.rest = backlog.rest[result:]
+        while not backlog.rest and (message := self._next(backlog)) is not None:
+            # Not the encodings of an Audience, which belong to its thread.
+            outcome = _begin(backlog.connection, message, encodings_of(message))
+            if isinstance(outcome, memoryview):
+                backlog.rest = outcome
+            elif outcome is None:
+                with self.lock:
+                    backlog.messages.appendleft(message)
+                    self.send_by_thread(backlog)
+                return
+            elif outcome is not True:
+                self._end(backlog, outcome)
+                return
+        if backlog.rest and backlog.fd < 0:
+            self._watch(backlog)
+
+    def _watch(self, backlog: _Backlog) -> None:
+        fd = backlog.connection.socket.fileno()
+        closed = ConnectionError("the connection was closed in the middle of the frame")
+        if fd in self._watched:  # that socket was closed, and its descriptor is used again
+            self._end(self._watched[fd], closed)
+        if fd < 0:
+            raise closed
+        self._poller.register(fd, POLLOUT)
+        self._unwatched.pop(id(backlog.connection), None)
+        self._watched[fd] = backlog
+        backlog.fd = fd
+
+    def _unwatch(self, backlog: _Backlog) -> None:
+        self._unwatched.pop(id(backlog.connection), None)
+        if backlog.fd >= 0:
+            del self._watched[backlog.fd]
+            self._poller.unregister(backlog.fd)
+            backlog.fd = -1
+
+    def _abort_late(self, now: float) -> None:
+        with self.lock:
+            late = [backlog for backlog in self._backlogs.values() if backlog.limit[0] <= now]
+            for backlog in late:
+                backlog.outcome = TimeoutError(f"the client has not taken the message within {backlog.limit[1]} s")
+                backlog.limit = (math.inf, math.inf)
+                backlog.messages.clear()
+                _abort(backlog.connection)
+            self._soonest = min((backlog.limit[0] for backlog in self._backlogs.values()), default=math.inf)
+            idle = [backlog for backlog in late if not backlog.working]  # else the thread finds out
+        for backlog in idle:
+            self._end(backlog, backlog.outcome)
+
+    def _next(self, backlog: _Backlog) -> PreparedMessage | None:
+        """Take the next message; if there is none, end the backlog and return None."""
+        with self.lock:
+            while not backlog.messages:
+                if self._end(backlog, True):
+                    return None
+            return backlog.messages.popleft()
+
+    def _end(self, backlog: _Backlog, outcome: Outcome) -> bool:
+        """End a backlog and release the connection. Return False if all was sent, but there is more now."""
+        connection, key = backlog.connection, id(backlog.connection)
+        with self.lock:
+            if key not in self._backlogs or self._backlogs[key] is not backlog:
+                return True
+            outcome = backlog.outcome or outcome
+            failed = isinstance(outcome, Exception)
+            if failed and not isinstance(outcome, ConcurrencyError):
+                _abort(connection)  # half a frame may be out, and messages are missing
+            self._unwatch(backlog)
+            if outcome is True and backlog.messages:  # no call from here to the release
+                return False
+            backlog.outcome = outcome
+            del self._backlogs[key]
+            if backlog.held:
+                connection.protocol_mutex.release()
+            backlog.ended.set()
+            report = backlog.report
+        if failed and report is not None:
+            with contextlib.suppress(Exception):  # of a log handler
+                report(connection, outcome)
+        return True
+
+    def send_by_thread(self, backlog: _Backlog) -> None:
+        """Have a thread send a backlog by the connection's own methods: an idle one, or a new one."""
+        self._unwatch(backlog)
+        self._jobs.put(backlog)
+        if not self._idle.acquire(blocking=False):
+            with contextlib.suppress(RuntimeError):  # there can be no more threads: it has to wait for one of these
+                threading.Thread(target=self._work, name="wsfast", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            try:
+                backlog = self._jobs.get(timeout=IDLE)
+            except Empty:
+                if self._idle.acquire(blocking=False):
+                    return
+                continue  # a backlog for this thread is on its way
+            try:
+                with self.lock:
+                    backlog.working = True
+                while (message := self._next(backlog)) is not None:
+                    _send_by_own_methods(backlog.connection, message)
+            except Exception as exc:
+                self._end(backlog, exc)
+            self._idle.release()
+
+
+_drainer = _Drainer()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drainer.reset)
 
 
 def _abort(connection: Any) -> None:
@@ -175,24 +375,15 @@ def _abort(connection: Any) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def _release(held: dict[int, Any], connection: Any) -> None:
-    """Release the lock of a connection on which all frames are whole. No signal handler runs in the middle."""
-    key = id(connection)
-    del held[key]
-    connection.protocol_mutex.release()
-
-
-def _begin(
-    connection: Any, message: PreparedMessage, encodings: core.Encodings, *, alone: bool
-) -> Outcome | memoryview | None:
-    """Send what goes out at once, with the lock held; return the rest, or None if it must be sent ordinarily."""
+def _begin(connection: Any, message: PreparedMessage, encodings: core.Encodings) -> Outcome | memoryview:
+    """Send what goes out at once, with the lock held; return the rest, or None if a thread has to send it."""
     refused = _refusal(connection)
     if refused is not None:
         return refused
     protocol = connection.protocol
     encoder = encoder_of_extensions(protocol.extensions)
-    plain = type(connection.socket) is socket.socket
-    if alone or encoder is False or protocol.debug or protocol.writes or not plain:
+    plain = POLLOUT and type(connection.socket) is socket.socket
+    if not plain or encoder is False or protocol.debug or protocol.writes:
         return None
     frame, window = frame_for(encoder, encodings, masked=protocol.side.name == "CLIENT")
     result = _send(connection.socket, frame)
@@ -203,7 +394,7 @@ def _begin(
     return True if result == len(frame) else memoryview(frame)[result:]
 
 
-def _refusal(connection: Any) -> Outcome | None:
+def _refusal(connection: Any) -> Outcome:
     """Return why a connection is not sent to, with the lock held; None if it is."""
     if connection.protocol.state is not OPEN:
         return False
@@ -222,60 +413,9 @@ def _send(sock: Any, data: bytes | memoryview) -> int | Exception:
         return exc
 
 
-def _send_ordinarily(connection: Any, message: PreparedMessage) -> Outcome:
-    """Send a message by the connection's own methods, which may wait."""
-    with connection.protocol_mutex:
-        refused = _refusal(connection)
-        if refused is not None:
-            return refused
-        try:
-            send = connection.protocol.send_text if message.text else connection.protocol.send_binary
-            if message.compress is None:
-                send(message.data)
-            else:
-                with without_deflate(connection.protocol):
-                    send(message.data)
-            connection.send_data()
-        except Exception as exc:
-            return exc
-    return True
-
-
-class _Crew:
-    """Threads of one call. There are as many as are busy at the same time, so that nobody waits for anybody else."""
-
-    def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Outcome], Any, PreparedMessage] | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._size = 0
-
-    def send(self, connection: Any, message: PreparedMessage) -> Future[Outcome]:
-        """Have an idle thread send a message to a connection; a new one if there is none."""
-        future: Future[Outcome] = Future()
-        self._jobs.put((future, connection, message))
-        if not self._idle.acquire(blocking=False):
-            try:
-                threading.Thread(target=self._work, name="wsfast", daemon=True).start()
-            except RuntimeError:
-                if not self._size:
-                    raise
-                return future  # there can be no more threads: it has to wait for one of these
-            self._size += 1
-        return future
-
-    def dismiss(self) -> None:
-        """Have all threads end when they have nothing to do any more."""
-        for _ in range(self._size):
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, connection, message = job
-            if not future.set_running_or_notify_cancel():  # it is too late
-                self._idle.release()
-                continue
-            try:
-                future.set_result(_send_ordinarily(connection, message))
-            except BaseException as exc:
-                future.set_exception(exc)
-            self._idle.release()
+def _send_by_own_methods(connection: Any, message: PreparedMessage) -> None:
+    """Send a message by the connection's own methods, which may wait, with the lock held."""
+    send = connection.protocol.send_text if message.text else connection.protocol.send_binary
+    with contextlib.nullcontext() if message.compress is None else without_deflate(connection.protocol):
+        send(message.data)
+    connection.send_data()
