@@ -56,8 +56,8 @@ class Publisher(Local):
         check_callback("on_recover", on_recover)
         self.name = name
         self.slow = slow
-        self.messages = 0
-        self.bytes = 0
+        self.messages: int = 0
+        self.bytes: int = 0
         self.disconnected = 0
         self.on_drop = on_drop
         self.on_disconnect = on_disconnect
@@ -142,6 +142,10 @@ class Publisher(Local):
                 self._withdraw(peer)
                 raise
         return subscription
+
+    def _set_counts(self, messages: int, size: int) -> None:
+        self.messages = messages
+        self.bytes = size
 
     def _new_subscription(self, peer: core.Peer) -> Any:
         raise NotImplementedError

@@ -157,7 +157,7 @@ class Channel(Publisher):
             self._dispatcher.table.publish(self._members, number, excluded)
         for subscription, since in without:
             subscription._since = since
-        self.messages, self.bytes = counts
+        self._set_counts(*counts)
         if not self._history or self._history[-1] is not entry:
             self._history.append(entry)
 

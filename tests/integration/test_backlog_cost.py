@@ -82,11 +82,12 @@ def steps_of(act: Callable[[], object]) -> int:
         steps += 1
         return trace
 
+    before = sys.gettrace()  # that of the coverage
     sys.settrace(trace)
     try:
         act()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return steps
 
 

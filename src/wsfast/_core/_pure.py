@@ -17,23 +17,12 @@ from weakref import ref
 
 from ._table import Members, TickTable
 
+# fmt: off
 __all__ = [
-    "Batch",
-    "Buffer",
-    "CollectorPause",
-    "Cut",
-    "EncoderBase",
-    "Encoding",
-    "Encodings",
-    "Members",
-    "Peer",
-    "TickTable",
-    "Verdict",
-    "apply_mask",
-    "collector_paused",
-    "encode_frame",
-    "sends_directly",
+    "Batch", "Buffer", "CollectorPause", "Cut", "EncoderBase", "Encoding", "Encodings", "Members", "Peer",
+    "TickTable", "Verdict", "apply_mask", "collector_paused", "encode_frame", "sends_directly",
 ]
+# fmt: on
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 

@@ -15,7 +15,7 @@ class Members:
 
     def __init__(self) -> None:
         self.slots: list[int] = []
-        self.stamp = -1, -1  # tick and number of the entry that they got last
+        self.stamp: tuple[int, int] = (-1, -1)  # tick and number of the entry that they got last
 
     def __len__(self) -> int:
         return len(self.slots)

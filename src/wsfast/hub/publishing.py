@@ -274,7 +274,7 @@ class Publishing(Membership):
             already[:] = ()
         for member, since in without:
             member._since = since
-        self.messages, self.bytes = counts
+        self._set_counts(*counts)
         if retain is not None:
             retain(entry)
 
