@@ -266,6 +266,10 @@ class Backlog:
         """Return the entries of the inbox that have not been dealt with."""
         return self.inbox[self.admitted :]
 
+    def _inbox(self) -> Iterator[Entry]:
+        for index in range(self.admitted, len(self.inbox)):
+            yield self.inbox[index]
+
     def empty_inbox(self) -> None:
         """Forget the entries that have been dealt with."""
         before, rest = self.inbox, self.inbox[self.admitted :]
@@ -304,7 +308,7 @@ class Backlog:
         """
         entries: list[Entry] = []
         item = self.first
-        for entry in self.arrived() if item is None else _entries_from(item):
+        for entry in self._inbox() if item is None else _entries_from(item):
             size -= entry.message.size
             if entries and (single or size < 0):
                 break

@@ -189,8 +189,13 @@ class Dispatcher(Draining):
 
     def flush_for(self, peer: core.Peer) -> None:
         """Send what was published so far, if some of it is for this peer."""
-        if peer.slot >= 0 and self.table.is_pending(peer.slot):
+        if peer.slot < 0 or not self.table.is_pending(peer.slot):
+            return
+        if not self._flushing:
             self.flush()
+        elif peer.backlog is None or not peer.backlog.draining:  # in the middle of a flush, which has not come to it
+            self.table.take(peer.slot, self._backlog_of(peer).inbox, published=True)
+            self.drain(peer)
 
     def flush_last(self, peer: core.Peer) -> None:
         """Send what was published so far for a peer whose close frame is to follow, and does not wait.

@@ -84,6 +84,8 @@ class SlowConsumers:
         if (self._peers or self._episodes) and (
             self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL
         ):
+            if self._timer is not None and self._timer.when() <= self._loop.time():
+                self._timer.cancel()  # it may be late, rather than lost
             self._timer = self._loop.call_later(AGE_INTERVAL, self._look)
 
     def trim_soon(self, queue: Queue) -> None:
@@ -113,6 +115,7 @@ class SlowConsumers:
                     del self._excesses[queue]
                     if queue.subscription.active:
                         queue.subscription.publisher.slow.expire(queue, now)
+                        queue.backlog.wake()
                 if self._forgotten:
                     rest = unlink(self._forgotten.pop(), SLICE)
                     if rest is not None:
@@ -143,6 +146,8 @@ class SlowConsumers:
             for queue in list(() if peer.backlog is None else peer.backlog.queues.values()):
                 if queue.subscription.active:
                     queue.subscription.publisher.slow.expire(queue, now)
+            if peer.backlog is not None:
+                peer.backlog.wake()
         except Exception as exc:  # the others are looked at all the same
             self._loop.call_exception_handler({"message": "a policy has failed", "exception": exc})
 

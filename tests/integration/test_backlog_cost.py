@@ -210,3 +210,67 @@ def test_many_that_expire_do_not_stop_the_loop() -> None:
         stage.end()
 
     asyncio.run(main())
+
+
+@pytest.mark.usefixtures("quiet", "core")
+def test_messages_of_one_tick_cost_the_same_each() -> None:
+    """A connection that takes messages one by one costs no more for each if there are many of them."""
+
+    class Sink(Stalled):
+        got = 0
+
+        def write(self, frame: bytes) -> None:
+            self.got += 1
+
+        def writable(self) -> bool:
+            return True
+
+    async def main() -> None:
+        each = []
+        for count in (100, 1000):
+            channel, sink = wsfast.Channel(), Sink()
+            channel.subscribe(wsfast.attach(sink))
+            for _ in range(count):
+                channel.publish("message")
+            each.append(steps_of(channel.flush) / count)
+            assert sink.got == count
+        assert each[1] < 1.5 * each[0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("quiet", "core")
+def test_timers_do_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that was held up has as many timers afterwards as before."""
+    for name in ("_draining.AGE_INTERVAL", "_writable.LATE", "connections.foreign.CLOSING_INTERVAL"):
+        monkeypatch.setattr(f"wsfast.{name}", 0.02)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        stage = Stage(wsfast.Channel, wsfast.DropOldest(max_messages=3))
+        looked = 0
+
+        def count(original: Callable[..., None]) -> Callable[..., None]:
+            def look(*arguments: Any) -> None:
+                nonlocal looked
+                looked += 1
+                original(*arguments)
+
+            return look
+
+        slow = stage.publisher._dispatcher.slow
+        slow._look = count(slow._look)
+        for _ in range(10):
+            stage.publish()
+            stage.flush()
+            await asyncio.sleep(0)
+            time.sleep(0.06)
+            stage.publish()
+            stage.flush()
+        looked = 0
+        begin = loop.time()
+        await asyncio.sleep(0.4)
+        assert looked <= (loop.time() - begin) / 0.02 + 2
+        stage.end()
+
+    asyncio.run(main())

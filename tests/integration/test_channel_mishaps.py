@@ -493,6 +493,66 @@ def test_conflation_beyond_bounds_drops_what_is_oldest(play: Any) -> None:
     play(act)
 
 
+class Taker:
+    """A connection that takes everything, and does something else meanwhile, once."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.act: Callable[[], object] | None = None
+
+    def write(self, frame: bytes) -> None:
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+        self.got.append(frame[2:])
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self, code: int, reason: str) -> None: ...
+
+
+def test_leaving_in_the_middle_of_a_flush(run: Run, core: Any) -> None:
+    """Who leaves while others are sent to gets what was published before, as at any other time."""
+
+    async def main() -> None:
+        sinks = [Taker() for _ in range(3)]
+        channel = Channel()
+        subscriptions = [channel.subscribe(wsfast.attach(sink)) for sink in sinks]
+        sinks[0].act = subscriptions[1].unsubscribe
+        channel.publish(b"message")
+        channel.flush()
+        assert [sink.got for sink in sinks] == [[b"message"]] * 3
+        assert numbers(subscriptions[1]) == (1, 1, 0, 0, 0)
+
+    run(main)
+
+
+def test_a_message_of_its_own_follows_what_has_expired(play: Any) -> None:
+    """Who waits to send goes on when what was ahead has been dropped, also if the client still does not read."""
+
+    async def act(connect: Any) -> None:
+        connection, client = await connect(small=True)
+        client.transport.pause_reading()
+        channel = Channel(slow=wsfast.DropOldest(max_age=0.2, max_bytes=None))
+        subscription = channel.subscribe(connection)
+        while subscription.queued < 3:
+            channel.publish(BIG)
+            channel.flush()
+        task = asyncio.ensure_future(connection.send("own"))
+        async with asyncio.timeout(TIMEOUT):
+            while subscription.queued:
+                await asyncio.sleep(0.01)
+            await until(lambda: not connection._wsfast_peer.backlog or not connection._wsfast_peer.backlog.waiters)
+        client.transport.resume_reading()
+        async with asyncio.timeout(TIMEOUT):
+            await task
+            while await client.recv() != "own":
+                pass
+
+    play(act)
+
+
 def test_conflation_keeps_no_rubbish(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of messages that are gone, nothing stays in the queue behind one that is refreshed all the time."""
     now = 1000.0

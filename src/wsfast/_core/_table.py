@@ -241,13 +241,15 @@ class TickTable:
         """
         self._check(slot)
         entries = self.pending(slot) if published else self._sending.sequence(self.node(slot))[self._skips[slot] :]
-        sending, other = self._sending, self._published if published else _Generation(slot + 1)
+        sending, other = self._sending, self._published
         # From here on, nothing is called: no signal handler can get in between.
         into += entries
         sending.left -= sending.nodes[slot] != 0
-        other.left -= other.nodes[slot] != 0
-        sending.nodes[slot] = other.nodes[slot] = 0
+        sending.nodes[slot] = 0
         self._skips[slot] = 0
+        if published:
+            other.left -= other.nodes[slot] != 0
+            other.nodes[slot] = 0
 
 
 class _Generation:

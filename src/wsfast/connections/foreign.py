@@ -234,9 +234,12 @@ class _Ends:
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         # A signal handler may have interrupted the last look before it began.
         if self._timer is None or loop.time() - self._timer.when() > CLOSING_INTERVAL:
+            if self._timer is not None and self._timer.when() <= loop.time():
+                self._timer.cancel()  # it may be late, rather than lost
             self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
         try:
             for connection in list(self._connections):
                 self._try(loop, self._look_after, connection)
@@ -246,7 +249,6 @@ class _Ends:
                     del self._transports[key]
                     self._try(loop, abort, transport)
         finally:
-            self._timer = None
             if self._connections or self._transports:
                 self._schedule(loop)
 

@@ -78,6 +78,8 @@ class Publishing(Membership):
     def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
         """Publish several messages, which leave together, or none of them if there is an error in one.
 
+        What the comparison of keys raises stops it at that message.
+
         Args:
             items: For each message its topic, or several, the message, and its key if it has one.
 
