@@ -11,7 +11,7 @@ from ._broadcast import Audience, Delivery, broadcast
 from ._encoding.message import PreparedMessage
 from ._publisher import Stream
 from ._serve import ServerConnection, serve
-from ._subscription import Subscription
+from ._subscription import ChannelStats, Lag, Subscription, SubscriptionStats
 from .channel import Channel
 from .connections.foreign import Ended
 from .connections.shape import attach
@@ -19,7 +19,6 @@ from .connections.sink import Sink
 from .connections.websockets import ServerPerMessageDeflateFactory
 from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, TopicStats
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
-from .stats import ChannelStats, Lag, SubscriptionStats
 
 if TYPE_CHECKING:
     from . import prometheus as prometheus

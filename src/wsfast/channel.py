@@ -12,9 +12,8 @@ from ._encoding.message import Message, PreparedMessage, publishable
 from ._encoding.shared import SharedEncoders, encodings_for
 from ._publisher import NOTSENT_LOWAT, STREAM_BOUND, Publisher, Stream, Streams
 from ._reentrancy import exclusive
-from ._subscription import Subscription
+from ._subscription import ChannelStats, Subscription
 from .policies import Policy
-from .stats import ChannelStats
 
 __all__ = ["Channel"]
 

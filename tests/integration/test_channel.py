@@ -27,9 +27,8 @@ from helpers.inflate import Spec, Wire, connect
 from helpers.peers import TIMEOUT, Peer, decode, inflate, parse_frames, until
 from helpers.stage import Stage, fragmented_send
 from wsfast._encoding.message import Encoding, Joined
-from wsfast._subscription import Subscription
+from wsfast._subscription import ChannelStats, Subscription, SubscriptionStats
 from wsfast.policies import Policy
-from wsfast.stats import ChannelStats, SubscriptionStats
 
 Tls = tuple[ssl.SSLContext, ssl.SSLContext]
 

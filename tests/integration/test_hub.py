@@ -27,10 +27,10 @@ from helpers.inflate import Spec, Wire, connect
 from helpers.peers import TIMEOUT, parse_frames, until
 from wsfast._encoding.message import Encoding, Joined
 from wsfast._encoding.shared import Publication
+from wsfast._subscription import SubscriptionStats
 from wsfast.hub import HubStats, Kind, TopicStats
 from wsfast.hub.registry import PAUSE
 from wsfast.policies import Policy
-from wsfast.stats import SubscriptionStats
 
 KINDS = ["evented", "evented-deflate", "stock", "stock-deflate"]
 each_kind = pytest.mark.parametrize("kind", KINDS)

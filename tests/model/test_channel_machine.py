@@ -34,10 +34,9 @@ from helpers.inflate import LOGGERS, Inflater, Server, Spec, extension_of
 from helpers.peers import TIMEOUT, parse_frames
 from wsfast._dispatcher import Dispatcher
 from wsfast._encoding.deflate import Window
-from wsfast._subscription import Subscription
+from wsfast._subscription import Subscription, SubscriptionStats
 from wsfast.connections.websockets import SEND_IN_PROGRESS
 from wsfast.policies import Policy
-from wsfast.stats import SubscriptionStats
 
 T = TypeVar("T")
 

@@ -25,12 +25,12 @@ import wsfast
 from helpers.inflate import Spec
 from helpers.peers import TIMEOUT
 from model.test_channel_machine import KIND, POLICIES, connect
+from wsfast._subscription import SubscriptionStats
 from wsfast.hub.registry import User
 from wsfast.hub.retained import RetainedMessages
 from wsfast.hub.subscriptions import Member
 from wsfast.hub.topics import PatternTree
 from wsfast.policies import Policy
-from wsfast.stats import SubscriptionStats
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ LAYERS = [
     ["connections"],
     ["_delivery", "_writable"],
     ["_backlog"],
-    ["policies", "stats"],
+    ["policies"],
     ["_draining", "_reentrancy"],
     ["_dispatcher", "_broadcast", "_subscription"],
     ["_publisher"],

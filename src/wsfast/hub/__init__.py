@@ -1,6 +1,6 @@
 """Hubs: topics that come and go, patterns of them, and users, over connections that each have one bounded queue."""
 
-from wsfast.stats import HubStats, TopicStats
+from wsfast._subscription import HubStats, TopicStats
 
 from .hub import Hub, HubChannel
 from .registry import Kind, Relay

@@ -9,8 +9,8 @@ from typing import Any
 from wsfast._encoding.message import Message
 from wsfast._publisher import NOTSENT_LOWAT, STREAM_BOUND, Stream, Streams
 from wsfast._reentrancy import consistent, exclusive
+from wsfast._subscription import HubStats, TopicStats
 from wsfast.policies import Policy
-from wsfast.stats import HubStats, TopicStats
 
 from .publishing import Publishing
 from .registry import Group, HubStream, Kind, PresenceCallback, Relay

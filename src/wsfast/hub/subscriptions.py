@@ -10,9 +10,8 @@ from wsfast._arguments import Local
 from wsfast._core import core
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import Calls, consistent, exclusive
-from wsfast._subscription import Subscription
+from wsfast._subscription import Lag, Subscription, SubscriptionStats
 from wsfast.connections.foreign import Ended
-from wsfast.stats import Lag, SubscriptionStats
 
 from .registry import Group, User
 
