@@ -15,6 +15,7 @@ from typing import Any
 from ._core import core
 from ._encoding.message import PreparedMessage, frame_for
 from .connections import transport_layout
+from .connections.foreign import abort
 from .connections.shape import is_closing, is_open, is_sending, keep_reason, send_message, transport_of
 from .connections.websockets import connection_layout
 
@@ -49,7 +50,7 @@ class Outcome:
                 peer.encoder.move_to(message.after(peer.encoder.state, count))
             self.write(place, peer, rest)
             if place in self.failures:
-                peer.transport.abort()  # nothing may follow half a frame
+                abort(peer.transport)  # nothing may follow half a frame
             self.counts[place] = count
             cut.pop()
 
@@ -82,7 +83,7 @@ class Outcome:
             peers.append(self.doubtful)
         for peer in peers:
             peer.invalidate()
-            transport_of(peer).abort()
+            abort(transport_of(peer))
 
 
 def deliver(

@@ -146,8 +146,10 @@ class Dispatcher(Draining):
             self._handle = self.loop.call_soon(self._on_tick)
 
     def _on_tick(self) -> None:
+        handle, self._handle = self._handle, None
         try:
-            self._handle = None
+            if handle is not None:
+                handle.cancel()  # another one, if this was late and not lost: one at a time goes on
             self.flush(BUDGET)
         except BaseException:
             self._schedule()

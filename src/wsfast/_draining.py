@@ -80,8 +80,8 @@ class SlowConsumers:
         self.check()
 
     def check(self) -> None:
-        """Have the timer run if there is somebody to look at: a signal handler may have interrupted the last look."""
-        if (self._peers or self._episodes) and (
+        """Have the timer run if there is something to look at: a signal handler may have interrupted the last look."""
+        if (self._peers or self._episodes or self._excesses or self._forgotten) and (
             self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL
         ):
             if self._timer is not None and self._timer.when() <= self._loop.time():
@@ -154,6 +154,9 @@ class SlowConsumers:
     def _look(self) -> None:
         self._timer = None
         try:
+            if self._trimming is not None:  # in case that it was interrupted before it began
+                self._trimming.cancel()
+                self._trimming = self._loop.call_soon(self._trim)
             now = time.monotonic()
             for peer in tuple(self._peers):
                 if peer.backlog is None:

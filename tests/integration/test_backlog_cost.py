@@ -149,6 +149,22 @@ def test_large_message_makes_room_bit_by_bit(policy: type[Policy]) -> None:
 
 
 @pytest.mark.usefixtures("quiet", "core")
+def test_dropping_goes_on_after_an_interrupt() -> None:
+    """What is left to be dropped is not forgotten if a signal handler raises before the next slice begins."""
+
+    async def main() -> None:
+        stage = Stage(wsfast.Channel, wsfast.DropOldest())
+        stage.fill()
+        stage.publish(b"." * (1 << 20))
+        stage.flush()
+        stage.publisher._dispatcher.slow._trimming.cancel()
+        await until(lambda: all(subscription.queued == 1 for subscription in stage.subscriptions))
+        stage.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("quiet", "core")
 def test_far_too_much_is_dropped_at_once() -> None:
     """However fast large messages come, no more than twice the bound waits, and the two newest."""
 
@@ -272,5 +288,38 @@ def test_timers_do_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(0.4)
         assert looked <= (loop.time() - begin) / 0.02 + 2
         stage.end()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("core")
+def test_ticks_do_not_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that cannot keep up sends in one callback an iteration, so that others have their turn."""
+    monkeypatch.setattr("wsfast._dispatcher.LATE", 0.005)
+    monkeypatch.setattr("wsfast._dispatcher.BUDGET", -1.0)
+    monkeypatch.setattr("wsfast._dispatcher.SLICE", 1)
+
+    async def main() -> None:
+        channel = wsfast.Channel(slow=wsfast.DropOldest(max_messages=3))
+        for _ in range(200):
+            channel.subscribe(wsfast.attach(Stalled()))
+        channel.flush()
+        dispatcher: Any = channel._dispatcher
+        on_tick, ticks, most = dispatcher._on_tick, 0, 0
+
+        def counted() -> None:
+            nonlocal ticks
+            ticks += 1
+            on_tick()
+
+        dispatcher._on_tick = counted
+        for _ in range(20):
+            channel.publish("message")
+            ticks = 0
+            await asyncio.sleep(0)
+            most = max(most, ticks)
+            time.sleep(0.01)
+        channel.flush()
+        assert most <= 2
 
     asyncio.run(main())
