@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from wsfast._arguments import connections_in, several
 from wsfast._backlog import Entry
@@ -24,21 +24,17 @@ _Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
 """Topics, the message, and its key."""
 
 
-class _Publication(NamedTuple):
-    """What a message changes: all absolute numbers, worked out before any of it is changed."""
+_Publication: TypeAlias = tuple[
+    Entry, int, set[int], list[tuple[Group, int, int]], list[tuple[Member, int]], list[int], tuple[int, int]
+]
+"""What a message changes, in absolute numbers, worked out before any of it is changed.
 
-    entry: Entry
-    number: int
-    """That of the entry in the tick table; -1 if nobody gets it."""
-    excluded: set[int]
-    groups: list[tuple[Group, int, int]]
-    """Those that get it, with their messages and bytes thereafter."""
-    without: list[tuple[Member, int]]
-    """Members who do not get it, or not as often as their groups do, and how many messages were not for them."""
-    already: list[int]
-    """Slots of those who got it by another group, once for each."""
-    counts: tuple[int, int]
-    """Messages and bytes of the hub thereafter."""
+- The entry, its number in the tick table (-1 if nobody gets it), and the slots that are left out.
+- Groups, each with its messages and bytes thereafter.
+- Members who get it less often than their groups do, each with how many messages were not for it.
+- Slots of those who got it by another group, once for each, as they are found.
+- Messages and bytes of the hub thereafter.
+"""
 
 
 class Publishing(Membership):
@@ -237,7 +233,7 @@ class Publishing(Membership):
         assert dispatcher is not None
         largest = groups[0] if len(groups) == 1 else max(groups, key=lambda group: len(group.members), default=None)
         entry = Entry(self, message, encodings_of(message) if largest is None else largest.encodings(message), key)
-        publication = _Publication(
+        publication: _Publication = (
             entry,
             -1 if largest is None or not len(largest.members) else dispatcher.enter(entry),
             excluded,

@@ -119,8 +119,9 @@ class GroupPublication(Publication):
     def end(self) -> None:
         """Release what later messages cannot refer to."""
         super().end()
-        if self.shared is not None:
-            self._group.count_shared(self.shared)
+        shared = self.shared
+        if shared is not None:
+            self._group.count_shared(shared)
 
 
 PresenceCallback: TypeAlias = Callable[[Any, str | None], object]
