@@ -26,9 +26,24 @@ from helpers.peers import TIMEOUT
 from helpers.ports import free_port
 from wsfast.relay import Relay
 
-__all__ = ["KINDS", "Broker", "Nats", "Proxy", "Redis", "proxy_to", "relay_of", "started", "why_not"]
+__all__ = ["KINDS", "Broker", "Nats", "Nowhere", "Proxy", "Redis", "proxy_to", "relay_of", "started", "why_not"]
 
 KINDS = ["redis", "nats"]
+
+
+class Nowhere:
+    """A broker that is never there."""
+
+    name = "nowhere"
+
+    async def open_sending(self) -> Any:
+        raise ConnectionRefusedError
+
+    async def open_receiving(self, receive: Any) -> Any:
+        raise ConnectionRefusedError
+
+    def channel(self, interest: Any) -> str:
+        return repr(interest)
 
 
 def redis_server() -> str | None:

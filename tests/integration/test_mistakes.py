@@ -19,6 +19,7 @@ import pytest
 
 import wsfast
 from helpers import processes
+from helpers.brokers import Nowhere
 from helpers.peers import TIMEOUT
 from wsfast.prometheus import Collector
 from wsfast.relay.relay import Relay
@@ -46,21 +47,6 @@ class Sink:
 class AsyncSink(Sink):
     async def write(self, data: bytes) -> None:  # type: ignore[override]
         raise AssertionError(data)
-
-
-class Nowhere:
-    """A broker that is not there."""
-
-    name = "nowhere"
-
-    async def open_sending(self) -> Any:
-        raise ConnectionRefusedError
-
-    async def open_receiving(self, receive: Any) -> Any:
-        raise ConnectionRefusedError
-
-    def channel(self, interest: Any) -> str:
-        return repr(interest)
 
 
 async def coroutine_function(*_: Any) -> None:

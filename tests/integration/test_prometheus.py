@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from websockets.asyncio.client import connect
 
 import wsfast
+from helpers.brokers import Nowhere
 from helpers.peers import until
 from wsfast.prometheus import Collector
 from wsfast.relay import Relay
@@ -48,21 +49,6 @@ def test_collector(core: Any) -> None:
             assert line in lines
 
     asyncio.run(main())
-
-
-class Nowhere:
-    """A broker that is never there."""
-
-    name = "nowhere"
-
-    async def open_sending(self) -> Any:
-        raise ConnectionRefusedError
-
-    async def open_receiving(self, receive: Any) -> Any:
-        raise ConnectionRefusedError
-
-    def channel(self, interest: Any) -> str:
-        return repr(interest)
 
 
 def test_hubs_and_relays(core: Any) -> None:

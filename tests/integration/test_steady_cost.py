@@ -14,6 +14,7 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 import wsfast
+from helpers.fanout import broadcast_to, channel_of, hub_of
 from wsfast._core import core
 
 CLIENTS = 100
@@ -92,34 +93,6 @@ SERVERS: dict[str, Callable[[str | None], contextlib.AbstractAsyncContextManager
     "uvicorn": partial(serve_uvicorn, "wsfast.uvicorn:WebSocketsProtocol"),
     "uvicorn-wsproto": partial(serve_uvicorn, "wsfast.uvicorn:WSProtocol"),
 }
-
-
-def channel_of(connections: list[Any]) -> Callable[[str], Any]:
-    channel = wsfast.Channel()
-    for connection in connections:
-        channel.subscribe(connection)
-
-    def publish(message: str) -> None:
-        channel.publish(message)
-        channel.flush()
-
-    return publish
-
-
-def hub_of(connections: list[Any]) -> Callable[[str], Any]:
-    hub = wsfast.Hub()
-    for connection in connections:
-        hub.subscribe(connection, "prices.lse")
-
-    def publish(message: str) -> None:
-        hub.publish("prices.lse", message)
-        hub.flush()
-
-    return publish
-
-
-def broadcast_to(connections: list[Any]) -> Callable[[str], Any]:
-    return lambda message: wsfast.broadcast(connections, message)
 
 
 METHODS: dict[str, Callable[[list[Any]], Callable[[str], Any]]] = {

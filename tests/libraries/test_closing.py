@@ -22,6 +22,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
 import wsfast
+from helpers.fanout import broadcast_to, channel_of, hub_of
 from helpers.fixtures import Run
 from helpers.libraries import (
     LIBRARIES,
@@ -46,34 +47,6 @@ def reset(client: Any) -> None:
     sock = client.transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.transport.abort()
-
-
-def broadcast_to(connections: list[Any]) -> Callable[[str], object]:
-    return lambda message: wsfast.broadcast(connections, message)
-
-
-def channel_of(connections: list[Any]) -> Callable[[str], object]:
-    channel = wsfast.Channel()
-    for connection in connections:
-        channel.subscribe(connection)
-
-    def publish(message: str) -> None:
-        channel.publish(message)
-        channel.flush()
-
-    return publish
-
-
-def hub_of(connections: list[Any]) -> Callable[[str], object]:
-    hub = wsfast.Hub()
-    for connection in connections:
-        hub.subscribe(connection, "topic")
-
-    def publish(message: str) -> None:
-        hub.publish("topic", message)
-        hub.flush()
-
-    return publish
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["tcp", "tls"])

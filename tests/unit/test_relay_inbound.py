@@ -9,24 +9,10 @@ from types import FrameType
 from typing import Any
 
 import wsfast
+from helpers.brokers import Nowhere
 from wsfast.relay import Gap, Relay, inbound
 from wsfast.relay.outbound import Outbound
 from wsfast.relay.wire import GOODBYE, MESSAGE, POSITION, Address, Envelope, pack, unpack
-
-
-class Nowhere:
-    """A broker that is never there."""
-
-    name = "nowhere"
-
-    async def open_sending(self) -> Any:
-        raise ConnectionRefusedError
-
-    async def open_receiving(self, receive: Any) -> Any:
-        raise ConnectionRefusedError
-
-    def channel(self, interest: Any) -> str:
-        return repr(interest)
 
 
 class Sink:

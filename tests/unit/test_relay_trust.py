@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wsfast
+from helpers.brokers import Nowhere
 from wsfast.relay import Relay, inbound, outbound, wire
 from wsfast.relay.broker import public_name
 from wsfast.relay.inbound import RESENT, RUNS
@@ -43,21 +44,6 @@ US, THEM = 1, 2
 """The publisher whose messages are to arrive, and another one."""
 EPOCH = 1_800_000_000_000_000_000
 TOPIC: Address = ("topic", "t")
-
-
-class Nowhere:
-    """A broker that is never there."""
-
-    name = "nowhere"
-
-    async def open_sending(self) -> Any:
-        raise ConnectionRefusedError
-
-    async def open_receiving(self, receive: Any) -> Any:
-        raise ConnectionRefusedError
-
-    def channel(self, interest: Any) -> str:
-        return repr(interest)
 
 
 class Receiver:
