@@ -475,6 +475,35 @@ def test_nothing_is_sent_after_the_limit(tls: Any, monkeypatch: pytest.MonkeyPat
         assert sent == [one]
 
 
+def test_threads_that_could_not_be_started(tls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that could not be started once is not counted on later."""
+    go_on = threading.Event()
+    send = sync._send_by_own_methods
+    start = threading.Thread.start
+
+    def send_late(connection: Any, message: Any) -> None:
+        assert go_on.wait(TIMEOUT)
+        send(connection, message)
+
+    def start_none(thread: threading.Thread) -> None:
+        if "_work" in repr(thread._target):  # type: ignore[attr-defined]
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with crowd("tls", tls) as people:
+        (one, one_client), (other, other_client) = people.connect(), people.connect()
+        with monkeypatch.context() as patched:
+            patched.setattr(sync, "_send_by_own_methods", send_late)
+            assert wsfast.broadcast([one], "x") == (0, 1, 0, 0)
+            patched.setattr(threading.Thread, "start", start_none)
+            assert wsfast.broadcast([other], "x") == (0, 1, 0, 0)
+            go_on.set()
+            assert one_client.recv(timeout=TIMEOUT) == other_client.recv(timeout=TIMEOUT) == "x"
+        wait_for(lambda: all(thread.name != "wsfast" for thread in threading.enumerate()))
+        assert sum(wsfast.broadcast([other], "y")[:2]) == 1
+        assert other_client.recv(timeout=TIMEOUT) == "y"
+
+
 def test_no_limit(tls: Any) -> None:
     """Without a limit, messages wait for as long as it takes."""
     with crowd("plain", tls) as people:

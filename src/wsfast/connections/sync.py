@@ -166,7 +166,7 @@ class _Drainer:
         self._soonest = math.inf  # no limit is earlier
         self._thread: threading.Thread | None = None
         self._jobs: SimpleQueue[_Backlog] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
+        self._free = 0  # threads that wait for a job, less jobs that wait for a thread
 
     def append(self, connection: Any, call: Call, *, create: bool = False) -> bool:
         """Append a message to the backlog of a connection; return False if it has none, and none is to be made."""
@@ -229,7 +229,9 @@ class _Drainer:
             for fd, _ in self._poller.poll(1000 * TICK):
                 if fd in self._watched:
                     self._go_on(self._watched[fd])
-        for backlog in tuple(self._unwatched.values()):
+        with self.lock:  # else one that is about to be sent by a thread would be among them
+            unwatched = tuple(self._unwatched.values())
+        for backlog in unwatched:
             self._go_on(backlog)
         if (now := time.monotonic()) >= self._soonest:
             self._abort_late(now)
@@ -335,20 +337,24 @@ class _Drainer:
         return True
 
     def send_by_thread(self, backlog: _Backlog) -> None:
-        """Have a thread send a backlog by the connection's own methods: an idle one, or a new one."""
+        """Have a thread send a backlog by the connection's own methods, a free one or a new one. Needs the lock."""
         self._unwatch(backlog)
         self._jobs.put(backlog)
-        if not self._idle.acquire(blocking=False):
+        self._free -= 1
+        if self._free < 0:
             with contextlib.suppress(RuntimeError):  # there can be no more threads: it has to wait for one of these
                 threading.Thread(target=self._work, name="wsfast", daemon=True).start()
+                self._free += 1
 
     def _work(self) -> None:
         while True:
             try:
                 backlog = self._jobs.get(timeout=IDLE)
             except Empty:
-                if self._idle.acquire(blocking=False):
-                    return
+                with self.lock:
+                    if self._free > 0:
+                        self._free -= 1
+                        return
                 continue  # a backlog for this thread is on its way
             try:
                 with self.lock:
@@ -357,7 +363,8 @@ class _Drainer:
                     _send_by_own_methods(backlog.connection, message)
             except Exception as exc:
                 self._end(backlog, exc)
-            self._idle.release()
+            with self.lock:
+                self._free += 1
 
 
 _drainer = _Drainer()
