@@ -1,13 +1,14 @@
 /*
  * wsf.h: the whole contract of wsfast's C core.
  *
- * The library is stateless, allocates no memory, keeps no pointer it is given beyond the call, and never hears of
- * Python. Every function may be called from any number of threads at once, as long as no two calls write to the same
- * memory.
+ * The library allocates no memory and never hears of Python. But for the pool of threads, it is stateless, and keeps no
+ * pointer it is given beyond the call. Every function may be called from any number of threads at once, as long as no
+ * two calls write to the same memory.
  */
 #ifndef WSF_H
 #define WSF_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h> /* ssize_t */
@@ -93,6 +94,50 @@ size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const str
  */
 size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
                        const struct wsf_buffer *payloads, uint8_t *scratch, ssize_t *results);
+
+/* ---- Sending on several threads ---------------------------------------------------------------------------- */
+
+enum { WSF_MAX_THREADS = 64 };
+
+/* The arguments of wsf_send_many(); with keys, those of wsf_send_masked(). */
+struct wsf_sends {
+    const int *fds;
+    const uint32_t *groups;
+    const struct wsf_buffer *buffers; /* frames, or payloads */
+    ssize_t *results;
+    const uint8_t *keys; /* NULL for frames of a server */
+    const uint8_t *firsts;
+    uint8_t *scratch;    /* room for one frame for each thread: WSF_MAX_THREADS times scratch_size, */
+    size_t scratch_size; /* with only as many of them used as there are threads */
+};
+
+/*
+ * Say how many threads send a batch, the caller's own among them: 1 to WSF_MAX_THREADS; and how many descriptors one
+ * of them takes at a time. Initially 1, and 16.
+ *
+ * The others are started when the first batch begins, and again in the child of a fork. They block all signals, sleep
+ * between batches, and end with the process. In place of one that cannot be started, the others send.
+ */
+void wsf_set_threads(unsigned threads, size_t chunk);
+
+/*
+ * Begin a batch of sends to the first of these descriptors, without waiting for any. Returns false if another batch is
+ * under way, of which there is one at a time in the process, or if there is only one thread.
+ *
+ * No descriptor may be there twice, and whatever the arrays hold, and `sends` itself, must stay where it is until
+ * wsf_finish(); more may be added behind it in the room that there is.
+ */
+bool wsf_begin(const struct wsf_sends *sends);
+
+/* Have the first `count` descriptors of the batch be sent to; not fewer than the last time. */
+void wsf_offer(size_t count);
+
+/*
+ * Offer the first `count` of the batch, all of them now; send what is left, wait until no thread is at it any more, and
+ * end it. Returns how many descriptors took their whole buffer. In the child of a fork that came in between, the
+ * connections are the parent's, and all count as sent.
+ */
+size_t wsf_finish(const struct wsf_sends *sends, size_t count);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,240 @@
+#ifdef __linux__
+#define _GNU_SOURCE /* pthread_setname_np() */
+#endif
+#include "wsf.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+
+enum {
+    STACK = 256 * 1024, /* octets, of each thread */
+    SPINS = 1000        /* looks at what may change at once, before a thread goes to sleep: about 20 microseconds */
+};
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t offered; /* there is something to send, or a thread is to end */
+    pthread_cond_t left;    /* the last thread has left the batch */
+
+    /* Guarded by the lock. */
+    unsigned threads; /* wanted, the caller's among them */
+    size_t wanted_chunk;
+    unsigned asleep;
+    bool started[WSF_MAX_THREADS];
+    const struct wsf_sends *batch; /* the one under way, or NULL */
+    unsigned limit;                /* threads that it was begun with */
+
+    /* Written with the lock held, while no thread is in the batch. */
+    struct wsf_sends sends;
+    size_t chunk;
+
+    atomic_uint inside;     /* threads that are in the batch; the lock is held to enter and to leave */
+    atomic_size_t ready;    /* how many may be sent to, */
+    atomic_size_t next;     /* have been taken, */
+    atomic_size_t complete; /* and have got all */
+    atomic_bool closed;     /* no more will be ready */
+} pool = {
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+    .offered = PTHREAD_COND_INITIALIZER,
+    .left = PTHREAD_COND_INITIALIZER,
+    .threads = 1,
+    .wanted_chunk = 16,
+};
+
+static inline void pause_briefly(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static size_t left_over(void)
+{
+    const size_t next = atomic_load(&pool.next); /* first: it never passes what is ready */
+
+    return atomic_load(&pool.ready) - next;
+}
+
+/* Send one chunk; return false if none is left. */
+static bool send_chunk(unsigned thread)
+{
+    const struct wsf_sends *const sends = &pool.sends;
+    size_t start = atomic_load(&pool.next), stop, count;
+
+    do {
+        const size_t ready = atomic_load(&pool.ready);
+        if (start == ready)
+            return false;
+        stop = ready - start > pool.chunk ? start + pool.chunk : ready;
+    } while (!atomic_compare_exchange_weak(&pool.next, &start, stop));
+
+    if (sends->keys == NULL)
+        count = wsf_send_many(sends->fds + start, sends->groups + start, stop - start, sends->buffers,
+                              sends->results + start);
+    else
+        count = wsf_send_masked(sends->fds + start, sends->keys + start * WSF_KEY_SIZE, sends->groups + start,
+                                stop - start, sends->firsts, sends->buffers,
+                                sends->scratch + thread * sends->scratch_size, sends->results + start);
+    atomic_fetch_add(&pool.complete, count);
+    return true;
+}
+
+static void *run(void *argument)
+{
+    const unsigned thread = (unsigned)(uintptr_t)argument;
+
+#if defined(__linux__) || defined(__APPLE__)
+    char name[16];
+    snprintf(name, sizeof name, "wsfast-%u", thread);
+#ifdef __linux__
+    pthread_setname_np(pthread_self(), name);
+#else
+    pthread_setname_np(name);
+#endif
+#endif
+    pthread_mutex_lock(&pool.lock);
+    while (thread < pool.threads) {
+        if (pool.batch == NULL || thread >= pool.limit || left_over() == 0) {
+            pool.asleep++;
+            pthread_cond_wait(&pool.offered, &pool.lock);
+            pool.asleep--;
+            continue;
+        }
+        atomic_fetch_add(&pool.inside, 1);
+        if (left_over() > pool.chunk && pool.asleep)
+            pthread_cond_signal(&pool.offered); /* each wakes the next: it would take the caller too long */
+        pthread_mutex_unlock(&pool.lock);
+        for (int spins = 0; spins < SPINS && !(atomic_load(&pool.closed) && left_over() == 0); spins++) {
+            while (send_chunk(thread))
+                spins = 0;
+            pause_briefly();
+        }
+        pthread_mutex_lock(&pool.lock);
+        if (atomic_fetch_sub(&pool.inside, 1) == 1)
+            pthread_cond_signal(&pool.left);
+    }
+    pool.started[thread] = false;
+    pthread_mutex_unlock(&pool.lock);
+    return NULL;
+}
+
+/* Start what is missing; the lock is held. */
+static void start_threads(void)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, STACK);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (unsigned thread = 1; thread < pool.threads; thread++) {
+        pthread_t id;
+        if (!pool.started[thread])
+            pool.started[thread] = pthread_create(&id, &attributes, run, (void *)(uintptr_t)thread) == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+}
+
+/* The child of a fork has none of the threads, and whatever they were at is the parent's. */
+static void forget_threads(void)
+{
+    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    pool.offered = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pool.left = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pool.asleep = 0;
+    pool.batch = NULL;
+    atomic_store(&pool.inside, 0);
+    for (unsigned thread = 0; thread < WSF_MAX_THREADS; thread++)
+        pool.started[thread] = false;
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, forget_threads);
+}
+
+void wsf_set_threads(unsigned threads, size_t chunk)
+{
+    pthread_mutex_lock(&pool.lock);
+    pool.threads = threads < 1 ? 1 : threads > WSF_MAX_THREADS ? WSF_MAX_THREADS : threads;
+    pool.wanted_chunk = chunk;
+    pthread_cond_broadcast(&pool.offered); /* to those that are to end */
+    pthread_mutex_unlock(&pool.lock);
+}
+
+bool wsf_begin(const struct wsf_sends *sends)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    bool begins;
+
+    pthread_once(&once, watch_forks);
+    pthread_mutex_lock(&pool.lock);
+    begins = pool.batch == NULL && pool.threads > 1;
+    if (begins) {
+        pool.batch = sends;
+        pool.sends = *sends;
+        pool.limit = pool.threads;
+        pool.chunk = pool.wanted_chunk;
+        atomic_store(&pool.ready, 0);
+        atomic_store(&pool.next, 0);
+        atomic_store(&pool.complete, 0);
+        atomic_store(&pool.closed, false);
+        start_threads();
+    }
+    pthread_mutex_unlock(&pool.lock);
+    return begins;
+}
+
+void wsf_offer(size_t count)
+{
+    atomic_store(&pool.ready, count);
+    pthread_mutex_lock(&pool.lock);
+    if (pool.asleep)
+        pthread_cond_signal(&pool.offered);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* What would be told if all were sent. */
+static size_t pretend(const struct wsf_sends *sends, size_t count)
+{
+    uint8_t header[WSF_MAX_HEADER];
+
+    for (size_t i = 0; i < count; i++) {
+        const size_t size = sends->buffers[sends->groups[i]].size;
+        sends->results[i] = (ssize_t)(size + (sends->keys ? wsf_frame_header(header, 0, size, sends->keys) : 0));
+    }
+    return count;
+}
+
+size_t wsf_finish(const struct wsf_sends *sends, size_t count)
+{
+    size_t complete;
+    bool ours;
+
+    pthread_mutex_lock(&pool.lock);
+    ours = pool.batch == sends;
+    pthread_mutex_unlock(&pool.lock);
+    if (!ours)
+        return pretend(sends, count);
+
+    wsf_offer(count);
+    atomic_store(&pool.closed, true);
+    while (send_chunk(0))
+        ;
+    for (int spins = 0; spins < SPINS && atomic_load(&pool.inside); spins++)
+        pause_briefly();
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load(&pool.inside))
+        pthread_cond_wait(&pool.left, &pool.lock);
+    pool.batch = NULL;
+    complete = atomic_load(&pool.complete);
+    pthread_mutex_unlock(&pool.lock);
+    return complete;
+}
