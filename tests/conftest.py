@@ -31,6 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--support", type=Path, metavar="FILE", help="append to FILE what test_support.py finds, rather than check it"
     )
+    parser.addoption("--threads", type=int, metavar="N", help="have N threads send each batch, one frame at a time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    threads = config.getoption("--threads")
+    if threads is not None:
+        for name in CORES:
+            load_core(name).set_threads(threads, size=1, chunk=1)
 
 
 @pytest.fixture(scope="module", autouse=True)

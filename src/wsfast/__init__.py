@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import relay
 from ._broadcast import Audience, Delivery, broadcast
+from ._delivery import set_threads, threads
 from ._encoding.message import PreparedMessage
 from ._publisher import Stream
 from ._serve import ServerConnection, serve
@@ -54,6 +55,8 @@ __all__ = [
     "broadcast",
     "relay",
     "serve",
+    "set_threads",
+    "threads",
 ]
 
 __version__ = "0.1.0"

@@ -13,16 +13,51 @@ from collections.abc import Callable
 from typing import Any
 
 from ._core import core
+from ._core._threads import check_threads, default_threads
 from ._encoding.message import PreparedMessage, frame_for
 from .connections import transport_layout
 from .connections.foreign import abort
 from .connections.shape import is_closing, is_open, is_sending, keep_reason, send_message, transport_of
 from .connections.websockets import connection_layout
 
-__all__ = ["GONE", "OWN", "Outcome", "deliver", "give", "offer", "offer_by_own_methods", "report_lost"]
+__all__ = [
+    "GONE",
+    "OWN",
+    "Outcome",
+    "deliver",
+    "give",
+    "offer",
+    "offer_by_own_methods",
+    "report_lost",
+    "set_threads",
+    "threads",
+]
 
 GONE, OWN = -1, -2
 """What `offer()` says of connections that take nothing any more, or must be sent to by their own methods."""
+
+
+def set_threads(threads: int | None) -> None:
+    """Say how many threads send what is broadcast or published to 256 connections or more at once.
+
+    Each sends to a part of them, at the same time, the calling thread among them; when the call returns, all is sent,
+    as with one. The others are started when they are first needed, and sleep in between. They run no code of Python's.
+
+    Args:
+        threads: How many, 1 to 64. With 1, no other thread is needed, ever. None for the default, which is what the
+            environment variable WSFAST_THREADS says; else half of the processors that the process may use, and 8 at
+            most. Processors that its affinity, or the quota of its control group, withholds do not count.
+
+    Raises:
+        TypeError: If it is neither an integer nor None.
+        ValueError: If it is out of range.
+    """
+    core.set_threads(default_threads().number if threads is None else check_threads(threads))
+
+
+def threads() -> int:
+    """Return how many threads send: see `set_threads()`. Without the extension, it is 1 whatever was said."""
+    return int(core.threads())
 
 
 class Outcome:

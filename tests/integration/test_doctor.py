@@ -160,7 +160,7 @@ def test_what_is_not_there_is_left_out(tmp_path: Path, examine: Examine) -> None
     found = examine(**dict.fromkeys(("somaxconn", "tcp_rmem"), ""), tcp_wmem="many", file_nr="1 2")
     assert found.keys().isdisjoint({"somaxconn", "tcp_rmem", "tcp_wmem", "tcp_mem", "file-max"})
     shutil.rmtree(tmp_path / "proc")
-    assert {finding.key for finding in limits.examine_limits(10)} == {"notsent_lowat", "processors"}
+    assert {finding.key for finding in limits.examine_limits(10)} == {"notsent_lowat", "processors", "threads"}
 
 
 def test_another_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_another_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert [finding.key for finding in limits.examine_limits(10)] == ["processors"]
+    assert [finding.key for finding in limits.examine_limits(10)] == ["processors", "threads"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")

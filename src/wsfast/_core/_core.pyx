@@ -13,15 +13,21 @@ from libc.string cimport memcpy, memset
 from ._wsf cimport (
     WSF_KEY_SIZE,
     WSF_MAX_HEADER,
+    wsf_begin,
     wsf_buffer,
+    wsf_finish,
     wsf_frame_header,
     wsf_mask,
+    wsf_offer,
     wsf_send_many,
     wsf_send_masked,
+    wsf_sends,
+    wsf_set_threads,
 )
 
 import os
 from os import urandom
+from types import FunctionType
 from weakref import ref
 
 
@@ -75,6 +81,31 @@ cdef class CollectorPause:
 collector_paused = CollectorPause()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=collector_paused.end)
+
+
+# ---- Threads that send
+
+cdef unsigned wanted_threads = 0    # 0 if nobody has said, nor needed any
+cdef size_t threaded_size = 256     # connections from which on they are worth waking
+
+
+def set_threads(unsigned threads, *, size_t size=256, size_t chunk=16):
+    global wanted_threads, threaded_size
+    wsf_set_threads(threads, chunk)
+    wanted_threads, threaded_size = threads, size
+
+
+def threads():
+    if wanted_threads == 0:
+        from ._threads import default_threads
+
+        set_threads(default_threads().number)
+    return wanted_threads
+
+
+cdef bint threaded(size_t count) except -1:
+    """Whether several threads send to so many connections."""
+    return count >= threaded_size and threads() > 1
 
 
 include "frames.pxi"

@@ -16,11 +16,13 @@ from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
 from ._table import Members, TickTable
+from ._threads import set_threads, threads
 
 # fmt: off
 __all__ = [
     "Batch", "Buffer", "CollectorPause", "Cut", "EncoderBase", "Encoding", "Encodings", "Members", "Peer",
     "TickTable", "Verdict", "apply_mask", "collector_paused", "encode_frame", "sends_directly",
+    "set_threads", "threads",
 ]
 # fmt: on
 

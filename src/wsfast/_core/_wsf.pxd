@@ -19,3 +19,18 @@ cdef extern from "wsf.h" nogil:
     size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const wsf_buffer *buffers, ssize_t *results)
     size_t wsf_send_masked(const int *fds, const uint8_t *keys, const uint32_t *groups, size_t n, const uint8_t *firsts,
                            const wsf_buffer *payloads, uint8_t *scratch, ssize_t *results)
+
+    struct wsf_sends:
+        const int *fds
+        const uint32_t *groups
+        const wsf_buffer *buffers
+        ssize_t *results
+        const uint8_t *keys
+        const uint8_t *firsts
+        uint8_t *scratch
+        size_t scratch_size
+
+    void wsf_set_threads(unsigned threads, size_t chunk)
+    bint wsf_begin(const wsf_sends *sends)
+    void wsf_offer(size_t count)
+    size_t wsf_finish(const wsf_sends *sends, size_t count)

@@ -8,7 +8,6 @@ cdef class Batch:
     cdef TickTable table
     cdef size_t cursor      # of the table, after this
     cdef Sends plain, masked
-    cdef list frames        # of the plain ones
     cdef bytes keys         # of the masked ones, WSF_KEY_SIZE octets each
     cdef readonly Py_ssize_t sent, stop
     cdef readonly bint done
@@ -33,26 +32,34 @@ cdef class Batch:
         cdef Peer peer
         cdef Verdict verdict
         cdef object layout = None
-        cdef bint encodes = False
+        cdef bint encodes = False, overlaps = threaded(size - start)
         cdef Sends sends
 
         self.connections = connections
         self.stop = start
         try:
+            if overlaps:
+                self.plain.reserve(size - start)
             while self.stop < size:
                 connection = <object>PyList_GET_ITEM(connections, self.stop)
                 if Py_TYPE(connection) != kind:
+                    if kind != NULL and self.interrupts(&overlaps):
+                        break
                     layout = layouts(type(connection))
                     if layout is None:
                         break
                     kind = Py_TYPE(connection)
                     names = names_of(layout)
                 if (self.stop - start) % AHEAD == 0:
+                    if overlaps:
+                        self.plain.offer()
                     warm(connections, self.stop, min(size, self.stop + AHEAD), kind)
                 peer = getattr(connection, PEER, None)
                 if peer is not None and peer.ready and peer.loop is running_loop:
                     verdict = DIRECT
                 else:
+                    if (peer is None or not peer.quiet) and self.interrupts(&overlaps):
+                        break
                     protocol = getattr(connection, layout.protocol) if peer is None else peer.protocol
                     if peer is None and type(protocol) is not layout.protocol_type:
                         break
@@ -77,18 +84,25 @@ cdef class Batch:
                     break  # a duplicate: what may be cut off from its first frame must go out before the second
                 else:
                     sends = self.masked if peer.masked else self.plain
-                    encodes = True
                     window = self.window_of(peer)
                     if PyList_GET_SIZE(sends.encodings) == 0 or sends.last_window != <PyObject *>window:
-                        sends.new_group(0, window, message)
+                        if (peer.masked or PyList_GET_SIZE(sends.encodings)) and self.interrupts(&overlaps):
+                            break
+                        encodes = True
+                        sends.new_group(0, window, message, peer.masked)
+                        encodes = False
                     sends.add(peer.fd, self.stop, sends.last_group, peer if window is not None else None)
-                    encodes = False
                 self.stop += 1
         except Exception:
             if encodes:  # nothing has been sent yet
                 raise
             # Whatever is odd about the connection at which it stopped, the ordinary path will meet and report it.
         self.prepare()
+
+    cdef bint interrupts(self, bint *overlaps) noexcept:
+        """Whether what runs code must wait until what threads are sending has been noted; else none sends until then."""
+        overlaps[0] = False
+        return self.plain.begun
 
     cdef object window_of(self, Peer peer):
         """Return what a peer's window holds; None if its messages are not compressed."""
@@ -161,7 +175,7 @@ cdef class Batch:
             or sends.last_node != node
             or sends.last_window != <PyObject *>window
         ):
-            sends.new_group(node, window, sequence_of(node))
+            sends.new_group(node, window, sequence_of(node), False)
         return sends.add(fd, slot, sends.last_group, peer)
 
     cdef int ask_slot(self, uint32_t slot, uint32_t node, sequence_of) except -1:
@@ -187,63 +201,40 @@ cdef class Batch:
         return 0
 
     cdef int prepare(self) except -1:
-        """Have all that runs code of Python's, and may fail, come before the first byte is out."""
-        self.frames = [encoding.frame for encoding in self.plain.encodings]
-        for encoding in self.masked.encodings:
-            buffer_of(encoding.payload)
+        """Have all that may fail come before the first byte is out, but for what threads are sending already."""
         if self.masked.size:
             self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
         return 0
 
     def send(self):
-        cdef wsf_buffer *buffers = NULL     # the plain frames, and behind them the payloads of the masked ones
-        cdef wsf_buffer *payloads
-        cdef uint8_t *firsts = NULL
+        cdef bint threads = threaded(self.plain.size + self.masked.size)
         cdef const uint8_t *keys = NULL
         cdef uint8_t *scratch = NULL
         cdef size_t i, longest = 0
-        cdef size_t plain_count = PyList_GET_SIZE(self.plain.encodings)
-        cdef size_t masked_count = PyList_GET_SIZE(self.masked.encodings)
-        cdef const uint32_t *plain_groups = self.plain.groups if plain_count > 1 else NULL
-        cdef Sends plain = self.plain
-        cdef Sends masked = self.masked
-        cdef size_t taken
 
         try:
-            buffers = <wsf_buffer *>resized(NULL, (plain_count + masked_count + 1) * sizeof(wsf_buffer))
-            payloads = buffers + plain_count
-            firsts = <uint8_t *>resized(NULL, masked_count + 1)
-            for i in range(plain_count):
-                buffers[i] = buffer_of(self.frames[i])
-            for i in range(masked_count):
-                encoding = masked.encodings[i]
-                firsts[i] = encoding.first
-                payloads[i] = buffer_of(encoding.payload)
-                longest = max(longest, payloads[i].size)
-            if masked_count:
-                scratch = <uint8_t *>resized(NULL, WSF_MAX_HEADER + longest)
+            if self.masked.size:
                 keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
-            with nogil:
-                taken = wsf_send_many(plain.fds, plain_groups, plain.size, buffers, plain.results)
-                taken += wsf_send_masked(
-                    masked.fds, keys, masked.groups, masked.size, firsts, payloads, scratch, masked.results
-                )
-            self.sent = <Py_ssize_t>taken
+                for i in range(PyList_GET_SIZE(self.masked.data)):
+                    longest = max(longest, WSF_MAX_HEADER + self.masked.buffers[i].size)
+                scratch = <uint8_t *>resized(NULL, longest * (wanted_threads if threads else 1))
+            if self.plain.size:
+                self.sent = <Py_ssize_t>self.plain.send(threads, NULL, NULL, 0)
+            if self.masked.size:
+                self.sent += <Py_ssize_t>self.masked.send(threads, keys, scratch, longest)
             self.done = True
             # What follows up to the return runs no code of Python's: an interrupt finds all of it, or nothing.
             try:
-                self.note_plain(buffers)
-                if masked.size:
+                self.note_plain()
+                if self.masked.size:
                     self.note_masked()
             except BaseException:  # out of memory
                 self.abandon()
                 raise
         finally:
-            PyMem_Free(buffers)
-            PyMem_Free(firsts)
             PyMem_Free(scratch)
 
-    cdef int note_plain(self, wsf_buffer *buffers) except -1:
+    cdef int note_plain(self) except -1:
         """Note what was taken, and list what was not."""
         cdef Sends sends = self.plain
         cdef TickTable table = self.table
@@ -258,8 +249,8 @@ cdef class Batch:
         for i in range(sends.size):
             self.noted = i
             group = sends.groups[i]
-            if sends.results[i] != <ssize_t>buffers[group].size:
-                self.leave(sends.places[i], self.frames[group], sends.results[i], sends, group)
+            if sends.results[i] != <ssize_t>sends.buffers[group].size:
+                self.leave(sends.places[i], sends.data[group], sends.results[i], sends, group)
                 continue
             if table is not None:
                 table.clear(sends.places[i], 1 - table.publishing)
@@ -371,10 +362,6 @@ cdef class Batch:
         except Exception:
             pass  # the others are aborted all the same
         return 0
-
-
-cdef wsf_buffer buffer_of(bytes data) except *:
-    return wsf_buffer(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
 
 cdef ssize_t masked_size(encoding) except -1:

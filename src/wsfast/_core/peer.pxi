@@ -39,6 +39,7 @@ cdef class Methods:
     cdef bint direct
     cdef object write       # if it must be called to find out; else None
     cdef tuple clear        # attributes of the transport that must be None
+    cdef bint quiet         # whether none of them is a function of Python's, in which signal handlers may run
 
     def __init__(self, kind, layout):
         self.direct = layout.direct
@@ -47,6 +48,8 @@ cdef class Methods:
         self.get_write_buffer_size = kind.get_write_buffer_size
         self.write = kind.write if layout.try_write else None
         self.clear = layout.clear
+        asked = [self.write, self.get_write_buffer_size, None if self.closing is not None else self.is_closing]
+        self.quiet = not any(isinstance(method, FunctionType) for method in asked)
 
 
 cdef dict all_names = {}
@@ -86,6 +89,7 @@ cdef class Peer:
     cdef readonly bint ready
     cdef readonly bint masked
     cdef bint tells
+    cdef bint quiet             # whether to ask it runs no code of Python's
     cdef int fd
     cdef readonly Py_ssize_t slot
     cdef TickTable table
@@ -134,6 +138,7 @@ cdef class Peer:
         if self.encoder is not None and self.tells:
             (<EncoderBase>encoder).peer = ref(self)
         self.methods = methods_of(type(self.transport), transport_layout)
+        self.quiet = self.methods.quiet and not self.tells
 
     def check(self, connection):
         self.invalidate()

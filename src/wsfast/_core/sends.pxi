@@ -2,7 +2,7 @@
 
 
 cdef class Sends:
-    """Descriptors that are written to in one loop, in this order, and what each is sent."""
+    """Descriptors that are written to in one loop, in this order or by several threads, and what each is sent."""
 
     cdef int *fds
     cdef uint32_t *groups       # what each one is sent
@@ -12,28 +12,39 @@ cdef class Sends:
     cdef size_t size, room
     # Of each group.
     cdef list encodings, messages
+    cdef list data              # frames, or payloads if they are masked for each
+    cdef wsf_buffer *buffers
+    cdef uint8_t *firsts
+    cdef size_t group_room
     cdef list before, after     # what windows held, and hold then; None if that is the same
     cdef dict index             # groups by node and by what the window holds
     cdef uint32_t last_node, last_group
     cdef PyObject *last_window
+    # Of threads.
+    cdef wsf_sends call
+    cdef bint begun
+    cdef size_t offered
 
     def __cinit__(self):
         self.encodings = []
         self.messages = []
+        self.data = []
         self.before = []
         self.after = []
         self.index = {}
 
     def __dealloc__(self):
+        if self.begun:
+            wsf_finish(&self.call, self.offered)
         PyMem_Free(self.fds)
         PyMem_Free(self.groups)
         PyMem_Free(self.places)
         PyMem_Free(self.peers)
         PyMem_Free(self.results)
+        PyMem_Free(self.buffers)
+        PyMem_Free(self.firsts)
 
-    cdef int grow(self) except -1:
-        cdef size_t room = max(64, 4 * self.room)
-
+    cdef int reserve(self, size_t room) except -1:
         self.fds = <int *>resized(self.fds, room * sizeof(int))
         self.groups = <uint32_t *>resized(self.groups, room * sizeof(uint32_t))
         self.places = <Py_ssize_t *>resized(self.places, room * sizeof(Py_ssize_t))
@@ -44,7 +55,7 @@ cdef class Sends:
 
     cdef int add(self, int fd, Py_ssize_t place, uint32_t group, Peer peer) except -1:
         if self.size == self.room:
-            self.grow()
+            self.reserve(max(64, 4 * self.room))
         self.fds[self.size] = fd
         self.places[self.size] = place
         self.groups[self.size] = group
@@ -52,7 +63,7 @@ cdef class Sends:
         self.size += 1
         return 0
 
-    cdef int new_group(self, uint32_t node, window, message) except -1:
+    cdef int new_group(self, uint32_t node, window, message, bint masked) except -1:
         """Choose what those at a node are sent whose windows hold this; None for no compression."""
         groups = self.index.setdefault(node, {})
         group = groups.get(window)
@@ -61,15 +72,56 @@ cdef class Sends:
                 encoding, after = message.plain, None
             else:
                 encoding, after = message.choose(window)
+            data = encoding.payload if masked else encoding.frame
+            count = <size_t>PyList_GET_SIZE(self.data)
+            if count == self.group_room:
+                self.group_room = max(8, 2 * self.group_room)
+                self.buffers = <wsf_buffer *>resized(self.buffers, self.group_room * sizeof(wsf_buffer))
+                self.firsts = <uint8_t *>resized(self.firsts, self.group_room)
+            self.buffers[count] = wsf_buffer(PyBytes_AS_STRING(<bytes?>data), PyBytes_GET_SIZE(data))
+            self.firsts[count] = encoding.first
             self.encodings.append(encoding)
             self.messages.append(message)
             self.before.append(window)
             self.after.append(None if after is window else after)
-            group = groups[window] = PyList_GET_SIZE(self.encodings) - 1
+            self.data.append(data)
+            group = groups[window] = count
         self.last_node = node
         self.last_window = <PyObject *>window  # `before` keeps it
         self.last_group = group
         return 0
+
+    cdef bint begin(self, const uint8_t *keys, uint8_t *scratch, size_t scratch_size) noexcept:
+        """Have threads send, if there are any; there must be room for all, and for all groups, from now on."""
+        self.call = wsf_sends(
+            self.fds, self.groups, self.buffers, self.results, keys, self.firsts, scratch, scratch_size
+        )
+        self.begun = wsf_begin(&self.call)
+        return self.begun
+
+    cdef void offer(self) noexcept:
+        """Have threads send what is there so far, if there are any."""
+        if self.size > self.offered and (self.begun or self.begin(NULL, NULL, 0)):
+            self.offered = self.size
+            wsf_offer(self.size)
+
+    cdef size_t send(self, bint threaded, const uint8_t *keys, uint8_t *scratch, size_t scratch_size) noexcept:
+        """Send all; return how many were taken whole."""
+        cdef const uint32_t *groups = self.groups if PyList_GET_SIZE(self.data) > 1 else NULL
+        cdef size_t complete
+
+        threaded = self.begun or (threaded and self.begin(keys, scratch, scratch_size))
+        with nogil:
+            if threaded:
+                complete = wsf_finish(&self.call, self.size)
+            elif keys != NULL:
+                complete = wsf_send_masked(
+                    self.fds, keys, self.groups, self.size, self.firsts, self.buffers, scratch, self.results
+                )
+            else:
+                complete = wsf_send_many(self.fds, groups, self.size, self.buffers, self.results)
+        self.begun = False
+        return complete
 
 
 cdef class Seen:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from wsfast._core._threads import control_groups, default_threads, processor_quota, usable_processors
+
 __all__ = ["Finding", "Level", "examine_limits"]
 
 Level: TypeAlias = Literal["ok", "note", "problem"]
@@ -63,6 +65,7 @@ def examine_limits(clients: int) -> Iterator[Finding]:
     yield from _ports(clients)
     yield from _memory(clients)
     yield from _processors()
+    yield from _threads()
 
 
 def _numbers(path: str) -> list[int] | None:
@@ -325,8 +328,7 @@ def _total_memory() -> int | None:
 
 
 def _processors() -> Iterator[Finding]:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = _processor_share()
+    count, share = usable_processors(), processor_quota(ROOT)
     value = {"processors": count, "quota": share}
     if share is not None and share < 1:
         yield Finding(
@@ -341,39 +343,22 @@ def _processors() -> Iterator[Finding]:
     told = f"{count} processor{'s' * (count > 1)} for this process"
     told += "" if share is None else f", {share:.3g} of a processor's time for its control group"
     if count < 2:
-        text = f"{told}: one server uses one; in wsfast bench, server and clients are in each other's way"
+        text = f"{told}; in wsfast bench, server and clients are in each other's way"
         yield Finding(key="processors", level="note", text=text, value=value)
     else:
-        yield Finding(key="processors", level="ok", text=f"{told}; one server uses one", value=value)
+        yield Finding(key="processors", level="ok", text=told, value=value)
 
 
-def _groups(controller: str) -> Iterator[tuple[int, Path]]:
-    """Iterate over the directories of the control group of this process and of those around it, with their version."""
-    try:
-        lines = (ROOT / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers == "":
-            version, tops = 2, ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
-        elif controller in controllers.split(","):
-            version, tops = 1, [f"sys/fs/cgroup/{controllers}", f"sys/fs/cgroup/{controller}"]
-        else:
-            continue
-        # Where a container has been given a part of the tree, that is mounted as the whole of it: then the path from
-        # outside may not be there, and the top is the group itself.
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for top in dict.fromkeys(tops):
-            for depth in range(len(parts), -1, -1):
-                yield version, ROOT.joinpath(top, *parts[:depth])
+def _threads() -> Iterator[Finding]:
+    default = default_threads(ROOT)
+    told = f"{default.number} thread{' sends' if default.number == 1 else 's send'} to 256 connections or more: {default.reason}"
+    yield Finding(key="threads", level="ok", text=told, value=default._asdict())
 
 
 def _cgroup_limit(controller: str, second: str, first: str) -> int | None:
     """Return the least of the limits of all groups that this process is in."""
     limits = []
-    for version, group in _groups(controller):
+    for version, group in control_groups(controller, ROOT):
         try:
             limit = int((group / (second if version == 2 else first)).read_text())
         except (OSError, ValueError):  # "max", or there is none here
@@ -381,20 +366,3 @@ def _cgroup_limit(controller: str, second: str, first: str) -> int | None:
         if 0 <= limit < UNLIMITED:
             limits.append(limit)
     return min(limits, default=None)
-
-
-def _processor_share() -> float | None:
-    """Return how many processors' time the control group of this process may use; None if as much as there is."""
-    shares = []
-    for version, group in _groups("cpu"):
-        try:
-            if version == 2:
-                quota, period = map(int, (group / "cpu.max").read_text().split())
-            else:
-                quota = int((group / "cpu.cfs_quota_us").read_text())
-                period = int((group / "cpu.cfs_period_us").read_text())
-        except (OSError, ValueError):
-            continue
-        if quota > 0 and period > 0:
-            shares.append(quota / period)
-    return min(shares, default=None)

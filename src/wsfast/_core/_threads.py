@@ -1,0 +1,139 @@
+"""How many threads send, if nobody says: half of the processors that this process may use, and 8 at most.
+
+More would be faster still, but the kernel's part of each send, and the clients, need processors as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = [
+    "MOST_THREADS",
+    "Threads",
+    "check_threads",
+    "control_groups",
+    "default_threads",
+    "processor_quota",
+    "set_threads",
+    "threads",
+    "usable_processors",
+]
+
+MOST_THREADS = 64
+"""WSF_MAX_THREADS of the C library."""
+
+MOST_BY_DEFAULT = 8
+
+VARIABLE = "WSFAST_THREADS"
+
+ROOT = Path("/")
+"""Where `proc` and `sys` are."""
+
+
+def set_threads(threads: int, *, size: int = 256, chunk: int = 16) -> None:
+    """Say how many threads send; without the extension, transports write, in the event loop's own.
+
+    Args:
+        threads: How many, the caller's among them.
+        size: To how many connections at least; to fewer, the caller sends alone.
+        chunk: How many connections a thread takes at a time.
+    """
+
+
+def threads() -> int:
+    """Return how many threads send; without the extension, it is always 1."""
+    return 1
+
+
+class Threads(NamedTuple):
+    """A number of threads, and where it comes from."""
+
+    number: int
+    reason: str
+
+
+def check_threads(count: object) -> int:
+    """Return a number of threads.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is out of range.
+    """
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"threads must be an integer or None, not {count!r}")
+    if not 1 <= count <= MOST_THREADS:
+        raise ValueError(f"threads must be between 1 and {MOST_THREADS}, not {count}")
+    return count
+
+
+def _given_threads() -> int | None:
+    given = os.environ.get(VARIABLE, "")
+    if not given:
+        return None
+    try:
+        return check_threads(int(given))
+    except ValueError:
+        raise ValueError(f"{VARIABLE} must be a number between 1 and {MOST_THREADS}, not {given!r}") from None
+
+
+GIVEN_THREADS = _given_threads()
+"""What WSFAST_THREADS says; None if it says nothing. If that is no number, wsfast cannot be imported."""
+
+
+def default_threads(root: Path = ROOT) -> Threads:
+    """Return what WSFAST_THREADS says, or else what suits the processors."""
+    if GIVEN_THREADS is not None:
+        return Threads(GIVEN_THREADS, VARIABLE)
+    usable, quota = float(usable_processors()), processor_quota(root)
+    reason = f"half of {usable:g} usable processors"
+    if quota is not None and quota < usable:
+        usable, reason = quota, f"half of {quota:.3g} processors, the quota of the control group"
+    return Threads(max(1, min(MOST_BY_DEFAULT, int(usable / 2))), f"{reason}, at least 1 and at most {MOST_BY_DEFAULT}")
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_quota(root: Path = ROOT) -> float | None:
+    """Return how many processors' time the control group of this process may use; None if as much as there is."""
+    quotas = []
+    for version, group in control_groups("cpu", root):
+        try:
+            if version == 2:
+                quota, period = map(int, (group / "cpu.max").read_text().split())
+            else:
+                quota = int((group / "cpu.cfs_quota_us").read_text())
+                period = int((group / "cpu.cfs_period_us").read_text())
+        except (OSError, ValueError):
+            continue
+        if quota > 0 and period > 0:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def control_groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
+    """Iterate over the directories of the control group of this process and of those around it, with their version."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            version, tops = 2, ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
+        elif controller in controllers.split(","):
+            version, tops = 1, [f"sys/fs/cgroup/{controllers}", f"sys/fs/cgroup/{controller}"]
+        else:
+            continue
+        # Where a container has been given a part of the tree, that is mounted as the whole of it: then the path from
+        # outside may not be there, and the top is the group itself.
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for top in dict.fromkeys(tops):
+            for depth in range(len(parts), -1, -1):
+                yield version, root.joinpath(top, *parts[:depth])
