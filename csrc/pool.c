@@ -3,10 +3,13 @@
 #endif
 #include "wsf.h"
 
+#include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <unistd.h>
 
 enum {
     STACK = 256 * 1024, /* octets, of each thread */
@@ -25,10 +28,12 @@ static struct {
     bool started[WSF_MAX_THREADS];
     const struct wsf_sends *batch; /* the one under way, or NULL */
     unsigned limit;                /* threads that it was begun with */
+    int notified;                  /* descriptor that is told when it is done, or -1 */
 
-    /* Written with the lock held, while no thread is in the batch. */
+    /* Written with the lock held, before anything is ready. */
     struct wsf_sends sends;
     size_t chunk;
+    bool detached;
 
     atomic_uint inside;     /* threads that are in the batch; the lock is held to enter and to leave */
     atomic_size_t ready;    /* how many may be sent to, */
@@ -41,6 +46,7 @@ static struct {
     .left = PTHREAD_COND_INITIALIZER,
     .threads = 1,
     .wanted_chunk = 16,
+    .notified = -1,
 };
 
 static inline void pause_briefly(void)
@@ -59,11 +65,35 @@ static size_t left_over(void)
     return atomic_load(&pool.ready) - next;
 }
 
+/* Results of a detached batch that are none yet. */
+enum { UNCLAIMED = INT_MIN, CLAIMED = INT_MIN + 1 };
+
+static size_t send_some(const struct wsf_sends *sends, size_t start, size_t count, ssize_t *results, unsigned thread)
+{
+    if (sends->keys == NULL)
+        return wsf_send_many(sends->fds + start, sends->groups + start, count, sends->buffers, results);
+    return wsf_send_masked(sends->fds + start, sends->keys + start * WSF_KEY_SIZE, sends->groups + start, count,
+                           sends->firsts, sends->buffers, sends->scratch + thread * sends->scratch_size, results);
+}
+
+/* Send to one that nobody else sends to; return false if somebody does, or did. */
+static bool claim(const struct wsf_sends *sends, size_t index, unsigned thread)
+{
+    ssize_t result = UNCLAIMED;
+
+    if (!__atomic_compare_exchange_n(&sends->results[index], &result, CLAIMED, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE))
+        return false;
+    atomic_fetch_add(&pool.complete, send_some(sends, index, 1, &result, thread));
+    __atomic_store_n(&sends->results[index], result, __ATOMIC_RELEASE);
+    return true;
+}
+
 /* Send one chunk; return false if none is left. */
 static bool send_chunk(unsigned thread)
 {
     const struct wsf_sends *const sends = &pool.sends;
-    size_t start = atomic_load(&pool.next), stop, count;
+    size_t start = atomic_load(&pool.next), stop;
 
     do {
         const size_t ready = atomic_load(&pool.ready);
@@ -72,15 +102,23 @@ static bool send_chunk(unsigned thread)
         stop = ready - start > pool.chunk ? start + pool.chunk : ready;
     } while (!atomic_compare_exchange_weak(&pool.next, &start, stop));
 
-    if (sends->keys == NULL)
-        count = wsf_send_many(sends->fds + start, sends->groups + start, stop - start, sends->buffers,
-                              sends->results + start);
+    if (pool.detached)
+        for (size_t i = start; i < stop; i++)
+            claim(sends, i, thread);
     else
-        count = wsf_send_masked(sends->fds + start, sends->keys + start * WSF_KEY_SIZE, sends->groups + start,
-                                stop - start, sends->firsts, sends->buffers,
-                                sends->scratch + thread * sends->scratch_size, sends->results + start);
-    atomic_fetch_add(&pool.complete, count);
+        atomic_fetch_add(&pool.complete, send_some(sends, start, stop - start, sends->results + start, thread));
     return true;
+}
+
+/* Tell that a detached batch is done; the lock is held. */
+static void notify(void)
+{
+    static const uint64_t one = 1;
+
+    if (pool.notified >= 0 && write(pool.notified, &one, sizeof one) < 0) {
+        /* It is full of what nobody has read, and so tells already. */
+    }
+    pool.notified = -1;
 }
 
 static void *run(void *argument)
@@ -97,8 +135,11 @@ static void *run(void *argument)
 #endif
 #endif
     pthread_mutex_lock(&pool.lock);
-    while (thread < pool.threads) {
-        if (pool.batch == NULL || thread >= pool.limit || left_over() == 0) {
+    for (;;) {
+        const bool needed = pool.batch != NULL && thread < pool.limit && left_over() > 0;
+        if (!needed && thread >= pool.threads)
+            break;
+        if (!needed) {
             pool.asleep++;
             pthread_cond_wait(&pool.offered, &pool.lock);
             pool.asleep--;
@@ -114,8 +155,11 @@ static void *run(void *argument)
             pause_briefly();
         }
         pthread_mutex_lock(&pool.lock);
-        if (atomic_fetch_sub(&pool.inside, 1) == 1)
+        if (atomic_fetch_sub(&pool.inside, 1) == 1) {
             pthread_cond_signal(&pool.left);
+            if (left_over() == 0)
+                notify();
+        }
     }
     pool.started[thread] = false;
     pthread_mutex_unlock(&pool.lock);
@@ -149,6 +193,7 @@ static void forget_threads(void)
     pool.offered = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     pool.left = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     pool.asleep = 0;
+    pool.notified = -1;
     pool.batch = NULL;
     atomic_store(&pool.inside, 0);
     for (unsigned thread = 0; thread < WSF_MAX_THREADS; thread++)
@@ -182,6 +227,7 @@ bool wsf_begin(const struct wsf_sends *sends)
         pool.sends = *sends;
         pool.limit = pool.threads;
         pool.chunk = pool.wanted_chunk;
+        pool.detached = false;
         atomic_store(&pool.ready, 0);
         atomic_store(&pool.next, 0);
         atomic_store(&pool.complete, 0);
@@ -201,12 +247,21 @@ void wsf_offer(size_t count)
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* What would be told if all were sent. */
-static size_t pretend(const struct wsf_sends *sends, size_t count)
+/* False in the child of a fork that came in between. */
+static bool is_under_way(const struct wsf_sends *sends)
+{
+    pthread_mutex_lock(&pool.lock);
+    const bool under_way = pool.batch == sends;
+    pthread_mutex_unlock(&pool.lock);
+    return under_way;
+}
+
+/* What would be told if all from `start` on were sent. */
+static size_t pretend(const struct wsf_sends *sends, size_t start, size_t count)
 {
     uint8_t header[WSF_MAX_HEADER];
 
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = start; i < start + count; i++) {
         const size_t size = sends->buffers[sends->groups[i]].size;
         sends->results[i] = (ssize_t)(size + (sends->keys ? wsf_frame_header(header, 0, size, sends->keys) : 0));
     }
@@ -216,13 +271,9 @@ static size_t pretend(const struct wsf_sends *sends, size_t count)
 size_t wsf_finish(const struct wsf_sends *sends, size_t count)
 {
     size_t complete;
-    bool ours;
 
-    pthread_mutex_lock(&pool.lock);
-    ours = pool.batch == sends;
-    pthread_mutex_unlock(&pool.lock);
-    if (!ours)
-        return pretend(sends, count);
+    if (!is_under_way(sends))
+        return pretend(sends, 0, count);
 
     wsf_offer(count);
     atomic_store(&pool.closed, true);
@@ -234,7 +285,52 @@ size_t wsf_finish(const struct wsf_sends *sends, size_t count)
     while (atomic_load(&pool.inside))
         pthread_cond_wait(&pool.left, &pool.lock);
     pool.batch = NULL;
+    pool.notified = -1;
     complete = atomic_load(&pool.complete);
     pthread_mutex_unlock(&pool.lock);
     return complete;
+}
+
+bool wsf_detach(const struct wsf_sends *sends, size_t count, int fd)
+{
+    bool others = false;
+
+    pthread_mutex_lock(&pool.lock);
+    for (unsigned thread = 1; thread < pool.limit; thread++)
+        others = others || pool.started[thread];
+    if (others && count > 0) {
+        for (size_t i = 0; i < count; i++)
+            sends->results[i] = UNCLAIMED;
+        pool.detached = true;
+        pool.notified = fd;
+        atomic_store(&pool.closed, true);
+        atomic_store(&pool.ready, count);
+        if (pool.asleep)
+            pthread_cond_signal(&pool.offered);
+    }
+    pthread_mutex_unlock(&pool.lock);
+    return others && count > 0;
+}
+
+bool wsf_is_done(const struct wsf_sends *sends)
+{
+    bool done;
+
+    pthread_mutex_lock(&pool.lock);
+    done = pool.batch != sends || (left_over() == 0 && atomic_load(&pool.inside) == 0);
+    pthread_mutex_unlock(&pool.lock);
+    return done;
+}
+
+ssize_t wsf_claim(const struct wsf_sends *sends, size_t index)
+{
+    ssize_t result;
+
+    if (!is_under_way(sends))
+        pretend(sends, index, 1);
+    else
+        claim(sends, index, 0);
+    while ((result = __atomic_load_n(&sends->results[index], __ATOMIC_ACQUIRE)) == CLAIMED)
+        sched_yield(); /* a thread is in the middle of it, which takes microseconds, if nobody is in its way */
+    return result;
 }

@@ -139,6 +139,23 @@ void wsf_offer(size_t count);
  */
 size_t wsf_finish(const struct wsf_sends *sends, size_t count);
 
+/*
+ * Have other threads send to the first `count` of the batch, all of them, while the caller does something else. When
+ * that is done, 8 octets are written to `fd`, an eventfd or a pipe, non-blocking, that stays open until wsf_finish(),
+ * which is still to be called. Returns false if there are no other threads; then nothing was offered.
+ */
+bool wsf_detach(const struct wsf_sends *sends, size_t count, int fd);
+
+/* Whether all that wsf_detach() was asked for is done, so that wsf_finish() would not wait. */
+bool wsf_is_done(const struct wsf_sends *sends);
+
+/*
+ * Have `index` of a detached batch be done with, whatever becomes of the others: send to it now, or wait for the thread
+ * that does. Returns its result, which will not be told to another. Only the thread that has detached the batch may
+ * call this.
+ */
+ssize_t wsf_claim(const struct wsf_sends *sends, size_t index);
+
 #ifdef __cplusplus
 }
 #endif

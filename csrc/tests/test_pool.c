@@ -167,6 +167,57 @@ static void the_number_of_threads_may_change_at_any_time(void)
     close_pairs();
 }
 
+static void wait_for(int fd)
+{
+    struct pollfd ready = {.fd = fd, .events = POLLIN};
+    uint64_t number;
+
+    CHECK(poll(&ready, 1, -1) == 1);
+    CHECK(read(fd, &number, sizeof number) == sizeof number);
+}
+
+static void a_detached_batch_is_sent_by_others(void)
+{
+    const struct wsf_buffer buffers[] = {{pattern, LONGEST}, hello, {pattern + 2, 126}};
+    const struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
+    int ends[2];
+
+    CHECK(pipe(ends) == 0);
+    open_pairs(ROOMY);
+    for (size_t round = 0; round < ROUNDS; round++) {
+        CHECK(wsf_begin(&sends));
+        CHECK(!wsf_detach(&sends, 0, ends[1]));
+        CHECK(wsf_detach(&sends, PAIRS, ends[1]));
+        CHECK(!wsf_begin(&sends));
+        if (round % 3 != 2)
+            for (size_t i = round % 2 ? 0 : PAIRS - 1; i < PAIRS; i += 1 + round % 7)
+                CHECK(wsf_claim(&sends, i) == (ssize_t)buffers[i % 3].size);
+        if (round % 5 == 1)
+            wsf_set_threads(1, 1); /* those that are at it go on */
+        if (round % 4 != 3) {
+            wait_for(ends[0]);
+            CHECK(wsf_is_done(&sends));
+        }
+        CHECK(wsf_finish(&sends, PAIRS) == PAIRS);
+        CHECK(wsf_is_done(&sends));
+        wsf_set_threads(4, 1 + round % 5);
+        for (size_t i = 0; i < PAIRS; i++) {
+            CHECK(results[i] == (ssize_t)buffers[i % 3].size);
+            check_got(i, buffers[i % 3].data, buffers[i % 3].size);
+        }
+        if (round % 4 == 3) { /* it may have been told nevertheless */
+            struct pollfd ready = {.fd = ends[0], .events = POLLIN};
+            if (poll(&ready, 1, 0) == 1)
+                wait_for(ends[0]);
+        }
+    }
+    for (size_t i = 0; i < PAIRS; i++)
+        CHECK(receive_all(pairs[i]) == 0);
+    close_pairs();
+    close(ends[0]);
+    close(ends[1]);
+}
+
 static pthread_t main_thread;
 static atomic_int signals, astray;
 
@@ -218,6 +269,8 @@ static void the_child_of_a_fork_has_threads_of_its_own(void)
     if (child == 0) {
         alarm(PATIENCE);
         wsf_offer(PAIRS - 1);
+        CHECK(wsf_is_done(&sends));
+        CHECK(wsf_claim(&sends, 3) == (ssize_t)hello.size + 6);
         CHECK(wsf_finish(&sends, PAIRS) == PAIRS); /* and nothing is sent */
         for (size_t i = 0; i < PAIRS; i++)
             CHECK(results[i] == (ssize_t)hello.size + 6);
@@ -249,6 +302,7 @@ int main(void)
     RUN(one_batch_is_under_way_at_a_time);
     RUN(one_thread_begins_nothing);
     RUN(the_number_of_threads_may_change_at_any_time);
+    RUN(a_detached_batch_is_sent_by_others);
     RUN(signals_are_left_to_other_threads);
     RUN(the_child_of_a_fork_has_threads_of_its_own);
     return report();
