@@ -175,6 +175,16 @@ class SlowConsumers:
             self.check()
 
 
+class Turn:
+    """Those who wait until what waits for a connection has left, in the order in which they came."""
+
+    __slots__ = ("lock", "waiting")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.waiting = 0
+
+
 class Draining:
     """The backlogs of the connections of one event loop."""
 
@@ -183,6 +193,7 @@ class Draining:
         self.table = core.TickTable()
         self.slow = SlowConsumers(loop, self.log, self._tend)
         self._writable = Writable(loop)
+        self._turns: dict[core.Peer, Turn] = {}
 
     def end(self, peer: core.Peer, why: Ended | None = None) -> None:
         """End all subscriptions of a connection."""
@@ -283,12 +294,23 @@ class Draining:
     async def drained(self, peer: core.Peer) -> None:
         """Wait until what waits for a connection now has left. What is published meanwhile does not count."""
         backlog = peer.backlog
-        if backlog is None:
+        if backlog is None and peer not in self._turns:
             return
-        self._admit(peer, backlog)  # what an interruption has left
-        if backlog.last is not None:
-            future = backlog.waiters.setdefault(backlog.last.number, self.loop.create_future())
-            await asyncio.shield(future)
+        future = None
+        if backlog is not None:
+            self._admit(peer, backlog)  # what an interruption has left
+            if backlog.last is not None:
+                future = backlog.waiters.setdefault(backlog.last.number, self.loop.create_future())
+        turn = self._turns.setdefault(peer, Turn())
+        turn.waiting += 1
+        try:
+            async with turn.lock:  # who comes while the one before is about to go on stays behind it
+                if future is not None:
+                    await asyncio.shield(future)
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                self._turns.pop(peer, None)
 
     def drain(self, peer: core.Peer) -> None:
         """Send what waits for a connection, as much as it takes."""
