@@ -16,6 +16,7 @@ from websockets.exceptions import ConcurrencyError
 from ._arguments import Local
 from ._core import core
 from ._delivery import Outcome, deliver, report_lost
+from ._dispatcher import Dispatcher
 from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from ._encoding.shared import Publication, SharedEncoders, encodings_for
 from .connections import adapt, adapter_of, is_sync, name_of, transport_layout, unsupported
@@ -192,6 +193,7 @@ class _FanOut(Reporter):
             self.running_loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             self.running_loop = None
+        Dispatcher.finish(self.running_loop)
 
     def send(self, connections: list[Any]) -> None:
         """Send the message to all connections, as many as possible in one delivery."""
@@ -256,7 +258,7 @@ class _FanOut(Reporter):
             return batch.stop
 
         # From here on, code of the user's may run.
-        report_lost(batch, connections.__getitem__)
+        report_lost(batch, lambda place, _: connections[place])
         failures = outcome.failures
         for position in (*outcome.counts, *(place for place, _ in (*batch.waiting, *batch.refused))):
             if position not in failures:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._core import core
-from ._core._threads import check_threads, default_threads
+from ._core._process import check_threads, default_threads
 from ._encoding.message import PreparedMessage, frame_for
 from .connections import transport_layout
 from .connections.foreign import abort
@@ -25,11 +25,13 @@ __all__ = [
     "OWN",
     "Outcome",
     "deliver",
+    "detach",
     "give",
     "offer",
     "offer_by_own_methods",
     "report_lost",
     "set_threads",
+    "settle",
     "threads",
 ]
 
@@ -37,22 +39,30 @@ GONE, OWN = -1, -2
 """What `offer()` says of connections that take nothing any more, or must be sent to by their own methods."""
 
 
-def set_threads(threads: int | None) -> None:
+def set_threads(threads: int | None, *, detach: bool = True) -> None:
     """Say how many threads send what is broadcast or published to 256 connections or more at once.
 
-    Each sends to a part of them, at the same time, the calling thread among them; when the call returns, all is sent,
-    as with one. The others are started when they are first needed, and sleep in between. They run no code of Python's.
+    Each sends to a part of them, at the same time, the calling thread among them; when a call of `broadcast()` or
+    `flush()` returns, all is sent, as with one. The others are started when they are first needed, and sleep in
+    between. They run no code of Python's.
 
     Args:
         threads: How many, 1 to 64. With 1, no other thread is needed, ever. None for the default, which is what the
             environment variable WSFAST_THREADS says; else half of the processors that the process may use, and 8 at
             most. Processors that its affinity, or the quota of its control group, withholds do not count.
 
+        detach: Whether the event loop goes on while they send what channels and hubs have published, to connections of
+            `wsfast.serve()` and others that tell what happens to them. Whatever is done to one of these waits until it
+            was sent to, and `flush()` until all were. False to have the event loop send as well, and wait for them.
+
     Raises:
-        TypeError: If it is neither an integer nor None.
-        ValueError: If it is out of range.
+        TypeError: If `threads` is neither an integer nor None, or `detach` is no bool.
+        ValueError: If `threads` is out of range.
     """
-    core.set_threads(default_threads().number if threads is None else check_threads(threads))
+    if not isinstance(detach, bool):
+        raise TypeError(f"detach must be a bool, not {detach!r}")
+    number = default_threads().number if threads is None else check_threads(threads)
+    core.set_threads(number, detach=detach)
 
 
 def threads() -> int:
@@ -135,30 +145,60 @@ def deliver(
     Returns:
         The batch.
     """
-    batch = outcome.batch
     with core.collector_paused:
         try:
-            gather(batch)
-            batch.send()
-            if batch.cut:
-                outcome.write_ends()
-            if overflow is not None and (batch.waiting or batch.refused):
-                for place, peer in sorted((*batch.waiting, *batch.refused), key=_place_of):
-                    outcome.write_frame(place, peer, overflow)
+            gather(outcome.batch)
+            _send(outcome, overflow)
         except BaseException:
             outcome.abort()
             raise
-    return batch
+    return outcome.batch
+
+
+def detach(outcome: Outcome, gather: Callable[[core.Batch], None], done: object) -> bool:
+    """Gather, and have threads send while the event loop goes on, if they can; `settle()` is to be called then, too.
+
+    Args:
+        outcome: As in `deliver()`.
+        gather: Function that fills a batch with peers that are ready. Whatever is done to one of these invalidates it
+            first, which waits until it is sent to; so a detached batch needs no critical section.
+        done: See `Batch.detach()`.
+    """
+    gather(outcome.batch)
+    return outcome.batch.detach(done)
+
+
+def settle(outcome: Outcome) -> None:
+    """Send what was gathered, or wait for threads that do; settle. Not for the first time, it goes on."""
+    with core.collector_paused:
+        try:
+            _send(outcome, None)
+        except BaseException:
+            outcome.abort()
+            raise
+
+
+def _send(outcome: Outcome, overflow: core.Encodings | None) -> None:
+    batch = outcome.batch
+    if not batch.done:
+        batch.send()
+    if batch.cut:
+        outcome.write_ends()
+    if overflow is not None and (batch.waiting or batch.refused):
+        for place, peer in sorted((*batch.waiting, *batch.refused), key=_place_of):
+            outcome.write_frame(place, peer, overflow)
 
 
 def _place_of(item: tuple[int, Any]) -> int:
     return item[0]
 
 
-def report_lost(batch: core.Batch, connections: Callable[[int], Any]) -> None:
-    """Keep the reasons why connections were lost."""
-    for place, _, errno in batch.lost:
-        keep_reason(connections(place), errno)
+def report_lost(batch: core.Batch, connection_of: Callable[[int, core.Peer], Any]) -> None:
+    """Keep the reasons why connections were lost; `connection_of` is given places and peers."""
+    for place, peer, errno in batch.lost:
+        connection = connection_of(place, peer)
+        if connection is not None:
+            keep_reason(connection, errno)
 
 
 def offer(
@@ -187,7 +227,7 @@ def offer(
         lambda batch: batch.gather([connection], 0, message, connection_layout, transport_layout, peer.loop),
         message if overflow else None,
     )
-    report_lost(batch, lambda _: connection)
+    report_lost(batch, lambda *_: connection)
     if outcome.failures or batch.closed:
         return GONE
     if batch.sent:

@@ -15,15 +15,15 @@ import logging
 import math
 import time
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from ._backlog import Backlog, Entry
 from ._core import core
-from ._delivery import Outcome, deliver, report_lost
+from ._delivery import Outcome, deliver, detach, report_lost, settle
 from ._draining import BATCH, Draining
 from ._encoding.message import join
 from ._reentrancy import Calls
-from ._writable import LATE
+from ._writable import LATE, Notification
 from .connections.foreign import Ended
 from .connections.shape import (
     Lost,
@@ -63,6 +63,17 @@ class Dispatcher(Draining):
             cls._all[loop] = ref(dispatcher)
         return dispatcher
 
+    _detaching: ClassVar[WeakSet[Dispatcher]] = WeakSet()
+    """Those for which threads are sending."""
+
+    @classmethod
+    def finish(cls, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Have all be sent that was published in an event loop, if threads are at it: something is to follow it."""
+        if cls._detaching:
+            for dispatcher in tuple(cls._detaching):
+                if dispatcher.loop is loop:
+                    dispatcher.flush()
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.calls = Calls(loop)
@@ -72,6 +83,8 @@ class Dispatcher(Draining):
         self._sequences: dict[int, core.Encodings] = {}  # of each node that is being sent
         self._turn = 0
         self._flushing = False
+        self._detached: Outcome | None = None  # of what threads are sending
+        self._done: Notification | None = None  # that they have sent it
 
     # ---- Connections
 
@@ -169,6 +182,8 @@ class Dispatcher(Draining):
         if self.calls.busy:
             self.calls.after(self.flush)
             return
+        if not self._may_go_on(budget):
+            return
         deadline = math.inf if budget is None else time.monotonic() + budget
         try:
             self._flushing = True
@@ -176,22 +191,79 @@ class Dispatcher(Draining):
                 if not table.sending:
                     table.begin(self._turn)
                     self._turn += 1
-                while table.left:
+                    if budget is not None and core.detaches(table.left):
+                        self._detach()
+                while table.left > table.detached:
                     self._send_some(len(table.peers) if budget is None else SLICE)
                     if time.monotonic() > deadline and (table.left or table.published):
                         return
+                if table.detached:
+                    return
                 self._finish()
             if self._handle is not None and not table.published:
                 self._handle.cancel()
                 self._handle = None
         finally:
             self._flushing = False
-            if table.published or table.sending:  # there was no time, or an exception
+            if (table.published or table.sending) and self._detached is None:  # there was no time, or an exception
                 self._schedule()
+
+    def _detach(self) -> None:
+        """Have threads send to those that need not be asked, while the event loop goes on."""
+        table = self.table
+        outcome = Outcome()
+        if self._done is None:
+            self._done = Notification()
+        table.settle = self._settle_early
+        try:
+            self._detached = outcome
+            self._detaching.add(self)
+            detach(outcome, lambda batch: batch.collect(table, table.left, self._sequence_of, True), self._done)
+        finally:
+            if not table.detached:
+                self._detached = table.settle = None
+                self._detaching.discard(self)
+        if self._detached is None:  # there are no threads, or they have something else to do
+            settle(outcome)
+            self._conclude(outcome)
+        else:
+            self._may_go_on(BUDGET)
+
+    def _may_go_on(self, budget: float | None) -> bool:
+        """Whether no threads are sending any more; without a budget, wait until that is so."""
+        if self._detached is None:
+            return True
+        if budget is not None and self._done is not None and not self._detached.batch.is_sent:
+            self._writable.once_readable(self._done.reader, self, self._go_on)
+            return False
+        self._settle()
+        return True
+
+    def _go_on(self) -> None:
+        if self._done is not None:
+            self._done.clear()
+        self.flush(BUDGET)
+
+    def _settle_early(self) -> None:
+        """Note what threads have sent, and write the ends of frames; somebody is about to do something else."""
+        if self._detached is not None:
+            settle(self._detached)
+
+    def _settle(self) -> None:
+        """Note what threads have sent, and deal with what was not taken."""
+        outcome, self._detached = self._detached, None
+        self._detaching.discard(self)
+        if outcome is not None:
+            settle(outcome)
+            self.table.settle = None
+            self._conclude(outcome)
 
     def flush_for(self, peer: core.Peer) -> None:
         """Send what was published so far, if some of it is for this peer."""
-        if peer.slot < 0 or not self.table.is_pending(peer.slot):
+        if peer.slot < 0:
+            return
+        self.table.wait(peer.slot)
+        if not self.table.is_pending(peer.slot):
             return
         if not self._flushing:
             self.flush()
@@ -235,15 +307,19 @@ class Dispatcher(Draining):
         """
         table = self.table
         outcome = Outcome()
-        batch = deliver(outcome, lambda batch: batch.collect(table, count, self._sequence_of))
+        deliver(outcome, lambda batch: batch.collect(table, count, self._sequence_of))
+        self._conclude(outcome)
+
+    def _conclude(self, outcome: Outcome) -> None:
+        """Deal with what was not taken."""
+        batch = outcome.batch
         for exc in outcome.failures.values():
             self.log(logging.WARNING, "could not write: %r", exc)
-        if batch.lost:
-            report_lost(batch, lambda slot: table.peers[slot].connection)
+        report_lost(batch, lambda _, peer: peer.connection)
         for _, peer in batch.refused:
             self._take(peer, direct=peer.masked)
         for slot in batch.closed:
-            self._drop_all(table.peers[slot])
+            self._drop_all(self.table.peers[slot])
         for _, peer in batch.waiting:
             self._take(peer, direct=True)
         for _, peer in batch.own:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
-__all__ = ["LATE", "POLL_INTERVAL", "Writable"]
+__all__ = ["LATE", "POLL_INTERVAL", "Notification", "Writable"]
 
 select: Any = system_select  # what is in it depends on the platform, and mypy looks at one at a time
 
@@ -43,14 +43,21 @@ class Writable:
 
     def once_writable(self, fd: int, key: object, callback: Callable[[], None]) -> None:
         """Call back, once, when the socket has room; it must be forgotten before another gets its descriptor."""
+        self._once(fd, key, callback, write=True)
+
+    def once_readable(self, fd: int, key: object, callback: Callable[[], None]) -> None:
+        """Call back, once, when there is something to be read; or earlier."""
+        self._once(fd, key, callback, write=False)
+
+    def _once(self, fd: int, key: object, callback: Callable[[], None], *, write: bool) -> None:
         try:
-            self._watch(fd)
+            self._watch(fd, write)
         except OSError:  # as when there are no more descriptors
             self.once_later(key, callback)
         else:
             self._callbacks[fd] = key, callback
 
-    def _watch(self, fd: int) -> None:
+    def _watch(self, fd: int, write: bool) -> None:
         if not hasattr(select, "epoll") and not hasattr(select, "kqueue"):
             raise OSError("there is nothing to watch it with")
         if self._poller is None:
@@ -69,14 +76,15 @@ class Writable:
                 raise
             self._poller = poller
         if hasattr(select, "epoll"):
-            events = select.EPOLLOUT | select.EPOLLONESHOT
+            events = (select.EPOLLOUT if write else select.EPOLLIN) | select.EPOLLONESHOT
             try:
                 self._poller.modify(fd, events)
             except FileNotFoundError:
                 self._poller.register(fd, events)
         else:
             flags = select.KQ_EV_ADD | select.KQ_EV_ONESHOT
-            self._poller.control([select.kevent(fd, select.KQ_FILTER_WRITE, flags)], 0, 0)
+            kind = select.KQ_FILTER_WRITE if write else select.KQ_FILTER_READ
+            self._poller.control([select.kevent(fd, kind, flags)], 0, 0)
 
     def once_later(self, key: object, callback: Callable[[], None]) -> None:
         """Call back, once, after a short while."""
@@ -148,3 +156,24 @@ class Writable:
             except BaseException:
                 self._later[key] = callback
                 raise
+
+
+class Notification:
+    """Two descriptors: what is written to one can be read from the other. They may be the same."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self.reader = self.writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self.reader, self.writer = os.pipe()
+            os.set_blocking(self.reader, False)
+            os.set_blocking(self.writer, False)
+
+    def clear(self) -> None:
+        """Read what was written."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.reader, 4096)
+
+    def __del__(self) -> None:
+        for fd in {self.reader, self.writer}:
+            os.close(fd)

@@ -11,21 +11,21 @@ import pytest
 
 import wsfast
 from helpers import processes
-from wsfast._core import _threads
+from wsfast._core import _process
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set the processors of the affinity, and files of control groups; return what is found."""
 
-    def machine(processors: int, membership: str = "", **files: str) -> _threads.Threads:
-        monkeypatch.setattr(_threads, "GIVEN_THREADS", None)
+    def machine(processors: int, membership: str = "", **files: str) -> _process.Threads:
+        monkeypatch.setattr(_process, "GIVEN_THREADS", None)
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
         for name, content in (files | {"proc/self/cgroup": membership}).items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-        return _threads.default_threads(tmp_path)
+        return _process.default_threads(tmp_path)
 
     return machine
 
@@ -42,9 +42,9 @@ def test_no_affinity(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(2)
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 12)
-    assert _threads.default_threads().number == 6
+    assert _process.default_threads().number == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert _threads.default_threads().number == 1
+    assert _process.default_threads().number == 1
 
 
 V2 = "sys/fs/cgroup"

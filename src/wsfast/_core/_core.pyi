@@ -11,6 +11,7 @@ from wsfast._core._pure import TickTable as TickTable
 from wsfast._core._pure import Verdict as Verdict
 from wsfast._core._pure import apply_mask as apply_mask
 from wsfast._core._pure import collector_paused as collector_paused
+from wsfast._core._pure import detaches as detaches
 from wsfast._core._pure import encode_frame as encode_frame
 from wsfast._core._pure import set_threads as set_threads
 from wsfast._core._pure import threads as threads

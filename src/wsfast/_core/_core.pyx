@@ -15,8 +15,11 @@ from ._wsf cimport (
     WSF_MAX_HEADER,
     wsf_begin,
     wsf_buffer,
+    wsf_claim,
+    wsf_detach,
     wsf_finish,
     wsf_frame_header,
+    wsf_is_done,
     wsf_mask,
     wsf_offer,
     wsf_send_many,
@@ -89,15 +92,18 @@ cdef unsigned wanted_threads = 0    # 0 if nobody has said, nor needed any
 cdef size_t threaded_size = 256     # connections from which on they are worth waking
 
 
-def set_threads(unsigned threads, *, size_t size=256, size_t chunk=16):
-    global wanted_threads, threaded_size
+cdef bint may_detach = True         # whether they send while the event loop goes on
+
+
+def set_threads(unsigned threads, *, bint detach=True, size_t size=256, size_t chunk=16):
+    global wanted_threads, threaded_size, may_detach
     wsf_set_threads(threads, chunk)
-    wanted_threads, threaded_size = threads, size
+    wanted_threads, threaded_size, may_detach = threads, size, detach
 
 
 def threads():
     if wanted_threads == 0:
-        from ._threads import default_threads
+        from ._process import default_threads
 
         set_threads(default_threads().number)
     return wanted_threads
@@ -106,6 +112,10 @@ def threads():
 cdef bint threaded(size_t count) except -1:
     """Whether several threads send to so many connections."""
     return count >= threaded_size and threads() > 1
+
+
+def detaches(size_t count):
+    return may_detach and threaded(count)
 
 
 include "frames.pxi"

@@ -1,21 +1,27 @@
-"""How many threads send, if nobody says: half of the processors that this process may use, and 8 at most.
+"""What there is once in a process: the switch of the garbage collector, and threads that send.
 
-More would be faster still, but the kernel's part of each send, and the clients, need processors as well.
+If nobody says how many these are, they are half of the processors that this process may use, and 8 at most. More would
+be faster still, but the kernel's part of each send, and the clients, need processors as well.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
     "MOST_THREADS",
+    "CollectorPause",
     "Threads",
     "check_threads",
+    "collector_paused",
     "control_groups",
     "default_threads",
+    "detaches",
     "processor_quota",
     "set_threads",
     "threads",
@@ -33,11 +39,56 @@ ROOT = Path("/")
 """Where `proc` and `sys` are."""
 
 
-def set_threads(threads: int, *, size: int = 256, chunk: int = 16) -> None:
+class CollectorPause:
+    """A context in which the garbage collector, which calls finalizers, does not run.
+
+    It is one switch for the whole process, and several event loops may run in several threads: the last one that leaves
+    the context turns it on again. In the extension, to enter and to leave it are one step each; here, a signal handler
+    that raises an exception right then leaves the collector off.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pauses = 0
+        self._collects = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._pauses == 0:
+                self._collects = gc.isenabled()
+            self._pauses += 1
+            try:
+                gc.disable()
+            except BaseException:  # of a signal handler
+                self.__exit__()
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._pauses -= self._pauses > 0  # after a fork it may have ended already
+            if self._pauses == 0 and self._collects:
+                gc.enable()
+
+    def end(self) -> None:
+        """End all pauses: in a forked child, the threads that would do it are not there."""
+        self._lock = threading.RLock()
+        if self._pauses:
+            self._pauses = 0
+            if self._collects:
+                gc.enable()
+
+
+collector_paused = CollectorPause()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=collector_paused.end)
+
+
+def set_threads(threads: int, *, detach: bool = True, size: int = 256, chunk: int = 16) -> None:
     """Say how many threads send; without the extension, transports write, in the event loop's own.
 
     Args:
         threads: How many, the caller's among them.
+        detach: Whether they may send while the event loop goes on.
         size: To how many connections at least; to fewer, the caller sends alone.
         chunk: How many connections a thread takes at a time.
     """
@@ -46,6 +97,11 @@ def set_threads(threads: int, *, size: int = 256, chunk: int = 16) -> None:
 def threads() -> int:
     """Return how many threads send; without the extension, it is always 1."""
     return 1
+
+
+def detaches(count: int) -> bool:
+    """Whether threads send to so many connections while the event loop goes on; without the extension, never."""
+    return False
 
 
 class Threads(NamedTuple):

@@ -7,22 +7,34 @@ masks with wide instructions, and it writes to the descriptors itself. The twin 
 from __future__ import annotations
 
 import enum
-import gc
-import os
 import struct
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
+from ._process import CollectorPause, collector_paused, detaches, set_threads, threads
 from ._table import Members, TickTable
-from ._threads import set_threads, threads
 
 # fmt: off
 __all__ = [
-    "Batch", "Buffer", "CollectorPause", "Cut", "EncoderBase", "Encoding", "Encodings", "Members", "Peer",
-    "TickTable", "Verdict", "apply_mask", "collector_paused", "encode_frame", "sends_directly",
-    "set_threads", "threads",
+    "Batch",
+    "Buffer",
+    "CollectorPause",
+    "Cut",
+    "EncoderBase",
+    "Encoding",
+    "Encodings",
+    "Members",
+    "Peer",
+    "TickTable",
+    "Verdict",
+    "apply_mask",
+    "collector_paused",
+    "detaches",
+    "encode_frame",
+    "sends_directly",
+    "set_threads",
+    "threads",
 ]
 # fmt: on
 
@@ -34,50 +46,6 @@ must be the next ones on this connection, and how many of which messages are out
 
 sends_directly = False
 """Whether this core writes to descriptors itself."""
-
-
-class CollectorPause:
-    """A context in which the garbage collector, which calls finalizers, does not run.
-
-    It is one switch for the whole process, and several event loops may run in several threads: the last one that leaves
-    the context turns it on again. In the extension, to enter and to leave it are one step each; here, a signal handler
-    that raises an exception right then leaves the collector off.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._pauses = 0
-        self._collects = False
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._pauses == 0:
-                self._collects = gc.isenabled()
-            self._pauses += 1
-            try:
-                gc.disable()
-            except BaseException:  # of a signal handler
-                self.__exit__()
-                raise
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._pauses -= self._pauses > 0  # after a fork it may have ended already
-            if self._pauses == 0 and self._collects:
-                gc.enable()
-
-    def end(self) -> None:
-        """End all pauses: in a forked child, the threads that would do it are not there."""
-        self._lock = threading.RLock()
-        if self._pauses:
-            self._pauses = 0
-            if self._collects:
-                gc.enable()
-
-
-collector_paused = CollectorPause()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=collector_paused.end)
 
 
 class Encoding(Protocol):
@@ -406,7 +374,9 @@ class Batch:
         except Exception:
             pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
 
-    def collect(self, table: TickTable, count: int, sequence_of: Callable[[int], Encodings]) -> None:
+    def collect(
+        self, table: TickTable, count: int, sequence_of: Callable[[int], Encodings], ready: bool = False
+    ) -> None:
         """Find out which of the next slots of a tick table may be sent to.
 
         Those that are sent everything are back at node 0 then. All others stay where they are, for the caller to
@@ -416,7 +386,10 @@ class Batch:
             table: The table.
             count: How many slots at most.
             sequence_of: Function of a node: what those at it are sent.
+            ready: Whether to leave out those that must be asked.
         """
+        if ready:
+            return
         generation = table._sending
         if generation.cursor == len(generation.touched):
             generation.cursor = 0
@@ -439,6 +412,24 @@ class Batch:
             else:
                 self.waiting.append((slot, peer))
         generation.cursor += len(slots)
+
+    def detach(self, done: Any) -> bool:
+        """Have threads send what was collected, while the event loop goes on; `send()` waits for them, and notes it.
+
+        Meanwhile, `TickTable.wait()` has a single slot be done with. In the twin, no threads send.
+
+        Args:
+            done: A Notification, to whose `writer` 8 octets are written when all is sent.
+
+        Returns:
+            Whether they do; else nothing has been done.
+        """
+        return False
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether `send()` would not wait for threads."""
+        return True
 
     def send(self) -> None:
         """Offer each descriptor its frame, and note what was taken. If that fails, frames that were cut are aborted."""

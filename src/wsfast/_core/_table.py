@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 __all__ = ["Members", "TickTable"]
@@ -61,6 +61,10 @@ class TickTable:
         self._generations = _Generation(), _Generation()
         self._publishing = 0  # which of them is being published
         self._tick = 0  # how often sending has begun
+        self.detached = 0
+        """To how many slots threads are sending; some of them may be done with, but that is not noted."""
+        self.settle: Callable[[], None] | None = None
+        """Called if one of these is waited for and its frame was not taken whole: notes the whole batch."""
 
     @property
     def _published(self) -> _Generation:
@@ -110,6 +114,9 @@ class TickTable:
     def set_aside(self, slot: int, aside: bool) -> None:
         """Exclude a slot from direct sends; `collect()` lists it as refused. Peers that mask start excluded."""
         self._aside[self._check(slot)] = aside
+
+    def wait(self, slot: int) -> None:
+        """Have a slot be done with to which threads are sending. Whatever else is done to it waits, too."""
 
     # ---- Publishing
 

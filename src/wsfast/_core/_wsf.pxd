@@ -34,3 +34,6 @@ cdef extern from "wsf.h" nogil:
     bint wsf_begin(const wsf_sends *sends)
     void wsf_offer(size_t count)
     size_t wsf_finish(const wsf_sends *sends, size_t count)
+    bint wsf_detach(const wsf_sends *sends, size_t count, int fd)
+    bint wsf_is_done(const wsf_sends *sends)
+    ssize_t wsf_claim(const wsf_sends *sends, size_t index)

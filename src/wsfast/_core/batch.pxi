@@ -12,6 +12,7 @@ cdef class Batch:
     cdef readonly Py_ssize_t sent, stop
     cdef readonly bint done
     cdef size_t noted       # of the plain ones, how many have been noted
+    cdef bint detached      # whether threads send them, to slots with that flag
     cdef readonly list closed, cut, refused, waiting, own, lost
 
     def __init__(self):
@@ -56,7 +57,11 @@ cdef class Batch:
                     warm(connections, self.stop, min(size, self.stop + AHEAD), kind)
                 peer = getattr(connection, PEER, None)
                 if peer is not None and peer.ready and peer.loop is running_loop:
-                    verdict = DIRECT
+                    if peer.slot >= 0 and peer.table.flags[peer.slot] & DETACHED:
+                        if self.interrupts(&overlaps):
+                            break
+                        peer.table.wait(peer.slot)
+                    verdict = DIRECT if peer.ready else look(peer, connection)
                 else:
                     if (peer is None or not peer.quiet) and self.interrupts(&overlaps):
                         break
@@ -112,7 +117,7 @@ cdef class Batch:
             return peer.table.windows[peer.table.states[peer.slot]]
         return (<EncoderBase>peer.encoder).state
 
-    def collect(self, TickTable table not None, size_t count, sequence_of):
+    def collect(self, TickTable table not None, size_t count, sequence_of, bint ready=False):
         cdef Generation *generation = &table.generations[1 - table.publishing]
         cdef int sending = 1 - table.publishing
         cdef uint32_t slot, node
@@ -131,7 +136,7 @@ cdef class Batch:
                 place = generation.first + generation.cursor + i
                 slot = generation.touched[place if place < generation.touched_size else place - generation.touched_size]
                 node = table.nodes[sending][slot]  # by the table: `sequence_of` runs code, which may have it grow
-                if node == 0:
+                if node == 0 or table.flags[slot] & DETACHED:
                     continue
                 if PyList_GET_ITEM(table.peers, slot) == <PyObject *>None:  # published to after it was removed
                     table.clear(slot, sending)
@@ -140,7 +145,7 @@ cdef class Batch:
                     self.refused.append((slot, <object>PyList_GET_ITEM(table.peers, slot)))
                 elif table.fds[slot] < 0:
                     asked[asked_size] = slot
-                    asked_size += 1
+                    asked_size += not ready
                 else:
                     self.add_slot(table.fds[slot], slot, node, table.windows[table.states[slot]], None, sequence_of)
             i = 0
@@ -234,38 +239,75 @@ cdef class Batch:
         finally:
             PyMem_Free(scratch)
 
+    def detach(self, done not None):
+        cdef TickTable table = self.table
+        cdef size_t i
+
+        if not (detaches(self.plain.size) and self.plain.detach(done, done.writer)):
+            return False
+        for i in range(self.plain.size):
+            table.flags[self.plain.places[i]] |= DETACHED
+            table.indexes[self.plain.places[i]] = <uint32_t>i
+        table.detached = self.plain.size
+        table.batch = self
+        table.generations[1 - table.publishing].cursor = self.cursor
+        self.detached = True
+        return True
+
+    @property
+    def is_sent(self):
+        return self.done or not self.detached or wsf_is_done(&self.plain.call)
+
+    cdef bint note_early(self, size_t i) except -1:
+        """Have one be sent to now; note that, unless something is left of it."""
+        cdef uint32_t group = self.plain.groups[i]
+
+        if wsf_claim(&self.plain.call, i) != <ssize_t>self.plain.buffers[group].size:
+            return False
+        self.note_at(i)
+        self.forget(self.table, self.plain.before[group])
+        self.forget(self.table, self.plain.after[group])
+        return True
+
     cdef int note_plain(self) except -1:
         """Note what was taken, and list what was not."""
         cdef Sends sends = self.plain
         cdef TickTable table = self.table
         cdef size_t i
-        cdef uint32_t group
-        cdef bint moves = False
 
-        for after in sends.after:
-            moves = moves or after is not None
-        if table is not None:
+        if table is not None and not self.detached:
             table.generations[1 - table.publishing].cursor = self.cursor
         for i in range(sends.size):
             self.noted = i
-            group = sends.groups[i]
-            if sends.results[i] != <ssize_t>sends.buffers[group].size:
-                self.leave(sends.places[i], sends.data[group], sends.results[i], sends, group)
-                continue
-            if table is not None:
-                table.clear(sends.places[i], 1 - table.publishing)
-            if moves and PyList_GET_ITEM(sends.after, group) != <PyObject *>None:
-                if sends.peers[i] != NULL:
-                    self.move(<Peer>sends.peers[i], <object>PyList_GET_ITEM(sends.after, group))
-                elif table is not None:
-                    table.move_window(
-                        <uint32_t>sends.places[i], table.window_index(<object>PyList_GET_ITEM(sends.after, group))
-                    )
-        if moves and table is not None:
-            for window in sends.before:
-                self.forget(table, window)
-            for window in sends.after:
-                self.forget(table, window)
+            if not self.detached or table.flags[sends.places[i]] & DETACHED:
+                self.note_at(i)
+        if table is not None:
+            for i in range(PyList_GET_SIZE(sends.after)):
+                self.forget(table, sends.before[i])
+                self.forget(table, sends.after[i])
+            if self.detached:
+                table.batch = None
+        return 0
+
+    cdef int note_at(self, size_t i) except -1:
+        cdef Sends sends = self.plain
+        cdef TickTable table = self.table
+        cdef uint32_t group = sends.groups[i]
+        cdef Py_ssize_t place = sends.places[i]
+
+        if self.detached:
+            table.flags[place] &= ~DETACHED
+            table.detached -= 1
+        if sends.results[i] != <ssize_t>sends.buffers[group].size:
+            self.leave(place, sends.data[group], sends.results[i], sends, group)
+            return 0
+        if table is not None:
+            table.clear(place, 1 - table.publishing)
+        if PyList_GET_ITEM(sends.after, group) != <PyObject *>None:
+            if sends.peers[i] != NULL:
+                self.move(<Peer>sends.peers[i], <object>PyList_GET_ITEM(sends.after, group))
+            elif table is not None:
+                table.move_window(<uint32_t>place, table.window_index(<object>PyList_GET_ITEM(sends.after, group)))
         return 0
 
     cdef int forget(self, TickTable table, window) except -1:
@@ -346,13 +388,16 @@ cdef class Batch:
         for place, _, _, _, _ in self.cut:
             self.abort_at(place)
         for i in range(self.noted, self.plain.size):
-            if self.plain.results[i] > 0:
+            if self.plain.results[i] > 0 and not (self.detached and self.is_noted(i)):
                 self.abort_at(self.plain.places[i])
         for i in range(self.masked.size):
             if self.masked.results[i] > 0:
                 self.abort_at(self.masked.places[i])
         del self.cut[:]
         return 0
+
+    cdef bint is_noted(self, size_t i):
+        return not self.table.flags[self.plain.places[i]] & DETACHED
 
     cdef int abort_at(self, Py_ssize_t place) except -1:
         cdef Peer peer = self.peer_at(place)

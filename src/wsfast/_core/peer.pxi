@@ -145,6 +145,8 @@ cdef class Peer:
         return ask(self, connection)
 
     cpdef invalidate(self):
+        if self.slot >= 0:
+            self.table.wait(self.slot)
         if self.ready:
             self.ready = False
             if self.slot >= 0:

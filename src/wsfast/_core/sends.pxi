@@ -24,6 +24,7 @@ cdef class Sends:
     cdef wsf_sends call
     cdef bint begun
     cdef size_t offered
+    cdef object done            # what owns the descriptor that is told
 
     def __cinit__(self):
         self.encodings = []
@@ -104,6 +105,17 @@ cdef class Sends:
         if self.size > self.offered and (self.begun or self.begin(NULL, NULL, 0)):
             self.offered = self.size
             wsf_offer(self.size)
+
+    cdef bint detach(self, done, int fd) except -1:
+        """Have threads send all while the caller goes on; the descriptor, which `done` owns, is told when they have."""
+        self.done = done
+        if self.begin(NULL, NULL, 0):
+            if wsf_detach(&self.call, self.size, fd):
+                self.offered = self.size
+                return True
+            wsf_finish(&self.call, 0)
+            self.begun = False
+        return False
 
     cdef size_t send(self, bint threaded, const uint8_t *keys, uint8_t *scratch, size_t scratch_size) noexcept:
         """Send all; return how many were taken whole."""

@@ -60,6 +60,7 @@ cdef enum:
     ASIDE = 1           # listed rather than sent to
     OWN_ENCODER = 2     # the peer has an encoder of its own, which is dropped when its state moves on
     TOUCHED = 4         # it is among those that are touched in the first generation; shifted by one, in the second
+    DETACHED = 16       # threads are sending to it, or have sent, while the event loop goes on
 
 cdef uint32_t NO_ENTRY = UINT32_MAX
 
@@ -74,6 +75,9 @@ cdef int add_node(Generation *generation, uint32_t parent, uint32_t entry) excep
     generation.steps[generation.steps_size] = Node(parent, entry, 0, NO_ENTRY)
     generation.steps_size += 1
     return 0
+
+
+cdef class Batch
 
 
 cdef class TickTable:
@@ -97,6 +101,11 @@ cdef class TickTable:
     cdef list free_windows
     cdef uint32_t *window_counts
     cdef size_t window_room
+    # What is detached.
+    cdef Batch batch
+    cdef readonly size_t detached   # slots with that flag
+    cdef uint32_t *indexes          # of each of them, its index in the batch
+    cdef public object settle
 
     def __cinit__(self):
         self.peers = []
@@ -113,6 +122,7 @@ cdef class TickTable:
         PyMem_Free(self.states)
         PyMem_Free(self.skips)
         PyMem_Free(self.flags)
+        PyMem_Free(self.indexes)
         PyMem_Free(self.window_counts)
         for i in range(2):
             PyMem_Free(self.nodes[i])
@@ -135,6 +145,7 @@ cdef class TickTable:
                 self.nodes[1] = <uint32_t *>resized(self.nodes[1], room * sizeof(uint32_t))
                 self.skips = <uint32_t *>resized(self.skips, room * sizeof(uint32_t))
                 self.flags = <uint8_t *>resized(self.flags, room * sizeof(uint8_t))
+                self.indexes = <uint32_t *>resized(self.indexes, room * sizeof(uint32_t))
                 self.room = room
             self.peers.append(None)
             slot = self.size
@@ -153,7 +164,7 @@ cdef class TickTable:
         cdef Py_ssize_t slot = peer.slot
 
         self.check(slot)
-        peer.invalidate()
+        peer.invalidate()  # which waits
         peer.slot = -1
         peer.table = None
         self.clear(slot, 0)
@@ -166,6 +177,10 @@ cdef class TickTable:
         if not 0 <= slot < <Py_ssize_t>self.size or PyList_GET_ITEM(self.peers, slot) == <PyObject *>None:
             raise IndexError(f"there is no slot {slot}")
         return 0
+
+    cpdef wait(self, Py_ssize_t slot):
+        if self.flags[slot] & DETACHED and not self.batch.note_early(self.indexes[slot]):
+            self.settle()
 
     cdef void clear(self, size_t slot, int generation) noexcept:
         if self.nodes[generation][slot]:
@@ -389,6 +404,7 @@ cdef class TickTable:
 
     def take(self, Py_ssize_t slot, list into not None, *, bint published=False):
         self.check(slot)
+        self.wait(slot)
         into += self.sequence_in(1 - self.publishing, self.nodes[1 - self.publishing][slot])[self.skips[slot]:]
         self.skips[slot] = 0
         self.clear(slot, 1 - self.publishing)

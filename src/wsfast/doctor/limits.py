@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from wsfast._core._threads import control_groups, default_threads, processor_quota, usable_processors
+from wsfast._core._process import control_groups, default_threads, processor_quota, usable_processors
 
 __all__ = ["Finding", "Level", "examine_limits"]
 
@@ -351,7 +351,8 @@ def _processors() -> Iterator[Finding]:
 
 def _threads() -> Iterator[Finding]:
     default = default_threads(ROOT)
-    told = f"{default.number} thread{' sends' if default.number == 1 else 's send'} to 256 connections or more: {default.reason}"
+    threads = "1 thread sends" if default.number == 1 else f"{default.number} threads send"
+    told = f"{threads} to 256 connections or more: {default.reason}"
     yield Finding(key="threads", level="ok", text=told, value=default._asdict())
 
 
