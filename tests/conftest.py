@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     threads = config.getoption("--threads")
     if threads is not None:
         for name in CORES:
-            load_core(name).set_threads(threads, size=1, chunk=1)
+            load_core(name).set_threads(threads, detach=False, size=1, chunk=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
