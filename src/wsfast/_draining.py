@@ -16,6 +16,7 @@ from ._core import core
 from ._delivery import GONE, OWN, Outcome, offer, offer_by_own_methods
 from ._encoding.message import join
 from ._writable import Writable
+from .connections import is_buffering
 from .connections.foreign import Ended
 from .connections.shape import is_open, is_sending
 
@@ -336,7 +337,7 @@ class Draining:
     def _is_full(self, peer: core.Peer) -> bool:
         """Whether a connection has no room, which costs less to ask than to put together what waits."""
         try:
-            return is_sending(peer.connection) or bool(peer.connection.transport.get_write_buffer_size())
+            return is_sending(peer.connection) or is_buffering(peer.connection.transport)
         except Exception:
             return False  # to send will raise it again, and tell
 
