@@ -213,6 +213,7 @@ class Draining:
         """Return what waits for a connection, which is looked at from now on, in case that this is interrupted."""
         if peer.backlog is None:
             self.slow.watch(peer)
+            self.table.set_aside(peer.slot, True)  # first: nothing may be sent past what waits
             peer.backlog = Backlog(peer)
         backlog: Backlog = peer.backlog
         return backlog
