@@ -19,7 +19,7 @@ from ._delivery import Outcome, deliver, report_lost
 from ._dispatcher import Dispatcher
 from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
 from ._encoding.shared import Publication, SharedEncoders, encodings_for
-from .connections import adapt, adapter_of, is_sync, name_of, transport_layout, unsupported
+from .connections import adapt, adapter_of, is_buffering, is_sync, name_of, transport_layout, unsupported
 from .connections.foreign import Foreign
 from .connections.shape import is_closing, is_open, is_sending, send_message
 from .connections.websockets import connection_layout, is_connection
@@ -273,7 +273,7 @@ class _FanOut(Reporter):
     def count(self, connection: Any) -> None:
         """Count a message that a connection has accepted."""
         try:
-            buffered, closing = connection.transport.get_write_buffer_size() > 0, is_closing(connection)
+            buffered, closing = is_buffering(connection.transport), is_closing(connection)
         except Exception:
             buffered = closing = False  # a transport, or none, that does not tell
         if buffered:

@@ -15,7 +15,7 @@ from typing import Any
 from ._core import core
 from ._core._process import check_threads, default_threads
 from ._encoding.message import PreparedMessage, frame_for
-from .connections import transport_layout
+from .connections import is_buffering, transport_layout
 from .connections.foreign import abort
 from .connections.shape import is_closing, is_open, is_sending, keep_reason, send_message, transport_of
 from .connections.websockets import connection_layout
@@ -246,7 +246,7 @@ def offer(
 def give(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int, *, insist: bool = True) -> int:
     """Give messages to a transport, if that has nothing to write; return as `offer()` does."""
     refused = peer.direct and core.sends_directly and not insist
-    if refused or peer.transport.get_write_buffer_size():
+    if refused or is_buffering(peer.transport):
         return 0
     outcome.write_frame(0, peer, message)
     return GONE if outcome.failures else count
@@ -275,7 +275,7 @@ def offer_by_own_methods(
     connection = peer.connection
     if connection is None or not is_open(connection) or is_closing(connection):
         return GONE
-    busy = is_sending(connection) or (connection.transport.get_write_buffer_size() and not overflow)
+    busy = is_sending(connection) or (is_buffering(connection.transport) and not overflow)
     if is_closing(connection):  # a sink that could not tell
         return GONE
     if busy:

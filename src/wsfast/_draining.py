@@ -16,6 +16,7 @@ from ._core import core
 from ._delivery import GONE, OWN, Outcome, offer, offer_by_own_methods
 from ._encoding.message import join
 from ._writable import Writable
+from .connections import is_buffering
 from .connections.foreign import Ended
 from .connections.shape import is_open, is_sending
 
@@ -212,6 +213,7 @@ class Draining:
         """Return what waits for a connection, which is looked at from now on, in case that this is interrupted."""
         if peer.backlog is None:
             self.slow.watch(peer)
+            self.table.set_aside(peer.slot, True)  # first: nothing may be sent past what waits
             peer.backlog = Backlog(peer)
         backlog: Backlog = peer.backlog
         return backlog
@@ -336,7 +338,7 @@ class Draining:
     def _is_full(self, peer: core.Peer) -> bool:
         """Whether a connection has no room, which costs less to ask than to put together what waits."""
         try:
-            return is_sending(peer.connection) or bool(peer.connection.transport.get_write_buffer_size())
+            return is_sending(peer.connection) or is_buffering(peer.connection.transport)
         except Exception:
             return False  # to send will raise it again, and tell
 

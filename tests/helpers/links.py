@@ -45,6 +45,7 @@ class Transport:
         self.busy: object = None
         self.closing = False
         self.waiting = 0
+        self.asked = 0
         self.written: list[bytes] = []
         self.aborted = False
         self.protocol: object = None
@@ -56,6 +57,7 @@ class Transport:
         return self.closing
 
     def get_write_buffer_size(self) -> int:
+        self.asked += 1
         return self.waiting
 
     def write(self, data: bytes) -> None:
@@ -70,7 +72,7 @@ class Transport:
 
 
 class AskedTransport(Transport):
-    """One that is asked for its socket and must be tried before it is written to."""
+    """One that is asked for its socket, and how much waits, and must be tried before it is written to."""
 
     error: Exception | None = None
 
@@ -167,7 +169,13 @@ def transport_layout_of(kind: type) -> TransportLayout | None:
     """Return the layout of a type of transports."""
     layouts: dict[type, TransportLayout] = {
         Transport: TransportLayout(
-            direct=True, descriptor="number", closing="closing", clear=("busy",), methods={}, try_write=False
+            direct=True,
+            descriptor="number",
+            closing="closing",
+            clear=("busy",),
+            methods={},
+            try_write=False,
+            buffer="waiting",
         ),
         IndirectTransport: TransportLayout(
             direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False

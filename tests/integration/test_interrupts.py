@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 import wsfast
 from helpers.fixtures import Run
 from helpers.interrupts import Interrupt
+from helpers.libraries import LIBRARIES
 from helpers.peers import until
 from wsfast import _dispatcher, _writable
 from wsfast.policies import Disconnect
@@ -120,6 +123,43 @@ def test_interrupts(
         if act is unsubscribe and not stage.subscriptions[1].active:
             assert stage.published[-1] not in stage.sinks[1].got
         stage.reconcile()
+        return interrupt.left > 0
+
+    for moment in range(1, MOST):
+        if run(lambda moment=moment: main(moment)):  # type: ignore[misc]
+            return
+    pytest.fail("it has no end")
+
+
+@pytest.mark.parametrize("name", ["websockets", "wsfast.serve"])
+def test_what_waits_is_not_overtaken(name: str, run: Run, core: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """If it is interrupted when a connection begins to lag, what is published later leaves later, or it is closed."""
+    caplog.set_level(logging.CRITICAL + 1, "wsfast")
+    first = "x" * 100_000  # more than the kernel takes
+
+    async def main(moment: int) -> bool:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        async with LIBRARIES[name].open(compress=False, small=True) as connect:
+            connection, client = await connect()
+            channel = wsfast.Channel()
+            subscription = channel.subscribe(connection)
+            client.transport.pause_reading()
+            channel.publish(first)
+            channel.flush()
+            channel.publish("second")
+            interrupt = Interrupt(moment)
+            with interrupt:
+                channel.flush()
+            client.transport.resume_reading()
+            await until(lambda: not subscription.active or not connection.transport.get_write_buffer_size())
+            channel.publish("third")
+            channel.flush()
+            got: list[Any] = []
+            with contextlib.suppress(ConnectionClosed):
+                while len(got) < 3:
+                    got.append(await client.recv())
+            assert got == [first, "second", "third"][: len(got)]
+            assert len(got) == 3 or not subscription.active
         return interrupt.left > 0
 
     for moment in range(1, MOST):

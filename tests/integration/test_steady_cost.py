@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import websockets.asyncio.server
 from websockets.asyncio.client import connect
 
 import wsfast
@@ -35,7 +36,7 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serve_websockets(compression: str | None) -> AsyncIterator[Served]:
+async def serve_websockets(serve: Callable[..., Any], compression: str | None) -> AsyncIterator[Served]:
     connections: list[Any] = []
     sends: list[Callable[[str], Awaitable[Any]]] = []
 
@@ -45,7 +46,7 @@ async def serve_websockets(compression: str | None) -> AsyncIterator[Served]:
         async for _ in connection:
             pass
 
-    async with wsfast.serve(handler, "127.0.0.1", 0, compression=compression, ping_interval=None) as server:
+    async with serve(handler, "127.0.0.1", 0, compression=compression, ping_interval=None) as server:
         yield Served(server.sockets[0].getsockname()[1], connections, sends)
 
 
@@ -89,7 +90,8 @@ async def serve_uvicorn(ws: str, compression: str | None) -> AsyncIterator[Serve
 
 
 SERVERS: dict[str, Callable[[str | None], contextlib.AbstractAsyncContextManager[Served]]] = {
-    "wsfast.serve": serve_websockets,
+    "websockets": partial(serve_websockets, websockets.asyncio.server.serve),
+    "wsfast.serve": partial(serve_websockets, wsfast.serve),
     "uvicorn": partial(serve_uvicorn, "wsfast.uvicorn:WebSocketsProtocol"),
     "uvicorn-wsproto": partial(serve_uvicorn, "wsfast.uvicorn:WSProtocol"),
 }

@@ -308,6 +308,18 @@ def test_check_tries_transports_that_must_be_asked(core: Any, network: Network, 
     assert b"".join(link.wire.written) == b""
 
 
+def test_check_asks_how_much_waits_only_where_it_cannot_see(core: Any, network: Network) -> None:
+    """Peer.check() asks a transport for the size of its write buffer if it has no attribute that tells."""
+    for transport_type in Transport, AskedTransport:
+        link = network.link(TellingLink, transport_type)
+        peer = peer_of(core, link)
+        for waiting in 0, 1, 0:
+            link.wire.waiting = waiting
+            peer.check(link)
+            assert peer.ready is (waiting == 0)
+        assert link.wire.asked == (0 if transport_type is Transport else 3)
+
+
 def test_a_connection_whose_transport_has_another_protocol_is_not_ready(core: Any, network: Network) -> None:
     """After transport.set_protocol(), somebody else is told what happens to the connection."""
     link = network.link(TellingLink)

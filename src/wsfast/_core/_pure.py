@@ -270,12 +270,16 @@ class Peer:
         ask = self._transport_layout.is_closing
         return bool(self.transport.is_closing() if ask is None else ask(self.transport))
 
+    def _is_buffering(self) -> bool:
+        name = self._transport_layout.buffer
+        return bool(self.transport.get_write_buffer_size() if name is None else getattr(self.transport, name))
+
     def _is_free(self, connection: Any) -> bool:
         """Whether what is written to the descriptor would be next on the wire."""
         transport, layout = self.transport, self._transport_layout
         if transport.get_protocol() is not connection:
             return False  # somebody else is told what happens, as after loop.start_tls()
-        if transport.get_write_buffer_size() or any(getattr(transport, name) is not None for name in layout.clear):
+        if self._is_buffering() or any(getattr(transport, name) is not None for name in layout.clear):
             return False
         if layout.try_write:
             try:

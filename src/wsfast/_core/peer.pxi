@@ -35,7 +35,9 @@ cdef class Methods:
     """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
 
     cdef object closing     # attribute; None to call `is_closing`
-    cdef object is_closing, get_write_buffer_size
+    cdef object is_closing
+    cdef object buffer      # attribute; None to call `get_write_buffer_size`, which is None otherwise
+    cdef object get_write_buffer_size
     cdef bint direct
     cdef object write       # if it must be called to find out; else None
     cdef tuple clear        # attributes of the transport that must be None
@@ -45,7 +47,8 @@ cdef class Methods:
         self.direct = layout.direct
         self.closing = layout.closing
         self.is_closing = layout.is_closing or kind.is_closing
-        self.get_write_buffer_size = kind.get_write_buffer_size
+        self.buffer = layout.buffer
+        self.get_write_buffer_size = kind.get_write_buffer_size if layout.buffer is None else None
         self.write = kind.write if layout.try_write else None
         self.clear = layout.clear
         asked = [self.write, self.get_write_buffer_size, None if self.closing is not None else self.is_closing]
@@ -185,7 +188,7 @@ cdef Verdict look(Peer peer, connection) except *:
         or is_closing(methods, peer.transport) is not False
     ):
         return OWN
-    if not methods.direct or PyObject_CallOneArg(methods.get_write_buffer_size, peer.transport) != 0:
+    if not methods.direct or is_buffering(methods, peer.transport):
         return TRANSPORT
     for name in methods.clear:
         if getattr(peer.transport, name) is not None:
@@ -208,6 +211,12 @@ cdef object is_closing(Methods methods, transport):
     if methods.closing is not None:
         return getattr(transport, methods.closing)
     return PyObject_CallOneArg(methods.is_closing, transport)
+
+
+cdef object is_buffering(Methods methods, transport):
+    if methods.buffer is not None:
+        return getattr(transport, methods.buffer)
+    return PyObject_CallOneArg(methods.get_write_buffer_size, transport)
 
 
 cdef extern from *:

@@ -25,6 +25,7 @@ __all__ = [
     "adapter_of",
     "cache_by_type",
     "discards",
+    "is_buffering",
     "is_closing",
     "is_sync",
     "name_of",
@@ -118,6 +119,8 @@ class TransportLayout:
     """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
     is_closing: Callable[[Any], bool] | None = None
     """Function of the transport that tells whether it is closing; None for its own method."""
+    buffer: str | None = None
+    """Attribute that is empty unless something waits to be written; None to call `get_write_buffer_size()`."""
 
 
 ADAPTERS = {
@@ -182,7 +185,8 @@ def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
 
 
 # asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
-# to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket.
+# to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket. `_buffer`
+# is a bytearray, and since Python 3.12 a deque, of which get_write_buffer_size() adds up all that is in it.
 ASYNCIO = TransportLayout(
     direct=True,
     descriptor="_sock_fd",
@@ -190,6 +194,7 @@ ASYNCIO = TransportLayout(
     clear=("_empty_waiter",),
     methods={"write": getattr(asyncio.selector_events, "_SelectorSocketTransport").write},  # noqa: B009
     try_write=False,
+    buffer="_buffer",
 )
 
 # uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
@@ -248,11 +253,18 @@ def is_closing(transport: Any) -> bool:
     return bool(transport.is_closing() if ask is None else ask(transport))
 
 
+def is_buffering(transport: Any) -> bool:
+    """Whether something waits in the write buffer of a transport."""
+    layout = transport_layout(type(transport))
+    name = None if layout is None else layout.buffer
+    return bool(transport.get_write_buffer_size() if name is None else getattr(transport, name))
+
+
 def discards(transport: Any) -> bool:
     """Whether a transport throws away what it is given from now on. asyncio logs a warning for each write then."""
     layout = transport_layout(type(transport))
     if layout is None or not is_closing(transport):
         return False
-    if layout.direct and transport.get_write_buffer_size():
+    if layout.direct and is_buffering(transport):
         return False  # it still takes more, until that is written
     return all(getattr(getattr(transport, name), "__func__", None) is method for name, method in layout.methods.items())
