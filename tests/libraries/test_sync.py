@@ -28,6 +28,12 @@ from wsfast.connections import sync
 SMALL = 4096
 
 
+@pytest.fixture(autouse=True)
+def short_lived_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have threads that send over TLS end soon when there is nothing to do."""
+    monkeypatch.setattr(sync, "IDLE", 0.05)
+
+
 def proxyless() -> dict[str, Any]:
     import inspect
 
@@ -151,7 +157,7 @@ def test_nobody_waits_for_a_slow_client(kind: str, tls: Any) -> None:
         slow, slow_client = people.connect(small=True)
         others = [people.connect() for _ in range(4)]
         connections = [slow, *(one for one, _ in others)]
-        messages = [random.Random(number).randbytes(300_000) for number in range(10)]
+        messages = [random.Random(number).randbytes(100_000) for number in range(10)]
         # A client of websockets.sync reads in a thread of its own; it is stalled by holding its lock.
         with slow_client.protocol_mutex:
             for message in messages:
@@ -400,7 +406,7 @@ def test_clients_that_do_not_read_are_aborted(
     kind: str, by: str, count: int, tls: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When the time is over, the connections of all who do not read are, and everybody else has the message."""
-    message = random.Random(0).randbytes(3_000_000)
+    message = random.Random(0).randbytes(500_000)
     with crowd(kind, tls, small=True) as people:
         bad = [stalled(people)[0] for _ in range(count)]
         good = [people.connect() for _ in range(3)]
