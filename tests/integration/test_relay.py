@@ -440,8 +440,8 @@ def test_slow_network(shared: Broker, prefix: str) -> None:
         ):
             stream = b.stream("t")
             await b.subscribed()
-            # A message takes more than a second, and less than the two in which something must come; with NATS less than
-            # one, in which a ping must be answered.
+            # A message takes more than a second, and less than the two in which something must come; with NATS, less
+            # than the one in which a ping must be answered.
             proxy.piece, proxy.pause = 100, 0.1 if shared.kind == "redis" else 0.03
             for number in range(2):
                 a.hub.publish("t", f"{number}" * 1000)
