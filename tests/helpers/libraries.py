@@ -210,7 +210,7 @@ class Impatient:
         await asyncio.sleep(min(delay, 0.002))
 
 
-uvicorn.server.asyncio = Impatient()  # type: ignore[assignment]
+uvicorn.server.asyncio = Impatient()  # type: ignore[attr-defined, assignment]
 
 
 @contextlib.asynccontextmanager
