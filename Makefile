@@ -42,9 +42,11 @@ sanitize: $(VENV)/ready
 		$(BIN)/ctest --test-dir $$dir --output-on-failure || exit 1; \
 	done
 
-# A part of the suite in Python's development mode, where whatever is left open or compared with bytes is an error.
+# A part of the suite in Python's development mode, where whatever is left open or compared with bytes is an error. The
+# processes of pytest-xdist do not inherit options of the interpreter.
+STRICT = $(abspath $(BIN)/python) -X dev -W error -bb
 strict: $(VENV)/ready
-	$(BIN)/python -X dev -W error -bb -m pytest -q --numprocesses $(JOBS) --dist worksteal tests/unit \
+	WSFAST_TEST_STRICT=1 WSFAST_TEST_LOOPS=asyncio $(BIN)/python -m pytest -q --tx '$(JOBS)*popen//python=$(STRICT)' --dist worksteal tests/unit \
 		$(addprefix tests/,integration/test_broadcast.py integration/test_channel.py integration/test_hub.py libraries/test_adapters.py)
 
 # The Python suite with the extension built for sanitizers: all of it, or the TESTS that are given.

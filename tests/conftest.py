@@ -5,7 +5,9 @@ import datetime
 import gc
 import ipaddress
 import logging
+import os
 import ssl
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, settings
 
 import wsfast
-from helpers.cores import CORES, load_core, use_core
+from helpers.cores import CORES, LOOPS, load_core, use_core
 from helpers.fixtures import RUN_TIMEOUT, Agree, Run
 from helpers.stage import Outcome, Scenario, play, upstream
 
@@ -41,6 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
             load_core(name).set_threads(threads, detach=False, size=1, chunk=1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def strict() -> None:
+    """Fail where Python was to look closely and does not: processes do not inherit the interpreter's options."""
+    if os.environ.get("WSFAST_TEST_STRICT"):
+        assert sys.flags.dev_mode, "Python runs without -X dev"
+        assert sys.flags.bytes_warning == 2, "Python runs without -bb"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_collections() -> None:
     """Have collections of garbage leave alone what is there already, as thousands of tests: many tests collect."""
@@ -56,7 +66,7 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
     return module
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def loop_kind(request: pytest.FixtureRequest) -> str:
     """Name of a kind of event loops."""
     return str(request.param)

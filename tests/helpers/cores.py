@@ -12,11 +12,13 @@ import pytest
 from wsfast import _core
 from wsfast._core import _pure
 
-__all__ = ["CORES", "PURE_ONLY", "load_core", "use_core"]
+__all__ = ["CORES", "LOOPS", "PURE_ONLY", "load_core", "use_core"]
 
 # Where the extension must be there, its absence is a failure. A build that has none on purpose says so.
 PURE_ONLY = os.environ.get("WSFAST_TEST_PURE_ONLY", "0") not in ("", "0")
-CORES = ["py"] if PURE_ONLY else ["c", "py"]
+CORES = ["py"] if PURE_ONLY else os.environ.get("WSFAST_TEST_CORES", "c py").split()
+LOOPS = os.environ.get("WSFAST_TEST_LOOPS", "asyncio uvloop").split()
+"""Kinds of event loops. Runs that look for something else take one of them, as .ci/run does."""
 CORE_MODULES = {"wsfast._core", "wsfast._core._core", "wsfast._core._pure"}
 
 

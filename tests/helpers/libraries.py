@@ -199,6 +199,20 @@ def quart_app(arrived: asyncio.Queue[Any]) -> Any:
     return app
 
 
+class Impatient:
+    """asyncio for uvicorn's server: it looks every 0.1 s whether it is to go on, three times in each of many tests."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(delay: float) -> None:
+        await asyncio.sleep(min(delay, 0.002))
+
+
+uvicorn.server.asyncio = Impatient()  # type: ignore[attr-defined, assignment]
+
+
 @contextlib.asynccontextmanager
 async def serve_app(
     app: Any,

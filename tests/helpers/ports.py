@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import socket
 
 __all__ = ["free_port"]
 
-# Below those that Linux gives to whoever connects, and for each process of pytest-xdist a range of its own: between the
-# choice of a port and its use, no other test may take it.
+# Below those that Linux gives to whoever connects, and for each process of pytest-xdist a range of its own, in which
+# each run begins elsewhere: between the choice of a port and its use, no other test may take it.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
-_candidates = itertools.cycle(range(20_000 + 1000 * _WORKER, 21_000 + 1000 * _WORKER))
+_START = random.randrange(1000)
+_candidates = itertools.cycle(20_000 + 1000 * _WORKER + (_START + number) % 1000 for number in range(1000))
 
 
 def free_port() -> int:

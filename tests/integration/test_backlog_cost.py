@@ -17,8 +17,11 @@ from wsfast import policies
 from wsfast.policies import Policy
 
 CLIENTS = 5
-FULL = 131_072
-"""Messages of eight octets in the default bound of 1 MiB."""
+BOUND = 131_072
+"""Bytes that may wait for each client."""
+
+FULL = BOUND // 8
+"""Messages of eight octets in that."""
 
 
 class Stalled:
@@ -117,7 +120,7 @@ def test_full_queues_cost_at_most_twice(make: Any, policy: type[Policy], keyed: 
         return {name: steps_of(act) for name, act in acts.items()}
 
     async def main() -> None:
-        bound = 2 << 20 if policy is wsfast.Disconnect else 1 << 20
+        bound = 2 * BOUND if policy is wsfast.Disconnect else BOUND
         stage = Stage(make, policy(max_bytes=bound, max_age=1000.0), keyed=keyed)
         empty = costs(stage)
         stage.fill()
@@ -135,9 +138,9 @@ def test_large_message_makes_room_bit_by_bit(policy: type[Policy]) -> None:
     """One large message does not hold up everybody while thousands of small ones are dropped; in the end they are."""
 
     async def main() -> None:
-        stage = Stage(wsfast.Channel, policy())
+        stage = Stage(wsfast.Channel, policy(max_bytes=BOUND))
         stage.fill()
-        stage.publish(b"." * (1 << 20))
+        stage.publish(bytes(BOUND))
         steps = steps_of(stage.flush)
         assert steps < CLIENTS * policies.MOST_DROPS * 100
         await until(lambda: all(subscription.queued == 1 for subscription in stage.subscriptions))
@@ -153,9 +156,9 @@ def test_dropping_goes_on_after_an_interrupt() -> None:
     """What is left to be dropped is not forgotten if a signal handler raises before the next slice begins."""
 
     async def main() -> None:
-        stage = Stage(wsfast.Channel, wsfast.DropOldest())
+        stage = Stage(wsfast.Channel, wsfast.DropOldest(max_bytes=BOUND))
         stage.fill()
-        stage.publish(b"." * (1 << 20))
+        stage.publish(bytes(BOUND))
         stage.flush()
         stage.publisher._dispatcher.slow._trimming.cancel()
         await until(lambda: all(subscription.queued == 1 for subscription in stage.subscriptions))
@@ -169,13 +172,13 @@ def test_far_too_much_is_dropped_at_once() -> None:
     """However fast large messages come, no more than twice the bound waits, and the two newest."""
 
     async def main() -> None:
-        stage = Stage(wsfast.Channel, wsfast.DropOldest())
+        stage = Stage(wsfast.Channel, wsfast.DropOldest(max_bytes=BOUND))
         stage.fill()
         for _ in range(5):
-            stage.publish(b"." * (1 << 19))
+            stage.publish(bytes(BOUND // 2))
             stage.flush()
-            assert all(subscription.bytes <= 3 << 20 for subscription in stage.subscriptions)
-        await until(lambda: all(subscription.bytes <= 1 << 20 for subscription in stage.subscriptions))
+            assert all(subscription.bytes <= 3 * BOUND for subscription in stage.subscriptions)
+        await until(lambda: all(subscription.bytes <= BOUND for subscription in stage.subscriptions))
         stage.end()
 
     asyncio.run(main())
@@ -186,7 +189,7 @@ def test_stalled_clients_cost_little_while_nothing_is_published() -> None:
     """A client without a socket, which must be asked whether it has room, costs the same whatever waits for it."""
 
     async def main() -> None:
-        stage = Stage(wsfast.Channel, wsfast.DropOldest())
+        stage = Stage(wsfast.Channel, wsfast.DropOldest(max_bytes=BOUND))
         stage.fill()
         asked = stage.sinks[0].asked
         steps = 0
@@ -211,7 +214,7 @@ def test_many_that_expire_do_not_stop_the_loop() -> None:
     """When much has waited for too long at the same time, it is dropped bit by bit."""
 
     async def main() -> None:
-        stage = Stage(wsfast.Channel, wsfast.DropOldest(max_age=0.3))
+        stage = Stage(wsfast.Channel, wsfast.DropOldest(max_bytes=BOUND, max_age=0.3))
         stage.fill()
         loop = asyncio.get_running_loop()
         longest = 0

@@ -512,7 +512,7 @@ def test_streams(play: Play) -> None:
         async def iterate() -> None:
             async for message in channel:
                 received.append(message)
-                if message == b"end":
+                if isinstance(message, bytes) and message == b"end":
                     break
 
         task = await scene.stage.start(iterate())

@@ -57,7 +57,7 @@ class Client:
         await self.connection.send(END)
         received: list[str | bytes] = []
         async with asyncio.timeout(TIMEOUT):
-            while (message := await self.client.recv()) != END:
+            while isinstance(message := await self.client.recv(), bytes) or message != END:
                 received.append(message)
         return received
 
@@ -1260,7 +1260,7 @@ def test_streams(play: Play) -> None:
         async def iterate() -> None:
             async for message in hub.channel("a.*"):
                 received.append(message)
-                if message == b"end":
+                if isinstance(message, bytes) and message == b"end":
                     break
 
         task = asyncio.create_task(iterate())

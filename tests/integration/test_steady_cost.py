@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import fcntl
 import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -16,6 +19,7 @@ from websockets.asyncio.client import connect
 
 import wsfast
 from helpers.fanout import broadcast_to, channel_of, hub_of
+from helpers.peers import until
 from wsfast._core import core
 
 CLIENTS = 100
@@ -80,8 +84,7 @@ async def serve_uvicorn(ws: str, compression: str | None) -> AsyncIterator[Serve
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until(lambda: server.started)
     try:
         yield Served(server.servers[0].sockets[0].getsockname()[1], connections, sends)
     finally:
@@ -118,6 +121,24 @@ def calls_of(function: Callable[[str], Any], message: str) -> int:
     finally:
         sys.setprofile(None)
     return calls
+
+
+async def until_heard(sockets: list[Any]) -> None:
+    """Wait until both ends have read all that was sent: a connection that something arrives at later is asked.
+
+    What is sent over the loopback device is there when nothing of it is unacknowledged; an event loop that has read
+    it has handled it in the same iteration, and a handler or a writer that this has woken up goes on in the next ones.
+    """
+
+    def octets(sock: Any, request: int) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(sock.fileno(), request, count)
+        return count[0]
+
+    await until(lambda: not any(octets(sock, termios.TIOCOUTQ) for sock in sockets))
+    await until(lambda: not any(octets(sock, termios.FIONREAD) for sock in sockets))
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def heard_pong(clients: list[Any], _served: Served) -> None:
@@ -160,8 +181,9 @@ def test_steady_cost(server: str, method: str, compression: str | None) -> None:
                 for _ in range(CLIENTS)
             ]
             readers = [asyncio.create_task(client.wait_closed()) for client in clients]
-            while len(served.connections) < CLIENTS:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(served.connections) == CLIENTS)
+            # Asked for now: whoever looks at a connection's transport makes it one that must be asked.
+            sockets = [end.transport.get_extra_info("socket") for end in (*served.connections, *clients)]
             publish = METHODS[method](served.connections)
             # Long enough to be compressed; and until windows are full, a newcomer's is not yet that of the others.
             for number in range(60):
@@ -169,9 +191,9 @@ def test_steady_cost(server: str, method: str, compression: str | None) -> None:
             costs = {"quiet": calls_of(publish, "quiet" * 20)}
             for event in EVENTS:
                 await event(clients, served)
-                await asyncio.sleep(0.1)
+                await until_heard(sockets)
                 publish("a client that was heard of may be asked once" * 2)
-                await asyncio.sleep(0.01)
+                await until_heard(sockets)
                 costs[event.__name__] = calls_of(publish, "nobody is asked" * 5)
             assert {name: calls for name, calls in costs.items() if calls > PER_CLIENT * CLIENTS + ONCE} == {}
             for reader in readers:

@@ -1,9 +1,15 @@
-"""Clients that nobody here wrote receive, with compression, exactly what was sent to each of them, and in order."""
+"""Clients that nobody here wrote receive, with compression, exactly what was sent to each of them, and in order.
+
+With more messages, as .ci/matrix sends them with ALL=1:
+
+    WSFAST_TEST_MESSAGES=10000 pytest --timeout 0 -o faulthandler_timeout=0 tests/libraries/test_interop.py
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +31,9 @@ from helpers.interop.clients import CLIENTS, LIBRARIES, Inbox, Library, Node, Of
 from helpers.interop.sender import How, Line, Sender
 from helpers.interop.tap import Header, Tap
 from helpers.peers import TIMEOUT, until
+
+MESSAGES = int(os.environ.get("WSFAST_TEST_MESSAGES", "3000"))
+"""For each client of a library."""
 
 # How the servers compress: as serve() does by itself; so, but by our factory; with windows of 32 KiB; and each message
 # by itself.
@@ -193,7 +202,7 @@ def seats_of(library: Library) -> list[Seat]:
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_library(run: Run, modules: Path, library: Library) -> None:
     """Clients of one library."""
-    play(run, modules, seats_of(library), count=10_000, late=1)
+    play(run, modules, seats_of(library), count=MESSAGES, late=1)
 
 
 def test_mixed(core: Any, run: Run, modules: Path) -> None:

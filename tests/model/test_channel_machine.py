@@ -40,7 +40,7 @@ from wsfast.policies import Policy
 
 T = TypeVar("T")
 
-STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "2000"))
+STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1200"))
 STEPS_PER_RUN = 50
 MOST_WIRES = 8
 

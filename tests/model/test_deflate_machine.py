@@ -28,7 +28,7 @@ from wsfast._encoding.shared import Publication, SharedEncoder
 
 T = TypeVar("T")
 
-STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "3000"))
+STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1200"))
 STEPS_PER_RUN, AVERAGE = 50, 40
 MOST_WIRES = 14
 AUDIENCES = 3

@@ -32,7 +32,7 @@ from wsfast import _dispatcher, _writable
 from wsfast._subscription import Subscription
 from wsfast.connections.shape import peer_of
 
-SCRIPTS = int(os.environ.get("WSFAST_TEST_SCRIPTS", "400"))
+SCRIPTS = int(os.environ.get("WSFAST_TEST_SCRIPTS", "150"))
 
 CLIENTS, PUBLISHERS = 5, 3
 NAMES = ["a", "b", "a.x"]

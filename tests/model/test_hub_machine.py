@@ -34,7 +34,7 @@ from wsfast.policies import Policy
 
 T = TypeVar("T")
 
-STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1500"))
+STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1000"))
 STEPS_PER_RUN = 50
 MOST_WIRES = 6
 

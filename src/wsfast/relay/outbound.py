@@ -90,6 +90,7 @@ class Outbound:
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
         self._batch: list[_Queued] = []
+        self._most = BATCH  # messages of the next batch
         self._positions: OrderedDict[Address, _Position] = OrderedDict()
         self._epoch = 0
         self._positions_due = self._request_due = self._goodbye_due = False
@@ -211,7 +212,8 @@ class Outbound:
             except Exception as exc:
                 again = True
                 self._on_connected(False, exc)
-                self._shorten_batch()
+                if sending is not None:
+                    self._shorten_batch()
             finally:
                 if sending is not None:
                     await close(sending)
@@ -225,6 +227,7 @@ class Outbound:
             async with asyncio.timeout(self._timeout):
                 refused = await sending.publish([(address, data) for address, data, _ in self._batch])
             count, self._batch = len(self._batch), []
+            self._most = min(self._most + self._most // 8 + 1, BATCH)
             self.sent += count - refused
             if refused:
                 self._drop(refused)
@@ -232,8 +235,9 @@ class Outbound:
             await self._publish_control(sending)
 
     def _shorten_batch(self) -> None:
-        """Put half of the batch back: it may be its size that has taken too long."""
+        """Put half of the batch back: it may be its size that has taken too long. Those that follow grow slowly."""
         half = (len(self._batch) + 1) // 2
+        self._most = half or self._most
         for item in reversed(self._batch[half:]):
             self._queue.appendleft(item)
             self._queue_bytes += len(item.data)
@@ -255,7 +259,7 @@ class Outbound:
     def _fill_batch(self) -> None:
         size = 0
         oldest = None if self._slow.max_age is None else time.monotonic() - self._slow.max_age
-        while self._queue and len(self._batch) < BATCH:
+        while self._queue and len(self._batch) < self._most:
             if self._batch and size + len(self._queue[0].data) > BATCH_BYTES:
                 return
             item = self._queue.popleft()
