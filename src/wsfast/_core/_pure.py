@@ -11,7 +11,7 @@ import gc
 import os
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
@@ -336,6 +336,8 @@ class Batch:
     """
 
     def __init__(self) -> None:
+        self.connections: Any = None
+        """What `gather()` was given: a list of all; or a dict, by their places, of those that are not `sent` to."""
         self.sent = 0
         """How many kernels took all of it."""
         self.stop = 0
@@ -358,7 +360,7 @@ class Batch:
 
     def gather(
         self,
-        connections: list[Any],
+        connections: Collection[Any],
         start: int,
         message: Encodings,
         layouts: Callable[[type], Any],
@@ -370,18 +372,21 @@ class Batch:
         It stops before the first connection that must wait until those ahead of it are done with: one of an unknown
         type, whose methods may do anything; one of another event loop; in the extension, one that is there already.
 
+        The extension touches no object of those that are ready, if most are, and are not in a deque or WeakSet.
+
         Args:
-            connections: All of them; those before `start` are done with.
-            start: Position of the first.
+            connections: A collection, which may change afterwards; with another `start` than 0, `self.connections`.
+            start: Position of the first that is not done with.
             message: What to send; its encodings are asked for only where they are used.
             layouts: Layout of a type of connections, or None if it is unknown.
             transport_layouts: Layout of a type of transports, or None if it is not a known one.
             running_loop: The event loop that runs in this thread, or None.
         """
+        self.connections = list(connections) if start == 0 else connections
         self.stop = start
         try:
-            while self.stop < len(connections):
-                connection = connections[self.stop]
+            while self.stop < len(self.connections):
+                connection = self.connections[self.stop]
                 layout = layouts(type(connection))
                 if layout is None:
                     break
