@@ -129,7 +129,7 @@ class EncoderBase:
     state: Any
     encoder: Any
     peer: Any
-    """A weak reference to the peer if its connection tells, else None: the tick table may have a newer state."""
+    """A weak reference to the peer if its connection tells, else None: while that is ready, `state` is stale."""
 
 
 class Verdict(enum.IntEnum):
