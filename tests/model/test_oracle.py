@@ -318,7 +318,7 @@ def test_broadcast_keeps_order_while_a_peer_does_not_read(agree: Agree, kind: An
     """Broadcast after broadcast arrives whole and in order though the peer begins to read in the middle."""
 
     async def scenario(stage: Stage) -> None:
-        options = {} if kind == "tls" else {"sndbuf": SMALL, "rcvbuf": SMALL}
+        options: dict[str, Any] = {} if kind == "tls" else {"sndbuf": SMALL, "rcvbuf": SMALL}
         connection, peer = await stage.connect(kind, **options)
         (reading, _) = await stage.connect(kind)
         for i in range(150):

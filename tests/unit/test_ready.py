@@ -223,12 +223,12 @@ def test_a_connection_with_two_peers(name: str, network: Network) -> None:
     links[0]._wsfast_peer = None
     second = peer_of(core, links[0])
     second.check(links[0])
-    assert first.ready and second.ready
+    assert [first.ready, second.ready] == [True, True]
     assert send(core, links).sent == 8
     first.invalidate()
     links[0]._wsfast_peer = None
     assert send(core, links).sent == 8
-    assert links[0]._wsfast_peer is None
+    assert [link._wsfast_peer is None for link in links] == [True] + [False] * 7
     second.invalidate()
     assert send(core, links).sent == 8
     assert links[0]._wsfast_peer.ready  # another one
@@ -395,7 +395,7 @@ class World:
 @settings(deadline=None, max_examples=150)
 @given(deeds=st.lists(DEEDS, max_size=60))
 def test_finds_those_that_are_there(name: str, deeds: list[tuple[str, Any, Any]]) -> None:
-    """Each gets what it is sent, whoever had its address, its descriptor or its row before, and keeps no other alive."""
+    """Each gets what it is sent, whoever had its address, its descriptor or its row before, and keeps none alive."""
     world = World(load_core(name))
     try:
         for deed, one, other in deeds:

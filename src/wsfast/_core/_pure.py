@@ -329,15 +329,15 @@ def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
 class Batch:
     """One send to many connections: which can be written to directly, and what was not taken.
 
-    A *place* is the position of a connection in the list, or the slot of a peer. First `gather()` or `collect()` is
-    called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that
+    A *place* is the position of a connection in the collection, or the slot of a peer. First `gather()` or `collect()`
+    is called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that
     nobody else writes to the connections in between. The caller sees to it that no garbage is collected, whose
     finalizers could; signal handlers must not.
     """
 
     def __init__(self) -> None:
         self.connections: Any = None
-        """What `gather()` was given: a list of all; or a dict, by their places, of those that are not `sent` to."""
+        """By their places, what `gather()` was given: all, in a list, or a dict of whoever was looked at or is left."""
         self.sent = 0
         """How many kernels took all of it."""
         self.stop = 0

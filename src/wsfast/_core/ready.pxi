@@ -54,7 +54,7 @@ cdef extern from *:
 
 cdef struct Row:
     int fd              # of a peer that is ready; else -1
-    uint32_t window     # of one that is ready, index of what its window holds; 0: no compression. Of none, the next free
+    uint32_t window     # of one that is ready, index of what its window holds; 0: no compression. Of nobody, the next
 
 
 cdef struct Key:
