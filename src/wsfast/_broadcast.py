@@ -7,8 +7,8 @@ import contextlib
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import Any, Literal, NamedTuple, cast
 from weakref import WeakSet
 
 from websockets.exceptions import ConcurrencyError
@@ -127,7 +127,7 @@ def fan_out(
     check_timeout(timeout)
     fan_out = _FanOut(message, encodings, raise_exceptions, timeout)
     if type(connections) in _INERT:
-        fan_out.send(list(connections))
+        fan_out.send(cast("Collection[Any]", connections))
     else:
         for connection in connections:
             fan_out.send([connection])
@@ -195,13 +195,18 @@ class _FanOut(Reporter):
             self.running_loop = None
         Dispatcher.finish(self.running_loop)
 
-    def send(self, connections: list[Any]) -> None:
-        """Send the message to all connections, as many as possible in one delivery."""
+    def send(self, collection: Collection[Any]) -> None:
+        """Send the message to all connections, as many as possible in one delivery. To iterate runs no user's code."""
+        connections: Any = collection
         if self.timeout is not SEND_TIMEOUT:
+            connections = list(connections)
             self.refuse_timeout(connections)
         start = 0
         while start < len(connections):
-            stop = self.deliver(connections, start)
+            batch = self.deliver(connections, start)
+            connections, stop = batch.connections, batch.stop
+            if stop >= len(connections):
+                break
             if stop == start and self.adapt(connections, start):
                 continue
             if stop == start and is_sync(type(connections[start])):
@@ -242,8 +247,8 @@ class _FanOut(Reporter):
         limit, report_later = limit_after(self.timeout), Reporter(False).report
         send_to_all(connections, Call(self.message, self.encodings, self.report, report_later, limit))
 
-    def deliver(self, connections: list[Any], start: int) -> int:
-        """Send the message to as many connections as possible at once; return the position behind the last."""
+    def deliver(self, connections: Collection[Any], start: int) -> core.Batch:
+        """Send the message to as many connections as possible at once; return the batch, which knows how many."""
         outcome = Outcome()
         batch = deliver(
             outcome,
@@ -255,20 +260,21 @@ class _FanOut(Reporter):
         self.sent += batch.sent
         self.skipped += len(batch.closed)
         if not outcome.counts and not batch.waiting and not batch.refused and not batch.own:
-            return batch.stop
+            return batch
 
         # From here on, code of the user's may run.
-        report_lost(batch, lambda place, _: connections[place])
+        connection_at = batch.connections.__getitem__
+        report_lost(batch, lambda place, _: connection_at(place))
         failures = outcome.failures
         for position in (*outcome.counts, *(place for place, _ in (*batch.waiting, *batch.refused))):
             if position not in failures:
-                self.count(connections[position])
+                self.count(connection_at(position))
         for position in sorted((*failures, *batch.own)):
             if position in failures:
-                self.report_failure(connections[position], failures.pop(position))
+                self.report_failure(connection_at(position), failures.pop(position))
             else:
-                self.send_by_own_methods(connections[position])
-        return batch.stop
+                self.send_by_own_methods(connection_at(position))
+        return batch
 
     def count(self, connection: Any) -> None:
         """Count a message that a connection has accepted."""

@@ -25,7 +25,8 @@ from websockets.asyncio.server import ServerConnection
 
 import wsfast
 from helpers.peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, inflate, parse_frames, until
-from wsfast.connections.websockets import SEND_IN_PROGRESS
+from wsfast.connections.shape import peer_of
+from wsfast.connections.websockets import SEND_IN_PROGRESS, Telling
 
 __all__ = ["Outcome", "Scenario", "Stage", "describe", "drop", "fragmented_send", "play", "upstream", "version"]
 
@@ -183,11 +184,16 @@ class Stage:
         await asyncio.sleep(0)
         return task
 
-    async def connect(self, kind: Kind = "plain", **options: Any) -> tuple[Any, Any]:
-        """Open one connection; return it, and its peer."""
+    async def connect(self, kind: Kind = "plain", *, known: bool = True, **options: Any) -> tuple[Any, Any]:
+        """Open one connection; return it, and its peer.
+
+        If it is `known`, one that tells what happens to it is not looked at when it is first sent to.
+        """
         connection, peer = await (self._dial(**options) if kind == "client" else self._accept(kind, **options))
         self.connections.append(connection)
         self.peers.append(peer)
+        if known and isinstance(connection, Telling):
+            peer_of(connection).check(connection)
         # Whether records of the handshake are in order is not of interest here, and they tell the time.
         self.recorder.records.clear()
         return connection, peer

@@ -201,3 +201,35 @@ def test_steady_cost(server: str, method: str, compression: str | None) -> None:
             await asyncio.gather(*readers, return_exceptions=True)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"], ids=["plain", "deflate"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_broadcast_reads_no_attribute(server: str, compression: str | None) -> None:
+    """Connections that are ready are sent to without being looked at: they need not even tell which peer is theirs."""
+    if not core.sends_directly:
+        pytest.skip("the twin always asks")
+
+    async def main() -> None:
+        async with SERVERS[server](compression) as served, contextlib.AsyncExitStack() as stack:
+            url = f"ws://127.0.0.1:{served.port}"
+            clients = [
+                await stack.enter_async_context(connect(url, compression=compression, ping_interval=None))
+                for _ in range(10)
+            ]
+            while len(served.connections) < len(clients):
+                await asyncio.sleep(0.01)
+            connections = set(served.connections)
+            assert wsfast.broadcast(connections, "first " * 30).sent == len(clients)
+            peers = [connection._wsfast_peer for connection in connections]
+            for connection in connections:
+                connection._wsfast_peer = None
+            assert wsfast.broadcast(connections, "second " * 30).sent == len(clients)
+            assert [connection._wsfast_peer for connection in connections] == [None] * len(clients)
+            for connection, peer in zip(connections, peers, strict=True):
+                connection._wsfast_peer = peer
+            assert [[await client.recv(), await client.recv()] for client in clients] == [
+                ["first " * 30, "second " * 30]
+            ] * len(clients)
+
+    asyncio.run(main())

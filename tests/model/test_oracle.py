@@ -318,7 +318,7 @@ def test_broadcast_keeps_order_while_a_peer_does_not_read(agree: Agree, kind: An
     """Broadcast after broadcast arrives whole and in order though the peer begins to read in the middle."""
 
     async def scenario(stage: Stage) -> None:
-        options = {} if kind == "tls" else {"sndbuf": SMALL, "rcvbuf": SMALL}
+        options: dict[str, Any] = {} if kind == "tls" else {"sndbuf": SMALL, "rcvbuf": SMALL}
         connection, peer = await stage.connect(kind, **options)
         (reading, _) = await stage.connect(kind)
         for i in range(150):
@@ -746,7 +746,7 @@ def test_broadcast_uses_a_protocol_of_another_type(agree: Agree) -> None:
     """Broadcast calls the methods of a protocol that is of a subclass."""
 
     async def scenario(stage: Stage) -> None:
-        one, two = await stage.connect_many(2)
+        one, two = await stage.connect_many(2, known=False)
 
         class Upper(type(one.protocol)):  # type: ignore[misc]
             def send_text(self, data: bytes, fin: bool = True) -> None:
@@ -763,7 +763,7 @@ def test_broadcast_calls_methods_replaced_on_the_instance(agree: Agree, name: st
     """Broadcast calls methods that were replaced on one connection or its protocol before it is first sent to."""
 
     async def scenario(stage: Stage) -> None:
-        (connection,) = await stage.connect_many(1)
+        (connection,) = await stage.connect_many(1, known=False)
         owner = connection.protocol if name.startswith("protocol.") else connection
         method = getattr(owner, name.split(".")[-1])
         calls: list[str] = []

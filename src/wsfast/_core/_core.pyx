@@ -1,6 +1,7 @@
 # cython: language_level=3, freethreading_compatible=False, boundscheck=False, wraparound=False
 """The fast core: Python objects on one side, wsf.h on the other. `_pure` defines what each function does."""
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -38,6 +39,7 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject
     PyTypeObject *Py_TYPE(object)
     object PyObject_CallOneArg(object, object)
+    Py_ssize_t PyObject_Size(object) except -1
     int PyGC_Disable()
     int PyGC_Enable()
 
@@ -119,6 +121,7 @@ def detaches(size_t count):
 
 
 include "frames.pxi"
+include "ready.pxi"
 include "peer.pxi"
 include "table.pxi"
 include "sends.pxi"

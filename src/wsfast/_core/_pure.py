@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 from weakref import ref
 
@@ -97,7 +97,7 @@ class EncoderBase:
     state: Any
     encoder: Any
     peer: Any
-    """A weak reference to the peer if its connection tells, else None: the tick table may have a newer state."""
+    """A weak reference to the peer if its connection tells, else None: while that is ready, `state` is stale."""
 
 
 class Verdict(enum.IntEnum):
@@ -301,13 +301,15 @@ def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
 class Batch:
     """One send to many connections: which can be written to directly, and what was not taken.
 
-    A *place* is the position of a connection in the list, or the slot of a peer. First `gather()` or `collect()` is
-    called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that
+    A *place* is the position of a connection in the collection, or the slot of a peer. First `gather()` or `collect()`
+    is called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that
     nobody else writes to the connections in between. The caller sees to it that no garbage is collected, whose
     finalizers could; signal handlers must not.
     """
 
     def __init__(self) -> None:
+        self.connections: Any = None
+        """By their places, what `gather()` was given: all, in a list, or a dict of whoever was looked at or is left."""
         self.sent = 0
         """How many kernels took all of it."""
         self.stop = 0
@@ -330,7 +332,7 @@ class Batch:
 
     def gather(
         self,
-        connections: list[Any],
+        connections: Collection[Any],
         start: int,
         message: Encodings,
         layouts: Callable[[type], Any],
@@ -342,18 +344,21 @@ class Batch:
         It stops before the first connection that must wait until those ahead of it are done with: one of an unknown
         type, whose methods may do anything; one of another event loop; in the extension, one that is there already.
 
+        The extension touches no object of those that are ready, if most are, and are not in a deque or WeakSet.
+
         Args:
-            connections: All of them; those before `start` are done with.
-            start: Position of the first.
+            connections: A collection, which may change afterwards; with another `start` than 0, `self.connections`.
+            start: Position of the first that is not done with.
             message: What to send; its encodings are asked for only where they are used.
             layouts: Layout of a type of connections, or None if it is unknown.
             transport_layouts: Layout of a type of transports, or None if it is not a known one.
             running_loop: The event loop that runs in this thread, or None.
         """
+        self.connections = list(connections) if start == 0 else connections
         self.stop = start
         try:
-            while self.stop < len(connections):
-                connection = connections[self.stop]
+            while self.stop < len(self.connections):
+                connection = self.connections[self.stop]
                 layout = layouts(type(connection))
                 if layout is None:
                     break

@@ -48,8 +48,7 @@ class TickTable:
     is known of what must still be sent is in the table: who is interrupted goes on from there. Each method does all or
     nothing, if a signal handler raises an exception in the middle of it.
 
-    In the extension, the table also has, of each slot that is ready, its descriptor and what its window holds, so that
-    no object of the subscriber's is touched to send to it.
+    In the extension, no object of a subscriber that is ready is touched to send to it.
     """
 
     def __init__(self) -> None:

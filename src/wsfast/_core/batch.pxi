@@ -4,7 +4,7 @@
 cdef class Batch:
     """See the twin."""
 
-    cdef list connections   # those that are sent to; None if it is slots of a tick table
+    cdef readonly object connections    # by their places: a list, or a dict; None if it is slots of a tick table
     cdef TickTable table
     cdef size_t cursor      # of the table, after this
     cdef Sends plain, masked
@@ -14,6 +14,7 @@ cdef class Batch:
     cdef size_t noted       # of the plain ones, how many have been noted
     cdef bint detached      # whether threads send them, to slots with that flag
     cdef readonly list closed, cut, refused, waiting, own, lost
+    cdef dict left          # `connections`, if it has only those that were looked at, or did not take everything
 
     def __init__(self):
         self.plain = Sends.__new__(Sends)
@@ -25,7 +26,66 @@ cdef class Batch:
         self.own = []
         self.lost = []
 
-    def gather(self, list connections not None, Py_ssize_t start, message, layouts, transport_layouts, running_loop):
+    def gather(self, connections, Py_ssize_t start, message, layouts, transport_layouts, running_loop):
+        if start == 0:
+            if self.gather_ready(connections, message, layouts, running_loop):
+                self.prepare()
+                return
+            connections = list(connections)
+        self.connections = connections
+        self.gather_each(connections, start, message, layouts, transport_layouts, running_loop)
+        self.prepare()
+
+    cdef bint gather_ready(self, connections, message, layouts, running_loop) except -1:
+        """Gather a whole collection, touching no object of a connection that is ready.
+
+        Returns False, and has changed nothing, if they must be gathered one by one.
+        """
+        cdef Sends sends = self.plain
+        cdef dict left = {}
+        cdef Py_ssize_t place
+        cdef Verdict verdict
+        cdef Peer peer
+        cdef uint32_t group
+        cdef size_t i
+
+        first = first_of_several(connections)
+        try:
+            layout = None if first is None else layouts(type(first))
+        except Exception:
+            return False
+        if layout is None or not layout.tells:
+            return False
+        self.stop = sends.add_ready(connections, left, Py_TYPE(first), running_loop)
+        if self.stop == 0:
+            return False
+        self.connections = self.left = left
+        for i in range(sends.size):
+            sends.groups[i] = sends.group_of(
+                ready_peers.windows[ready_peers.rows[sends.rows[i]].window], message, False
+            )
+        for place, connection in left.items():
+            peer = getattr(connection, PEER)
+            try:
+                verdict = ask(peer, connection)
+            except Exception:
+                verdict = OWN  # whatever is odd about it, the ordinary path will meet and report it
+            if verdict == CLOSED:
+                self.closed.append(place)
+            elif verdict == OWN:
+                self.own.append(place)
+            elif verdict == TRANSPORT:
+                self.waiting.append((place, peer))
+            else:
+                sends = self.masked if peer.masked else self.plain
+                group = sends.group_of(window_of(peer), message, peer.masked)
+                sends.add(peer.fd, place, group, peer.row)
+        return True
+
+    cdef int gather_each(
+        self, list connections, Py_ssize_t start, message, layouts, transport_layouts, running_loop
+    ) except -1:
+        """Gather connections one by one."""
         cdef Py_ssize_t size = PyList_GET_SIZE(connections)
         cdef uint32_t batch = seen.new_batch()
         cdef PyTypeObject *kind = NULL
@@ -36,7 +96,6 @@ cdef class Batch:
         cdef bint encodes = False, overlaps = threaded(size - start)
         cdef Sends sends
 
-        self.connections = connections
         self.stop = start
         try:
             if overlaps:
@@ -56,12 +115,12 @@ cdef class Batch:
                         self.plain.offer()
                     warm(connections, self.stop, min(size, self.stop + AHEAD), kind)
                 peer = getattr(connection, PEER, None)
-                if peer is not None and peer.ready and peer.loop is running_loop:
+                if peer is not None and ready_peers.rows[peer.row].fd >= 0 and peer.loop is running_loop:
                     if peer.slot >= 0 and peer.table.flags[peer.slot] & DETACHED:
                         if self.interrupts(&overlaps):
                             break
                         peer.table.wait(peer.slot)
-                    verdict = DIRECT if peer.ready else look(peer, connection)
+                    verdict = DIRECT if ready_peers.rows[peer.row].fd >= 0 else look(peer, connection)
                 else:
                     if (peer is None or not peer.quiet) and self.interrupts(&overlaps):
                         break
@@ -89,38 +148,30 @@ cdef class Batch:
                     break  # a duplicate: what may be cut off from its first frame must go out before the second
                 else:
                     sends = self.masked if peer.masked else self.plain
-                    window = self.window_of(peer)
+                    window = window_of(peer)
                     if PyList_GET_SIZE(sends.encodings) == 0 or sends.last_window != <PyObject *>window:
                         if (peer.masked or PyList_GET_SIZE(sends.encodings)) and self.interrupts(&overlaps):
                             break
                         encodes = True
                         sends.new_group(0, window, message, peer.masked)
                         encodes = False
-                    sends.add(peer.fd, self.stop, sends.last_group, peer if window is not None else None)
+                    sends.add(peer.fd, self.stop, sends.last_group, peer.row)
                 self.stop += 1
         except Exception:
             if encodes:  # nothing has been sent yet
                 raise
             # Whatever is odd about the connection at which it stopped, the ordinary path will meet and report it.
-        self.prepare()
+        return 0
 
     cdef bint interrupts(self, bint *overlaps) noexcept:
         """Whether what runs code must wait until what threads are sending has been noted; else none sends until then."""
         overlaps[0] = False
         return self.plain.begun
 
-    cdef object window_of(self, Peer peer):
-        """Return what a peer's window holds; None if its messages are not compressed."""
-        if peer.encoder is None:
-            return None
-        if peer.ready and peer.slot >= 0:
-            return peer.table.windows[peer.table.states[peer.slot]]
-        return (<EncoderBase>peer.encoder).state
-
     def collect(self, TickTable table not None, size_t count, sequence_of, bint ready=False):
         cdef Generation *generation = &table.generations[1 - table.publishing]
         cdef int sending = 1 - table.publishing
-        cdef uint32_t slot, node
+        cdef uint32_t slot, node, row
         cdef size_t i, place, asked_size = 0
         cdef uint32_t *asked = NULL
         cdef PyObject *peers[AHEAD]
@@ -143,11 +194,14 @@ cdef class Batch:
                     continue
                 if table.flags[slot] & ASIDE or table.skips[slot]:
                     self.refused.append((slot, <object>PyList_GET_ITEM(table.peers, slot)))
-                elif table.fds[slot] < 0:
+                    continue
+                row = table.rows[slot]
+                if ready_peers.rows[row].fd < 0:
                     asked[asked_size] = slot
                     asked_size += not ready
                 else:
-                    self.add_slot(table.fds[slot], slot, node, table.windows[table.states[slot]], None, sequence_of)
+                    window = ready_peers.windows[ready_peers.rows[row].window]
+                    self.add_slot(ready_peers.rows[row].fd, slot, node, window, row, sequence_of)
             i = 0
             while i < asked_size:
                 block = min(<size_t>AHEAD, asked_size - i)
@@ -172,7 +226,7 @@ cdef class Batch:
         self.cursor = generation.cursor + count
         self.prepare()
 
-    cdef int add_slot(self, int fd, uint32_t slot, uint32_t node, window, Peer peer, sequence_of) except -1:
+    cdef int add_slot(self, int fd, uint32_t slot, uint32_t node, window, uint32_t row, sequence_of) except -1:
         cdef Sends sends = self.plain
 
         if (
@@ -181,7 +235,7 @@ cdef class Batch:
             or sends.last_window != <PyObject *>window
         ):
             sends.new_group(node, window, sequence_of(node), False)
-        return sends.add(fd, slot, sends.last_group, peer)
+        return sends.add(fd, slot, sends.last_group, row)
 
     cdef int ask_slot(self, uint32_t slot, uint32_t node, sequence_of) except -1:
         """Look at one peer that is not known to be ready, and list it accordingly."""
@@ -198,11 +252,8 @@ cdef class Batch:
             self.own.append((slot, peer))
         elif verdict == TRANSPORT:
             self.waiting.append((slot, peer))
-        elif peer.ready:
-            self.add_slot(peer.fd, slot, node, self.window_of(peer), None, sequence_of)
         else:
-            window = self.window_of(peer)
-            self.add_slot(peer.fd, slot, node, window, peer if window is not None else None, sequence_of)
+            self.add_slot(peer.fd, slot, node, window_of(peer), peer.row, sequence_of)
         return 0
 
     cdef int prepare(self) except -1:
@@ -265,8 +316,6 @@ cdef class Batch:
         if wsf_claim(&self.plain.call, i) != <ssize_t>self.plain.buffers[group].size:
             return False
         self.note_at(i)
-        self.forget(self.table, self.plain.before[group])
-        self.forget(self.table, self.plain.after[group])
         return True
 
     cdef int note_plain(self) except -1:
@@ -281,12 +330,8 @@ cdef class Batch:
             self.noted = i
             if not self.detached or table.flags[sends.places[i]] & DETACHED:
                 self.note_at(i)
-        if table is not None:
-            for i in range(PyList_GET_SIZE(sends.after)):
-                self.forget(table, sends.before[i])
-                self.forget(table, sends.after[i])
-            if self.detached:
-                table.batch = None
+        if self.detached:
+            table.batch = None
         return 0
 
     cdef int note_at(self, size_t i) except -1:
@@ -299,22 +344,12 @@ cdef class Batch:
             table.flags[place] &= ~DETACHED
             table.detached -= 1
         if sends.results[i] != <ssize_t>sends.buffers[group].size:
-            self.leave(place, sends.data[group], sends.results[i], sends, group)
+            self.leave(sends, i, sends.data[group])
             return 0
         if table is not None:
             table.clear(place, 1 - table.publishing)
         if PyList_GET_ITEM(sends.after, group) != <PyObject *>None:
-            if sends.peers[i] != NULL:
-                self.move(<Peer>sends.peers[i], <object>PyList_GET_ITEM(sends.after, group))
-            elif table is not None:
-                table.move_window(<uint32_t>place, table.window_index(<object>PyList_GET_ITEM(sends.after, group)))
-        return 0
-
-    cdef int forget(self, TickTable table, window) except -1:
-        if window is not None:
-            index = table.window_indexes.get(window)
-            if index is not None:
-                table.forget_window(index)
+            ready_peers.move_window(sends.rows[i], <object>PyList_GET_ITEM(sends.after, group))
         return 0
 
     cdef int note_masked(self) except -1:
@@ -326,35 +361,25 @@ cdef class Batch:
             if sends.results[i] != masked_size(encoding):
                 key = self.keys[i * WSF_KEY_SIZE:(i + 1) * WSF_KEY_SIZE]
                 frame = encode_frame(encoding.first, encoding.payload, key)
-                self.leave(sends.places[i], frame, sends.results[i], sends, sends.groups[i])
-            elif sends.peers[i] != NULL and sends.after[sends.groups[i]] is not None:
-                self.move(<Peer>sends.peers[i], sends.after[sends.groups[i]])
+                self.leave(sends, i, frame)
+            elif sends.after[sends.groups[i]] is not None:
+                ready_peers.move_window(sends.rows[i], sends.after[sends.groups[i]])
         return 0
 
-    cdef int move(self, Peer peer, window) except -1:
-        """Note what the window of a peer holds now."""
-        cdef EncoderBase encoder
-        cdef uint32_t before
-
-        if peer.ready and peer.slot >= 0:
-            before = peer.table.states[peer.slot]
-            peer.table.move_window(<uint32_t>peer.slot, peer.table.window_index(window))
-            peer.table.forget_window(before)
-        else:
-            encoder = peer.encoder
-            encoder.state = window
-            encoder.encoder = None
-        return 0
-
-    cdef Peer peer_at(self, Py_ssize_t place):
-        return getattr(self.connections[place], PEER) if self.table is None else self.table.peers[place]
-
-    cdef int leave(self, Py_ssize_t place, bytes frame, ssize_t result, Sends sends, uint32_t group) except -1:
+    cdef int leave(self, Sends sends, size_t index, bytes frame) except -1:
         """List what the kernel did not take."""
-        cdef Peer peer = self.peer_at(place)
+        cdef PyObject *known = ready_peers.peers[sends.rows[index]]
+        cdef Py_ssize_t place = sends.places[index]
+        cdef ssize_t result = sends.results[index]
+        cdef uint32_t group = sends.groups[index]
+        cdef Peer peer
         cdef size_t count
-        cdef list sequence
 
+        if known == NULL:
+            return 0  # its connection has ended, which only another thread can have brought about
+        peer = <Peer>known
+        if self.left is not None and place not in self.left:
+            self.left[place] = peer.transport.get_protocol() if peer.found is None else peer.found
         peer.invalidate()
         if result <= 0:
             self.refused.append((place, peer))
@@ -385,28 +410,35 @@ cdef class Batch:
         """Abort the connections that were sent something that is not noted, or half a frame: its end is lost."""
         cdef size_t i
 
-        for place, _, _, _, _ in self.cut:
-            self.abort_at(place)
+        for _, peer, _, _, _ in self.cut:
+            self.abort(peer)
         for i in range(self.noted, self.plain.size):
-            if self.plain.results[i] > 0 and not (self.detached and self.is_noted(i)):
-                self.abort_at(self.plain.places[i])
+            if self.detached and not self.table.flags[self.plain.places[i]] & DETACHED:
+                continue
+            if self.plain.results[i] > 0 and ready_peers.peers[self.plain.rows[i]] != NULL:
+                self.abort(<Peer>ready_peers.peers[self.plain.rows[i]])
         for i in range(self.masked.size):
-            if self.masked.results[i] > 0:
-                self.abort_at(self.masked.places[i])
+            if self.masked.results[i] > 0 and ready_peers.peers[self.masked.rows[i]] != NULL:
+                self.abort(<Peer>ready_peers.peers[self.masked.rows[i]])
         del self.cut[:]
         return 0
 
-    cdef bint is_noted(self, size_t i):
-        return not self.table.flags[self.plain.places[i]] & DETACHED
-
-    cdef int abort_at(self, Py_ssize_t place) except -1:
-        cdef Peer peer = self.peer_at(place)
+    cdef int abort(self, Peer peer) except -1:
         try:
             peer.invalidate()
             peer.transport.abort()
         except Exception:
             pass  # the others are aborted all the same
         return 0
+
+
+cdef object window_of(Peer peer):
+    """Return what a peer's window holds; None if its messages are not compressed."""
+    if peer.encoder is None:
+        return None
+    if ready_peers.rows[peer.row].fd >= 0:
+        return ready_peers.windows[ready_peers.rows[peer.row].window]
+    return (<EncoderBase>peer.encoder).state
 
 
 cdef ssize_t masked_size(encoding) except -1:

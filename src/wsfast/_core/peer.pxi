@@ -81,6 +81,8 @@ cdef bint has_replaced(owner, methods) except -1:
     return False
 
 
+# Not cleared by the garbage collector: while the connection is found by its address, it must not be freed.
+@cython.no_gc_clear
 cdef class Peer:
     """See the twin."""
 
@@ -89,13 +91,13 @@ cdef class Peer:
     cdef readonly object protocol, transport, loop
     cdef object gate            # what tells whether something is being sent; None if the connection does
     cdef readonly object encoder
-    cdef readonly bint ready
     cdef readonly bint masked
     cdef bint tells
     cdef bint quiet             # whether to ask it runs no code of Python's
     cdef int fd
+    cdef uint32_t row           # among those that are ready; 0 if it is never written to directly
     cdef readonly Py_ssize_t slot
-    cdef TickTable table
+    cdef object found           # the connection while it is found by its address, so that no other one has that
     cdef public object connection, backlog, subscriptions, dispatcher, layout
     cdef object __weakref__
 
@@ -142,6 +144,13 @@ cdef class Peer:
             (<EncoderBase>encoder).peer = ref(self)
         self.methods = methods_of(type(self.transport), transport_layout)
         self.quiet = self.methods.quiet and not self.tells
+        if self.fd >= 0 and self.row == 0:
+            self.row = ready_peers.add(self)
+
+    def __dealloc__(self):
+        if self.row:
+            self.invalidate()
+            ready_peers.remove(self.row)
 
     def check(self, connection):
         self.invalidate()
@@ -150,20 +159,16 @@ cdef class Peer:
     cpdef invalidate(self):
         if self.slot >= 0:
             self.table.wait(self.slot)
-        if self.ready:
-            self.ready = False
-            if self.slot >= 0:
-                self.table.withdraw(self)
+        if ready_peers.rows[self.row].fd >= 0:
+            ready_peers.withdraw(self)
+
+    @property
+    def ready(self):
+        return ready_peers.rows[self.row].fd >= 0
 
     @property
     def direct(self):
         return self.fd >= 0
-
-    cdef int attach(self, TickTable table, Py_ssize_t slot) except -1:
-        self.invalidate()
-        self.table = table
-        self.slot = slot
-        return 0
 
 
 cdef Verdict ask(Peer peer, connection) except *:
@@ -198,12 +203,10 @@ cdef Verdict look(Peer peer, connection) except *:
             methods.write(peer.transport, EMPTY)
         except Exception:
             return TRANSPORT  # which will raise the same once more, where it is reported
-    if peer.tells and not peer.ready:
+    if peer.tells and ready_peers.rows[peer.row].fd < 0:
         if peer.transport.get_protocol() is not connection:
             return OWN  # somebody else is told what happens, as after loop.start_tls()
-        if peer.slot >= 0:
-            peer.table.offer(peer)
-        peer.ready = True
+        ready_peers.offer(peer, connection)
     return DIRECT
 
 
@@ -298,7 +301,7 @@ cdef void warm_peers(PyObject **peers, Py_ssize_t count):
         if peers[i] == NULL:
             continue
         wsfast_fetch_object((<Peer>peers[i]).encoder, ENCODER_LINES)
-        if (<Peer>peers[i]).ready:
+        if ready_peers.rows[(<Peer>peers[i]).row].fd >= 0:
             peers[i] = NULL
             continue
         wsfast_fetch_object((<Peer>peers[i]).protocol, 2)

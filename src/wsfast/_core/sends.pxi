@@ -7,7 +7,7 @@ cdef class Sends:
     cdef int *fds
     cdef uint32_t *groups       # what each one is sent
     cdef Py_ssize_t *places     # of each one's connection: its position in the list, or its slot
-    cdef PyObject **peers       # peers whose own state moves on when all was taken, borrowed; else NULL
+    cdef uint32_t *rows         # of each one's peer, among those that are ready, whether it is or not
     cdef ssize_t *results       # what became of each: see wsf.h
     cdef size_t size, room
     # Of each group.
@@ -40,7 +40,7 @@ cdef class Sends:
         PyMem_Free(self.fds)
         PyMem_Free(self.groups)
         PyMem_Free(self.places)
-        PyMem_Free(self.peers)
+        PyMem_Free(self.rows)
         PyMem_Free(self.results)
         PyMem_Free(self.buffers)
         PyMem_Free(self.firsts)
@@ -49,20 +49,56 @@ cdef class Sends:
         self.fds = <int *>resized(self.fds, room * sizeof(int))
         self.groups = <uint32_t *>resized(self.groups, room * sizeof(uint32_t))
         self.places = <Py_ssize_t *>resized(self.places, room * sizeof(Py_ssize_t))
-        self.peers = <PyObject **>resized(self.peers, room * sizeof(PyObject *))
+        self.rows = <uint32_t *>resized(self.rows, room * sizeof(uint32_t))
         self.results = <ssize_t *>resized(self.results, room * sizeof(ssize_t))
         self.room = room
         return 0
 
-    cdef int add(self, int fd, Py_ssize_t place, uint32_t group, Peer peer) except -1:
+    cdef int add(self, int fd, Py_ssize_t place, uint32_t group, uint32_t row) except -1:
         if self.size == self.room:
             self.reserve(max(64, 4 * self.room))
         self.fds[self.size] = fd
         self.places[self.size] = place
         self.groups[self.size] = group
-        self.peers[self.size] = <PyObject *>peer if peer is not None else NULL
+        self.rows[self.size] = row
         self.size += 1
         return 0
+
+    cdef Py_ssize_t add_ready(self, connections, dict left, PyTypeObject *kind, running_loop) except -1:
+        """Add all connections of a collection that are ready; return its size.
+
+        The others, with their places, are put into `left`. Returns 0, and has added none, if these are many, or not of
+        the type `kind`, which is the one whose attributes may be read, or must wait for those ahead of them.
+
+        No code of Python's runs: the collection stays as it is, and all that it holds stays alive.
+        """
+        cdef PyObject *items[AHEAD]
+        cdef Py_ssize_t most = PyObject_Size(connections) >> 2
+        cdef Py_ssize_t cursor = 0, place = 0, count = AHEAD, i
+        cdef uint32_t batch = seen.new_batch()
+        cdef uint32_t row
+
+        while count:
+            count = wsfast_items(connections, &cursor, items, AHEAD)
+            ready_peers.fetch(items, count)
+            for i in range(count):
+                row = ready_peers.find(items[i], <PyObject *>running_loop)
+                if row and seen.add(ready_peers.rows[row].fd, batch):
+                    self.add(ready_peers.rows[row].fd, place + i, 0, row)
+                elif not row and most and can_be_last(<object>items[i], kind, running_loop, batch):
+                    left[place + i] = <object>items[i]
+                    most -= 1
+                else:
+                    self.size = 0
+                    return 0
+            place += count
+        return place
+
+    cdef uint32_t group_of(self, window, message, bint masked) except? 0:
+        """Return what those are sent in a broadcast whose windows hold this."""
+        if PyList_GET_SIZE(self.encodings) == 0 or self.last_window != <PyObject *>window:
+            self.new_group(0, window, message, masked)
+        return self.last_group
 
     cdef int new_group(self, uint32_t node, window, message, bint masked) except -1:
         """Choose what those at a node are sent whose windows hold this; None for no compression."""
@@ -134,6 +170,29 @@ cdef class Sends:
                 complete = wsf_send_many(self.fds, groups, self.size, self.buffers, self.results)
         self.begun = False
         return complete
+
+
+cdef object first_of_several(connections):
+    """Return the first connection; None if there is only one, or it is not known how the collection keeps them."""
+    cdef PyObject *items[2]
+    cdef Py_ssize_t cursor = 0
+
+    return <object>items[0] if wsfast_items(connections, &cursor, items, 2) == 2 else None
+
+
+cdef bint can_be_last(connection, PyTypeObject *kind, running_loop, uint32_t batch) except -1:
+    """Whether a connection that is not ready can be gathered after all others. No code of Python's runs.
+
+    `kind` is the one type whose attributes may be read.
+    """
+    if Py_TYPE(connection) != kind:
+        return False
+    peer = getattr(connection, PEER, None)
+    return (
+        type(peer) is Peer
+        and (<Peer>peer).loop is running_loop
+        and ((<Peer>peer).fd < 0 or seen.add((<Peer>peer).fd, batch))
+    )
 
 
 cdef class Seen:

@@ -58,9 +58,8 @@ cdef struct Generation:
 
 cdef enum:
     ASIDE = 1           # listed rather than sent to
-    OWN_ENCODER = 2     # the peer has an encoder of its own, which is dropped when its state moves on
-    TOUCHED = 4         # it is among those that are touched in the first generation; shifted by one, in the second
-    DETACHED = 16       # threads are sending to it, or have sent, while the event loop goes on
+    TOUCHED = 2         # it is among those that are touched in the first generation; shifted by one, in the second
+    DETACHED = 8        # threads are sending to it, or have sent, while the event loop goes on
 
 cdef uint32_t NO_ENTRY = UINT32_MAX
 
@@ -83,8 +82,7 @@ cdef class Batch
 cdef class TickTable:
     """See the twin."""
 
-    cdef int *fds               # of each slot whose peer is ready; else -1
-    cdef uint32_t *states       # of each slot whose peer is ready: index of what its window holds; 0: no compression
+    cdef uint32_t *rows         # of each slot's peer, among those that are ready
     cdef uint32_t *nodes[2]     # of each slot, in each generation
     cdef uint32_t *skips        # of each slot, how many of its entries that are being sent have been sent
     cdef uint8_t *flags
@@ -95,12 +93,6 @@ cdef class TickTable:
     cdef list entries           # of each generation
     cdef int publishing         # which generation is being published; the other one is being sent
     cdef uint64_t tick          # how often sending has begun
-    # States of windows, each with the number of slots that have it.
-    cdef list windows
-    cdef dict window_indexes
-    cdef list free_windows
-    cdef uint32_t *window_counts
-    cdef size_t window_room
     # What is detached.
     cdef Batch batch
     cdef readonly size_t detached   # slots with that flag
@@ -111,19 +103,14 @@ cdef class TickTable:
         self.peers = []
         self.free = []
         self.entries = [[], []]
-        self.windows = [None]
-        self.window_indexes = {}
-        self.free_windows = []
         add_node(&self.generations[0], 0, NO_ENTRY)
         add_node(&self.generations[1], 0, NO_ENTRY)
 
     def __dealloc__(self):
-        PyMem_Free(self.fds)
-        PyMem_Free(self.states)
+        PyMem_Free(self.rows)
         PyMem_Free(self.skips)
         PyMem_Free(self.flags)
         PyMem_Free(self.indexes)
-        PyMem_Free(self.window_counts)
         for i in range(2):
             PyMem_Free(self.nodes[i])
             PyMem_Free(self.generations[i].steps)
@@ -139,8 +126,7 @@ cdef class TickTable:
         else:
             if self.size == self.room:
                 room = max(64, 2 * self.room)
-                self.fds = <int *>resized(self.fds, room * sizeof(int))
-                self.states = <uint32_t *>resized(self.states, room * sizeof(uint32_t))
+                self.rows = <uint32_t *>resized(self.rows, room * sizeof(uint32_t))
                 self.nodes[0] = <uint32_t *>resized(self.nodes[0], room * sizeof(uint32_t))
                 self.nodes[1] = <uint32_t *>resized(self.nodes[1], room * sizeof(uint32_t))
                 self.skips = <uint32_t *>resized(self.skips, room * sizeof(uint32_t))
@@ -151,13 +137,14 @@ cdef class TickTable:
             slot = self.size
             self.flags[slot] = 0
             self.size += 1
-        self.fds[slot] = -1
-        self.states[slot] = self.nodes[0][slot] = self.nodes[1][slot] = self.skips[slot] = 0
+        self.rows[slot] = peer.row
+        self.nodes[0][slot] = self.nodes[1][slot] = self.skips[slot] = 0
         self.flags[slot] &= TOUCHED | TOUCHED << 1  # whoever had the slot before may have been published to
         if peer.masked:
             self.flags[slot] |= ASIDE
         self.peers[slot] = peer
-        peer.attach(self, slot)
+        peer.invalidate()
+        peer.slot = slot
         return slot
 
     def remove(self, Peer peer not None):
@@ -166,7 +153,7 @@ cdef class TickTable:
         self.check(slot)
         peer.invalidate()  # which waits
         peer.slot = -1
-        peer.table = None
+        self.rows[slot] = 0
         self.clear(slot, 0)
         self.clear(slot, 1)
         self.skips[slot] = 0
@@ -193,82 +180,6 @@ cdef class TickTable:
             self.flags[slot] |= ASIDE
         else:
             self.flags[slot] &= ~ASIDE
-
-    # ---- What windows hold
-
-    cdef uint32_t window_index(self, window) except 0:
-        """Return the index of a state, which nobody has yet if it is new."""
-        cdef size_t room
-        cdef uint32_t index
-        cdef PyObject *known = PyDict_GetItem(self.window_indexes, window)
-
-        if known != NULL:
-            return <uint32_t>(<object>known)
-        if self.free_windows:
-            index = self.free_windows[PyList_GET_SIZE(self.free_windows) - 1]
-        else:
-            index = <uint32_t>PyList_GET_SIZE(self.windows)
-            if index >= self.window_room:
-                room = max(64, 2 * self.window_room)
-                self.window_counts = <uint32_t *>resized(self.window_counts, room * sizeof(uint32_t))
-                self.window_room = room
-            self.windows.append(None)
-            self.free_windows.append(index)
-        self.window_indexes[window] = index
-        self.free_windows.pop()
-        self.windows[index] = window
-        self.window_counts[index] = 0
-        return index
-
-    cdef int forget_window(self, uint32_t index) except -1:
-        """Forget a state that nobody has any more."""
-        if index and self.window_counts[index] == 0 and PyList_GET_ITEM(self.windows, index) != <PyObject *>None:
-            del self.window_indexes[self.windows[index]]
-            self.windows[index] = None
-            self.free_windows.append(index)
-        return 0
-
-    cdef int offer(self, Peer peer) except -1:
-        """Have a peer that is ready be sent to without being looked at: from now on, the table has its state."""
-        cdef EncoderBase encoder
-        cdef uint32_t index = 0
-
-        if peer.encoder is not None:
-            encoder = peer.encoder
-            index = self.window_index(encoder.state)
-            self.window_counts[index] += 1
-            if encoder.encoder is not None:
-                self.flags[peer.slot] |= OWN_ENCODER
-        self.states[peer.slot] = index
-        self.fds[peer.slot] = peer.fd
-        return 0
-
-    cdef int withdraw(self, Peer peer) except -1:
-        """Have a peer be asked from now on, and have its state."""
-        cdef EncoderBase encoder
-        cdef uint32_t index = self.states[peer.slot]
-
-        self.fds[peer.slot] = -1
-        self.states[peer.slot] = 0
-        self.flags[peer.slot] &= ~OWN_ENCODER
-        if index:
-            encoder = peer.encoder
-            window = self.windows[index]
-            if encoder.state is not window:
-                encoder.state = window
-                encoder.encoder = None
-            self.window_counts[index] -= 1
-            self.forget_window(index)
-        return 0
-
-    cdef void move_window(self, uint32_t slot, uint32_t index):
-        """Have the window of a ready peer hold something else; the caller forgets what nobody has any more."""
-        self.window_counts[self.states[slot]] -= 1
-        self.window_counts[index] += 1
-        self.states[slot] = index
-        if self.flags[slot] & OWN_ENCODER:
-            self.flags[slot] &= ~OWN_ENCODER
-            (<EncoderBase>(<Peer>PyList_GET_ITEM(self.peers, slot)).encoder).encoder = None
 
     # ---- Publishing
 

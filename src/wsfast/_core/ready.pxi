@@ -1,0 +1,311 @@
+# ---- Peers that are ready, in dense arrays, and how they are found by their connections, which are not touched
+
+
+cdef extern from *:
+    """
+    static int wsfast_keep(PyObject *object, void *kept)
+    {
+        *(PyObject **)kept = object;
+        return 0;
+    }
+
+    /*
+     * The next items of a collection, in the order in which it is iterated over: borrowed, and none of them is touched.
+     * Returns their number, or -1 if it is not known how the collection keeps them. No code of Python's runs.
+     */
+    static Py_ssize_t wsfast_items(PyObject *collection, Py_ssize_t *cursor, PyObject **items, Py_ssize_t room)
+    {
+        Py_ssize_t n = 0;
+        if (PyList_CheckExact(collection) || PyTuple_CheckExact(collection)) {
+            for (; n < room && *cursor < PySequence_Fast_GET_SIZE(collection); ++*cursor)
+                items[n++] = PySequence_Fast_ITEMS(collection)[*cursor];
+        } else if (Py_IS_TYPE(collection, &PySet_Type) || Py_IS_TYPE(collection, &PyFrozenSet_Type)) {
+            const PySetObject *set = (const PySetObject *)collection;
+            for (; n < room && *cursor <= set->mask; ++*cursor) {
+                const setentry *entry = &set->table[*cursor];
+                if (entry->key != NULL && entry->hash != -1) /* -1: an item that was removed */
+                    items[n++] = entry->key;
+            }
+        } else {
+            PyObject *dict = collection, *key, *value;
+            const int values = Py_IS_TYPE(collection, &PyDictValues_Type);
+            if (values || Py_IS_TYPE(collection, &PyDictKeys_Type))
+                Py_TYPE(collection)->tp_traverse(collection, wsfast_keep, &dict); /* the one object that it refers to */
+            if (!PyDict_CheckExact(dict))
+                return -1;
+            while (n < room && PyDict_Next(dict, cursor, &key, &value))
+                items[n++] = values ? value : key;
+        }
+        return n;
+    }
+
+    /* Multiplied, since addresses of objects that were made one after the other differ in a few bits only. */
+    static inline uint32_t wsfast_hash(const void *address, int bits)
+    {
+        return (uint32_t)((uint64_t)(uintptr_t)address * 0x9E3779B97F4A7C15u >> (64 - bits));
+    }
+
+    #define wsfast_prefetch(address) __builtin_prefetch(address)
+    """
+    Py_ssize_t wsfast_items(object, Py_ssize_t *, PyObject **, Py_ssize_t)
+    uint32_t wsfast_hash(const void *, int)
+    void wsfast_prefetch(const void *)
+
+
+cdef struct Row:
+    int fd              # of a peer that is ready; else -1
+    uint32_t window     # of one that is ready, index of what its window holds; 0: no compression. Of nobody, the next
+
+
+cdef struct Key:
+    PyObject *connection    # of a peer that is ready, which keeps it alive; else NULL
+    PyObject *loop          # that of the peer
+
+
+cdef class ReadyPeers:
+    """All that must be known of peers that are ready, those of all event loops.
+
+    A peer that has a descriptor has a *row* for as long as it lives; 0 is that of no peer. While it is ready, its
+    descriptor and what its window holds are in that row, and the row is found by the address of the connection. Before
+    the connection can be freed, and its address be another one's, the row is forgotten: the peer keeps it alive.
+    """
+
+    cdef Row *rows
+    cdef Key *keys
+    cdef PyObject **peers       # borrowed; NULL where a row is free
+    cdef uint8_t *owns          # whether the peer has an encoder of its own, which is dropped when its window moves on
+    cdef uint32_t size, room, free
+    cdef uint32_t *buckets      # rows by the addresses of connections, with linear probing; 0 for none
+    cdef int bits               # of the number of buckets, of which at most half are in use
+    cdef uint32_t count
+    # What windows hold, each with the number of rows that have it.
+    cdef list windows
+    cdef dict window_indexes
+    cdef list free_windows
+    cdef uint32_t *window_counts
+    cdef size_t window_room
+
+    def __cinit__(self):
+        self.windows = [None]
+        self.window_indexes = {}
+        self.free_windows = []
+        self.make_room_for_row()
+        self.rows[0] = Row(-1, 0)
+        self.keys[0] = Key(NULL, NULL)
+        self.peers[0] = NULL
+        self.size = 1
+        self.rebuild(8)
+
+    # ---- Rows
+
+    cdef int make_room_for_row(self) except -1:
+        cdef uint32_t room
+
+        if self.free == 0 and self.size == self.room:
+            room = max(<uint32_t>64, 2 * self.room)
+            self.rows = <Row *>resized(self.rows, room * sizeof(Row))
+            self.keys = <Key *>resized(self.keys, room * sizeof(Key))
+            self.peers = <PyObject **>resized(self.peers, room * sizeof(PyObject *))
+            self.owns = <uint8_t *>resized(self.owns, room)
+            self.room = room
+        return 0
+
+    cdef uint32_t add(self, Peer peer) except 0:
+        """Give a peer a row."""
+        cdef uint32_t row
+
+        self.make_room_for_row()
+        if self.free:
+            row = self.free
+            self.free = self.rows[row].window
+        else:
+            row = self.size
+            self.size += 1
+        self.rows[row] = Row(-1, 0)
+        self.keys[row] = Key(NULL, <PyObject *>peer.loop)
+        self.peers[row] = <PyObject *>peer
+        return row
+
+    cdef void remove(self, uint32_t row) noexcept:
+        """Take a row back whose peer, which is not ready, ends."""
+        self.rows[row].window = self.free
+        self.keys[row].loop = NULL
+        self.peers[row] = NULL
+        self.free = row
+
+    cdef int offer(self, Peer peer, connection) except -1:
+        """Have a peer be sent to without being looked at: from now on, its row has what its window holds."""
+        cdef EncoderBase encoder
+        cdef uint32_t window = 0
+        cdef bint owns = False
+
+        if 2 * (self.count + 1) > <uint32_t>1 << self.bits:
+            self.rebuild(self.bits + 1)
+        if peer.encoder is not None:
+            encoder = peer.encoder
+            window = self.window_index(encoder.state)
+            owns = encoder.encoder is not None
+        # From here on, nothing is called that may raise.
+        if window:
+            self.window_counts[window] += 1
+        self.owns[peer.row] = owns
+        self.rows[peer.row] = Row(peer.fd, window)
+        if not peer.masked:
+            peer.found = connection
+            self.insert(peer.row, <PyObject *>connection)
+        return 0
+
+    cdef int withdraw(self, Peer peer) except -1:
+        """Have a peer be asked from now on, and its encoder have what its window holds."""
+        cdef EncoderBase encoder
+        cdef uint32_t index = self.rows[peer.row].window
+
+        self.rows[peer.row] = Row(-1, 0)
+        self.forget(peer.row)
+        if index:
+            encoder = peer.encoder
+            window = self.windows[index]
+            if encoder.state is not window:
+                encoder.state = window
+                encoder.encoder = None
+            self.window_counts[index] -= 1
+            self.forget_window(index)
+        peer.found = None  # at last, since this may end the connection
+        return 0
+
+    # ---- Connections that are ready, by their addresses
+
+    cdef uint32_t find(self, PyObject *connection, PyObject *loop) noexcept:
+        """Return the row of a connection that is ready and of this event loop; 0 if it is not."""
+        cdef uint32_t mask = (<uint32_t>1 << self.bits) - 1
+        cdef uint32_t bucket = wsfast_hash(connection, self.bits)
+        cdef uint32_t row
+
+        while True:
+            row = self.buckets[bucket]
+            if self.keys[row].connection == connection:
+                return row if self.keys[row].loop == loop else 0
+            if row == 0:
+                return 0
+            bucket = (bucket + 1) & mask
+
+    cdef void fetch(self, PyObject **connections, Py_ssize_t count) noexcept:
+        """Fetch what `find()` is going to read into the cache."""
+        cdef Py_ssize_t i
+        cdef uint32_t row
+
+        for i in range(count):
+            wsfast_prefetch(&self.buckets[wsfast_hash(connections[i], self.bits)])
+        for i in range(count):
+            row = self.buckets[wsfast_hash(connections[i], self.bits)]
+            wsfast_prefetch(&self.keys[row])
+            wsfast_prefetch(&self.rows[row])
+
+    cdef void insert(self, uint32_t row, PyObject *connection) noexcept:
+        cdef uint32_t mask = (<uint32_t>1 << self.bits) - 1
+        cdef uint32_t bucket = wsfast_hash(connection, self.bits)
+
+        self.keys[row].connection = connection
+        while self.buckets[bucket] and self.keys[self.buckets[bucket]].connection != connection:
+            bucket = (bucket + 1) & mask
+        self.count += self.buckets[bucket] == 0  # else it is that of another peer of this connection
+        self.buckets[bucket] = row
+
+    cdef void forget(self, uint32_t row) noexcept:
+        cdef uint32_t mask = (<uint32_t>1 << self.bits) - 1
+        cdef uint32_t bucket, gap
+
+        if self.keys[row].connection == NULL:
+            return
+        gap = wsfast_hash(self.keys[row].connection, self.bits)
+        self.keys[row].connection = NULL
+        while self.buckets[gap] != row:
+            if self.buckets[gap] == 0:
+                return
+            gap = (gap + 1) & mask
+        self.buckets[gap] = 0
+        self.count -= 1
+        # Those behind it are found from where their search begins: the gap must not be in between.
+        bucket = (gap + 1) & mask
+        while self.buckets[bucket]:
+            first = wsfast_hash(self.keys[self.buckets[bucket]].connection, self.bits)
+            if ((bucket - first) & mask) >= ((bucket - gap) & mask):
+                self.buckets[gap] = self.buckets[bucket]
+                self.buckets[bucket] = 0
+                gap = bucket
+            bucket = (bucket + 1) & mask
+
+    cdef int rebuild(self, int bits) except -1:
+        """Find rows by so many bits of a hash."""
+        cdef size_t size = <size_t>1 << bits, i
+        cdef size_t old_size = <size_t>1 << self.bits if self.buckets != NULL else 0
+        cdef uint32_t *old = self.buckets
+        cdef uint32_t *buckets = <uint32_t *>resized(NULL, size * sizeof(uint32_t))
+
+        memset(buckets, 0, size * sizeof(uint32_t))
+        self.buckets = buckets
+        self.bits = bits
+        self.count = 0
+        for i in range(old_size):
+            if old[i]:
+                self.insert(old[i], self.keys[old[i]].connection)
+        PyMem_Free(old)
+        return 0
+
+    # ---- What windows hold
+
+    cdef uint32_t window_index(self, window) except 0:
+        """Return the index of what a window holds, which nobody has yet if it is new."""
+        cdef size_t room
+        cdef uint32_t index
+        cdef PyObject *known = PyDict_GetItem(self.window_indexes, window)
+
+        if known != NULL:
+            return <uint32_t>(<object>known)
+        if self.free_windows:
+            index = self.free_windows[PyList_GET_SIZE(self.free_windows) - 1]
+        else:
+            index = <uint32_t>PyList_GET_SIZE(self.windows)
+            if index >= self.window_room:
+                room = max(64, 2 * self.window_room)
+                self.window_counts = <uint32_t *>resized(self.window_counts, room * sizeof(uint32_t))
+                self.window_room = room
+            self.windows.append(None)
+            self.free_windows.append(index)
+        self.window_indexes[window] = index
+        self.free_windows.pop()
+        self.windows[index] = window
+        self.window_counts[index] = 0
+        return index
+
+    cdef int forget_window(self, uint32_t index) except -1:
+        """Forget what no window holds any more."""
+        if self.window_counts[index] == 0:
+            del self.window_indexes[self.windows[index]]
+            self.windows[index] = None
+            self.free_windows.append(index)
+        return 0
+
+    cdef int move_window(self, uint32_t row, window) except -1:
+        """Note what the window of a peer holds now, ready or not."""
+        cdef EncoderBase encoder
+        cdef uint32_t before, index
+
+        if self.rows[row].fd >= 0:
+            index = self.window_index(window)
+            before = self.rows[row].window
+            self.window_counts[before] -= 1
+            self.window_counts[index] += 1
+            self.rows[row].window = index
+            if self.owns[row]:
+                self.owns[row] = False
+                (<EncoderBase>(<Peer>self.peers[row]).encoder).encoder = None
+            self.forget_window(before)
+        elif self.peers[row] != NULL:
+            encoder = (<Peer>self.peers[row]).encoder
+            encoder.state = window
+            encoder.encoder = None
+        return 0
+
+
+cdef ReadyPeers ready_peers = ReadyPeers()
