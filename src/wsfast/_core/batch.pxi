@@ -116,7 +116,7 @@ cdef class Batch:
                     warm(connections, self.stop, min(size, self.stop + AHEAD), kind)
                 peer = getattr(connection, PEER, None)
                 if peer is not None and ready_peers.rows[peer.row].fd >= 0 and peer.loop is running_loop:
-                    if peer.slot >= 0 and peer.table.flags[peer.slot] & DETACHED:
+                    if peer.table is not None and peer.table.flags[peer.slot] & DETACHED:
                         if self.interrupts(&overlaps):
                             break
                         peer.table.wait(peer.slot)
@@ -164,7 +164,7 @@ cdef class Batch:
         return 0
 
     cdef bint interrupts(self, bint *overlaps) noexcept:
-        """Whether what runs code must wait until what threads are sending has been noted; else none sends until then."""
+        """Whether what runs code must wait until what threads send has been noted; else none sends until then."""
         overlaps[0] = False
         return self.plain.begun
 

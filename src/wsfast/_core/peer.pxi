@@ -97,6 +97,7 @@ cdef class Peer:
     cdef int fd
     cdef uint32_t row           # among those that are ready; 0 if it is never written to directly
     cdef readonly Py_ssize_t slot
+    cdef TickTable table
     cdef object found           # the connection while it is found by its address, so that no other one has that
     cdef public object connection, backlog, subscriptions, dispatcher, layout
     cdef object __weakref__
@@ -149,7 +150,8 @@ cdef class Peer:
 
     def __dealloc__(self):
         if self.row:
-            self.invalidate()
+            if ready_peers.rows[self.row].fd >= 0:
+                ready_peers.withdraw(self)
             ready_peers.remove(self.row)
 
     def check(self, connection):
@@ -157,7 +159,7 @@ cdef class Peer:
         return ask(self, connection)
 
     cpdef invalidate(self):
-        if self.slot >= 0:
+        if self.table is not None:
             self.table.wait(self.slot)
         if ready_peers.rows[self.row].fd >= 0:
             ready_peers.withdraw(self)

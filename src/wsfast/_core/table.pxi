@@ -144,7 +144,7 @@ cdef class TickTable:
             self.flags[slot] |= ASIDE
         self.peers[slot] = peer
         peer.invalidate()
-        peer.slot = slot
+        peer.slot, peer.table = slot, self
         return slot
 
     def remove(self, Peer peer not None):
@@ -152,7 +152,7 @@ cdef class TickTable:
 
         self.check(slot)
         peer.invalidate()  # which waits
-        peer.slot = -1
+        peer.slot, peer.table = -1, None
         self.rows[slot] = 0
         self.clear(slot, 0)
         self.clear(slot, 1)
