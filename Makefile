@@ -66,11 +66,12 @@ support: $(VENV)/ready
 	PYTHON=$(BIN)/python .ci/support
 
 # Random mixes of everything, checked by clients in another process: MINUTES of it. SEED, and ROUND, repeat a run; GO_ON=1
-# does not stop at the first faulty round.
+# does not stop at the first faulty round. SENDERS threads send, or as many as are drawn; CORE=c plays with that core alone.
 MINUTES ?= 5
 soak: $(VENV)/ready
 	cd tests && $(abspath $(BIN))/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
-		$(if $(ROUND),--round $(ROUND)) $(if $(GO_ON),--go-on)
+		$(if $(ROUND),--round $(ROUND)) $(if $(GO_ON),--go-on) $(if $(SENDERS),--senders $(SENDERS)) \
+		$(if $(CORE),--core $(CORE))
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

@@ -146,7 +146,8 @@ def _describe(plan: dict[str, Any]) -> str:
         one["kind"] + (" " + one["policy"]["type"] if one["kind"] in ("channel", "hub") else "")
         for one in plan["feeds"]
     )
-    return f"{plan['core']}, {plan['loop']}: {feeds} to {len(plan['clients'])} clients of {servers}"
+    how = f"{plan['core']}, {plan['loop']}, {plan['senders']} senders"
+    return f"{how}: {feeds} to {len(plan['clients'])} clients of {servers}"
 
 
 async def soak(arguments: argparse.Namespace) -> int:
@@ -163,8 +164,9 @@ async def soak(arguments: argparse.Namespace) -> int:
         seconds = min(arguments.seconds, arguments.minutes * 60)
         while time.monotonic() - begin < arguments.minutes * 60:
             seed = f"{arguments.seed} {number}"
-            core = random.Random(seed).choices(CORES, [3, 1][: len(CORES)])[0]
+            core = arguments.core or random.Random(seed).choices(CORES, [3, 1][: len(CORES)])[0]
             plan = {**draw(seed, core, seconds, kinds), **dict.fromkeys(arguments.without, 0.0)}
+            plan["senders"] = arguments.senders or plan["senders"]
             for name in ("oracle", core):
                 if name not in links:
                     environment = {**os.environ, "WSFAST_PURE": "1" if name == "py" else "0"}
@@ -202,6 +204,8 @@ def main() -> int:
     parser.add_argument("--seed", default="", help="what all chances are drawn from; else a new one")
     parser.add_argument("--round", type=int, help="play this round only")
     parser.add_argument("--seconds", type=float, default=ROUND, help="how long a round publishes")
+    parser.add_argument("--senders", type=int, help="how many threads send; else it is drawn")
+    parser.add_argument("--core", choices=["c", "py"], help="play with this core only")
     parser.add_argument("--go-on", action="store_true", help="go on after a faulty round")
     parser.add_argument("--without", nargs="*", default=[], help="what is left out: kicks, interrupts, threads ...")
     parser.add_argument("--verbose", action="store_true", help="print the plans")

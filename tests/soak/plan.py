@@ -120,4 +120,7 @@ def draw(seed: str, core: str, seconds: float, brokers: list[str]) -> dict[str, 
         "threads": rng.choice([0.0, 0.02]),
         "interrupts": rng.choice([0.0, 0.05, 0.3]),
         "pauses": rng.choice([[0.0], [0.0, 0.001, 0.01]]) if busy else [0.001, 0.01, 0.05],
+        "senders": rng.choice([1, 2, 4]),  # threads that send
+        "detach": rng.random() < 0.7,
+        "chunk": rng.choice([1, 1, 16]),
     }

@@ -24,6 +24,7 @@ from soak.feeds import FEEDS, ChannelFeed, Feed, HubFeed, OwnFeed
 from soak.link import Lines
 from soak.messages import GENERATION
 from soak.servers import open_server
+from wsfast._core import core
 from wsfast.connections import adapt
 
 KEPT = {"Subscription", "Member", "Backlog", "Dispatcher", "Channel", "Hub", "Relay", "ServerConnection", "HubStream"}
@@ -315,6 +316,7 @@ def main() -> None:
     while True:
         _, arguments = lines.wait()
         plan = arguments["plan"]
+        core.set_threads(plan["senders"], detach=plan["detach"], size=1, chunk=plan["chunk"])
         with asyncio.Runner(loop_factory=factories[plan["loop"]]) as runner:
             faults = runner.run(play(lines, plan, arguments["brokers"]))
         del runner
