@@ -91,6 +91,7 @@ def test_all_arrives_in_order(name: str, compress: bool, run: Run) -> None:
                 channel.subscribe(connection)
             act = Act(channel, name, rng)
             seen = 0
+            published = ROUNDS
             for number in range(ROUNDS):
                 message = f"{number} " + "published, " * rng.choice([1, 30])
                 channel.publish(message)
@@ -102,9 +103,16 @@ def test_all_arrives_in_order(name: str, compress: bool, run: Run) -> None:
                     which = rng.randrange(COUNT)
                     await rng.choice([act.own, act.broadcast, act.flush])(pairs[which][0], expected[which])
                 if rng.randrange(3) == 0:
+                    channel.publish("published, and under way")
+                    await asyncio.sleep(0)
+                    wsfast.broadcast({connection for connection, _ in pairs}, "broadcast to all")
+                    for one in expected:
+                        one += ["published, and under way", "broadcast to all"]
+                    published += 1
+                if rng.randrange(3) == 0:
                     await pairs[rng.randrange(COUNT)][1].send("to be received meanwhile")
             await until(lambda: got == expected)
-            assert channel.stats().sent == COUNT * ROUNDS
+            assert channel.stats().sent == COUNT * published
             for reader in readers:
                 reader.cancel()
         return seen

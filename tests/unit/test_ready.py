@@ -8,6 +8,7 @@ import socket
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from helpers.links import (
     read_all,
     transport_layout_of,
 )
-from helpers.peers import parse_frames
+from helpers.peers import TIMEOUT, parse_frames
 from wsfast._encoding.deflate import LazyEncoder, Parameters
 from wsfast._encoding.message import encodings_of, prepare
 
@@ -212,6 +213,46 @@ def test_a_window_moves_on_though_its_peer_was_invalidated_meanwhile(name: str, 
     assert [batch.sent for batch in batches] == [2, 1]
     links[0]._wsfast_peer.invalidate()
     assert [encoder.state for encoder in encoders] == [message.choose(parameters.unknown)[1]] * 3
+
+
+@c_core
+def test_waits_for_what_threads_are_sending(name: str, network: Network) -> None:
+    """A frame that threads have begun is whole before the next one begins, though its connection is ready."""
+    core = load_core(name)
+    links = ready_links(core, network, 4, small=True)
+    table = core.TickTable()
+    for place, link in enumerate(links):
+        assert table.add(link._wsfast_peer) == place
+        link._wsfast_peer.connection = link
+        link._wsfast_peer.check(link)
+        table.append(place, 0)
+    message = encodings_of(prepare(b"x" * 1_000_000))
+    table.enter(message)
+    table.begin(0)
+    told, done = (network.exits.enter_context(sock) for sock in socket.socketpair())
+    batch = core.Batch()
+    batch.collect(table, 10, lambda node: message)
+
+    def settle() -> None:
+        batch.send()
+        for place, _, rest, *_ in batch.cut:
+            links[place].wire.waiting = len(rest)
+
+    table.settle = settle
+    threads = core.threads()
+    core.set_threads(2, size=1, chunk=1)
+    try:
+        assert batch.detach(SimpleNamespace(writer=done.fileno()))
+        told.settimeout(TIMEOUT)
+        told.recv(8)
+        for link in links:
+            assert network.received(link)  # there is room again
+        later = send(core, links)
+    finally:
+        core.set_threads(threads)
+    assert [place for place, *_ in batch.cut] == [0, 1, 2, 3]
+    assert (later.sent, later.waiting) == (0, [(place, link._wsfast_peer) for place, link in enumerate(links)])
+    assert [network.received(link)[:2] for link in links] == [b""] * 4
 
 
 @c_core

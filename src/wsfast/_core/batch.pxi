@@ -61,9 +61,8 @@ cdef class Batch:
             return False
         self.connections = self.left = left
         for i in range(sends.size):
-            sends.groups[i] = sends.group_of(
-                ready_peers.windows[ready_peers.rows[sends.rows[i]].window], message, False
-            )
+            window = ready_peers.windows[ready_peers.rows[sends.rows[i]].window]
+            sends.groups[i] = sends.group_of(window, message, False)
         for place, connection in left.items():
             peer = getattr(connection, PEER)
             try:
@@ -299,6 +298,7 @@ cdef class Batch:
         for i in range(self.plain.size):
             table.flags[self.plain.places[i]] |= DETACHED
             table.indexes[self.plain.places[i]] = <uint32_t>i
+            ready_peers.flags[self.plain.rows[i]] |= UNDER_WAY
         table.detached = self.plain.size
         table.batch = self
         table.generations[1 - table.publishing].cursor = self.cursor
@@ -343,6 +343,7 @@ cdef class Batch:
         if self.detached:
             table.flags[place] &= ~DETACHED
             table.detached -= 1
+            ready_peers.flags[sends.rows[i]] &= ~UNDER_WAY
         if sends.results[i] != <ssize_t>sends.buffers[group].size:
             self.leave(sends, i, sends.data[group])
             return 0

@@ -62,6 +62,11 @@ cdef struct Key:
     PyObject *loop          # that of the peer
 
 
+cdef enum:
+    OWN_ENCODER = 1     # the peer has an encoder of its own, which is dropped when its window moves on
+    UNDER_WAY = 2       # threads are sending to it, or have sent, while the event loop goes on
+
+
 cdef class ReadyPeers:
     """All that must be known of peers that are ready, those of all event loops.
 
@@ -73,7 +78,7 @@ cdef class ReadyPeers:
     cdef Row *rows
     cdef Key *keys
     cdef PyObject **peers       # borrowed; NULL where a row is free
-    cdef uint8_t *owns          # whether the peer has an encoder of its own, which is dropped when its window moves on
+    cdef uint8_t *flags
     cdef uint32_t size, room, free
     cdef uint32_t *buckets      # rows by the addresses of connections, with linear probing; 0 for none
     cdef int bits               # of the number of buckets, of which at most half are in use
@@ -106,7 +111,7 @@ cdef class ReadyPeers:
             self.rows = <Row *>resized(self.rows, room * sizeof(Row))
             self.keys = <Key *>resized(self.keys, room * sizeof(Key))
             self.peers = <PyObject **>resized(self.peers, room * sizeof(PyObject *))
-            self.owns = <uint8_t *>resized(self.owns, room)
+            self.flags = <uint8_t *>resized(self.flags, room)
             self.room = room
         return 0
 
@@ -122,6 +127,7 @@ cdef class ReadyPeers:
             row = self.size
             self.size += 1
         self.rows[row] = Row(-1, 0)
+        self.flags[row] = 0
         self.keys[row] = Key(NULL, <PyObject *>peer.loop)
         self.peers[row] = <PyObject *>peer
         return row
@@ -148,7 +154,7 @@ cdef class ReadyPeers:
         # From here on, nothing is called that may raise.
         if window:
             self.window_counts[window] += 1
-        self.owns[peer.row] = owns
+        self.flags[peer.row] = OWN_ENCODER if owns else 0
         self.rows[peer.row] = Row(peer.fd, window)
         if not peer.masked:
             peer.found = connection
@@ -297,8 +303,8 @@ cdef class ReadyPeers:
             self.window_counts[before] -= 1
             self.window_counts[index] += 1
             self.rows[row].window = index
-            if self.owns[row]:
-                self.owns[row] = False
+            if self.flags[row] & OWN_ENCODER:
+                self.flags[row] &= ~OWN_ENCODER
                 (<EncoderBase>(<Peer>self.peers[row]).encoder).encoder = None
             self.forget_window(before)
         elif self.peers[row] != NULL:

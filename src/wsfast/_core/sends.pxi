@@ -83,7 +83,7 @@ cdef class Sends:
             ready_peers.fetch(items, count)
             for i in range(count):
                 row = ready_peers.find(items[i], <PyObject *>running_loop)
-                if row and seen.add(ready_peers.rows[row].fd, batch):
+                if row and not ready_peers.flags[row] & UNDER_WAY and seen.add(ready_peers.rows[row].fd, batch):
                     self.add(ready_peers.rows[row].fd, place + i, 0, row)
                 elif not row and most and can_be_last(<object>items[i], kind, running_loop, batch):
                     left[place + i] = <object>items[i]
