@@ -38,8 +38,14 @@ from helpers.libraries import (
     serve_legacy,
 )
 from helpers.peers import TIMEOUT, until
-from wsfast.connections import adapt
+from wsfast.connections import adapt, foreign
 from wsfast.connections.shape import FlushFirst, closers_of
+
+
+@pytest.fixture(autouse=True)
+def looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have connections that tell nobody of their end be looked at often."""
+    monkeypatch.setattr(foreign, "CLOSING_INTERVAL", 0.02)
 
 
 def reset(client: Any) -> None:
@@ -126,19 +132,20 @@ async def open_websockets_client(*, compress: bool, small: bool, tls: Any = None
     await runner.setup()
     listener = listen(small=False)
     await aiohttp.web.SockSite(runner, listener).start()
-    opened: list[Any] = []
+    opened: list[tuple[Any, Any]] = []
 
     async def connect() -> tuple[Any, Any]:
         connection = await dial(listener.getsockname(), compress=compress, small=False)
         if small:
             connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        opened.append(await arrived.get())
-        return connection, opened[-1]
+        opened.append((connection, await arrived.get()))
+        return opened[-1]
 
     try:
         yield Connect(connect)
     finally:
-        for client in opened:
+        for connection, client in opened:
+            connection.transport.abort()
             client.done.set_result(None)
         await runner.cleanup()
 

@@ -17,7 +17,7 @@ from helpers.peers import until
 from wsfast._dispatcher import Dispatcher
 from wsfast.connections import adapt, foreign
 
-BOUND = 0.05
+BOUND = 0.02
 """Seconds that closing may take here."""
 
 KEEPALIVE = 0.05
