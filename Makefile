@@ -14,7 +14,7 @@ export WSFAST_REQUIRE_EXT = 1
 # A process that is done takes tests from another, so that none waits for the slow ones of one file.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: demo test test-c test-python coverage sanitize sanitize-python strict lint format types bench docs matrix support leaks soak clean
+.PHONY: demo test test-c test-python coverage sanitize sanitize-python threads strict lint format types bench docs matrix support leaks soak clean
 
 demo: $(VENV)/ready
 	$(BIN)/wsfast demo
@@ -52,6 +52,12 @@ strict: $(VENV)/ready
 # The Python suite with the extension built for sanitizers: all of it, or the TESTS that are given.
 sanitize-python: $(VENV)/ready
 	PYTHON=$(BIN)/python .ci/sanitize-python $(if $(TESTS),--numprocesses $(JOBS) --dist worksteal $(TESTS))
+
+# What sends, once more with four threads, which take one frame at a time; and what threads do, under their sanitizer.
+threads: $(VENV)/ready
+	$(PYTEST) -q --threads 4 tests/unit/test_core.py tests/unit/test_ready.py tests/model \
+		$(addprefix tests/integration/test_,broadcast.py channel.py hub.py compression.py interrupts.py)
+	SANITIZE=thread PYTHON=$(BIN)/python .ci/sanitize-python tests/integration/test_detached.py tests/unit/test_ready.py
 
 # 10,000 broadcasts under valgrind; needs valgrind.
 leaks: $(VENV)/ready

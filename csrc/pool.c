@@ -81,7 +81,8 @@ static bool claim(const struct wsf_sends *sends, size_t index, unsigned thread)
 {
     ssize_t result = UNCLAIMED;
 
-    if (!__atomic_compare_exchange_n(&sends->results[index], &result, CLAIMED, false, __ATOMIC_ACQ_REL,
+    if (__atomic_load_n(&sends->results[index], __ATOMIC_ACQUIRE) != UNCLAIMED ||
+        !__atomic_compare_exchange_n(&sends->results[index], &result, CLAIMED, false, __ATOMIC_ACQ_REL,
                                      __ATOMIC_ACQUIRE))
         return false;
     atomic_fetch_add(&pool.complete, send_some(sends, index, 1, &result, thread));

@@ -311,11 +311,11 @@ cdef class Batch:
 
     cdef bint note_early(self, size_t i) except -1:
         """Have one be sent to now; note that, unless something is left of it."""
-        cdef uint32_t group = self.plain.groups[i]
+        cdef ssize_t result = wsf_claim(&self.plain.call, i)
 
-        if wsf_claim(&self.plain.call, i) != <ssize_t>self.plain.buffers[group].size:
+        if result != <ssize_t>self.plain.buffers[self.plain.groups[i]].size:
             return False
-        self.note_at(i)
+        self.note_at(i, result)
         return True
 
     cdef int note_plain(self) except -1:
@@ -329,12 +329,12 @@ cdef class Batch:
         for i in range(sends.size):
             self.noted = i
             if not self.detached or table.flags[sends.places[i]] & DETACHED:
-                self.note_at(i)
+                self.note_at(i, sends.results[i])
         if self.detached:
             table.batch = None
         return 0
 
-    cdef int note_at(self, size_t i) except -1:
+    cdef int note_at(self, size_t i, ssize_t result) except -1:
         cdef Sends sends = self.plain
         cdef TickTable table = self.table
         cdef uint32_t group = sends.groups[i]
@@ -344,7 +344,7 @@ cdef class Batch:
             table.flags[place] &= ~DETACHED
             table.detached -= 1
             ready_peers.flags[sends.rows[i]] &= ~UNDER_WAY
-        if sends.results[i] != <ssize_t>sends.buffers[group].size:
+        if result != <ssize_t>sends.buffers[group].size:
             self.leave(sends, i, sends.data[group])
             return 0
         if table is not None:
