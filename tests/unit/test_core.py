@@ -357,6 +357,45 @@ def test_only_connections_that_tell_are_ready(core: Any, network: Network) -> No
             peer.invalidate()
 
 
+def test_a_free_protocol_is_not_asked_again(core: Any, network: Network) -> None:
+    """A protocol that tells is free once it was asked: only the transport is asked until the peer is invalidated."""
+    watched: list[Any] = []
+    layout = layout_of(Link)
+    assert layout is not None
+    layout = dataclasses.replace(layout, watch=lambda *arguments: watched.append(arguments))
+    link = network.link()
+    peer = link._wsfast_peer = core.Peer(link, layout, transport_layout_of)
+    assert [(protocol, reference()) for protocol, reference in watched] == [(link.sans, peer)]
+    assert peer.protocol_free is False
+    link.sans.queue.append(b"waits")
+    assert peer.check(link) == core.Verdict.OWN
+    assert peer.protocol_free is False
+    link.sans.queue.clear()
+    peer.check(link)
+    assert (peer.protocol_free, peer.ready) == (True, False)
+    if core.sends_directly:
+        link.sans.condition = CLOSED  # behind its back
+        assert len(send(core, [link]).closed) == 0
+        link.wire.waiting = 1
+        assert [place for place, _ in send(core, [link]).waiting] == [0]
+    peer.invalidate()
+    assert peer.protocol_free is False
+    link.sans.condition = CLOSED
+    assert send(core, [link]).closed == [0]
+
+
+@pytest.mark.parametrize("make", ["indirect", "debug"])
+def test_a_protocol_is_watched_only_where_that_is_of_use(core: Any, network: Network, make: str) -> None:
+    """No protocol is watched whose transport must write, whatever it would tell."""
+    link = network.link(transport_type=IndirectTransport) if make == "indirect" else network.link(sans=chatty())
+    layout = layout_of(Link)
+    assert layout is not None
+    layout = dataclasses.replace(layout, watch=lambda *_: pytest.fail("it is watched"))
+    peer = core.Peer(link, layout, transport_layout_of)
+    peer.check(link)
+    assert peer.protocol_free is False
+
+
 def test_check_raises_what_attributes_raise(core: Any, network: Network) -> None:
     """Peer.check() raises what reading the connection raises; then it is not ready."""
     link = network.link(TellingLink)

@@ -167,8 +167,8 @@ class Peer:
     each message unless the peer is *ready*: then a frame may be written to the descriptor without any question.
 
     Only connections that tell what happens to them are ever ready (`ConnectionLayout.tells`): they call `invalidate()`
-    when somebody takes hold of their protocol or transport, and `check()` when that is over. Only the extension relies
-    on this bit; the twin, which leaves all writing to the transports, always asks.
+    when somebody takes hold of their protocol or transport, and `check()` when that is over. While the protocol alone
+    tells, and is *free*, only the transport is asked. The twin, which leaves writing to the transports, always asks.
 
     Args:
         connection: An open connection.
@@ -189,6 +189,7 @@ class Peer:
         "loop",
         "masked",
         "protocol",
+        "protocol_free",
         "ready",
         "slot",
         "subscriptions",
@@ -207,6 +208,7 @@ class Peer:
         self.direct: bool = False
         """Whether it has a descriptor that may be written to while it is ready."""
         self.ready: bool = False
+        self.protocol_free: bool = False  # it was open, with nothing to write or continue, and tells when that changes
         self.slot: int = -1
         """In the tick table of its event loop; -1 while it has no subscriptions."""
         self.connection: Any = None
@@ -242,6 +244,8 @@ class Peer:
                 encoder.peer = ref(self)
             self.direct = transport_layout.direct
             self._transport_layout = transport_layout
+            if self.direct and layout.watch is not None:
+                layout.watch(protocol, ref(self))
 
     def check(self, connection: Any) -> Verdict:
         """Look at the connection, and note whether it is ready.
@@ -249,7 +253,7 @@ class Peer:
         No name is read here that has the connection call `invalidate()`. It calls no code of the user's.
         """
         layout = self.layout
-        self.ready = False
+        self.invalidate()
         if self.protocol is None:
             return Verdict.OWN
         if getattr(self.protocol, layout.state) is not layout.open_state:
@@ -263,6 +267,7 @@ class Peer:
             or self._is_closing()
         ):
             return Verdict.OWN
+        self.protocol_free = self.direct and layout.watch is not None
         self.ready = layout.tells and self.direct and self._is_free(connection)
         return Verdict.TRANSPORT
 
@@ -290,7 +295,7 @@ class Peer:
 
     def invalidate(self) -> None:
         """Have the connection be looked at before it is next written to."""
-        self.ready = False
+        self.ready = self.protocol_free = False
 
 
 def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:

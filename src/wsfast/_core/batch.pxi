@@ -126,7 +126,7 @@ cdef class Batch:
                     protocol = getattr(connection, layout.protocol) if peer is None else peer.protocol
                     if peer is None and type(protocol) is not layout.protocol_type:
                         break
-                    if protocol is None or getattr(protocol, names.state) is not names.open_state:
+                    if protocol is None or not is_open(peer, protocol, names):
                         if protocol is None:
                             break
                         self.closed.append(self.stop)

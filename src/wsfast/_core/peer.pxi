@@ -91,8 +91,8 @@ cdef class Peer:
     cdef readonly object protocol, transport, loop
     cdef object gate            # what tells whether something is being sent; None if the connection does
     cdef readonly object encoder
-    cdef readonly bint masked
-    cdef bint tells
+    cdef readonly bint masked, protocol_free
+    cdef bint tells, protocol_tells
     cdef bint quiet             # whether to ask it runs no code of Python's
     cdef int fd
     cdef uint32_t row           # among those that are ready; 0 if it is never written to directly
@@ -147,6 +147,9 @@ cdef class Peer:
         self.quiet = self.methods.quiet and not self.tells
         if self.fd >= 0 and self.row == 0:
             self.row = ready_peers.add(self)
+        if self.fd >= 0 and layout.watch is not None:
+            layout.watch(protocol, ref(self))
+            self.protocol_tells = True
 
     def __dealloc__(self):
         if self.row:
@@ -159,6 +162,7 @@ cdef class Peer:
         return ask(self, connection)
 
     cpdef invalidate(self):
+        self.protocol_free = False
         if self.table is not None:
             self.table.wait(self.slot)
         if ready_peers.rows[self.row].fd >= 0:
@@ -177,9 +181,14 @@ cdef Verdict ask(Peer peer, connection) except *:
     """Ask a connection what may have changed since the last time; it is ready from now on if it tells."""
     if peer.protocol is None:
         return OWN
-    if getattr(peer.protocol, peer.names.state) is not peer.names.open_state:
+    if not is_open(peer, peer.protocol, peer.names):
         return CLOSED
     return look(peer, connection)
+
+
+cdef bint is_open(Peer peer, protocol, Names names) except -1:
+    """Whether a connection is open; it may have no peer yet."""
+    return peer is not None and peer.protocol_free or getattr(protocol, names.state) is names.open_state
 
 
 cdef Verdict look(Peer peer, connection) except *:
@@ -187,14 +196,21 @@ cdef Verdict look(Peer peer, connection) except *:
     cdef Names names = peer.names
     cdef Methods methods = peer.methods
 
-    if (
-        methods is None
-        or getattr(connection if peer.gate is None else peer.gate, names.send_in_progress) is not names.idle
-        or (names.expect_continuation is not None and getattr(peer.protocol, names.expect_continuation) is not False)
-        or (names.writes is not None and PyList_GET_SIZE(<list?>getattr(peer.protocol, names.writes)) != 0)
-        or is_closing(methods, peer.transport) is not False
-    ):
+    if methods is None:
         return OWN
+    if not peer.protocol_free:
+        if (
+            getattr(connection if peer.gate is None else peer.gate, names.send_in_progress) is not names.idle
+            or (
+                names.expect_continuation is not None
+                and getattr(peer.protocol, names.expect_continuation) is not False
+            )
+            or (names.writes is not None and PyList_GET_SIZE(<list?>getattr(peer.protocol, names.writes)) != 0)
+        ):
+            return OWN
+    if is_closing(methods, peer.transport) is not False:
+        return OWN
+    peer.protocol_free = peer.protocol_tells
     if not methods.direct or is_buffering(methods, peer.transport):
         return TRANSPORT
     for name in methods.clear:
@@ -306,11 +322,14 @@ cdef void warm_peers(PyObject **peers, Py_ssize_t count):
         if ready_peers.rows[(<Peer>peers[i]).row].fd >= 0:
             peers[i] = NULL
             continue
-        wsfast_fetch_object((<Peer>peers[i]).protocol, 2)
         wsfast_fetch_object((<Peer>peers[i]).transport, TRANSPORT_LINES)
-        wsfast_fetch_object((<Peer>peers[i]).gate, 1)
+        if not (<Peer>peers[i]).protocol_free:
+            wsfast_fetch_object((<Peer>peers[i]).protocol, 2)
+            wsfast_fetch_object((<Peer>peers[i]).gate, 1)
     for i in range(count):
-        if peers[i] != NULL:
+        if peers[i] == NULL:
+            continue
+        wsfast_fetch_attributes((<Peer>peers[i]).transport)
+        if not (<Peer>peers[i]).protocol_free:
             wsfast_fetch_attributes((<Peer>peers[i]).gate)
             wsfast_fetch_attributes((<Peer>peers[i]).protocol)
-            wsfast_fetch_attributes((<Peer>peers[i]).transport)

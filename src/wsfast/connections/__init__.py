@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from wsfast._encoding.deflate import Encoder
 
@@ -99,6 +99,9 @@ class ConnectionLayout:
     """What `send_in_progress` is while nothing is being sent."""
     tells: bool = False
     """Whether the connection invalidates its peer whenever any of this may have changed."""
+    watch: Callable[[Any, ref[Any]], None] | None = None
+    """Function of the protocol and of a reference to the peer: has the protocol invalidate the peer whenever `state`,
+    `send_in_progress`, `expect_continuation` or `writes` may have changed. None if that is not possible, or no use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

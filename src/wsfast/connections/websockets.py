@@ -21,9 +21,10 @@ import contextlib
 import copy
 import inspect
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Literal
+from weakref import ref
 
 import websockets.asyncio.connection
 import websockets.client
@@ -154,6 +155,10 @@ def _original(method: Any, module: ModuleType) -> object:
     return method if getattr(method, "__globals__", None) is vars(module) else object()
 
 
+# Whatever a protocol writes, begins or continues goes by way of the first two, and so does a close frame. In the third,
+# a connection ceases to be open without one.
+_WATCHED = ("send_frame", "send_eof", "receive_eof")
+
 # What a connection must not have replaced, in a subclass or on itself, if it is to be written to directly: what
 # sends, and what the transport calls back in the middle of sending.
 _METHODS = {
@@ -162,7 +167,7 @@ _METHODS = {
 }
 _PROTOCOL_METHODS = {
     name: _original(getattr(websockets.protocol.Protocol, name), websockets.protocol)
-    for name in ("send_text", "send_binary", "send_frame", "data_to_send")
+    for name in ("send_text", "send_binary", *_WATCHED, "data_to_send")
 }
 _ENCODE = _original(PerMessageDeflate.encode, permessage_deflate)
 _ZLIB_ENCODER = type(zlib.compressobj())
@@ -191,6 +196,31 @@ def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
     return extension.encoder if type(extension.encoder) is LazyEncoder else False
 
 
+class Watched:
+    """Stands for a method of a protocol: whenever that is called, the peer is invalidated."""
+
+    __slots__ = ("method", "peer")
+
+    def __init__(self, peer: ref[core.Peer], method: Callable[..., Any]) -> None:
+        self.peer: ref[core.Peer] = peer
+        self.method: Callable[..., Any] = method
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Call the method."""
+        try:
+            return self.method(*arguments, **options)
+        finally:
+            peer = self.peer()
+            if peer is not None:
+                peer.invalidate()
+
+
+def _watch(protocol: Any, peer: ref[core.Peer]) -> None:
+    """See `ConnectionLayout.watch`."""
+    for name in _WATCHED:
+        setattr(protocol, name, Watched(peer, getattr(protocol, name)))
+
+
 def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> ConnectionLayout:
     return ConnectionLayout(
         protocol="_wsfast_protocol" if tells else "protocol",
@@ -209,6 +239,7 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
         protocol_methods=_PROTOCOL_METHODS,
         masked=masked,
         tells=tells,
+        watch=None if tells else _watch,
     )
 
 
