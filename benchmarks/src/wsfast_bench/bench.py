@@ -23,8 +23,8 @@ another process on another processor, all methods in one run, in rounds and shuf
 waits until every byte has arrived."""
 
 LOOPS = {"asyncio": None, "uvloop": "uvloop"}
-COMPRESSIONS = {"none": None, "deflate": "linux"}
-"""Loops and compressions, each with what must be there for it: a module, or Linux."""
+COMPRESSIONS = ("none", "deflate")
+"""Loops, each with the module that must be there for it; compressions."""
 
 CHARTS = (".png", ".svg", ".pdf")
 
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compression",
-        type=choices("compression", tuple(COMPRESSIONS)),
+        type=choices("compression", COMPRESSIONS),
         default=("none",),
         metavar="HOW,...",
         help="none, deflate; with deflate, all servers have their default permessage-deflate, and no two messages are "
@@ -194,7 +194,7 @@ def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Ca
         calls=arguments.calls,
         collection=arguments.collection,
         sleep=arguments.sleep,
-        compressions=_available("compression", arguments.compression, COMPRESSIONS),
+        compressions=arguments.compression,
         burst=arguments.burst,
     )
 
@@ -246,10 +246,6 @@ def _available(what: str, names: Iterable[str], features: Mapping[str, str | Non
         if feature == "extension":
             if not extension_present():
                 print(f"Skipping {what} {name}: the extension of wsfast is absent or WSFAST_PURE is set")
-                continue
-        elif feature == "linux":
-            if sys.platform != "linux":
-                print(f"Skipping {what} {name}: only Linux tells how much was sent")
                 continue
         elif feature is not None and not installed(feature):
             print(f"Skipping {what} {name}: {feature} is not installed; pip install wsfast[bench]")

@@ -28,7 +28,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Collection, Coroutine
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -36,16 +36,12 @@ from websockets.asyncio.server import ServerConnection
 
 from .cases import Case, Result, Samples, Verdict
 from .clients import Clients
-from .gauge import Gauge
 from .machine import UnfitError
 from .methods import METHODS, Call, Room
 from .servers import PATIENCE, SERVE, admit
 from .ticks import Burst, bursts
 
 __all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
-
-QUIET = 0.25
-"""Seconds without a byte after which nothing more is on its way, where it is not known how much was sent."""
 
 TRIALS = 9
 """Fan-outs by which the clients are tried."""
@@ -76,14 +72,8 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
         for name, accepted in crowds.items():
             await admit(clients, case, ports[name], accepted)
         room = make_room(case, crowds)
-        gauges: dict[str, Gauge] = {}
-        if case.compression != "none":
-            gauges = {name: stack.enter_context(closing(Gauge(accepted[0]))) for name, accepted in crowds.items()}
-        turns = {
-            name: Turn(await stack.enter_async_context(METHODS[name].call(room)), gauges.get(METHODS[name].server))
-            for name in case.methods
-        }
-        bench = Bench(case, clients, room)
+        turns = {name: Turn(await stack.enter_async_context(METHODS[name].call(room)), room) for name in case.methods}
+        bench = Bench(case, clients)
         # On one processor, clients that never sleep would only be in the way.
         await clients.drain(awake=processors is not None and not case.sleep)
         gc.collect()
@@ -118,8 +108,7 @@ class Turn(NamedTuple):
     """A method that is ready to be called."""
 
     call: Call
-    gauge: Gauge | None
-    """What tells how much it has sent; None if the size of a frame does."""
+    room: Room
 
 
 class Sample(NamedTuple):
@@ -132,22 +121,23 @@ class Sample(NamedTuple):
 
 
 class Bench:
-    """The measurement of one case: calls, and waiting until all that they sent has arrived."""
+    """The measurement of one case: calls, and waiting until all that they sent has arrived.
 
-    def __init__(self, case: Case, clients: Clients, room: Room) -> None:
+    The clients count messages: nobody else knows how many bytes that is, once an encoder has been at work.
+    """
+
+    def __init__(self, case: Case, clients: Clients) -> None:
         self.case = case
         self.clients = clients
-        self.room = room
         self.bursts = bursts(case, "turns")
         self.expected = 0
-        """Bytes that the clients will have read."""
+        """Messages that the clients will have read."""
 
     async def run(self, turns: dict[str, Turn], after_step: Callable[[], None]) -> Result:
         """Measure calls of all methods, given by their names, in rounds; then what each sends when it is alone."""
         samples = {name: Samples() for name in turns}
         for turn in turns.values():
             await self.take_turn(turn, Samples())
-        self.room.short = 0
         sender = next(name for name in ("floor", "websockets", *turns) if name in turns)
         verdict = await self.try_clients(sender, turns[sender])
         order = list(turns)
@@ -157,13 +147,11 @@ class Bench:
                 await self.take_turn(turns[name], samples[name])
             after_step()
         for name, turn in turns.items():
-            if turn.gauge is not None:
-                short = self.room.short
+            if self.case.compression != "none":
                 # All methods send the same messages here. Those of the method before have left the window when the
                 # first of them that count come.
                 for burst in islice(bursts(self.case, "run"), RUN):
                     samples[name].run.append((await self.sample(turn, burst)).octets)
-                self.room.short = short
                 after_step()
         return Result(self.case, samples, verdict)
 
@@ -172,22 +160,22 @@ class Bench:
         first, *rest = islice(self.bursts, self.case.calls + 1)
         gc.collect()
         await self.sample(turn, first)
-        short = self.room.short
+        short = turn.room.short
         wakeups = self.clients.wakeups()
         taken = [await self.sample(turn, burst) for burst in rest]
         samples.call.append([sample.call for sample in taken])
         samples.cpu.append([sample.cpu for sample in taken])
         samples.drained.append([sample.drained for sample in taken])
-        if turn.gauge is not None:
+        if self.case.compression != "none":
             samples.octets.append([sample.octets for sample in taken])
-        samples.short += self.room.short - short
+        samples.short += turn.room.short - short
         if wakeups is not None:
             samples.wakeups.append((self.clients.wakeups() or wakeups) - wakeups)
 
     async def sample(self, turn: Turn, burst: Burst) -> Sample:
         """Make one call of a method, and wait until all has arrived."""
-        self.room.take(burst)
-        short = self.room.short
+        turn.room.take(burst)
+        before = self.clients.octets
         call = turn.call
         waits = inspect.iscoroutinefunction(call)
         cpu = time.process_time_ns()
@@ -198,62 +186,43 @@ class Bench:
             await result
         end = time.perf_counter_ns()
         cpu = time.process_time_ns() - cpu
-        before = self.expected
-        self.expect(turn)
-        arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
-        return Sample(end - start, cpu, arrival - start, (self.expected - before) // self.case.clients)
-
-    def expect(self, turn: Turn) -> bool:
-        """Expect what a method has sent since the last time to arrive; return whether that is anything."""
-        octets = len(self.room.frames) if turn.gauge is None else turn.gauge.advance()
-        self.expected += self.case.clients * octets
-        return octets > 0
+        arrival = await self.arrive(turn)
+        return Sample(end - start, cpu, arrival - start, (self.clients.octets - before) // self.case.clients)
 
     async def arrive(self, turn: Turn) -> int:
-        """Wait until the clients have read all that was sent; return when that was seen.
+        """Wait until the clients have read all messages of a call; return when that was seen.
 
         Raises:
-            UnfitError: If they read nothing for long, or more than was sent.
+            UnfitError: If they read nothing for long, or more than was sent; or if a client has gone.
         """
         # The event loop runs meanwhile: it may have to send what the kernel has not taken at once. To sleep rather
         # than to spin would put the processor to rest, and each method to the trouble of waking it up.
         clients = self.clients
+        self.expected += self.case.clients * self.case.burst
         seen, since = clients.octets, time.perf_counter_ns()
-        while (octets := clients.octets) < self.expected or (
-            turn.gauge is not None and (self.expect(turn) or turn.gauge.behind)
-        ):
-            now = time.perf_counter_ns()
+        while (messages := clients.messages) < self.expected:
+            if turn.room.owed:
+                turn.room.pay()
+            now, octets = time.perf_counter_ns(), clients.octets
             if octets != seen:
                 seen, since = octets, now
             elif now - since > PATIENCE * 10**9:
                 raise UnfitError(
-                    f"clients have read {octets} of {self.expected} bytes, and nothing for {PATIENCE} seconds"
+                    f"clients have read {messages} of {self.expected} messages, and nothing for {PATIENCE} seconds"
                 )
             await asyncio.sleep(0)
         arrival = time.perf_counter_ns()
-        if octets > self.expected:
-            raise UnfitError(
-                f"clients have read {octets} bytes, {octets - self.expected} more than they should have been sent"
-            )
+        if messages > self.expected:
+            more = messages - self.expected
+            raise UnfitError(f"clients have read {messages} messages, {more} more than they should have been sent")
         return arrival
-
-    async def settle(self) -> int:
-        """Wait until nothing more arrives, after the floor has sent nobody knows how much; return when that began."""
-        seen, since = self.clients.octets, time.perf_counter_ns()
-        while (now := time.perf_counter_ns()) - since < QUIET * 10**9:
-            if (octets := self.clients.octets) != seen:
-                seen, since = octets, now
-            await asyncio.sleep(0)
-        self.expected = seen
-        return since
 
     async def try_clients(self, sender: str, turn: Turn) -> Verdict:
         """Find out how fast the clients read, and whether they keep up with the server."""
         drained = []
         for burst in islice(self.bursts, TRIALS):
-            self.room.take(burst)
+            turn.room.take(burst)
             self.clients.stop()
-            short = self.room.short
             result = turn.call()
             sending = None if result is None else asyncio.create_task(result)
             if sending is not None:
@@ -263,11 +232,9 @@ class Bench:
             self.clients.go_on()
             if sending is not None:
                 await sending
-            self.expect(turn)
-            arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
+            arrival = await self.arrive(turn)
             drained.append(arrival - start)
         together = [await self.sample(turn, burst) for burst in islice(self.bursts, TRIALS)]
-        self.room.short = 0
         messages = self.case.clients * self.case.burst
         return Verdict(
             sender=sender,

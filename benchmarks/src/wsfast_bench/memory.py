@@ -10,14 +10,13 @@ import json
 import os
 import resource
 import sys
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .cases import WAYS, Case, Weight
 from .clients import Clients
-from .gauge import Gauge
 from .measure import Bench, Turn, make_room, tell
 from .methods import METHODS
 from .servers import SERVE, admit
@@ -52,10 +51,9 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
         # Those of the factory are connections of websockets, too.
         room = make_room(case, {"picows" if server == "picows" else "stock": accepted})
         call = await stack.enter_async_context(METHODS[WAYS[way].method].call(room))
-        gauge = None if case.compression == "none" else stack.enter_context(closing(Gauge(accepted[0])))
-        turn = Turn(call, gauge)
+        turn = Turn(call, room)
         await clients.drain(awake=processors is not None and not case.sleep)
-        bench = Bench(case, clients, room)
+        bench = Bench(case, clients)
         for burst in islice(bursts(case, "run"), MESSAGES):
             await bench.sample(turn, burst)
         return Weight(case.clients, before, resident())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +22,7 @@ from websockets.exceptions import ConnectionClosed
 import wsfast
 
 from ._library import core_in_use, pure_core
+from .machine import UnfitError
 from .native import send_many
 from .ticks import Burst
 
@@ -51,10 +53,36 @@ class Room:
     """The same as frames, joined."""
     short: int = 0
     """How many sends of the floor the kernel has not taken completely."""
+    owed: list[tuple[int, bytes]] = field(default_factory=list)
+    """What it has not taken of these, with the descriptors."""
 
     def take(self, burst: Burst) -> None:
         """Have this sent by the next call."""
         self.messages, self.frames = burst
+
+    def offer(self, descriptors: array[int]) -> None:
+        """Do what a floor does; what the kernel does not take is owed."""
+        frames = self.frames
+        for index, taken in send_many(descriptors, frames):
+            self.short += 1
+            self.owed.append((descriptors[index], frames[taken:]))
+
+    def pay(self) -> None:
+        """Send what is owed, as far as there is room: a stream must go on with the rest of a frame.
+
+        Raises:
+            UnfitError: If a client has gone.
+        """
+        owed, self.owed = self.owed, []
+        for fd, data in owed:
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                raise UnfitError(f"a client has gone: {exc}") from None
+            if data:
+                self.owed.append((fd, data))
 
     @property
     def message(self) -> str | bytes:
@@ -139,12 +167,8 @@ class Countdown:
 @asynccontextmanager
 async def floor(room: Room) -> AsyncIterator[Call]:
     """Measure against the least that there can be: system calls alone."""
-    descriptors, count = room.descriptors, len(room.descriptors)
-
-    def call() -> None:
-        room.short += count - send_many(descriptors, room.frames)
-
-    yield call
+    descriptors = room.descriptors
+    yield lambda: room.offer(descriptors)
 
 
 @method(
@@ -158,12 +182,8 @@ async def floor(room: Room) -> AsyncIterator[Call]:
 @asynccontextmanager
 async def floor_of_served(room: Room) -> AsyncIterator[Call]:
     """Do the same over the sockets of `wsfast.serve()`: how many sockets a server has matters to the kernel."""
-    descriptors, count = room.served_descriptors, len(room.served_descriptors)
-
-    def call() -> None:
-        room.short += count - send_many(descriptors, room.frames)
-
-    yield call
+    descriptors = room.served_descriptors
+    yield lambda: room.offer(descriptors)
 
 
 @method("wsfast", "wsfast.broadcast()", feature="extension")

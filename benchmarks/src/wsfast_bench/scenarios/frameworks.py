@@ -134,7 +134,7 @@ async def _broadcast(connections: list[Any], message: str) -> None:
 
 
 async def _floor(descriptors: Any, frame: Any) -> None:
-    if send_many(descriptors, frame) != len(descriptors):
+    if send_many(descriptors, frame):
         raise UnfitError("the clients do not read as fast as the floor sends")
 
 
