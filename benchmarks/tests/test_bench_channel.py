@@ -65,7 +65,7 @@ def test_channel_methods(collection: str, tmp_path: Path, capsys: pytest.Capture
     methods = ["floor", "floor-served", "channel", "channel-stock"]
     assert main([*argv, "--methods", ",".join(methods), "--collection", collection]) == 0
     output = capsys.readouterr().out
-    assert "efficiency of channel, wsfast-served, floor-served: against floor-served" in output
+    assert "efficiency of floor-served, channel: against floor-served, which has the same sockets." in output
     (content,) = json.loads(path.read_text())["cases"]
     assert list(content["methods"]) == methods
     assert content["methods"]["floor-served"]["summary"]["efficiency"] == 1
@@ -477,13 +477,24 @@ def test_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_quick_scenarios() -> None:
     """Without numbers, those of the issue are played, or smaller ones to see that it works."""
-    options = argparse.Namespace(clients=None, messages=None, seconds=None, topics=None, quick=False)
+    options = argparse.Namespace(
+        **dict.fromkeys(("clients", "messages", "seconds", "topics", "threads", "rounds", "calls")),
+        no_keepalive=False,
+        quick=False,
+    )
     plans = {name: list(one.plan(Settings(options, "asyncio", None))) for name, one in SCENARIOS.items()}
     assert plans["stalled"][1].task["case"]["clients"] == 1000
     assert plans["stalled"][1].task["messages"] == 20_000
     assert plans["stalled"][1].task["stalled"] == 50
     assert plans["conflate"][0].task["seconds"] == 60
     assert plans["topics"][0].task["topics"] == 1000
+    kept = {name: plan[0].task["case"]["keepalive"] for name, plan in plans.items()}
+    # Those whose clients never read, or read too slowly, to answer.
+    assert [name for name, keepalive in kept.items() if not keepalive] == ["stalled", "conflate"]
+    options.no_keepalive = True
+    assert not any(
+        part.task["case"]["keepalive"] for one in SCENARIOS.values() for part in one.plan(Settings(options, "", None))
+    )
     options.quick = True
     plans = {name: list(one.plan(Settings(options, "asyncio", None))) for name, one in SCENARIOS.items()}
     assert plans["stalled"][1].task["case"]["clients"] == 200

@@ -41,7 +41,7 @@ ABSENT = {
     *(() if importlib.util.find_spec("picows") else ("picows",)),
 }
 
-PRESENT = [name for name in METHODS if name not in ABSENT]
+PRESENT = [name for name, method in METHODS.items() if name not in ABSENT and method.feature != "node"]
 
 
 def case(size: int = 256, *methods: str, kind: str = "text", compression: str = "deflate") -> Case:
@@ -253,7 +253,7 @@ def test_bench_deflate(loop: str, kind: str, tmp_path: Path, capsys: pytest.Capt
     last = slice(RUN // 4, None)
     for name in ("websockets", "await", "tasks", "wait", "queues", "pubsub"):
         assert runs[name][last] == shared[last], name
-    sharing = [(name, shared) for name in ("audience", "channel", "channel-stock")]
+    sharing = [(name, shared) for name in ("audience", "channel", "channel-stock", "hub")]
     for name, like in (("wsfast", alone), ("wsfast-pure", alone), *sharing):
         if name in runs:
             assert steady(runs[name]) == pytest.approx(steady(like), rel=0.02), name

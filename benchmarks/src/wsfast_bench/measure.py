@@ -9,6 +9,9 @@ What could bias the comparison, and what is done about it:
 - The garbage collector runs in one method's time for another's garbage: all that lasts is frozen, and the rest
   collected before each turn. It stays enabled, since what a method allocates is a part of its cost.
 - Whoever sends to a process that sleeps has to wake it up, slow methods more often: the clients never sleep.
+- A server that does something else between two calls finds nothing of them in its caches. With `cold`, it walks through
+  more memory than they hold before each call; with `tick`, it sleeps, and so do the clients. Then each method, and each
+  floor, has connections of its own: of shared ones, the caches would still hold some for the next method.
 - With compression, a message costs what its history makes of it: no message is sent twice, and what a method sends when
   no other takes turns is measured once more without the clock.
 - Someone else works on this processor, the command line with its progress bar for one: it is waited for.
@@ -21,27 +24,28 @@ import dataclasses
 import gc
 import inspect
 import json
-import os
 import random
 import statistics
 import sys
 import time
 from array import array
-from collections.abc import Callable, Collection, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
 from websockets.asyncio.server import ServerConnection
 
+import wsfast
+
 from .cases import Case, Result, Samples, Verdict
 from .clients import Clients
-from .machine import UnfitError
+from .machine import UnfitError, bind_server, cache_size, usable_processors
 from .methods import METHODS, Call, Room
 from .servers import PATIENCE, SERVE, admit
 from .ticks import Burst, bursts
 
-__all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
+__all__ = ["Bench", "Turn", "main", "make_room", "measure", "prepared", "tell"]
 
 TRIALS = 9
 """Fan-outs by which the clients are tried."""
@@ -61,27 +65,47 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
     """
-    if processors is not None:
-        os.sched_setaffinity(0, {processors[0]})
+    async with prepared(case, bind_server(processors, case.threads), processors) as (bench, turns):
+        return await bench.run(turns, after_step)
+
+
+@asynccontextmanager
+async def prepared(
+    case: Case, awake: bool, processors: tuple[int, int] | None
+) -> AsyncIterator[tuple[Bench, dict[str, Turn]]]:
+    """Start servers and clients of a case; yield what measures it, and its methods, ready to be called.
+
+    Args:
+        case: What to measure.
+        awake: Whether the clients have a processor for themselves, so that they need not sleep.
+        processors: Its second one is that of the clients; None if they are not to be bound.
+
+    Raises:
+        UnfitError: If clients cannot connect.
+    """
+    groups = [(name,) for name in case.methods] if case.apart else [case.methods]
     async with AsyncExitStack() as stack:
-        crowds: dict[str, list[Any]] = {METHODS[name].server: [] for name in case.methods}
-        ports = {
-            name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowds.items()
-        }
+        crowds: list[dict[str, list[Any]]] = [{METHODS[name].server: [] for name in group} for group in groups]
+        # All servers before the clients, so that these go first in the end: a server would wait for them to close.
+        ports = [
+            {name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowd.items()}
+            for crowd in crowds
+        ]
         clients = stack.enter_context(Clients(None if processors is None else processors[1]))
-        for name, accepted in crowds.items():
-            await admit(clients, case, ports[name], accepted)
-        room = make_room(case, crowds)
-        turns = {name: Turn(await stack.enter_async_context(METHODS[name].call(room)), room) for name in case.methods}
-        bench = Bench(case, clients)
-        # On one processor, clients that never sleep would only be in the way.
-        await clients.drain(awake=processors is not None and not case.sleep)
+        turns: dict[str, Turn] = {}
+        for group, crowd, port in zip(groups, crowds, ports, strict=True):
+            for name, accepted in crowd.items():
+                await admit(clients, case, port[name], accepted)
+            room = make_room(case, crowd)
+            for name in group:
+                turns[name] = Turn(await stack.enter_async_context(METHODS[name].call(room)), room)
+        wsfast.set_threads(case.threads)
+        stack.callback(wsfast.set_threads, None)
+        await clients.drain(awake=awake and not case.sleep)
         gc.collect()
         gc.freeze()
-        try:
-            return await bench.run(turns, after_step)
-        finally:
-            gc.unfreeze()
+        stack.callback(gc.unfreeze)
+        yield Bench(case, clients), turns
 
 
 def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
@@ -97,6 +121,7 @@ def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
         stock=stock,
         served=served,
         served_descriptors=_descriptors(served),
+        node=next(iter(crowds.get("node", ())), None),
     )
 
 
@@ -130,6 +155,8 @@ class Bench:
         self.case = case
         self.clients = clients
         self.bursts = bursts(case, "turns")
+        # Not zeros, which would all be one page of the kernel's.
+        self.memory = [b"\1" * cache_size(usable_processors()[0]) for _ in range(2)] if case.cold else None
         self.expected = 0
         """Messages that the clients will have read."""
 
@@ -151,18 +178,18 @@ class Bench:
                 # All methods send the same messages here. Those of the method before have left the window when the
                 # first of them that count come.
                 for burst in islice(bursts(self.case, "run"), RUN):
-                    samples[name].run.append((await self.sample(turn, burst)).octets)
+                    samples[name].run.append((await self.sample(turn, burst, at_once=True)).octets)
                 after_step()
         return Result(self.case, samples, verdict)
 
     async def take_turn(self, turn: Turn, samples: Samples) -> None:
-        """Make one call that is not measured, and those that are."""
-        first, *rest = islice(self.bursts, self.case.calls + 1)
+        """Make one call that is not measured, unless caches are cold anyway, and those that are."""
         gc.collect()
-        await self.sample(turn, first)
+        if not self.case.cold:
+            await self.sample(turn, next(self.bursts))
         short = turn.room.short
         wakeups = self.clients.wakeups()
-        taken = [await self.sample(turn, burst) for burst in rest]
+        taken = [await self.sample(turn, burst) for burst in islice(self.bursts, self.case.calls)]
         samples.call.append([sample.call for sample in taken])
         samples.cpu.append([sample.cpu for sample in taken])
         samples.drained.append([sample.drained for sample in taken])
@@ -172,25 +199,42 @@ class Bench:
         if wakeups is not None:
             samples.wakeups.append((self.clients.wakeups() or wakeups) - wakeups)
 
-    async def sample(self, turn: Turn, burst: Burst) -> Sample:
-        """Make one call of a method, and wait until all has arrived."""
+    async def sample(self, turn: Turn, burst: Burst, *, at_once: bool = False) -> Sample:
+        """Make one call of a method, and wait until all has arrived.
+
+        Args:
+            turn: The method.
+            burst: What is sent.
+            at_once: Whether neither to cool caches down before the call nor to sleep after it.
+        """
         turn.room.take(burst)
         before = self.clients.octets
         call = turn.call
         waits = inspect.iscoroutinefunction(call)
+        told: tuple[int, int] | None = None
+        if self.memory is not None and not at_once:
+            assert self.memory[0] == self.memory[1]  # has to read both
         cpu = time.process_time_ns()
         start = time.perf_counter_ns()
         result = call()
         if waits:
             assert result is not None
-            await result
-        end = time.perf_counter_ns()
+            told = await result
+        took = time.perf_counter_ns() - start
+        if self.case.tick and not at_once and told is None:
+            await asyncio.sleep(self.case.tick / 1000)
         cpu = time.process_time_ns() - cpu
-        arrival = await self.arrive(turn)
-        return Sample(end - start, cpu, arrival - start, (self.clients.octets - before) // self.case.clients)
+        if told is not None:
+            took, cpu = told
+        arrival = await self.arrive(turn, 0.001 if self.case.tick and not at_once else 0)
+        return Sample(took, cpu, arrival - start, (self.clients.octets - before) // self.case.clients)
 
-    async def arrive(self, turn: Turn) -> int:
+    async def arrive(self, turn: Turn, pause: float = 0) -> int:
         """Wait until the clients have read all messages of a call; return when that was seen.
+
+        Args:
+            turn: The method that was called.
+            pause: Seconds to sleep between two looks.
 
         Raises:
             UnfitError: If they read nothing for long, or more than was sent; or if a client has gone.
@@ -210,7 +254,7 @@ class Bench:
                 raise UnfitError(
                     f"clients have read {messages} of {self.expected} messages, and nothing for {PATIENCE} seconds"
                 )
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause)
         arrival = time.perf_counter_ns()
         if messages > self.expected:
             more = messages - self.expected
@@ -234,7 +278,7 @@ class Bench:
                 await sending
             arrival = await self.arrive(turn)
             drained.append(arrival - start)
-        together = [await self.sample(turn, burst) for burst in islice(self.bursts, TRIALS)]
+        together = [await self.sample(turn, burst, at_once=True) for burst in islice(self.bursts, TRIALS)]
         messages = self.case.clients * self.case.burst
         return Verdict(
             sender=sender,

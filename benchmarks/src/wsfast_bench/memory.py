@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import resource
 import sys
 from contextlib import AsyncExitStack
@@ -17,6 +16,7 @@ from typing import Any
 
 from .cases import WAYS, Case, Weight
 from .clients import Clients
+from .machine import bind_server
 from .measure import Bench, Turn, make_room, tell
 from .methods import METHODS
 from .servers import SERVE, admit
@@ -39,8 +39,7 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
     """
-    if processors is not None:
-        os.sched_setaffinity(0, {processors[0]})
+    awake = bind_server(processors)
     server = WAYS[way].server
     async with AsyncExitStack() as stack:
         accepted: list[Any] = []
@@ -52,7 +51,7 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
         room = make_room(case, {"picows" if server == "picows" else "stock": accepted})
         call = await stack.enter_async_context(METHODS[WAYS[way].method].call(room))
         turn = Turn(call, room)
-        await clients.drain(awake=processors is not None and not case.sleep)
+        await clients.drain(awake=awake and not case.sleep)
         bench = Bench(case, clients)
         for burst in islice(bursts(case, "run"), MESSAGES):
             await bench.sample(turn, burst)
