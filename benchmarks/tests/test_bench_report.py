@@ -540,6 +540,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             ("floor", 3.0, {}),
         )
     ],
+    "cores": [
+        {"way": way, "threads": threads, "default": False, "call": call, "p50": call, "p99": 2 * call}
+        | {"efficiency": 3 / call, "faster": 9 / call}
+        for way, threads, call in (("floor", 1, 3.0), ("channel", 1, 3.5), ("channel", 4, 1.0), ("websockets", 1, 9.0))
+    ],
+    "crowded": [
+        {"way": "channel", "threads": threads, "default": default, "call": 1.0, "p50": 2.0, "p99": p99}
+        | {"efficiency": None, "faster": None}
+        for threads, default, p99 in ((1, False, 4.0), (1, True, 5.0), (2, False, 3.0))
+    ],
     "relay": [
         {"broker": "redis", "way": way, "messages": 7, "rate": 5e4, "publisher": 9.0, "receiver": 8.0}
         | {"p50": 0.001, "p99": 0.002}
@@ -555,6 +565,8 @@ COLUMNS = {
     "conflate": ("age s", ["0.25", "-"]),
     "topics": ("CPU us/message", ["1.250", "5.000"]),
     "frameworks": ("us/client", ["9.00", "4.50", "3.00"]),
+    "cores": ("efficiency", ["1.00", "0.86", "3.00", "0.33"]),
+    "crowded": ("p99 ratio", ["1.00", "1.25", "0.75"]),
     "relay": ("p99 ms", ["2.00", "2.00"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
 }
