@@ -1,7 +1,7 @@
 /*
  * bench.h: what benchmarks need of C: the floor that fan-outs are measured against, and clients that only read.
  *
- * Nothing here allocates memory or keeps a pointer beyond the call. Any number of threads may call at once.
+ * Nothing here keeps a pointer beyond the call. Any number of threads may call at once.
  */
 #ifndef WSFAST_BENCH_H
 #define WSFAST_BENCH_H
@@ -11,19 +11,29 @@
 
 /*
  * The floor: one non-blocking send() of `data` for each of the `n` descriptors, in this order, without SIGPIPE. No
- * fan-out can do less. Returns how many of them took all of it; whatever else a socket answers is ignored.
+ * fan-out can do less. Stops at the first descriptor that does not take all of it. Returns how many before it did, and
+ * sets `*taken` to the octets that it took itself: 0 if it took none, for whatever reason.
  */
-size_t bench_send(const int *fds, size_t n, const void *data, size_t size);
+size_t bench_send(const int *fds, size_t n, const void *data, size_t size, size_t *taken);
+
+/* What clients have read. */
+struct bench_count {
+    uint64_t octets;   /* of frames that carry data, their headers included */
+    uint64_t messages; /* whose last frame has arrived as a whole */
+};
 
 /*
- * Read and discard what arrives at `fds` until `stop_fd` is readable or has hung up, or all of `fds` have ended.
+ * Read the frames of servers (RFC 6455, section 5.2) that arrive at `fds` until `stop_fd` is readable or has hung up,
+ * or all of `fds` have ended. Payloads are discarded. A ping is answered, with a mask of zeros, if the socket has room
+ * for the pong; control frames are not counted. A stream that breaks the rules of framing has ended.
  *
- * octets: what was read is added to it as it comes, by one writer and without tearing: another process may watch it.
+ * count:  what was read is added to it as it comes, by one writer and without tearing: another process may watch it.
+ *         The octets of a message are there before the message is.
  * awake:  1 never to sleep. A process that sleeps must be woken up, and on a virtual machine that costs the one that
  *         sends to it as much as half a send; the faster a server sends, the less often its clients would fall asleep.
  *
- * Returns 0, or a negated errno of epoll; -ENOSYS where there is none. Linux only.
+ * Returns 0, or a negated errno of epoll; -ENOMEM without memory for the streams; -ENOSYS where there is no epoll.
  */
-int bench_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake);
+int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake);
 
 #endif

@@ -7,10 +7,11 @@ import asyncio
 import dataclasses
 import importlib.util
 import json
+import os
 import socket
+import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from wsfast.cli import UnfitError, main
 from wsfast_bench._library import extension_present
 from wsfast_bench.cases import Case, Result, Samples, Verdict
 from wsfast_bench.clients import Clients
-from wsfast_bench.gauge import Gauge
+from wsfast_bench.machine import usable_processors
 from wsfast_bench.methods import METHODS
 from wsfast_bench.numbered import KEYS, Mark, Numbered, newest
 from wsfast_bench.play import print_rows
 from wsfast_bench.readers import Checker, Trickle
 from wsfast_bench.reading import Reading
 from wsfast_bench.report import summarize
-from wsfast_bench.scenarios import SCENARIOS, relay, stalled, topics
+from wsfast_bench.scenarios import SCENARIOS, cores, crowded, relay, stalled, topics
 from wsfast_bench.scenarios.conflate import READ, UPDATES, publish_to_slow
 from wsfast_bench.scenarios.memory_subscriptions import HOWS, weigh_subscriptions
 from wsfast_bench.scenarios.scenario import Settings
@@ -67,7 +68,7 @@ def test_channel_methods(collection: str, tmp_path: Path, capsys: pytest.Capture
     methods = ["floor", "floor-served", "channel", "channel-stock"]
     assert main([*argv, "--methods", ",".join(methods), "--collection", collection]) == 0
     output = capsys.readouterr().out
-    assert "efficiency of channel, wsfast-served, floor-served: against floor-served" in output
+    assert "efficiency of floor-served, channel: against floor-served, which has the same sockets." in output
     (content,) = json.loads(path.read_text())["cases"]
     assert list(content["methods"]) == methods
     assert content["methods"]["floor-served"]["summary"]["efficiency"] == 1
@@ -134,14 +135,12 @@ def test_served() -> None:
                 await reading.ask(f"connect {port} 2 0")
                 await keep(accepted, 2)
                 assert all(isinstance(connection, ServerConnection) for connection in accepted)
-                with closing(Gauge(accepted[0])) as gauge:
-                    assert not gauge.behind
 
     asyncio.run(run())
 
 
-def test_gauge_of_what_waits_in_a_channel() -> None:
-    """Something is behind as long as the channel keeps it."""
+def test_what_waits_in_a_channel_is_counted() -> None:
+    """What the channel keeps for clients that are stopped is counted when it has arrived."""
 
     async def run() -> None:
         accepted: list[Any] = []
@@ -151,16 +150,17 @@ def test_gauge_of_what_waits_in_a_channel() -> None:
                 channel = Channel(slow=Disconnect(max_bytes=None))
                 subscription = channel.subscribe(accepted[0])
                 await clients.drain(awake=False)
-                with closing(Gauge(accepted[0])) as gauge:
-                    clients.stop()
-                    while not subscription.lag.messages:
-                        channel.publish(bytes(1 << 20))
-                        channel.flush()
-                    assert gauge.behind
-                    clients.go_on()
-                    while gauge.behind:
-                        await asyncio.sleep(0.001)
-                assert subscription.lag.messages == 0
+                clients.stop()
+                sent = 0
+                while not subscription.lag.messages:
+                    channel.publish(bytes(1 << 20))
+                    channel.flush()
+                    sent += 1
+                assert clients.messages == 0
+                clients.go_on()
+                while clients.messages < sent:
+                    await asyncio.sleep(0.001)
+                assert (subscription.lag.messages, clients.octets) == (0, sent * ((1 << 20) + 10))
 
     asyncio.run(asyncio.wait_for(run(), 60))
 
@@ -374,8 +374,79 @@ def test_topics_that_do_not_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that are not sent everything are an error."""
     monkeypatch.setattr(topics, "PATIENCE", 0.1)
     monkeypatch.setattr(topics, "_publisher", lambda *_: lambda: None)
-    with pytest.raises(UnfitError, match=r"clients have read 0 of \d+ bytes"):
+    with pytest.raises(UnfitError, match=r"clients have read 0 of \d+ messages"):
         asyncio.run(publish_topics(case(2), "channel", 2, 0.1, None))
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods of wsfast are measured with each number of threads, the others with one, and the default at the end."""
+    used: list[int | None] = []
+    monkeypatch.setattr(wsfast, "set_threads", used.append)
+    monkeypatch.setattr(wsfast, "threads", lambda: used[-1] or 3)
+    methods = ("wsfast-pure", "websockets")
+    found = asyncio.run(cores.measure_threads(case(2, 64, *methods), [1, None, 4], None))
+    assert [(row["way"], row["threads"], row["default"]) for row in found] == [
+        ("wsfast-pure", 1, False),
+        ("wsfast-pure", 3, True),
+        ("wsfast-pure", 4, False),
+        ("websockets", 1, False),
+    ]
+    for row in found:
+        assert row["efficiency"] is None
+        assert row["faster"] > 0
+        assert 0 < row["p50"] <= row["p99"]
+    assert found[-1]["faster"] == 1
+    # One for the case, twice each for warmth and for the round, and the default in the end.
+    assert sorted(used, key=str) == [1] * 5 + [4] * 2 + [None] * 3
+
+
+@extension
+def test_cores_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """There is a row for each method and number of threads; those for which there are no processors are told."""
+    argv = ["bench", "--scenario", "cores", "--clients", "2", "--rounds", "1", "--calls", "1", "--loops", "asyncio"]
+    assert main([*argv, "--threads", "1,10000"]) == 0
+    output = capsys.readouterr().out
+    assert "Skipping 10000 threads: this process may use " in output
+    assert "cores: 2 clients, 64 B, 1 threads, asyncio\n" in output
+    found = rows(output)
+    assert set(cores.WAYS) <= set(found)
+    assert all(found[way][0] == "1" for way in cores.WAYS)
+    assert found["floor"][-1] == found["websockets"][-2] == "1.00"
+
+
+@extension
+def test_crowded(capsys: pytest.CaptureFixture[str]) -> None:
+    """There are busy processes as long as it is measured, one for each processor."""
+    argv = ["bench", "--scenario", "crowded", "--clients", "2", "--rounds", "1", "--calls", "1", "--loops", "asyncio"]
+    assert main(argv) == 0
+    output = capsys.readouterr().out
+    count = len(usable_processors())
+    assert f"crowded: 2 clients, 64 B, {count} busy processors, asyncio\n" in output
+    for way in crowded.WAYS:
+        told = [line.split() for line in output.splitlines() if line.startswith(f"{way} ")]
+        assert [words[1] for words in told][::2] == ["1", str(count)]
+        assert told[1][2] == "(default)"
+        assert told[0][-1] == "1.00"
+
+
+def test_busy_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there while something is measured, bound to a processor each, and have ended afterwards."""
+    seen: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*args: Any, **options: Any) -> Any:
+        seen.append(popen(*args, **options))
+        return seen[-1]
+
+    async def measure(*_: object) -> list[Any]:
+        assert [process.poll() for process in seen] == [None] * len(usable_processors())
+        assert sorted(next(iter(os.sched_getaffinity(process.pid))) for process in seen) == usable_processors()
+        return []
+
+    monkeypatch.setattr("wsfast_bench.scenarios.crowded.subprocess.Popen", start)
+    monkeypatch.setattr("wsfast_bench.scenarios.crowded.measure_threads", measure)
+    assert asyncio.run(crowded.crowd(case(1), [1])) == []
+    assert all(process.returncode is not None for process in seen)
 
 
 @pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind, ways in relay.WAYS.items() for way in ways])
@@ -480,13 +551,25 @@ def test_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_quick_scenarios() -> None:
     """Without numbers, those of the issue are played, or smaller ones to see that it works."""
-    options = argparse.Namespace(clients=None, messages=None, seconds=None, topics=None, quick=False)
+    options = argparse.Namespace(
+        **dict.fromkeys(("clients", "messages", "seconds", "topics", "threads", "rounds", "calls")),
+        no_keepalive=False,
+        quick=False,
+    )
     plans = {name: list(one.plan(Settings(options, "asyncio", None))) for name, one in SCENARIOS.items()}
     assert plans["stalled"][1].task["case"]["clients"] == 1000
     assert plans["stalled"][1].task["messages"] == 20_000
     assert plans["stalled"][1].task["stalled"] == 50
     assert plans["conflate"][0].task["seconds"] == 60
     assert plans["topics"][0].task["topics"] == 1000
+    assert (plans["cores"][0].task["case"]["clients"], plans["crowded"][0].task["case"]["rounds"]) == (1000, 40)
+    kept = {name: plan[0].task["case"]["keepalive"] for name, plan in plans.items()}
+    # Those whose clients never read, or read too slowly, to answer.
+    assert [name for name, keepalive in kept.items() if not keepalive] == ["stalled", "conflate"]
+    options.no_keepalive = True
+    assert not any(
+        part.task["case"]["keepalive"] for one in SCENARIOS.values() for part in one.plan(Settings(options, "", None))
+    )
     options.quick = True
     plans = {name: list(one.plan(Settings(options, "asyncio", None))) for name, one in SCENARIOS.items()}
     assert plans["stalled"][1].task["case"]["clients"] == 200

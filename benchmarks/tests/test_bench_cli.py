@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,16 @@ import pytest
 
 import wsfast
 import wsfast_bench
+from helpers.interop.clients import install_ws
 from wsfast.cli import main
 from wsfast_bench import bench, machine
 from wsfast_bench._library import core_in_use, extension_present
 from wsfast_bench.cases import Case, Result, Samples, Verdict
+from wsfast_bench.clients import Clients
+from wsfast_bench.measure import prepared
 from wsfast_bench.methods import METHODS
 from wsfast_bench.report import describe_verdict, percentile, print_case, ratio, summarize
+from wsfast_bench.servers import SERVE, admit, interval_of_pings
 
 TINY = ["--clients", "5", "--rounds", "2", "--calls", "2"]
 
@@ -31,6 +38,7 @@ PRESENT = [
     name
     for name, method in METHODS.items()
     if not method.compressed
+    and method.feature != "node"
     and (method.feature != "extension" or extension_present())
     and (method.feature != "picows" or importlib.util.find_spec("picows"))
 ]
@@ -157,6 +165,188 @@ def test_bench_floor_that_is_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*argv, "--methods", "floor,wsfast"]) == 0
     # Whether the kernel takes it all depends on how fast the clients read meanwhile.
     assert set(rows(capsys.readouterr().out)) == {"floor", "wsfast"}
+
+
+APART = ["floor", "floor-served", "wsfast", "wsfast-served", "channel", "hub", "websockets", "picows"]
+"""What is measured by default where each method has connections of its own."""
+
+
+@pytest.mark.parametrize(
+    ("loop", "options"),
+    [("asyncio", ["--cold"]), (LOOPS[-1], ["--tick", "2"]), ("asyncio", ["--cold", "--tick", "2"])],
+    ids=str,
+)
+def test_bench_apart(loop: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each method has connections of its own; with cold caches every call counts, and there is one in a turn."""
+    path = tmp_path / "bench.json"
+    argv = ["bench", "--clients", "2", "--rounds", "1", "--sleep", "--loops", loop, "--json", str(path)]
+    assert main([*argv, *options]) == 0
+    output = capsys.readouterr().out
+    expected = [name for name in APART if name in PRESENT]
+    assert list(rows(output)) == expected
+    assert "Each method has connections of its own." in output
+    assert ("drained ms" in output) == ("bottleneck" in output) == ("--tick" not in options)
+    (case,) = json.loads(path.read_text())["cases"]
+    for name in expected:
+        samples = case["methods"][name]["samples"]
+        assert [len(taken) for taken in samples["call"]] == [1 if "--cold" in options else 3]
+        if "--tick" in options:
+            assert all(drained > 2_000_000 for drained in chain(*samples["drained"])), name
+            summary = case["methods"][name]["summary"]
+            assert summary["lower"] <= summary["cpu"] <= summary["upper"]
+
+
+def test_connections_of_their_own() -> None:
+    """Servers that accept for one method do not for another one; without the options they are shared."""
+
+    async def crowds(cold: bool) -> list[set[int]]:
+        measured = Case(2, 64, "asyncio", "text", ("wsfast-pure", "websockets", "await"), 1, 1, "list", cold=cold)
+        async with prepared(measured, False, None) as (bench, turns):
+            assert (bench.memory is not None) == cold
+            return [set(map(id, turn.room.connections)) for turn in turns.values()]
+
+    apart = asyncio.run(crowds(True))
+    assert [len(crowd) for crowd in apart] == [2, 2, 2]
+    assert len(set().union(*apart)) == 6
+    assert len(set().union(*asyncio.run(crowds(False)))) == 2
+
+
+def test_cold_walks_through_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as large as the last-level cache twice, and looked through before each call, outside of its times."""
+    looks: list[int] = []
+
+    class Memory(bytes):
+        def __eq__(self, other: object) -> bool:
+            looks.append(1)
+            time.sleep(0.05)
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    async def run() -> Samples:
+        measured = Case(2, 64, "asyncio", "text", ("websockets",), 2, 1, "list", cold=True)
+        async with prepared(measured, False, None) as (bench, turns):
+            assert bench.memory is not None
+            assert [len(half) for half in bench.memory] == [machine.cache_size(machine.usable_processors()[0])] * 2
+            bench.memory = [Memory(), Memory()]
+            samples = Samples()
+            for _ in range(3):
+                await bench.take_turn(turns["websockets"], samples)
+            return samples
+
+    samples = asyncio.run(run())
+    assert len(looks) == len(samples.call) == 3
+    assert sum(chain(*samples.cpu)) > 0
+    assert min(chain(*samples.drained)) < 50_000_000
+
+
+def test_cache_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is that of the highest level; a guess where nothing is known of it."""
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    assert machine.cache_size(3) == 64 << 20
+    for index, (level, size) in enumerate([("1", "32K"), ("3", "36M"), ("2", "1024K"), ("x", "1G"), ("4", "")]):
+        cache = tmp_path / "cpu3" / "cache" / f"index{index}"
+        cache.mkdir(parents=True)
+        (cache / "level").write_text(f"{level}\n")
+        (cache / "size").write_text(f"{size}\n")
+    assert machine.cache_size(3) == 36 << 20
+    assert machine.cache_size(2) == 64 << 20
+
+
+def test_keepalive(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers send pings unless told otherwise, and the clients' answers keep the connections open."""
+
+    async def run(server: str, keepalive: bool) -> tuple[int, int]:
+        accepted: list[Any] = []
+        case = Case(2, 64, "asyncio", "text", (), 1, 1, "list", keepalive=keepalive)
+        async with SERVE[server](case, accepted) as port:
+            with Clients(None) as clients:
+                await admit(clients, case, port, accepted)
+                await clients.drain(awake=False)
+                if server != "picows":
+                    assert (accepted[0].ping_interval is not None) == keepalive
+                    deadline = time.monotonic() + 60
+                    while keepalive and not accepted[0].latency:
+                        assert time.monotonic() < deadline
+                        await asyncio.sleep(0.001)
+                await accepted[0].send("x")
+                while not clients.messages:
+                    await asyncio.sleep(0.001)
+                return clients.messages, clients.octets
+
+    monkeypatch.setattr("wsfast_bench.servers.KEEPALIVE", 0.01)
+    for server in ("stock", "served", *(["picows"] if "picows" in PRESENT else [])):
+        for keepalive in (True, False):
+            assert asyncio.run(run(server, keepalive)) == (1, 3)
+    assert main(["bench", *TINY, "--methods", "websockets", "--loops", "asyncio", "--no-keepalive"]) == 0
+    assert "5 clients, 64 B text, asyncio, no keepalive; 2 rounds" in capsys.readouterr().out
+
+
+def test_interval_of_pings() -> None:
+    """Connections of several methods get as many pings in a tick as those of one method alone would."""
+    case = Case(2, 64, "asyncio", "text", ("floor", "wsfast", "websockets"), 1, 1, "list")
+    assert interval_of_pings(case) is None
+    assert interval_of_pings(dataclasses.replace(case, keepalive=True)) == 20
+    assert interval_of_pings(dataclasses.replace(case, keepalive=True, tick=20)) == 60
+
+
+def test_bench_threads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a case for each number of threads for which there are processors; of the others it is told."""
+    monkeypatch.setattr(machine, "usable_processors", lambda: [0, 1])
+    plans: list[Case] = []
+    monkeypatch.setattr("wsfast_bench.session.measure_case", lambda case, *_: plans.append(case))
+    monkeypatch.setattr("wsfast_bench.report.print_case", lambda _: None)
+    monkeypatch.setattr("wsfast_bench.report.collect", lambda *_: {})
+    assert main(["bench", *TINY, "--methods", "websockets", "--loops", "asyncio", "--threads", "1,2,4"]) == 0
+    assert "Skipping 4 threads: this process may use 2 processors" in capsys.readouterr().out
+    assert [case.threads for case in plans] == [1, 2]
+    assert str(plans[1]) == "5 clients, 64 B text, asyncio, 2 threads"
+    assert main(["bench", *TINY, "--threads", "3"]) == 1
+    assert "no number of threads is left to measure" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes cannot be bound here")
+def test_bind_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has as many processors as threads: other cores first, and that of its clients last of all."""
+    bound: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, processors: bound.append(set(processors)))
+    monkeypatch.setattr(machine, "usable_processors", lambda: [0, 1, 2, 3, 4])
+    monkeypatch.setattr(machine, "shares_core", lambda first, second: first // 2 == second // 2)
+    assert not machine.bind_server(None, 4)
+    assert bound == []
+    assert [machine.bind_server((2, 0), threads) for threads in (1, 2, 3, 4, 5)] == [True, True, True, True, False]
+    assert bound == [{2}, {2, 1}, {2, 1, 4}, {2, 1, 4, 3}, {2, 1, 4, 3, 0}]
+
+
+# ---- Node
+
+
+def test_bench_without_node(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where Node or its package is absent, the method is left out, with a line that says so."""
+    argv = ["bench", *TINY, "--loops", "asyncio", "--methods", "websockets,node", "--node", str(tmp_path)]
+    assert main(argv) == 0
+    output = capsys.readouterr().out
+    assert "Skipping method node: Node or its package ws is absent; give --node DIR" in output
+    assert list(rows(output)) == ["websockets"]
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--tick", "1"], ["--compression", "deflate", "--types", "text,binary"]], ids=str
+)
+def test_bench_node(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server in Node is measured like the others: it tells its times, and its clients get each message."""
+    directory = Path(__file__).parents[2] / "build" / "node"
+    install_ws(directory)
+    path = tmp_path / "bench.json"
+    argv = ["bench", "--clients", "3", "--rounds", "1", "--calls", "2", "--loops", "asyncio", "--sleep"]
+    assert main([*argv, "--methods", "node", "--json", str(path), "--node", str(directory), *options]) == 0
+    content = json.loads(path.read_text())
+    assert {"node", "ws"} <= set(content["versions"])
+    for case in content["cases"]:
+        samples = case["methods"]["node"]["samples"]
+        assert [len(calls) for calls in samples["call"]] == [2]
+        assert all(call > 0 for call in chain(*samples["call"]))
+        assert all(0 < octets < 70 for octets in chain(*samples["octets"], samples["run"]))
 
 
 def test_bench_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

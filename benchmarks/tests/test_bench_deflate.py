@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib
 import importlib.util
 import json
-import os
-import socket
 import statistics
+import subprocess
 import sys
 import zlib
+from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from wsfast_bench._library import extension_present
 from wsfast_bench.bench import combine
 from wsfast_bench.cases import WAYS, Case, Weight
 from wsfast_bench.clients import Clients
-from wsfast_bench.gauge import Gauge
 from wsfast_bench.measure import RUN, measure
 from wsfast_bench.memory import resident, weigh
 from wsfast_bench.methods import METHODS
@@ -34,7 +32,7 @@ from wsfast_bench.report import print_memory, steady
 from wsfast_bench.servers import SERVE, admit
 from wsfast_bench.ticks import deflated, parcels, ticks
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much was sent")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks are for Linux")
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
@@ -43,7 +41,7 @@ ABSENT = {
     *(() if importlib.util.find_spec("picows") else ("picows",)),
 }
 
-PRESENT = [name for name in METHODS if name not in ABSENT]
+PRESENT = [name for name, method in METHODS.items() if name not in ABSENT and method.feature != "node"]
 
 
 def case(size: int = 256, *methods: str, kind: str = "text", compression: str = "deflate") -> Case:
@@ -109,7 +107,7 @@ def test_parcels_without_compression() -> None:
     assert first.frame == b"\x82\x40" + bytes(first.message)  # type: ignore[arg-type]
 
 
-# ---- The gauge
+# ---- What the clients count
 
 
 @asynccontextmanager
@@ -123,70 +121,80 @@ async def accepted_from(case: Case, server: str) -> AsyncIterator[tuple[list[Any
             yield accepted, clients
 
 
+async def read(clients: Clients, messages: int) -> None:
+    """Wait until the clients have read so many messages."""
+    while clients.messages < messages:
+        await asyncio.sleep(0)
+    assert clients.messages == messages
+
+
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("server", ["stock", "no-takeover", *(["picows"] if "picows" in PRESENT else [])])
-def test_gauge(server: str, loop: str) -> None:
-    """It tells how much was written to a connection, whether by the kernel's account or still by the transport's."""
+@pytest.mark.parametrize("server", ["stock", "served", "no-takeover", *(["picows"] if "picows" in PRESENT else [])])
+def test_clients_count_messages(server: str, loop: str) -> None:
+    """They count messages and their bytes, however long those have become; pings are answered and not counted."""
 
     async def watch() -> None:
         async with accepted_from(case(), server) as (accepted, clients):
-            with closing(Gauge(accepted[1])) as gauge:
-                assert gauge.advance() == 0
-                before = clients.octets
-                await accepted[1].send("x" * 100_000)
-                await accepted[1].send(b"y")
-                told = gauge.advance()
-                assert told > 0
-                while clients.octets - before < told:
-                    await asyncio.sleep(0)
-                await accepted[0].send("x")
-                assert gauge.advance() == 0
+            await accepted[1].send("x" * 100_000)
+            await accepted[2].send(b"")
+            await read(clients, 2)
+            octets = clients.octets
+            assert 2 < octets < 100_000
+            await asyncio.wait_for(await accepted[0].ping(b"are you there?"), 60)
+            await accepted[0].send("x")
+            await read(clients, 3)
+            assert 0 < clients.octets - octets < 14
 
     run(watch, loop)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_gauge_counts_what_waits_in_the_transport(loop: str) -> None:
-    """What the socket has no room for is counted when it is written, and once."""
+def test_clients_that_are_stopped(loop: str) -> None:
+    """What waits in the transport while they are stopped is counted when it has arrived."""
 
     async def watch() -> None:
-        async with accepted_from(case(), "stock") as (accepted, clients):
-            with closing(Gauge(accepted[0])) as gauge:
-                clients.stop()
-                size = 16 << 20
-                accepted[0].transport.write(bytes(size))
-                assert gauge.advance() == size
-                clients.go_on()
-                while clients.octets < size:
-                    await asyncio.sleep(0)
-                assert gauge.advance() == 0
+        async with accepted_from(case(compression="none"), "stock") as (accepted, clients):
+            clients.stop()
+            sending = asyncio.create_task(accepted[0].send(bytes(16 << 20)))
+            await asyncio.sleep(0)
+            assert (clients.octets, clients.messages) == (0, 0)
+            clients.go_on()
+            await sending
+            await read(clients, 1)
+            assert clients.octets == (16 << 20) + 10
 
     run(watch, loop)
 
 
-def test_gauge_of_a_stranger() -> None:
-    """A connection that is not of this process is an error, and leaves no descriptor behind."""
-    gc.collect()  # lest descriptors of earlier tests be closed meanwhile
-    before = len(os.listdir("/proc/self/fd"))
+@pytest.mark.parametrize("compression", ["none", "deflate"])
+def test_clients_of_two_servers_may_have_one_port(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives clients of different servers the same port now and then; all messages are counted once."""
+    code = (
+        "import socket, sys, wsfast_bench.peer as peer\n"
+        "first, ports = [], {}  # those of the first server's clients, and of each server's\n"
+        "class Socket(socket.socket):\n"
+        "    def connect(self, address):\n"
+        "        self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "        taken = ports.setdefault(address[1], [])\n"
+        "        self.bind(('127.0.0.1', first[len(taken)] if len(first) > len(taken) else 0))\n"
+        "        taken.append(self.getsockname()[1])\n"
+        "        if len(ports) == 1: first.append(taken[-1])\n"
+        "        super().connect(address)\n"
+        "peer.socket.socket = Socket\n"
+        "peer.main()\n"
+    )
+    popen = subprocess.Popen
 
-    class Stranger:
-        remote_address = ("127.0.0.1", 0)
+    def start(argv: list[str], **options: Any) -> Any:
+        assert argv[1:3] == ["-m", "wsfast_bench.peer"]
+        return popen([argv[0], "-c", code, *argv[3:]], **options)
 
-    with pytest.raises(UnfitError, match="has no socket in this process"):
-        Gauge(Stranger())
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_gauge_on_an_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that does not tell is an error."""
-
-    async def run() -> None:
-        async with accepted_from(case(), "stock") as (accepted, _):
-            monkeypatch.setattr(socket.socket, "getsockopt", lambda *_: bytes(104))
-            with pytest.raises(UnfitError, match=r"4\.1$"):
-                Gauge(accepted[0])
-
-    asyncio.run(run())
+    monkeypatch.setattr("wsfast_bench.clients.subprocess.Popen", start)
+    monkeypatch.setattr("wsfast_bench.measure.RUN", 2)
+    methods = ("wsfast-pure", "websockets", "picows" if "picows" in PRESENT else "no-takeover")
+    measured = case(256, *methods, compression=compression)
+    samples = asyncio.run(measure(measured, None, lambda: None)).methods
+    assert all(0 < octets <= 262 for name in methods for octets in samples[name].run)
 
 
 # ---- Cases
@@ -245,7 +253,7 @@ def test_bench_deflate(loop: str, kind: str, tmp_path: Path, capsys: pytest.Capt
     last = slice(RUN // 4, None)
     for name in ("websockets", "await", "tasks", "wait", "queues", "pubsub"):
         assert runs[name][last] == shared[last], name
-    sharing = [(name, shared) for name in ("audience", "channel", "channel-stock")]
+    sharing = [(name, shared) for name in ("audience", "channel", "channel-stock", "hub")]
     for name, like in (("wsfast", alone), ("wsfast-pure", alone), *sharing):
         if name in runs:
             assert steady(runs[name]) == pytest.approx(steady(like), rel=0.02), name
@@ -275,12 +283,8 @@ def test_bench_nothing_left_without_compression(capsys: pytest.CaptureFixture[st
 
 
 def test_bench_on_another_system(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where it is not known how much was sent, or how much memory there is, that is told."""
+    """Where it is not known how much memory there is, that is told."""
     monkeypatch.setattr("wsfast_bench.bench.sys.platform", "darwin")
-    assert main(["bench", "--compression", "deflate"]) == 1
-    captured = capsys.readouterr()
-    assert "Skipping compression deflate: only Linux tells how much was sent" in captured.out
-    assert "no compression is left to measure" in captured.err
     assert main(["bench", "--memory", "only"]) == 1
     assert "known on Linux only" in capsys.readouterr().err
 
@@ -319,14 +323,20 @@ def test_clients_that_are_not_compressed_for() -> None:
 
 @pytest.mark.parametrize("compression", ["none", "deflate"])
 def test_floor_that_is_short(compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the floor could not send altogether is counted, and not waited for."""
+    """What the kernel did not take of the floor's frames is counted, and sent afterwards: the stream must go on."""
     send_many = native.send_many
     monkeypatch.setattr("wsfast_bench.measure.RUN", 2)
-    monkeypatch.setattr(methods, "send_many", lambda fds, data: send_many(fds[1:], data))
+
+    def offer(fds: array[int], data: bytes) -> list[tuple[int, int]]:
+        cut = send_many(fds[1:2], data[:5])
+        assert not cut
+        return [(0, 0), (1, 5), *((index + 2, taken) for index, taken in send_many(fds[2:], data))]
+
+    monkeypatch.setattr(methods, "send_many", offer)
     steps: list[int] = []
     short = case(256, "floor", compression=compression)
     floor = asyncio.run(measure(short, None, lambda: steps.append(1))).methods["floor"]
-    assert floor.short == 2
+    assert floor.short == 4
     assert len(steps) == short.steps
 
 

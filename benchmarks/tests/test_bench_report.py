@@ -145,7 +145,8 @@ def test_report_of_a_run(loop: str, tmp_path: Path, capsys: pytest.CaptureFixtur
             assert cells["CPU us"] == f"{summary['cpu']:.2f}"
             assert cells["drained ms"] == f"{summary['drained']:.2f}"
             assert cells["x websockets"] == f"{summary['faster']:.2f}"
-            assert next(line for line in overview if line[0] == row[0])[column] == cells["us/client"]
+            times = "" if row[0] == "websockets" else f" ({summary['faster']:.2f})"
+            assert next(line for line in overview if line[0] == row[0])[column] == cells["us/client"] + times
             # In the chart, for the mouse.
             assert f"{row[0]}: {summary['call']:.2f}, quartiles {summary['lower']:.2f} to" in found.text
             assert summary["lower"] <= summary["call"] <= summary["upper"]
@@ -158,6 +159,44 @@ def test_report_of_a_run(loop: str, tmp_path: Path, capsys: pytest.CaptureFixtur
             assert line in found.text
     assert "All methods take turns" in found.text
     assert f"--report {path}" in found.text
+
+
+def test_report_of_threads() -> None:
+    """The overview has a column for each number of threads, with times as fast and efficiencies."""
+    one, four = (
+        content_of({"floor": even(1000), "channel": even(own), "websockets": even(4000)}) for own in (1250, 400)
+    )
+    four["cases"][0]["case"]["threads"] = 4
+    text = render(one | {"cases": one["cases"] + four["cases"]}, None, command="", when="")
+    (head, *rows), *_ = check(text).tables
+    assert head == ["us/client", *(f"10 clients, 64 B text, asyncio{how}, no keepalive" for how in ("", ", 4 threads"))]
+    assert rows == [
+        ["floor", "0.10 (4.00)", "0.10 (4.00)"],
+        ["channel", "0.13 (3.20)", "0.04 (10.00)"],
+        ["websockets", "0.41", "0.41"],
+        ["efficiency of channel", "0.80", "2.50"],
+    ]
+    assert "Those of wsfast send with 4 threads, all others and the floors with one." in text
+
+
+def test_report_of_ticks() -> None:
+    """With ticks it is the processor time that is compared, and nothing is said of how late the clients are."""
+    content = content_of({"floor": even(1000), "websockets": even(4000)}, behind=9_000_000)
+    case = Case.from_json(content["cases"][0]["case"] | {"tick": 20})
+    methods = {
+        name: Samples(call=[[7_000]] * 8, cpu=method["samples"]["cpu"], drained=[[7_000]] * 8)
+        for name, method in content["cases"][0]["methods"].items()
+    }
+    verdict = Verdict(sender="floor", clients=10, drained=1e6, size=66, behind=9_000_000, call=1_000_000)
+    content = report.collect(MACHINE, VERSIONS, None, [Result(case, methods, verdict)], {})
+    text = render(json.loads(json.dumps(content)), None, command="", when="")
+    found = check(text)
+    row = found.table("CPU us", "quartiles")["websockets"]
+    assert (row["CPU us"], row["us/client"], row["efficiency"]) == ("0.41", "0.70", "0.25")
+    assert "drained ms" not in row
+    assert found.table("us/client")["websockets"][str(case)] == "0.41"
+    assert "bottleneck" not in found.text.partition("How it is measured")[0]
+    assert parse(content).cases.popitem()[1].methods["websockets"][0] == [pytest.approx(0.4)]
 
 
 def test_report_of_memory() -> None:
@@ -307,6 +346,10 @@ def test_efficiency_of_served_connections() -> None:
         ("sleep", True),
         ("compression", "deflate"),
         ("burst", 2),
+        ("keepalive", True),
+        ("cold", True),
+        ("tick", 20),
+        ("threads", 2),
     ],
 )
 def test_cases_are_matched_by_their_settings(name: str, value: object) -> None:
@@ -324,7 +367,7 @@ def test_cases_are_matched_by_their_settings(name: str, value: object) -> None:
 def test_case_of_an_older_file() -> None:
     """Settings that did not exist yet are what they are by default; other numbers of rounds do not matter."""
     old = content_of({"wsfast": even(1000)})
-    for name in ("sleep", "compression", "burst"):
+    for name in ("sleep", "compression", "burst", "keepalive", "cold", "tick", "threads"):
         del old["cases"][0]["case"][name]
     new = content_of({"wsfast": even(2000, 20)})
     assert change(old, new).times["wsfast"].seen is True
@@ -497,6 +540,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             ("floor", 3.0, {}),
         )
     ],
+    "cores": [
+        {"way": way, "threads": threads, "default": False, "call": call, "p50": call, "p99": 2 * call}
+        | {"efficiency": 3 / call, "faster": 9 / call}
+        for way, threads, call in (("floor", 1, 3.0), ("channel", 1, 3.5), ("channel", 4, 1.0), ("websockets", 1, 9.0))
+    ],
+    "crowded": [
+        {"way": "channel", "threads": threads, "default": default, "call": 1.0, "p50": 2.0, "p99": p99}
+        | {"efficiency": None, "faster": None}
+        for threads, default, p99 in ((1, False, 4.0), (1, True, 5.0), (2, False, 3.0))
+    ],
     "relay": [
         {"broker": "redis", "way": way, "messages": 7, "rate": 5e4, "publisher": 9.0, "receiver": 8.0}
         | {"p50": 0.001, "p99": 0.002}
@@ -512,6 +565,8 @@ COLUMNS = {
     "conflate": ("age s", ["0.25", "-"]),
     "topics": ("CPU us/message", ["1.250", "5.000"]),
     "frameworks": ("us/client", ["9.00", "4.50", "3.00"]),
+    "cores": ("efficiency", ["1.00", "0.86", "3.00", "0.33"]),
+    "crowded": ("p99 ratio", ["1.00", "1.25", "0.75"]),
     "relay": ("p99 ms", ["2.00", "2.00"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
 }

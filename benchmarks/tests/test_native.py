@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 import pytest
+from websockets.frames import Frame, Opcode
 
 from wsfast_bench import _native_py
 
@@ -40,23 +41,28 @@ def pairs() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
         yield pairs
 
 
+def frame(size: int) -> bytes:
+    """Return a server's frame with so many octets of payload."""
+    return Frame(Opcode.BINARY, bytes(size)).serialize(mask=False)
+
+
 class Drain:
     """A drain() at work in a thread."""
 
     def __init__(self, twin: ModuleType, sockets: list[socket.socket]) -> None:
-        self.octets = memoryview(bytearray(8)).cast("Q")
+        self.count = memoryview(bytearray(16)).cast("Q")
         self.stop_fd, self.stop = os.pipe()
         descriptors = array("i", [sock.fileno() for sock in sockets])
-        self.thread = threading.Thread(target=twin.drain, args=(descriptors, self.stop_fd, self.octets))
+        self.thread = threading.Thread(target=twin.drain, args=(descriptors, self.stop_fd, self.count))
         self.thread.start()
 
-    def wait_for(self, octets: int) -> None:
-        """Wait until so many octets have been read."""
+    def wait_for(self, messages: int, octets: int) -> None:
+        """Wait until so many messages have been read, and so many octets of them."""
         deadline = time.monotonic() + PATIENCE
-        while self.octets[0] < octets:
-            assert time.monotonic() < deadline, f"{self.octets[0]} of {octets} octets"
+        while self.count[1] < messages or self.count[0] < octets:
+            assert time.monotonic() < deadline, f"{self.count[1]} of {messages} messages"
             time.sleep(0.0001)
-        assert self.octets[0] == octets
+        assert list(self.count) == [octets, messages]
 
     def join(self) -> None:
         """Wait until it has ended."""
@@ -81,19 +87,59 @@ class TestDrain:
     def test_counts_what_arrives(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """What arrives at any of the sockets is counted as it comes."""
         with draining(twin, [theirs for _, theirs in pairs]) as drain:
-            pairs[0][0].sendall(b"x" * 10)
-            drain.wait_for(10)
+            pairs[0][0].sendall(frame(10))
+            drain.wait_for(1, 12)
             for ours, _ in pairs:
-                ours.sendall(b"x" * 100)
-            drain.wait_for(310)
+                ours.sendall(frame(100))
+            drain.wait_for(4, 12 + 3 * 102)
 
     def test_drains_more_than_sockets_hold(
         self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
     ) -> None:
         """A sender that blocks until there is room gets rid of everything."""
         with draining(twin, [theirs for _, theirs in pairs]) as drain:
-            pairs[1][0].sendall(bytes(4 << 20))
-            drain.wait_for(4 << 20)
+            pairs[1][0].sendall(frame(4 << 20))
+            drain.wait_for(1, (4 << 20) + 10)
+
+    @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
+    def test_reads_frames_that_are_cut_anywhere(
+        self, size: int, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
+    ) -> None:
+        """A message counts when all of it has arrived, its octets before that."""
+        ours = pairs[0][0]
+        data = frame(size)
+        with draining(twin, [theirs for _, theirs in pairs]) as drain:
+            for number in range(1, 4):
+                for at in range(min(len(data) - 1, 12)):
+                    ours.sendall(data[at : at + 1])
+                assert drain.count[1] < number
+                ours.sendall(data[min(len(data) - 1, 12) :])
+                drain.wait_for(number, number * len(data))
+
+    def test_answers_pings(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+        """Pings are answered, also between the fragments of a message; control frames are not counted."""
+        ours = pairs[0][0]
+        with draining(twin, [theirs for _, theirs in pairs]) as drain:
+            ours.sendall(b"\x01\x01H\x89\x04ab")
+            drain.wait_for(0, 3)
+            ours.sendall(b"cd\x8a\x01x\x80\x01i\x89\x00" + frame(1))
+            drain.wait_for(2, 9)
+            pongs = b""
+            while len(pongs) < 16:
+                pongs += ours.recv(16)
+        assert pongs == b"\x8a\x84\0\0\0\0abcd" + b"\x8a\x80\0\0\0\0"
+
+    @pytest.mark.parametrize("data", [b"\x81\x81keykx", b"\x89\x7e\x00\x7e"], ids=["masked", "long ping"])
+    def test_what_breaks_the_rules_has_ended(
+        self, data: bytes, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
+    ) -> None:
+        """A frame that no server may send ends its connection, and no other one."""
+        with draining(twin, [theirs for _, theirs in pairs[:2]]) as drain:
+            pairs[0][0].sendall(data)
+            pairs[1][0].sendall(frame(1))
+            drain.wait_for(1, 3)
+            pairs[1][0].close()
+            drain.join()
 
     def test_ends_when_told_by_the_pipe(
         self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
@@ -115,8 +161,8 @@ class TestDrain:
         with draining(twin, [theirs for _, theirs in pairs]) as drain:
             pairs[0][0].close()
             pairs[1][0].close()
-            pairs[2][0].sendall(b"x")
-            drain.wait_for(1)
+            pairs[2][0].sendall(frame(1))
+            drain.wait_for(1, 3)
             pairs[2][0].close()
             drain.join()
 
@@ -128,14 +174,14 @@ class TestDrain:
     def test_adds_to_the_counter(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """What the counter held before stays in it."""
         ours, theirs = pairs[0]
-        ours.sendall(b"x" * 7)
+        ours.sendall(frame(7))
         ours.shutdown(socket.SHUT_WR)
-        octets = array("Q", [1 << 40])
+        count = array("Q", [1 << 40, 1 << 41])
         stop_fd, stop = os.pipe()
-        twin.drain(array("i", [theirs.fileno()]), stop_fd, memoryview(octets))
+        twin.drain(array("i", [theirs.fileno()]), stop_fd, memoryview(count))
         os.close(stop_fd)
         os.close(stop)
-        assert octets[0] == (1 << 40) + 7
+        assert list(count) == [(1 << 40) + 9, (1 << 41) + 1]
 
     def test_bad_descriptor(self, twin: ModuleType) -> None:
         """What cannot be watched is an error."""
@@ -143,7 +189,7 @@ class TestDrain:
         os.close(stop)
         os.close(stop_fd)
         with pytest.raises((OSError, ValueError)):
-            twin.drain(array("i"), stop_fd, memoryview(array("Q", [0])))
+            twin.drain(array("i"), stop_fd, memoryview(array("Q", [0, 0])))
 
 
 class TestSendMany:
@@ -151,19 +197,17 @@ class TestSendMany:
 
     def test_sends_to_all(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """All descriptors get the data."""
-        assert twin.send_many(array("i", [ours.fileno() for ours, _ in pairs]), b"data") == 3
+        assert twin.send_many(array("i", [ours.fileno() for ours, _ in pairs]), b"data") == []
         assert [theirs.recv(10) for _, theirs in pairs] == [b"data"] * 3
 
     def test_sends_in_order(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """A descriptor that is given twice gets the data twice."""
         ours, theirs = pairs[0]
-        assert twin.send_many(array("i", [ours.fileno()] * 2), b"data") == 2
+        assert twin.send_many(array("i", [ours.fileno()] * 2), b"data") == []
         assert theirs.recv(10) == b"datadata"
 
-    def test_counts_what_was_taken_completely(
-        self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
-    ) -> None:
-        """Neither a socket that is full nor one whose peer has gone counts, nor do they stop it."""
+    def test_tells_what_was_not_taken(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+        """Neither a socket that is full nor one whose peer has gone stops it, and both are told."""
         for ours, _ in pairs:
             ours.setblocking(False)
         full, gone, good = (ours for ours, _ in pairs)
@@ -171,9 +215,22 @@ class TestSendMany:
             while True:
                 full.send(bytes(65536))
         pairs[1][1].close()
-        assert twin.send_many(array("i", [full.fileno(), gone.fileno(), good.fileno()]), b"data") == 1
+        assert twin.send_many(array("i", [full.fileno(), gone.fileno(), good.fileno()]), b"data") == [(0, 0), (1, 0)]
         assert pairs[2][1].recv(10) == b"data"
+
+    def test_tells_how_much_was_taken(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+        """Of a frame that is cut, it is told where."""
+        ours, theirs = pairs[0]
+        ours.setblocking(False)
+        ((index, taken),) = twin.send_many(array("i", [ours.fileno()]), bytes(16 << 20))
+        assert index == 0
+        assert 0 < taken < 16 << 20
+        received = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += len(theirs.recv(1 << 20))
+        assert received == taken
 
     def test_no_descriptors(self, twin: ModuleType) -> None:
         """Without descriptors, there is nothing to do."""
-        assert twin.send_many(array("i"), b"data") == 0
+        assert twin.send_many(array("i"), b"data") == []

@@ -7,12 +7,14 @@ static void all_get_the_data(void)
 {
     struct pair pairs[CROWD];
     int fds[CROWD];
+    size_t taken = 77;
 
     for (int i = 0; i < CROWD; i++) {
         pairs[i] = open_pair(ROOMY);
         fds[i] = pairs[i].ours;
     }
-    CHECK(bench_send(fds, CROWD, hello.data, hello.size) == CROWD);
+    CHECK(bench_send(fds, CROWD, hello.data, hello.size, &taken) == CROWD);
+    CHECK(taken == 77);
     for (int i = 0; i < CROWD; i++) {
         check_received(pairs[i], hello.data, hello.size);
         close_pair(pairs[i]);
@@ -22,29 +24,42 @@ static void all_get_the_data(void)
 static void descriptor_that_is_given_twice_gets_it_twice(void)
 {
     const struct pair pair = open_pair(ROOMY);
+    size_t taken;
 
-    CHECK(bench_send((const int[]){pair.ours, pair.ours}, 2, "ab", 2) == 2);
+    CHECK(bench_send((const int[]){pair.ours, pair.ours}, 2, "ab", 2, &taken) == 2);
     check_received(pair, "abab", 4);
     close_pair(pair);
 }
 
-static void sockets_in_trouble_neither_count_nor_stop_it(void)
+static void it_stops_at_each_socket_in_trouble_and_tells_what_that_took(void)
 {
+    const size_t size = ROOMY / 4;
     struct pair pairs[COUNT(motley)];
     int fds[COUNT(motley)];
 
-    open_motley(pairs, fds); /* three of them take all of it, and one a part */
-    CHECK(bench_send(fds, COUNT(motley), pattern, ROOMY / 4) == 3);
+    open_motley(pairs, fds);
+    for (size_t at = 0; at < COUNT(motley); at++) {
+        size_t taken;
+        const size_t complete = bench_send(fds + at, COUNT(motley) - at, pattern, size, &taken);
+        for (size_t i = at; i < at + complete; i++)
+            CHECK(motley[i] == WSF_SENT);
+        at += complete;
+        if (at == COUNT(motley))
+            break;
+        CHECK(motley[at] == WSF_PARTIAL ? taken > 0 && taken < size : motley[at] != WSF_SENT && taken == 0);
+    }
     for (size_t i = 0; i < COUNT(motley); i++) {
         if (motley[i] == WSF_SENT)
-            check_received(pairs[i], pattern, ROOMY / 4);
+            check_received(pairs[i], pattern, size);
         close_pair(pairs[i]);
     }
 }
 
 static void no_descriptors_are_no_work(void)
 {
-    CHECK(bench_send(NULL, 0, hello.data, hello.size) == 0);
+    size_t taken;
+
+    CHECK(bench_send(NULL, 0, hello.data, hello.size, &taken) == 0);
 }
 
 int main(void)
@@ -55,7 +70,7 @@ int main(void)
         printf("-- %s\n", tcp ? "tcp" : "unix");
         RUN(all_get_the_data);
         RUN(descriptor_that_is_given_twice_gets_it_twice);
-        RUN(sockets_in_trouble_neither_count_nor_stop_it);
+        RUN(it_stops_at_each_socket_in_trouble_and_tells_what_that_took);
     }
     printf("-- either\n");
     RUN(no_descriptors_are_no_work);

@@ -21,7 +21,6 @@ __all__ = [
     "descriptor_of",
     "extension_present",
     "pure_core",
-    "waits_for_a_channel",
 ]
 
 UVICORN_PROTOCOL = "wsfast.uvicorn:WebSocketsProtocol"
@@ -57,9 +56,3 @@ def descriptor_of(connection: Any) -> int:
     """Return the descriptor of the socket of any connection that can be sent to."""
     descriptor: int = adapt(connection).transport.get_extra_info("socket").fileno()
     return descriptor
-
-
-def waits_for_a_channel(connection: Any) -> bool:
-    """Tell whether something waits in a channel for a connection."""
-    peer = getattr(connection, "_wsfast_peer", None)
-    return peer is not None and peer.backlog is not None

@@ -16,8 +16,10 @@ from os import strerror
 
 
 cdef extern from "bench.h" nogil:
-    size_t bench_send(const int *fds, size_t n, const void *data, size_t size)
-    int bench_drain(const int *fds, size_t n, int stop_fd, uint64_t *octets, int awake)
+    struct bench_count:
+        pass
+    size_t bench_send(const int *fds, size_t n, const void *data, size_t size, size_t *taken)
+    int bench_drain(const int *fds, size_t n, int stop_fd, bench_count *count, int awake)
 
 
 cdef class Integers:
@@ -44,24 +46,29 @@ def send_many(fds, bytes data not None):
     cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
     cdef const int *first = <const int *>array.view.buf
     cdef const char *octets = PyBytes_AS_STRING(data)
-    cdef size_t n = array.size(), size = PyBytes_GET_SIZE(data), complete
+    cdef size_t n = array.size(), size = PyBytes_GET_SIZE(data), at = 0, taken = 0
+    cdef list cut = []
 
-    with nogil:
-        complete = bench_send(first, n, octets, size)
-    return complete
+    while at < n:
+        with nogil:
+            at += bench_send(first + at, n - at, octets, size, &taken)
+        if at < n:
+            cut.append((at, taken))
+            at += 1
+    return cut
 
 
-def drain(fds, int stop_fd, octets, bint awake=False):
+def drain(fds, int stop_fd, count, bint awake=False):
     cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
-    cdef Integers counter = Integers(octets, sizeof(uint64_t), PyBUF_WRITABLE)
+    cdef Integers counters = Integers(count, sizeof(uint64_t), PyBUF_WRITABLE)
     cdef const int *first = <const int *>array.view.buf
-    cdef uint64_t *received = <uint64_t *>counter.view.buf
+    cdef bench_count *counted = <bench_count *>counters.view.buf
     cdef size_t n = array.size()
     cdef int error
 
-    if counter.size() != 1:
-        raise ValueError("octets must be one unsigned integer of 64 bits")
+    if counters.size() != 2:
+        raise ValueError("count must be two unsigned integers of 64 bits")
     with nogil:
-        error = bench_drain(first, n, stop_fd, received, awake)
+        error = bench_drain(first, n, stop_fd, counted, awake)
     if error:
         raise OSError(-error, strerror(-error))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from . import node
 from ._library import extension_present
 from .cases import WAYS, Case, Weight
-from .machine import UnfitError, describe, installed, reserve_descriptors, two_processors, versions
+from .machine import UnfitError, describe, fitting_threads, installed, reserve_descriptors, two_processors, versions
 from .methods import METHODS
 from .options import choices, positive, positives
 from .play import add_options, play
@@ -20,11 +23,11 @@ __all__ = ["DESCRIPTION", "add_arguments", "combine", "run"]
 
 DESCRIPTION = """Measure what a broadcast costs: a server with stock websockets connections, clients that only read in
 another process on another processor, all methods in one run, in rounds and shuffled order. Between two calls the server
-waits until every byte has arrived."""
+waits until every message has arrived."""
 
 LOOPS = {"asyncio": None, "uvloop": "uvloop"}
-COMPRESSIONS = {"none": None, "deflate": "linux"}
-"""Loops and compressions, each with what must be there for it: a module, or Linux."""
+COMPRESSIONS = ("none", "deflate")
+"""Loops, each with the module that must be there for it; compressions."""
 
 CHARTS = (".png", ".svg", ".pdf")
 
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compression",
-        type=choices("compression", tuple(COMPRESSIONS)),
+        type=choices("compression", COMPRESSIONS),
         default=("none",),
         metavar="HOW,...",
         help="none, deflate; with deflate, all servers have their default permessage-deflate, and no two messages are "
@@ -52,7 +55,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", type=choices("method", tuple(METHODS)), metavar="METHOD,...", help=f"all of these: {known}"
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds, each with a turn of every method (40)")
-    parser.add_argument("--calls", type=positive, default=3, metavar="N", help="measured calls in a turn (3)")
+    parser.add_argument(
+        "--calls", type=positive, metavar="N", help="measured calls in a turn (3; with --cold it is always 1)"
+    )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="walk through more memory than the caches hold before each call, as a server does that works between two; "
+        "each method has connections of its own, and fewer methods are measured unless --methods says which",
+    )
+    parser.add_argument(
+        "--tick",
+        type=positive,
+        default=0,
+        metavar="MS",
+        help="sleep so many milliseconds after each call, and let the clients sleep, each method on connections of its "
+        "own; what is compared is the processor time of the server, all its threads, from one call to the next",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positives,
+        metavar="N,...",
+        help="threads that wsfast sends with, on as many processors; the floor has one (1)",
+    )
+    parser.add_argument(
+        "--node",
+        type=Path,
+        metavar="DIR",
+        help="measure method node as well; DIR is where the package ws was installed: npm install --prefix DIR ws",
+    )
+    parser.add_argument(
+        "--no-keepalive",
+        action="store_true",
+        help="send no pings; by default all servers send each client one every 20 s, and clients answer",
+    )
     parser.add_argument(
         "--burst",
         type=positive,
@@ -108,6 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
     from .report import collect, deliver, draw_chart, find_files, print_case, print_machine, print_memory
     from .session import Progress, measure_case, measure_memory
 
+    if arguments.node is not None:
+        node.use(arguments.node)
     if arguments.scenario is not None:
         return play(arguments, _available("loop", arguments.loops or ("asyncio",), LOOPS))
     plan = _plan(arguments)
@@ -120,7 +158,10 @@ def run(arguments: argparse.Namespace) -> int:
         print("No chart: matplotlib is not installed; pip install wsfast[bench]")
         chart = None
     processors = two_processors()
-    print_machine(describe(), versions(), processors)
+    there = versions()
+    if any("node" in case.methods for case in plan):
+        there |= node.find() or {}
+    print_machine(describe(), there, processors)
     results = []
     with Progress(sum(case.steps for case in plan) + sum(map(len, weighed.values())), arguments.progress) as progress:
         for case in plan:
@@ -136,7 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
                 progress.advance()
             progress.clear()
             print_memory(case, weights[case])
-    deliver(arguments, collect(describe(), versions(), processors, results, weights), before)
+    deliver(arguments, collect(describe(), there, processors, results, weights), before)
     if chart is not None and results:
         draw_chart(chart, results)
     return 0
@@ -146,7 +187,13 @@ def _plan(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that can be measured here; tell which cannot and why."""
     if arguments.memory == "only":
         return []
-    methods = _available("method", arguments.methods or METHODS, {name: one.feature for name, one in METHODS.items()})
+    apart = arguments.cold or arguments.tick > 0
+    wanted = arguments.methods or [
+        name
+        for name, one in METHODS.items()
+        if (one.apart or not apart) and (one.feature != "node" or arguments.node is not None)
+    ]
+    methods = _available("method", wanted, {name: one.feature for name, one in METHODS.items()})
     cases = _combine(arguments, methods)
     for name in methods:
         if arguments.methods and METHODS[name].compressed and any(name not in case.methods for case in cases):
@@ -157,7 +204,7 @@ def _plan(arguments: argparse.Namespace) -> list[Case]:
     plan = [case for case in cases if case.methods]
     if not plan:
         raise UnfitError("no method is left to measure")
-    servers = max(len({METHODS[name].server for name in case.methods}) for case in plan)
+    servers = max(len(case.methods if apart else {METHODS[name].server for name in case.methods}) for case in plan)
     most = max(case.clients for case in plan)
     reserve_descriptors(servers * most + 64, f"{most} clients" + (f" of each of {servers} servers" * (servers > 1)))
     return plan
@@ -169,7 +216,8 @@ def _weighed(arguments: argparse.Namespace) -> dict[Case, tuple[str, ...]]:
         return {}
     if sys.platform != "linux":
         raise UnfitError("how much memory a process has is known on Linux only")
-    cases = _combine(arguments, ())
+    # Neither how many threads send nor what the caches hold makes connections larger.
+    cases = dict.fromkeys(dataclasses.replace(case, cold=False, tick=0, threads=1) for case in _combine(arguments, ()))
     most = max(case.clients for case in cases)
     reserve_descriptors(most + 64, f"{most} clients")
     return {
@@ -191,11 +239,15 @@ def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Ca
         types=arguments.types,
         methods=methods,
         rounds=arguments.rounds or (8 if arguments.quick else 40),
-        calls=arguments.calls,
+        calls=1 if arguments.cold else arguments.calls or 3,
         collection=arguments.collection,
-        sleep=arguments.sleep,
-        compressions=_available("compression", arguments.compression, COMPRESSIONS),
+        sleep=arguments.sleep or arguments.tick > 0,
+        compressions=arguments.compression,
         burst=arguments.burst,
+        keepalive=not arguments.no_keepalive,
+        cold=arguments.cold,
+        tick=arguments.tick,
+        threads=fitting_threads(arguments.threads or (1,)),
     )
 
 
@@ -212,6 +264,8 @@ def combine(
     sleep: bool,
     compressions: tuple[str, ...],
     burst: int = 1,
+    threads: tuple[int, ...] = (1,),
+    **settings: Any,
 ) -> list[Case]:
     """Return one case for each combination, with those of the methods that mean something in it."""
     return [
@@ -233,8 +287,12 @@ def combine(
             sleep,
             how,
             burst,
+            threads=lanes,
+            **settings,
         )
-        for loop, count, size, kind, how in itertools.product(loops, clients, sizes, types, compressions)
+        for loop, count, size, kind, how, lanes in itertools.product(
+            loops, clients, sizes, types, compressions, threads
+        )
     ]
 
 
@@ -247,9 +305,9 @@ def _available(what: str, names: Iterable[str], features: Mapping[str, str | Non
             if not extension_present():
                 print(f"Skipping {what} {name}: the extension of wsfast is absent or WSFAST_PURE is set")
                 continue
-        elif feature == "linux":
-            if sys.platform != "linux":
-                print(f"Skipping {what} {name}: only Linux tells how much was sent")
+        elif feature == "node":
+            if node.find() is None:
+                print(f"Skipping {what} {name}: Node or its package ws is absent; give --node DIR")
                 continue
         elif feature is not None and not installed(feature):
             print(f"Skipping {what} {name}: {feature} is not installed; pip install wsfast[bench]")

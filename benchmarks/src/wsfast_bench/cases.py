@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["WAYS", "Case", "Result", "Samples", "Verdict", "Way", "Weight"]
 
@@ -45,7 +45,7 @@ class Case:
     methods: tuple[str, ...]
     rounds: int
     calls: int
-    """Measured calls in each turn of a method; one before them is not measured."""
+    """Measured calls in each turn of a method; one before them is not measured, unless caches are cold."""
     collection: str
     """`list` or `set`."""
     sleep: bool = False
@@ -54,11 +54,29 @@ class Case:
     """`none` or `deflate`."""
     burst: int = 1
     """Messages that are sent in one call."""
+    keepalive: bool = False
+    """Whether servers send pings, which the clients answer."""
+    cold: bool = False
+    """Whether the server walks through more memory than the caches hold before each call."""
+    tick: int = 0
+    """Milliseconds that the server sleeps after each call; 0 not to sleep, but to wait for the clients only."""
+    threads: int = 1
+    """Threads that wsfast sends with."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Case:
         """Make it of what `dataclasses.asdict()` and JSON have made of another."""
         return cls(**{**data, "methods": tuple(data["methods"])})
+
+    @property
+    def apart(self) -> bool:
+        """Whether each method has connections of its own: shared ones would be in the caches still, for the second."""
+        return self.cold or self.tick > 0
+
+    @property
+    def figure(self) -> Literal["call", "cpu"]:
+        """Which samples methods are judged by."""
+        return "cpu" if self.tick else "call"
 
     @property
     def steps(self) -> int:
@@ -70,7 +88,11 @@ class Case:
         sleepy = ", clients that sleep" if self.sleep else ""
         how = "" if self.compression == "none" else f", {self.compression}"
         many = "" if self.burst == 1 else f", bursts of {self.burst}"
-        return f"{self.clients} clients, {self.size} B {self.type}{how}{many}, {self.loop}{kept}{sleepy}"
+        state = ", cold caches" if self.cold else ""
+        state += f", a tick every {self.tick} ms" if self.tick else ""
+        state += f", {self.threads} threads" if self.threads > 1 else ""
+        state += "" if self.keepalive else ", no keepalive"
+        return f"{self.clients} clients, {self.size} B {self.type}{how}{many}, {self.loop}{kept}{sleepy}{state}"
 
 
 @dataclass(slots=True)
@@ -80,9 +102,9 @@ class Samples:
     call: list[list[int]] = field(default_factory=list)
     """From the call until it returns; of a coroutine, until all its sends are done."""
     cpu: list[list[int]] = field(default_factory=list)
-    """Processor time of the server meanwhile."""
+    """Processor time of the server meanwhile, of all its threads; with ticks, until the next one."""
     drained: list[list[int]] = field(default_factory=list)
-    """From the call until the last byte is at its client."""
+    """From the call until the last byte is at its client; with ticks, it is not looked at before the next one."""
     wakeups: list[int] = field(default_factory=list)
     """For each round, how often the process of the clients fell asleep in all of its calls; empty if not known."""
     short: int = 0

@@ -19,7 +19,7 @@ __all__ = ["Clients"]
 
 
 class Clients:
-    """Clients that read and discard whatever they are sent, in a process of their own.
+    """Clients that read what they are sent, discard it and answer pings, in a process of their own.
 
     What they have read is in memory that both processes share, so that to look at it costs neither of them anything.
 
@@ -42,7 +42,7 @@ class Clients:
                 pass_fds=(file.fileno(),),
                 text=True,
             )
-        self._octets = memoryview(self._shared).cast("Q")
+        self._count = memoryview(self._shared).cast("Q")
         return self
 
     def __exit__(
@@ -56,13 +56,18 @@ class Clients:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.stdout.close()
-        self._octets.release()
+        self._count.release()
         self._shared.close()
 
     @property
     def octets(self) -> int:
-        """How many bytes the clients have read since they began to drain."""
-        return self._octets[0]
+        """How many bytes of frames that carry data the clients have read since they began to drain."""
+        return self._count[0]
+
+    @property
+    def messages(self) -> int:
+        """How many messages these were; the bytes of each are in `octets` before it is counted here."""
+        return self._count[1]
 
     async def connect(self, port: int, count: int, *, deflate: bool) -> None:
         """Connect so many clients to a server at 127.0.0.1; then their opening handshakes are done.

@@ -7,11 +7,30 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from wsfast.cli import UnfitError
 
-__all__ = ["UnfitError", "describe", "installed", "reserve_descriptors", "shares_core", "two_processors", "versions"]
+__all__ = [
+    "UnfitError",
+    "bind_server",
+    "cache_size",
+    "describe",
+    "fitting_threads",
+    "installed",
+    "reserve_descriptors",
+    "shares_core",
+    "two_processors",
+    "usable_processors",
+    "versions",
+]
+
+CACHES = Path("/sys/devices/system/cpu")
+"""Where Linux describes them."""
+
+UNKNOWN_CACHE = 64 << 20
+"""Bytes of the last-level cache where that is not known."""
 
 
 def two_processors() -> tuple[int, int] | None:
@@ -30,6 +49,67 @@ def two_processors() -> tuple[int, int] | None:
         if not shares_core(server, clients):
             return server, clients
     return processors[1], clients
+
+
+def usable_processors() -> list[int]:
+    """Return the processors that this process may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    return sorted(os.sched_getaffinity(0))
+
+
+def bind_server(processors: tuple[int, int] | None, threads: int = 1) -> bool:
+    """Bind this process to as many processors as it has threads.
+
+    Args:
+        processors: One for this process, one for that of its clients; None if they are not to be bound.
+        threads: How many threads send. They get processors of different cores if possible.
+
+    Returns:
+        Whether the clients have their processor for themselves.
+    """
+    if processors is None:
+        return False
+    server, clients = processors
+    chosen = [server]
+    others = [one for one in usable_processors() if one not in processors]
+    while others and len(chosen) < threads:
+        best = next((one for one in others if not any(shares_core(one, taken) for taken in chosen)), others[0])
+        others.remove(best)
+        chosen.append(best)
+    if len(chosen) < threads:
+        chosen.append(clients)
+    os.sched_setaffinity(0, chosen)
+    return clients not in chosen
+
+
+def fitting_threads(wanted: Iterable[int]) -> tuple[int, ...]:
+    """Return those numbers of threads for which there are processors; print a notice for each other one.
+
+    Raises:
+        UnfitError: If there is none.
+    """
+    there = len(usable_processors())
+    wanted = tuple(wanted)
+    for count in wanted:
+        if count > there:
+            print(f"Skipping {count} threads: this process may use {there} processors")
+    fitting = tuple(count for count in wanted if count <= there)
+    if not fitting:
+        raise UnfitError("no number of threads is left to measure")
+    return fitting
+
+
+def cache_size(processor: int = 0) -> int:
+    """Return the bytes of the last-level cache of a processor, or a guess where that is not known."""
+    found = {0: UNKNOWN_CACHE}
+    for cache in (CACHES / f"cpu{processor}" / "cache").glob("index*"):
+        try:
+            level, size = (int((cache / "level").read_text()), (cache / "size").read_text().strip())
+            found[level] = int(size[:-1]) << {"K": 10, "M": 20, "G": 30}[size[-1]]
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return found[max(found)]
 
 
 def shares_core(first: int, second: int) -> bool:

@@ -9,6 +9,9 @@ What could bias the comparison, and what is done about it:
 - The garbage collector runs in one method's time for another's garbage: all that lasts is frozen, and the rest
   collected before each turn. It stays enabled, since what a method allocates is a part of its cost.
 - Whoever sends to a process that sleeps has to wake it up, slow methods more often: the clients never sleep.
+- A server that does something else between two calls finds nothing of them in its caches. With `cold`, it walks through
+  more memory than they hold before each call; with `tick`, it sleeps, and so do the clients. Then each method, and each
+  floor, has connections of its own: of shared ones, the caches would still hold some for the next method.
 - With compression, a message costs what its history makes of it: no message is sent twice, and what a method sends when
   no other takes turns is measured once more without the clock.
 - Someone else works on this processor, the command line with its progress bar for one: it is waited for.
@@ -21,31 +24,28 @@ import dataclasses
 import gc
 import inspect
 import json
-import os
 import random
 import statistics
 import sys
 import time
 from array import array
-from collections.abc import Callable, Collection, Coroutine
-from contextlib import AsyncExitStack, closing
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
 from websockets.asyncio.server import ServerConnection
 
+import wsfast
+
 from .cases import Case, Result, Samples, Verdict
 from .clients import Clients
-from .gauge import Gauge
-from .machine import UnfitError
+from .machine import UnfitError, bind_server, cache_size, usable_processors
 from .methods import METHODS, Call, Room
 from .servers import PATIENCE, SERVE, admit
 from .ticks import Burst, bursts
 
-__all__ = ["Bench", "Turn", "main", "make_room", "measure", "tell"]
-
-QUIET = 0.25
-"""Seconds without a byte after which nothing more is on its way, where it is not known how much was sent."""
+__all__ = ["Bench", "Turn", "main", "make_room", "measure", "prepared", "tell"]
 
 TRIALS = 9
 """Fan-outs by which the clients are tried."""
@@ -65,33 +65,47 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
     """
-    if processors is not None:
-        os.sched_setaffinity(0, {processors[0]})
+    async with prepared(case, bind_server(processors, case.threads), processors) as (bench, turns):
+        return await bench.run(turns, after_step)
+
+
+@asynccontextmanager
+async def prepared(
+    case: Case, awake: bool, processors: tuple[int, int] | None
+) -> AsyncIterator[tuple[Bench, dict[str, Turn]]]:
+    """Start servers and clients of a case; yield what measures it, and its methods, ready to be called.
+
+    Args:
+        case: What to measure.
+        awake: Whether the clients have a processor for themselves, so that they need not sleep.
+        processors: Its second one is that of the clients; None if they are not to be bound.
+
+    Raises:
+        UnfitError: If clients cannot connect.
+    """
+    groups = [(name,) for name in case.methods] if case.apart else [case.methods]
     async with AsyncExitStack() as stack:
-        crowds: dict[str, list[Any]] = {METHODS[name].server: [] for name in case.methods}
-        ports = {
-            name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowds.items()
-        }
+        crowds: list[dict[str, list[Any]]] = [{METHODS[name].server: [] for name in group} for group in groups]
+        # All servers before the clients, so that these go first in the end: a server would wait for them to close.
+        ports = [
+            {name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowd.items()}
+            for crowd in crowds
+        ]
         clients = stack.enter_context(Clients(None if processors is None else processors[1]))
-        for name, accepted in crowds.items():
-            await admit(clients, case, ports[name], accepted)
-        room = make_room(case, crowds)
-        gauges: dict[str, Gauge] = {}
-        if case.compression != "none":
-            gauges = {name: stack.enter_context(closing(Gauge(accepted[0]))) for name, accepted in crowds.items()}
-        turns = {
-            name: Turn(await stack.enter_async_context(METHODS[name].call(room)), gauges.get(METHODS[name].server))
-            for name in case.methods
-        }
-        bench = Bench(case, clients, room)
-        # On one processor, clients that never sleep would only be in the way.
-        await clients.drain(awake=processors is not None and not case.sleep)
+        turns: dict[str, Turn] = {}
+        for group, crowd, port in zip(groups, crowds, ports, strict=True):
+            for name, accepted in crowd.items():
+                await admit(clients, case, port[name], accepted)
+            room = make_room(case, crowd)
+            for name in group:
+                turns[name] = Turn(await stack.enter_async_context(METHODS[name].call(room)), room)
+        wsfast.set_threads(case.threads)
+        stack.callback(wsfast.set_threads, None)
+        await clients.drain(awake=awake and not case.sleep)
         gc.collect()
         gc.freeze()
-        try:
-            return await bench.run(turns, after_step)
-        finally:
-            gc.unfreeze()
+        stack.callback(gc.unfreeze)
+        yield Bench(case, clients), turns
 
 
 def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
@@ -107,6 +121,7 @@ def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
         stock=stock,
         served=served,
         served_descriptors=_descriptors(served),
+        node=next(iter(crowds.get("node", ())), None),
     )
 
 
@@ -118,8 +133,7 @@ class Turn(NamedTuple):
     """A method that is ready to be called."""
 
     call: Call
-    gauge: Gauge | None
-    """What tells how much it has sent; None if the size of a frame does."""
+    room: Room
 
 
 class Sample(NamedTuple):
@@ -132,22 +146,25 @@ class Sample(NamedTuple):
 
 
 class Bench:
-    """The measurement of one case: calls, and waiting until all that they sent has arrived."""
+    """The measurement of one case: calls, and waiting until all that they sent has arrived.
 
-    def __init__(self, case: Case, clients: Clients, room: Room) -> None:
+    The clients count messages: nobody else knows how many bytes that is, once an encoder has been at work.
+    """
+
+    def __init__(self, case: Case, clients: Clients) -> None:
         self.case = case
         self.clients = clients
-        self.room = room
         self.bursts = bursts(case, "turns")
+        # Not zeros, which would all be one page of the kernel's.
+        self.memory = [b"\1" * cache_size(usable_processors()[0]) for _ in range(2)] if case.cold else None
         self.expected = 0
-        """Bytes that the clients will have read."""
+        """Messages that the clients will have read."""
 
     async def run(self, turns: dict[str, Turn], after_step: Callable[[], None]) -> Result:
         """Measure calls of all methods, given by their names, in rounds; then what each sends when it is alone."""
         samples = {name: Samples() for name in turns}
         for turn in turns.values():
             await self.take_turn(turn, Samples())
-        self.room.short = 0
         sender = next(name for name in ("floor", "websockets", *turns) if name in turns)
         verdict = await self.try_clients(sender, turns[sender])
         order = list(turns)
@@ -157,103 +174,99 @@ class Bench:
                 await self.take_turn(turns[name], samples[name])
             after_step()
         for name, turn in turns.items():
-            if turn.gauge is not None:
-                short = self.room.short
+            if self.case.compression != "none":
                 # All methods send the same messages here. Those of the method before have left the window when the
                 # first of them that count come.
                 for burst in islice(bursts(self.case, "run"), RUN):
-                    samples[name].run.append((await self.sample(turn, burst)).octets)
-                self.room.short = short
+                    samples[name].run.append((await self.sample(turn, burst, at_once=True)).octets)
                 after_step()
         return Result(self.case, samples, verdict)
 
     async def take_turn(self, turn: Turn, samples: Samples) -> None:
-        """Make one call that is not measured, and those that are."""
-        first, *rest = islice(self.bursts, self.case.calls + 1)
+        """Make one call that is not measured, unless caches are cold anyway, and those that are."""
         gc.collect()
-        await self.sample(turn, first)
-        short = self.room.short
+        if not self.case.cold:
+            await self.sample(turn, next(self.bursts))
+        short = turn.room.short
         wakeups = self.clients.wakeups()
-        taken = [await self.sample(turn, burst) for burst in rest]
+        taken = [await self.sample(turn, burst) for burst in islice(self.bursts, self.case.calls)]
         samples.call.append([sample.call for sample in taken])
         samples.cpu.append([sample.cpu for sample in taken])
         samples.drained.append([sample.drained for sample in taken])
-        if turn.gauge is not None:
+        if self.case.compression != "none":
             samples.octets.append([sample.octets for sample in taken])
-        samples.short += self.room.short - short
+        samples.short += turn.room.short - short
         if wakeups is not None:
             samples.wakeups.append((self.clients.wakeups() or wakeups) - wakeups)
 
-    async def sample(self, turn: Turn, burst: Burst) -> Sample:
-        """Make one call of a method, and wait until all has arrived."""
-        self.room.take(burst)
-        short = self.room.short
+    async def sample(self, turn: Turn, burst: Burst, *, at_once: bool = False) -> Sample:
+        """Make one call of a method, and wait until all has arrived.
+
+        Args:
+            turn: The method.
+            burst: What is sent.
+            at_once: Whether neither to cool caches down before the call nor to sleep after it.
+        """
+        turn.room.take(burst)
+        before = self.clients.octets
         call = turn.call
         waits = inspect.iscoroutinefunction(call)
+        told: tuple[int, int] | None = None
+        if self.memory is not None and not at_once:
+            assert self.memory[0] == self.memory[1]  # has to read both
         cpu = time.process_time_ns()
         start = time.perf_counter_ns()
         result = call()
         if waits:
             assert result is not None
-            await result
-        end = time.perf_counter_ns()
+            told = await result
+        took = time.perf_counter_ns() - start
+        if self.case.tick and not at_once and told is None:
+            await asyncio.sleep(self.case.tick / 1000)
         cpu = time.process_time_ns() - cpu
-        before = self.expected
-        self.expect(turn)
-        arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
-        return Sample(end - start, cpu, arrival - start, (self.expected - before) // self.case.clients)
+        if told is not None:
+            took, cpu = told
+        arrival = await self.arrive(turn, 0.001 if self.case.tick and not at_once else 0)
+        return Sample(took, cpu, arrival - start, (self.clients.octets - before) // self.case.clients)
 
-    def expect(self, turn: Turn) -> bool:
-        """Expect what a method has sent since the last time to arrive; return whether that is anything."""
-        octets = len(self.room.frames) if turn.gauge is None else turn.gauge.advance()
-        self.expected += self.case.clients * octets
-        return octets > 0
+    async def arrive(self, turn: Turn, pause: float = 0) -> int:
+        """Wait until the clients have read all messages of a call; return when that was seen.
 
-    async def arrive(self, turn: Turn) -> int:
-        """Wait until the clients have read all that was sent; return when that was seen.
+        Args:
+            turn: The method that was called.
+            pause: Seconds to sleep between two looks.
 
         Raises:
-            UnfitError: If they read nothing for long, or more than was sent.
+            UnfitError: If they read nothing for long, or more than was sent; or if a client has gone.
         """
         # The event loop runs meanwhile: it may have to send what the kernel has not taken at once. To sleep rather
         # than to spin would put the processor to rest, and each method to the trouble of waking it up.
         clients = self.clients
+        self.expected += self.case.clients * self.case.burst
         seen, since = clients.octets, time.perf_counter_ns()
-        while (octets := clients.octets) < self.expected or (
-            turn.gauge is not None and (self.expect(turn) or turn.gauge.behind)
-        ):
-            now = time.perf_counter_ns()
+        while (messages := clients.messages) < self.expected:
+            if turn.room.owed:
+                turn.room.pay()
+            now, octets = time.perf_counter_ns(), clients.octets
             if octets != seen:
                 seen, since = octets, now
             elif now - since > PATIENCE * 10**9:
                 raise UnfitError(
-                    f"clients have read {octets} of {self.expected} bytes, and nothing for {PATIENCE} seconds"
+                    f"clients have read {messages} of {self.expected} messages, and nothing for {PATIENCE} seconds"
                 )
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause)
         arrival = time.perf_counter_ns()
-        if octets > self.expected:
-            raise UnfitError(
-                f"clients have read {octets} bytes, {octets - self.expected} more than they should have been sent"
-            )
+        if messages > self.expected:
+            more = messages - self.expected
+            raise UnfitError(f"clients have read {messages} messages, {more} more than they should have been sent")
         return arrival
-
-    async def settle(self) -> int:
-        """Wait until nothing more arrives, after the floor has sent nobody knows how much; return when that began."""
-        seen, since = self.clients.octets, time.perf_counter_ns()
-        while (now := time.perf_counter_ns()) - since < QUIET * 10**9:
-            if (octets := self.clients.octets) != seen:
-                seen, since = octets, now
-            await asyncio.sleep(0)
-        self.expected = seen
-        return since
 
     async def try_clients(self, sender: str, turn: Turn) -> Verdict:
         """Find out how fast the clients read, and whether they keep up with the server."""
         drained = []
         for burst in islice(self.bursts, TRIALS):
-            self.room.take(burst)
+            turn.room.take(burst)
             self.clients.stop()
-            short = self.room.short
             result = turn.call()
             sending = None if result is None else asyncio.create_task(result)
             if sending is not None:
@@ -263,11 +276,9 @@ class Bench:
             self.clients.go_on()
             if sending is not None:
                 await sending
-            self.expect(turn)
-            arrival = await self.arrive(turn) if self.room.short == short else await self.settle()
+            arrival = await self.arrive(turn)
             drained.append(arrival - start)
-        together = [await self.sample(turn, burst) for burst in islice(self.bursts, TRIALS)]
-        self.room.short = 0
+        together = [await self.sample(turn, burst, at_once=True) for burst in islice(self.bursts, TRIALS)]
         messages = self.case.clients * self.case.burst
         return Verdict(
             sender=sender,

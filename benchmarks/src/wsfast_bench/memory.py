@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import resource
 import sys
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .cases import WAYS, Case, Weight
 from .clients import Clients
-from .gauge import Gauge
+from .machine import bind_server
 from .measure import Bench, Turn, make_room, tell
 from .methods import METHODS
 from .servers import SERVE, admit
@@ -40,8 +39,7 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
     """
-    if processors is not None:
-        os.sched_setaffinity(0, {processors[0]})
+    awake = bind_server(processors)
     server = WAYS[way].server
     async with AsyncExitStack() as stack:
         accepted: list[Any] = []
@@ -52,10 +50,9 @@ async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Wei
         # Those of the factory are connections of websockets, too.
         room = make_room(case, {"picows" if server == "picows" else "stock": accepted})
         call = await stack.enter_async_context(METHODS[WAYS[way].method].call(room))
-        gauge = None if case.compression == "none" else stack.enter_context(closing(Gauge(accepted[0])))
-        turn = Turn(call, gauge)
-        await clients.drain(awake=processors is not None and not case.sleep)
-        bench = Bench(case, clients, room)
+        turn = Turn(call, room)
+        await clients.drain(awake=awake and not case.sleep)
+        bench = Bench(case, clients)
         for burst in islice(bursts(case, "run"), MESSAGES):
             await bench.sample(turn, burst)
         return Weight(case.clients, before, resident())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +22,9 @@ from websockets.exceptions import ConnectionClosed
 import wsfast
 
 from ._library import core_in_use, pure_core
+from .machine import UnfitError
 from .native import send_many
+from .node import NodeServer
 from .ticks import Burst
 
 __all__ = ["METHODS", "Call", "Method", "Room", "floor_of"]
@@ -45,16 +48,44 @@ class Room:
     """Connections of `wsfast.serve()`, as many, in that order too."""
     served_descriptors: array[int] = field(default_factory=lambda: array("i"))
     """Those of the latter."""
+    node: NodeServer | None = None
+    """The server in Node."""
     messages: tuple[str | bytes, ...] = ()
     """What one call sends."""
     frames: bytes = b""
     """The same as frames, joined."""
     short: int = 0
     """How many sends of the floor the kernel has not taken completely."""
+    owed: list[tuple[int, bytes]] = field(default_factory=list)
+    """What it has not taken of these, with the descriptors."""
 
     def take(self, burst: Burst) -> None:
         """Have this sent by the next call."""
         self.messages, self.frames = burst
+
+    def offer(self, descriptors: array[int]) -> None:
+        """Do what a floor does; what the kernel does not take is owed."""
+        frames = self.frames
+        for index, taken in send_many(descriptors, frames):
+            self.short += 1
+            self.owed.append((descriptors[index], frames[taken:]))
+
+    def pay(self) -> None:
+        """Send what is owed, as far as there is room: a stream must go on with the rest of a frame.
+
+        Raises:
+            UnfitError: If a client has gone.
+        """
+        owed, self.owed = self.owed, []
+        for fd, data in owed:
+            try:
+                data = data[os.write(fd, data) :]
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                raise UnfitError(f"a client has gone: {exc}") from None
+            if data:
+                self.owed.append((fd, data))
 
     @property
     def message(self) -> str | bytes:
@@ -66,8 +97,10 @@ class Room:
 UNBOUNDED = wsfast.Disconnect(max_bytes=None)
 """All messages of a call are to arrive."""
 
-Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, None]]
-"""Sends the message to all clients. A coroutine function is done when all of its sends are."""
+Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, tuple[int, int] | None]]
+"""Sends the message to all clients. A coroutine function is done when all of its sends are.
+
+Where another process sends, it returns the nanoseconds of the call and of the processor there, which has slept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +116,13 @@ class Method:
     floor: str = "floor"
     """The method over the same sockets against which its efficiency is told."""
     feature: str | None = None
-    """What must be there: a module, or the extension."""
+    """What must be there: a module, the extension, or Node."""
     compressed: bool = False
     """Whether it means nothing without compression."""
     awaits: bool = False
     """Whether its call is a coroutine. It sends one message after the other, as ever, and so is left out of bursts."""
+    apart: bool = False
+    """Whether it is measured, unless asked otherwise, where each method has connections of its own, which are many."""
     group: Literal["ours", "theirs", "floor"] = "ours"
 
 
@@ -135,16 +170,12 @@ class Countdown:
 # ---- One function for each method
 
 
-@method("floor", "a bare loop of send() in C over the same sockets", feature="extension", group="floor")
+@method("floor", "a bare loop of send() in C over the same sockets", feature="extension", apart=True, group="floor")
 @asynccontextmanager
 async def floor(room: Room) -> AsyncIterator[Call]:
     """Measure against the least that there can be: system calls alone."""
-    descriptors, count = room.descriptors, len(room.descriptors)
-
-    def call() -> None:
-        room.short += count - send_many(descriptors, room.frames)
-
-    yield call
+    descriptors = room.descriptors
+    yield lambda: room.offer(descriptors)
 
 
 @method(
@@ -153,20 +184,17 @@ async def floor(room: Room) -> AsyncIterator[Call]:
     server="served",
     floor="floor-served",
     feature="extension",
+    apart=True,
     group="floor",
 )
 @asynccontextmanager
 async def floor_of_served(room: Room) -> AsyncIterator[Call]:
     """Do the same over the sockets of `wsfast.serve()`: how many sockets a server has matters to the kernel."""
-    descriptors, count = room.served_descriptors, len(room.served_descriptors)
-
-    def call() -> None:
-        room.short += count - send_many(descriptors, room.frames)
-
-    yield call
+    descriptors = room.served_descriptors
+    yield lambda: room.offer(descriptors)
 
 
-@method("wsfast", "wsfast.broadcast()", feature="extension")
+@method("wsfast", "wsfast.broadcast()", feature="extension", apart=True)
 @asynccontextmanager
 async def by_wsfast(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()`, which has the extension."""
@@ -184,6 +212,7 @@ async def by_wsfast(room: Room) -> AsyncIterator[Call]:
     server="served",
     floor="floor-served",
     feature="extension",
+    apart=True,
 )
 @asynccontextmanager
 async def by_wsfast_served(room: Room) -> AsyncIterator[Call]:
@@ -203,6 +232,7 @@ async def by_wsfast_served(room: Room) -> AsyncIterator[Call]:
     server="served",
     floor="floor-served",
     feature="extension",
+    apart=True,
 )
 @asynccontextmanager
 async def by_channel(room: Room) -> AsyncIterator[Call]:
@@ -220,7 +250,36 @@ async def by_channel_stock(room: Room) -> AsyncIterator[Call]:
     yield _publisher(room, wsfast.Channel(slow=UNBOUNDED, notsent_lowat=None), room.stock)
 
 
-@method("audience", "broadcast() of a wsfast.Audience (with compression only)", feature="extension", compressed=True)
+@method(
+    "hub",
+    "publish() and flush() of a wsfast.Hub, on connections of wsfast.serve()",
+    server="served",
+    floor="floor-served",
+    feature="extension",
+    apart=True,
+)
+@asynccontextmanager
+async def by_hub(room: Room) -> AsyncIterator[Call]:
+    """Publish to a topic of a hub and flush it, on connections that tell it what happens to them."""
+    hub = wsfast.Hub(slow=UNBOUNDED)
+    for connection in room.served:
+        hub.subscribe(connection, "bench")
+
+    def call() -> None:
+        for message in room.messages:
+            hub.publish("bench", message)
+        hub.flush()
+
+    yield call
+
+
+@method(
+    "audience",
+    "broadcast() of a wsfast.Audience (with compression only)",
+    feature="extension",
+    compressed=True,
+    apart=True,
+)
 @asynccontextmanager
 async def by_audience(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.Audience.broadcast()`, which shares what the window holds between the connections."""
@@ -258,7 +317,7 @@ async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
-@method("websockets", "websockets.broadcast()", group="theirs")
+@method("websockets", "websockets.broadcast()", apart=True, group="theirs")
 @asynccontextmanager
 async def by_websockets(room: Room) -> AsyncIterator[Call]:
     """Call `websockets.broadcast()`."""
@@ -293,6 +352,7 @@ async def without_takeover(room: Room) -> AsyncIterator[Call]:
     "broadcast() of picows.websockets, on connections of its own",
     server="picows",
     feature="picows",
+    apart=True,
     group="theirs",
 )
 @asynccontextmanager
@@ -303,6 +363,27 @@ async def by_picows(room: Room) -> AsyncIterator[Call]:
     def call() -> None:
         for message in room.messages:
             picows_broadcast(room.strangers, message)
+
+    yield call
+
+
+@method(
+    "node",
+    "Node's ws with one frame for all clients, in a process of its own (with --node only)",
+    server="node",
+    feature="node",
+    awaits=True,
+    apart=True,
+    group="theirs",
+)
+@asynccontextmanager
+async def by_node(room: Room) -> AsyncIterator[Call]:
+    """Have the server in Node make one frame and write it to all of its sockets."""
+    assert room.node is not None
+    node = room.node
+
+    async def call() -> tuple[int, int]:
+        return await node.send(room.messages)
 
     yield call
 

@@ -16,7 +16,17 @@ from wsfast import __version__
 from .cases import WAYS, Case, Verdict, Weight
 from .comparison import CAVEAT, SINGLE, CaseChange, Comparison, SceneChange, tabulate_case, tabulate_scene
 from .methods import METHODS
-from .report import MEMORY, Summary, describe_machine, describe_verdict, explain, tabulate, tabulate_memory
+from .report import (
+    MEMORY,
+    Summary,
+    describe_machine,
+    explain,
+    judge,
+    judged,
+    tabulate,
+    tabulate_memory,
+    tabulate_overview,
+)
 from .scenarios import SCENARIOS
 
 __all__ = ["Bar", "draw_bars", "render"]
@@ -55,12 +65,16 @@ svg .ours { fill: var(--ours); } svg .theirs { fill: var(--theirs); } svg .floor
 
 CASES_METHOD = (
     "The server is alone in a process, with connections that have shaken hands; its clients are in another process, on "
-    "another processor if there is one, and do nothing but read, in C. They never sleep, unless --sleep was given or "
-    "there is only one processor.",
+    "another processor if there is one, and do nothing but read and answer pings, in C. They never sleep, unless "
+    "--sleep or --tick was given or there is no processor for them alone.",
     "All methods take turns in one run: in rounds, each of which has a turn of every method, in shuffled order. What "
     "else the machine does meets all of them alike. The first call of a turn is not counted, so that each method finds "
     "the caches as it leaves them itself.",
-    "Between two calls, the server waits until the clients have read every byte; garbage is collected before a turn.",
+    "Between two calls, the server waits until the clients have read every message; garbage is collected before a "
+    "turn.",
+    "With cold caches, the server walks through more memory than they hold before each call, and every call counts. "
+    "With a tick, it sleeps after each call, and its processor time until the next one is compared. In both cases each "
+    "method has connections of its own; otherwise methods share those of their server.",
     "The floor is a bare loop of non-blocking send() in C over the same sockets, of a frame that was made before: what "
     "the kernel takes for itself. Efficiency is its time divided by that of a method in the same round; the median of "
     "all rounds is shown. What is missing to 1 is what could be gained at most without another kernel interface.",
@@ -137,14 +151,11 @@ def _overview(entries: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         return
     summaries = [_summaries(entry) for entry in entries]
     cases = [Case.from_json(entry["case"]) for entry in entries]
-    rows = [["method, us/client", *map(str, cases)]]
-    rows += [
-        [name, *(f"{found[name].call:.2f}" if name in found else "-" for found in summaries)]
-        for name in METHODS
-        if any(name in found for found in summaries)
-    ]
     yield "<h2>Overview</h2>"
-    yield _table(rows)
+    yield _table(tabulate_overview(cases, summaries))
+    yield _lines(
+        ["In brackets: how many times as fast as websockets. With ticks: the server's processor time."], "soft"
+    )
     told = sum(bool(_alarms(entry)) for entry in entries)
     if told:
         yield (
@@ -154,7 +165,7 @@ def _overview(entries: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _alarms(entry: Mapping[str, Any]) -> list[str]:
-    lines = [describe_verdict(_verdict(entry)), *entry["warnings"]]
+    lines = [*judge(Case.from_json(entry["case"]), _verdict(entry)), *entry["warnings"]]
     return [line for line in lines if line.startswith("WARNING")]
 
 
@@ -166,9 +177,12 @@ def _case(entry: Mapping[str, Any]) -> Iterable[str]:
     case, summaries = Case.from_json(entry["case"]), _summaries(entry)
     yield f"<h2>{escape(str(case))}</h2>"
     yield f'<p class="soft">{case.rounds} rounds of {case.calls} calls</p>'
-    yield _lines([describe_verdict(_verdict(entry)), *entry["warnings"], *_remarks(case, entry, summaries)])
-    times = [Bar(name, one.call, METHODS[name].group, (one.lower, one.upper)) for name, one in summaries.items()]
-    yield _figure("Time of a call, us per client and message: median, and quartiles", times)
+    yield _lines([*judge(case, _verdict(entry)), *entry["warnings"], *_remarks(case, entry, summaries)])
+    times = [
+        Bar(name, judged(case, one), METHODS[name].group, (one.lower, one.upper)) for name, one in summaries.items()
+    ]
+    what = "Processor time of the server" if case.tick else "Time of a call"
+    yield _figure(f"{what}, us per client and message: median, and quartiles", times)
     efficiencies = [
         Bar(name, one.efficiency, METHODS[name].group) for name, one in summaries.items() if one.efficiency is not None
     ]

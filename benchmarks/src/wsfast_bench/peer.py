@@ -1,4 +1,4 @@
-"""The process in which the clients of a server are. It does nothing but read, by a loop in C."""
+"""The process in which the clients of a server are. It does nothing but read and answer pings, by a loop in C."""
 
 from __future__ import annotations
 
@@ -80,16 +80,16 @@ def _open(port: int, receive_buffer: int | None) -> socket.socket:
 
 def main() -> None:
     """Obey `connect PORT COUNT [deflate]` and `drain [awake]` on standard input; end with it."""
-    counter = int(sys.argv[1])
+    shared = int(sys.argv[1])
     if sys.argv[2]:
         os.sched_setaffinity(0, {int(sys.argv[2])})
-    octets = memoryview(mmap.mmap(counter, mmap.PAGESIZE)).cast("Q")[:1]
+    count = memoryview(mmap.mmap(shared, mmap.PAGESIZE)).cast("Q")[:2]
     sockets: list[socket.socket] = []
     while request := read_line(sys.stdin.fileno()).split():
         if request[0] == "drain":
             print("ok", flush=True)
             descriptors = array("i", [sock.fileno() for sock in sockets])
-            drain(descriptors, sys.stdin.fileno(), octets, awake="awake" in request)
+            drain(descriptors, sys.stdin.fileno(), count, awake="awake" in request)
             return
         try:
             sockets += connect(int(request[1]), int(request[2]), deflate="deflate" in request)

@@ -9,10 +9,10 @@ import math
 import shlex
 import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .cases import WAYS, Case, Result, Samples, Verdict, Weight
 from .machine import UnfitError, shares_core
@@ -30,6 +30,8 @@ __all__ = [
     "draw_chart",
     "explain",
     "find_files",
+    "judge",
+    "judged",
     "of_processors",
     "percentile",
     "print_case",
@@ -41,6 +43,7 @@ __all__ = [
     "summarize",
     "tabulate",
     "tabulate_memory",
+    "tabulate_overview",
     "warn",
 ]
 
@@ -52,7 +55,7 @@ class Summary:
     call: float
     """Microseconds per client and message: median over the calls."""
     lower: float
-    """The same for the lower quartile."""
+    """The lower quartile of this, or with ticks of the processor time."""
     upper: float
     """The same for the upper quartile."""
     p50: float
@@ -66,9 +69,9 @@ class Summary:
     wakeups: float | None
     """How often the process of the clients was woken up in a call: mean."""
     faster: float | None
-    """How many times as fast as websockets."""
+    """How many times as fast as websockets, or with ticks, how many times less of the processor it takes."""
     efficiency: float | None
-    """Time of the floor of the same sockets, or of the other one, divided by that of this method."""
+    """Time of the floor of the same sockets, or of the other one, divided by that of this method; in the same way."""
     wire: float | None
     """Bytes that one client is sent for a message: mean; with compression only."""
     steady: float | None
@@ -83,12 +86,12 @@ def percentile(values: Sequence[int], percent: float) -> int:
     return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
 
 
-def ratio(over: Samples, under: Samples) -> float:
+def ratio(over: Samples, under: Samples, figure: Literal["call", "cpu"] = "call") -> float:
     """Return how many times as long `over` takes as `under`: the median of the ratios within each round.
 
     Both were measured within one round under the same conditions, which may differ from round to round.
     """
-    pairs = zip(over.call, under.call, strict=True)
+    pairs: Iterable[tuple[list[int], list[int]]] = zip(getattr(over, figure), getattr(under, figure), strict=True)
     return statistics.median(statistics.median(first) / statistics.median(second) for first, second in pairs)
 
 
@@ -101,23 +104,24 @@ def summarize(result: Result) -> dict[str, Summary]:
     """Return what a table tells of each method."""
     burst, calls = result.case.burst, result.case.rounds * result.case.calls
     messages = result.case.clients * burst
-    websockets = result.methods.get("websockets")
+    websockets, figure = result.methods.get("websockets"), result.case.figure
     summaries = {}
     for name, samples in result.methods.items():
         floor = result.methods.get(floor_of(name)) or result.methods.get("floor")
         call = list(chain.from_iterable(samples.call))
+        judged = list(chain.from_iterable(getattr(samples, figure)))
         run = steady(samples.run) / burst if samples.run else None
         summaries[name] = Summary(
             call=statistics.median(call) / messages / 1e3,
-            lower=percentile(call, 25) / messages / 1e3,
-            upper=percentile(call, 75) / messages / 1e3,
+            lower=percentile(judged, 25) / messages / 1e3,
+            upper=percentile(judged, 75) / messages / 1e3,
             p50=percentile(call, 50) / 1e6,
             p99=percentile(call, 99) / 1e6,
             cpu=statistics.median(chain.from_iterable(samples.cpu)) / messages / 1e3,
             drained=statistics.median(chain.from_iterable(samples.drained)) / 1e6,
             wakeups=sum(samples.wakeups) / calls if samples.wakeups else None,
-            faster=ratio(websockets, samples) if websockets is not None else None,
-            efficiency=ratio(floor, samples) if floor is not None else None,
+            faster=ratio(websockets, samples, figure) if websockets is not None else None,
+            efficiency=ratio(floor, samples, figure) if floor is not None else None,
             wire=statistics.mean(chain.from_iterable(samples.octets)) / burst if samples.octets else None,
             steady=run,
             compressed=None if run is None else run / result.case.size,
@@ -154,7 +158,8 @@ def describe_machine(
 def print_case(result: Result) -> None:
     """Print the table of one case, and what one should know to believe it."""
     print(f"\n{result.case}; {result.case.rounds} rounds of {result.case.calls} calls")
-    print(describe_verdict(result.verdict))
+    for line in judge(result.case, result.verdict):
+        print(line)
     print_table(tabulate(result.case, summarize(result)))
     for line in (*warn(result), *explain(result.case, result.methods)):
         print(line)
@@ -162,48 +167,87 @@ def print_case(result: Result) -> None:
 
 def tabulate(case: Case, summaries: Mapping[str, Summary], *, quartiles: bool = False) -> list[list[str]]:
     """Return the table of one case: rows of which the first are the heads."""
-    heads = ["method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms", "wakeups", "x websockets", "efficiency"]
+    if case.tick:
+        heads = ["method", "CPU us", "us/client", "p50 ms", "p99 ms", "wakeups", "x websockets", "efficiency"]
+    else:
+        heads = ["method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms"]
+        heads += ["wakeups", "x websockets", "efficiency"]
     if quartiles:
         heads[2:2] = ["quartiles"]
-    compresses = case.compression != "none"
-    if compresses:
+    if case.compression != "none":
         heads += ["wire B", "steady B", "ratio"]
     rows = [heads]
     for name, summary in summaries.items():
-        row = [
-            name,
-            f"{summary.call:.2f}",
-            f"{summary.p50:.2f}",
-            f"{summary.p99:.2f}",
-            f"{summary.cpu:.2f}",
-            f"{summary.drained:.2f}",
-            _optional(summary.wakeups, ".0f"),
-            _optional(summary.faster, ".2f"),
-            _optional(summary.efficiency, ".2f"),
-        ]
-        if quartiles:
-            row[2:2] = [f"{summary.lower:.2f} to {summary.upper:.2f}"]
-        if compresses:
-            row += [
-                _optional(summary.wire, ".1f"),
-                _optional(summary.steady, ".1f"),
-                _optional(summary.compressed, ".2f"),
-            ]
-        rows.append(row)
+        cells = {
+            "method": name,
+            "us/client": f"{summary.call:.2f}",
+            "quartiles": f"{summary.lower:.2f} to {summary.upper:.2f}",
+            "p50 ms": f"{summary.p50:.2f}",
+            "p99 ms": f"{summary.p99:.2f}",
+            "CPU us": f"{summary.cpu:.2f}",
+            "drained ms": f"{summary.drained:.2f}",
+            "wakeups": _optional(summary.wakeups, ".0f"),
+            "x websockets": _optional(summary.faster, ".2f"),
+            "efficiency": _optional(summary.efficiency, ".2f"),
+            "wire B": _optional(summary.wire, ".1f"),
+            "steady B": _optional(summary.steady, ".1f"),
+            "ratio": _optional(summary.compressed, ".2f"),
+        }
+        rows.append([cells[head] for head in heads])
     return rows
+
+
+def judged(case: Case, summary: Summary) -> float:
+    """Return what a method is judged by: microseconds per client and message, of a call or of the processor."""
+    return summary.cpu if case.tick else summary.call
+
+
+def tabulate_overview(cases: Sequence[Case], summaries: Sequence[Mapping[str, Summary]]) -> list[list[str]]:
+    """Return what methods are judged by in all cases: a column for each, so also one for each number of threads.
+
+    In brackets is how many times as fast as websockets a method is; efficiencies have rows of their own.
+    """
+    names = [name for name in METHODS if any(name in found for found in summaries)]
+    rows = [["us/client", *map(str, cases)]]
+    for name in names:
+        cells = []
+        for case, found in zip(cases, summaries, strict=True):
+            one = found.get(name)
+            times = "" if one is None or one.faster is None or name == "websockets" else f" ({one.faster:.2f})"
+            cells.append("-" if one is None else f"{judged(case, one):.2f}{times}")
+        rows.append([name, *cells])
+    for name in names:
+        if METHODS[name].group == "ours":
+            told = [found[name].efficiency if name in found else None for found in summaries]
+            if any(efficiency is not None for efficiency in told):
+                rows.append([f"efficiency of {name}", *(_optional(efficiency, ".2f") for efficiency in told)])
+    return rows
+
+
+EXPLAINED = """\
+us/client, CPU us: of a call, per client and message, median; CPU is the server's, until the call returns or
+all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.
+x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."""
+
+EXPLAINED_TICK = """\
+CPU us: of the server, all its threads, from a call to the next one, per client and message, median.
+us/client: of the call. wakeups: of the clients' process, in a call. x websockets, efficiency: CPU us of
+websockets, of the floor, divided by the method's in each round; median."""
 
 
 def explain(case: Case, methods: Collection[str]) -> list[str]:
     """Say what the heads of the table of a case mean."""
-    lines = [
-        "us/client, CPU us: of a call, per client and message, median; CPU is the server's, until the call returns or\n"
-        "all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.\n"
-        "x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."
-    ]
+    lines = [EXPLAINED_TICK if case.tick else EXPLAINED]
+    if case.apart:
+        lines.append("Each method has connections of its own.")
+    if case.threads > 1:
+        lines.append(f"Those of wsfast send with {case.threads} threads, all others and the floors with one.")
     if "floor-served" in methods:
-        lines.append(
-            "efficiency of channel, wsfast-served, floor-served: against floor-served, which has the same sockets."
-        )
+        told = ", ".join(name for name in methods if floor_of(name) == "floor-served")
+        which = "the same server" if case.apart else "the same sockets"
+        lines.append(f"efficiency of {told}: against floor-served, which has {which}.")
+    if "node" in methods:
+        lines.append("node: times are those that Node tells; it reads its messages before, from a pipe.")
     if case.compression != "none":
         lines.append(
             "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
@@ -245,6 +289,11 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
 
 
+def judge(case: Case, verdict: Verdict) -> list[str]:
+    """Return what is said of who the bottleneck is: nothing with ticks, which leave time enough to the clients."""
+    return [] if case.tick else [describe_verdict(verdict)]
+
+
 def describe_verdict(verdict: Verdict) -> str:
     """Say in one line whether the server or the clients are the bottleneck."""
     megabytes = verdict.size / 1e6
@@ -270,7 +319,7 @@ def warn(result: Result) -> list[str]:
             )
     # A call that awaits nothing never gives its processor up; what is missing is what somebody else had.
     waiting = [samples for name, samples in result.methods.items() if not METHODS[name].awaits]
-    wall = sum(chain.from_iterable(chain.from_iterable(samples.call for samples in waiting)))
+    wall = 0 if result.case.tick else sum(chain.from_iterable(chain.from_iterable(samples.call for samples in waiting)))
     cpu = sum(chain.from_iterable(chain.from_iterable(samples.cpu for samples in waiting)))
     if wall and cpu < 0.95 * wall:
         notes.append(
@@ -395,11 +444,12 @@ def _draw_case(plot: Any, case: Case, summaries: Mapping[str, Summary]) -> None:
     names = [name for name in METHODS if name in summaries]
     colors = {"floor": "0.75", "ours": "tab:green", "theirs": "tab:blue"}
     bars = plot.barh(
-        names, [summaries[name].call for name in names], color=[colors[METHODS[name].group] for name in names]
+        names, [judged(case, summaries[name]) for name in names], color=[colors[METHODS[name].group] for name in names]
     )
     plot.bar_label(bars, fmt="%.1f", padding=3)
     plot.invert_yaxis()
     plot.margins(x=0.12)
     plot.spines[["top", "right"]].set_visible(False)
     plot.set_title(str(case), fontsize=10, loc="left")
-    plot.set_xlabel("call, us per client and message (median)", fontsize=8)
+    what = "processor time of the server" if case.tick else "call"
+    plot.set_xlabel(f"{what}, us per client and message (median)", fontsize=8)

@@ -23,7 +23,7 @@ class Measured:
 
     title: str
     methods: dict[str, list[list[float]]]
-    """For each method, the microseconds per client and message of each call, by rounds."""
+    """For each method, the microseconds per client and message that it is judged by, of each call, by rounds."""
     warnings: list[str]
 
 
@@ -113,7 +113,7 @@ def _parse_case(entry: Mapping[str, Any]) -> tuple[Case, Measured]:
     scale = 1e3 * case.clients * case.burst
     methods = {}
     for name, method in entry["methods"].items():
-        rounds = [[_number(call) / scale for call in calls] for calls in method["samples"]["call"]]
+        rounds = [[_number(call) / scale for call in calls] for calls in method["samples"][case.figure]]
         if not rounds or not all(rounds) or any(value <= 0 for value in chain(*rounds)):
             raise ValueError(f"samples of {name} are missing, or no times")
         methods[str(name)] = rounds
@@ -128,8 +128,9 @@ def _key(data: Mapping[str, Any]) -> Case:
     if not data.keys() <= known:
         raise ValueError(f"unknown setting {', '.join(sorted(data.keys() - known))}")
     case = Case.from_json({**data, "methods": (), "rounds": 0, "calls": 0})
-    for name, kind in (("clients", int), ("size", int), ("burst", int), ("sleep", bool), ("loop", str), ("type", str)):
-        if not isinstance(getattr(case, name), kind):
+    example = Case(1, 1, "", "", (), 1, 1, "")
+    for name in known:
+        if not isinstance(getattr(case, name), type(getattr(example, name))):
             raise TypeError(f"{name} is {getattr(case, name)!r}")
     if case.clients < 1 or case.burst < 1:
         raise ValueError("a case needs clients and messages")

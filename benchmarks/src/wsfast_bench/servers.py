@@ -17,9 +17,11 @@ import wsfast
 from .cases import Case
 from .clients import Clients
 from .machine import UnfitError
+from .node import KEEPALIVE
+from .node import serve as node
 from .ticks import MEM_LEVEL, WINDOW_BITS
 
-__all__ = ["PATIENCE", "SERVE", "Server", "admit", "keep"]
+__all__ = ["KEEPALIVE", "PATIENCE", "SERVE", "Server", "admit", "interval_of_pings", "keep"]
 
 PATIENCE = 60
 """Seconds without a byte after which the clients are given up."""
@@ -51,6 +53,15 @@ async def keep(accepted: list[Any], count: int) -> None:
         await asyncio.sleep(0)
 
 
+def interval_of_pings(case: Case) -> float | None:
+    """Return the seconds between two pings to a client, None for no pings.
+
+    Where each method has connections of its own, those of all methods together get as many as a server of one method
+    would send: what they cost is in the processor time of a tick.
+    """
+    return KEEPALIVE * (len(case.methods) if case.apart else 1) if case.keepalive else None
+
+
 @asynccontextmanager
 async def stock(
     case: Case,
@@ -72,7 +83,7 @@ async def stock(
         0,
         compression=compression,
         extensions=extensions,
-        ping_interval=None,
+        ping_interval=interval_of_pings(case),
         open_timeout=60,
     ) as server:
         yield next(iter(server.sockets)).getsockname()[1]
@@ -105,7 +116,7 @@ async def picows(case: Case, accepted: list[Any]) -> AsyncIterator[int]:
 
     compression = None if case.compression == "none" else case.compression
     async with picows_serve(
-        stay, "127.0.0.1", 0, compression=compression, ping_interval=None, open_timeout=60
+        stay, "127.0.0.1", 0, compression=compression, ping_interval=interval_of_pings(case), open_timeout=60
     ) as server:
         yield next(iter(server.sockets)).getsockname()[1]
 
@@ -121,5 +132,6 @@ SERVE: dict[str, Server] = {
     "no-takeover": without_takeover,
     "wsfast-factory": by_factory,
     "picows": picows,
+    "node": node,
 }
 """Servers by their names."""

@@ -12,6 +12,8 @@ _MODULES = (
     "stalled",
     "conflate",
     "topics",
+    "cores",
+    "crowded",
     "frameworks",
     "relay",
     "memory_subscriptions",

@@ -115,7 +115,7 @@ class Conflation(Scenario):
         yield Play(
             f"{READ} of {UPDATES} updates/s of 1 KiB over {KEYS} keys are read for {seconds} s, "
             f"SO_RCVBUF {RECEIVE_BUFFER} B",
-            {"case": settings.case(1, 1024), "seconds": seconds, "processors": settings.processors},
+            {"case": settings.case(1, 1024, keepalive=False), "seconds": seconds, "processors": settings.processors},
         )
 
     async def run(self, case: Case, task: dict[str, Any]) -> list[Row]:

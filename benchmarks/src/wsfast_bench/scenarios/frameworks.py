@@ -24,7 +24,7 @@ from wsfast_bench.clients import Clients
 from wsfast_bench.machine import UnfitError, installed
 from wsfast_bench.native import send_many
 from wsfast_bench.peer import connect
-from wsfast_bench.servers import PATIENCE, admit, keep
+from wsfast_bench.servers import KEEPALIVE, PATIENCE, admit, keep
 from wsfast_bench.ticks import deflated, frame, ticks
 
 from .scenario import Chart, Play, Row, Scenario, Settings
@@ -75,7 +75,7 @@ async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncItera
         port=0,
         ws=UVICORN_PROTOCOL if ours else "websockets-sansio",
         ws_per_message_deflate=case.compression == "deflate",
-        ws_ping_interval=None,
+        ws_ping_interval=KEEPALIVE if case.keepalive else None,
         log_level="critical",
         lifespan="off",
         backlog=2048,
@@ -105,7 +105,9 @@ async def _aiohttp(case: Case, accepted: list[Any], *, ours: bool) -> AsyncItera
     import aiohttp.web
 
     async def handler(request: Any) -> Any:
-        response = aiohttp.web.WebSocketResponse(compress=case.compression == "deflate")
+        response = aiohttp.web.WebSocketResponse(
+            compress=case.compression == "deflate", heartbeat=KEEPALIVE if case.keepalive else None
+        )
         await response.prepare(request)
         accepted.append(response)
         async for _ in response:
@@ -134,7 +136,7 @@ async def _broadcast(connections: list[Any], message: str) -> None:
 
 
 async def _floor(descriptors: Any, frame: Any) -> None:
-    if send_many(descriptors, frame) != len(descriptors):
+    if send_many(descriptors, frame):
         raise UnfitError("the clients do not read as fast as the floor sends")
 
 

@@ -52,10 +52,23 @@ class Settings:
         value: int | None = getattr(self.arguments, option.name)
         return value or (option.quick if self.arguments.quick else option.default)
 
-    def case(self, clients: int, size: int, kind: str = "binary") -> dict[str, Any]:
-        """Return a case as it stands in a task, with descriptors for its clients."""
+    def rounds(self) -> dict[str, int]:
+        """Return how many rounds and calls there are, as they stand in a case."""
+        rounds = self.arguments.rounds or (8 if self.arguments.quick else 40)
+        return {"rounds": rounds, "calls": self.arguments.calls or 3}
+
+    def case(self, clients: int, size: int, kind: str = "binary", *, keepalive: bool = True) -> dict[str, Any]:
+        """Return a case as it stands in a task, with descriptors for its clients.
+
+        Args:
+            clients: How many.
+            size: Payload of a message in bytes.
+            kind: `text` or `binary`.
+            keepalive: Whether its clients answer pings: those that read too slowly would be closed for it.
+        """
         reserve_descriptors(clients + 64, f"{clients} clients")
-        return dataclasses.asdict(Case(clients, size, self.loop, kind, (), 1, 1, "list"))
+        keepalive = keepalive and not self.arguments.no_keepalive
+        return dataclasses.asdict(Case(clients, size, self.loop, kind, (), 1, 1, "list", keepalive=keepalive))
 
 
 @dataclass(frozen=True, slots=True)

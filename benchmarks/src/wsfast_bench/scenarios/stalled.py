@@ -153,7 +153,7 @@ class Stalled(Scenario):
                 yield Play(
                     f"{clients} clients, of which {stalled} never read, {messages} messages of 1 KiB: {way}, {asleep}",
                     {
-                        "case": settings.case(clients - stalled + asleep, 1024),
+                        "case": settings.case(clients - stalled + asleep, 1024, keepalive=False),
                         "way": way,
                         "stalled": asleep,
                         "messages": messages,

@@ -83,13 +83,13 @@ async def publish_topics(
             await asyncio.sleep(0)
             cpu += time.process_time_ns() - before
         took = time.monotonic() - start
-        expected = ticks * deliveries * (case.size + (2 if case.size < 126 else 4))
+        expected = ticks * deliveries
         deadline = time.monotonic() + PATIENCE
-        while clients.octets < expected and time.monotonic() < deadline:
+        while clients.messages < expected and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
         gc.unfreeze()
-        if clients.octets != expected:
-            raise UnfitError(f"clients have read {clients.octets} of {expected} bytes")
+        if clients.messages != expected:
+            raise UnfitError(f"clients have read {clients.messages} of {expected} messages")
         return {
             "way": way,
             "topics": topics,
