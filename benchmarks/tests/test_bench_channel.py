@@ -415,6 +415,20 @@ def test_cores_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @extension
+def test_heartbeat(capsys: pytest.CaptureFixture[str]) -> None:
+    """All that is published arrives, with each number of threads."""
+    argv = ["bench", "--scenario", "heartbeat", "--clients", "300", "--rounds", "1", "--loops", "asyncio"]
+    assert main(argv) == 0
+    output = capsys.readouterr().out
+    assert "heartbeat: 300 clients, 256 B, asyncio\n" in output
+    assert [line.split()[:2] for line in output.splitlines() if line[:2] in ("1 ", "2 ")][:3] == [
+        ["1", "no"],
+        ["2", "no"],
+        ["2", "yes"],
+    ]
+
+
+@extension
 def test_crowded(capsys: pytest.CaptureFixture[str]) -> None:
     """There are busy processes as long as it is measured, one for each processor."""
     argv = ["bench", "--scenario", "crowded", "--clients", "2", "--rounds", "1", "--calls", "1", "--loops", "asyncio"]

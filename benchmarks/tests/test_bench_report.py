@@ -550,6 +550,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"efficiency": None, "faster": None}
         for threads, default, p99 in ((1, False, 4.0), (1, True, 5.0), (2, False, 3.0))
     ],
+    "heartbeat": [
+        {"threads": threads, "beside": beside, "p50": 0.1, "p99": p99, "most": 2 * p99, "delivered": 8e4, "cpu": 6.0}
+        for threads, beside, p99 in ((1, False, 30.0), (2, True, 0.75))
+    ],
     "relay": [
         {"broker": "redis", "way": way, "messages": 7, "rate": 5e4, "publisher": 9.0, "receiver": 8.0}
         | {"p50": 0.001, "p99": 0.002}
@@ -567,6 +571,7 @@ COLUMNS = {
     "frameworks": ("us/client", ["9.00", "4.50", "3.00"]),
     "cores": ("efficiency", ["1.00", "0.86", "3.00", "0.33"]),
     "crowded": ("p99 ratio", ["1.00", "1.25", "0.75"]),
+    "heartbeat": ("p99 ms", ["30.00", "0.75"]),
     "relay": ("p99 ms", ["2.00", "2.00"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
 }

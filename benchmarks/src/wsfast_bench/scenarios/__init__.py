@@ -14,6 +14,7 @@ _MODULES = (
     "topics",
     "cores",
     "crowded",
+    "heartbeat",
     "frameworks",
     "relay",
     "memory_subscriptions",
