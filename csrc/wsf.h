@@ -141,7 +141,7 @@ size_t wsf_finish(const struct wsf_sends *sends, size_t count);
 
 /*
  * Have other threads send to the first `count` of the batch, all of them, while the caller does something else. When
- * that is done, 8 octets are written to `fd`, an eventfd or a pipe, non-blocking, that stays open until wsf_finish(),
+ * that is done, 8 octets are written to `fd`, non-blocking, that stays open until wsf_finish(),
  * which is still to be called. Returns false if there are no other threads; then nothing was offered.
  */
 bool wsf_detach(const struct wsf_sends *sends, size_t count, int fd);

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import select as system_select
+import socket
 from collections.abc import Callable
 from typing import Any
 from weakref import ref
@@ -159,21 +160,19 @@ class Writable:
 
 
 class Notification:
-    """Two descriptors: what is written to one can be read from the other. They may be the same."""
+    """Two sockets: what is written to the descriptor of one can be read from that of the other."""
 
     def __init__(self) -> None:
-        if hasattr(os, "eventfd"):
-            self.reader = self.writer = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        else:
-            self.reader, self.writer = os.pipe()
-            os.set_blocking(self.reader, False)
-            os.set_blocking(self.writer, False)
+        self._sockets = socket.socketpair()
+        for one in self._sockets:
+            one.setblocking(False)
+        self.reader, self.writer = (one.fileno() for one in self._sockets)
 
     def clear(self) -> None:
         """Read what was written."""
         with contextlib.suppress(BlockingIOError):
-            os.read(self.reader, 4096)
+            self._sockets[0].recv(4096)
 
     def __del__(self) -> None:
-        for fd in {self.reader, self.writer}:
-            os.close(fd)
+        for one in self._sockets:
+            one.close()
