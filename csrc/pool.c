@@ -28,6 +28,7 @@ static struct {
     bool started[WSF_MAX_THREADS];
     const struct wsf_sends *batch; /* the one under way, or NULL */
     unsigned limit;                /* threads that it was begun with */
+    unsigned forks;                /* of this process and those before it */
     int notified;                  /* descriptor that is told when it is done, or -1 */
 
     /* Written with the lock held, before anything is ready. */
@@ -196,6 +197,7 @@ static void forget_threads(void)
     pool.asleep = 0;
     pool.notified = -1;
     pool.batch = NULL;
+    pool.forks++;
     atomic_store(&pool.inside, 0);
     for (unsigned thread = 0; thread < WSF_MAX_THREADS; thread++)
         pool.started[thread] = false;
@@ -215,7 +217,7 @@ void wsf_set_threads(unsigned threads, size_t chunk)
     pthread_mutex_unlock(&pool.lock);
 }
 
-bool wsf_begin(const struct wsf_sends *sends)
+bool wsf_begin(struct wsf_sends *sends)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     bool begins;
@@ -224,9 +226,12 @@ bool wsf_begin(const struct wsf_sends *sends)
     pthread_mutex_lock(&pool.lock);
     begins = pool.batch == NULL && pool.threads > 1;
     if (begins) {
+        sends->forks = pool.forks;
         pool.batch = sends;
         pool.sends = *sends;
         pool.limit = pool.threads;
+        if (sends->keys != NULL && sends->scratch_rooms < pool.limit)
+            pool.limit = sends->scratch_rooms;
         pool.chunk = pool.wanted_chunk;
         pool.detached = false;
         atomic_store(&pool.ready, 0);
@@ -248,13 +253,13 @@ void wsf_offer(size_t count)
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* False in the child of a fork that came in between. */
-static bool is_under_way(const struct wsf_sends *sends)
+/* Whether this is the child of a fork that came in between. */
+static bool is_forked(const struct wsf_sends *sends)
 {
     pthread_mutex_lock(&pool.lock);
-    const bool under_way = pool.batch == sends;
+    const bool forked = sends->forks != pool.forks;
     pthread_mutex_unlock(&pool.lock);
-    return under_way;
+    return forked;
 }
 
 /* What would be told if all from `start` on were sent. */
@@ -273,7 +278,7 @@ size_t wsf_finish(const struct wsf_sends *sends, size_t count)
 {
     size_t complete;
 
-    if (!is_under_way(sends))
+    if (is_forked(sends))
         return pretend(sends, 0, count);
 
     wsf_offer(count);
@@ -327,10 +332,10 @@ ssize_t wsf_claim(const struct wsf_sends *sends, size_t index)
 {
     ssize_t result;
 
-    if (!is_under_way(sends))
+    if (is_forked(sends))
         pretend(sends, index, 1);
     else
-        claim(sends, index, 0);
+        claim(sends, index, 0); /* which does nothing if the batch was finished meanwhile */
     while ((result = __atomic_load_n(&sends->results[index], __ATOMIC_ACQUIRE)) == CLAIMED)
         sched_yield(); /* a thread is in the middle of it, which takes microseconds, if nobody is in its way */
     return result;

@@ -107,8 +107,10 @@ struct wsf_sends {
     ssize_t *results;
     const uint8_t *keys; /* NULL for frames of a server */
     const uint8_t *firsts;
-    uint8_t *scratch;    /* room for one frame for each thread: WSF_MAX_THREADS times scratch_size, */
-    size_t scratch_size; /* with only as many of them used as there are threads */
+    uint8_t *scratch; /* room for one frame for each of `scratch_rooms` threads; no more will send */
+    size_t scratch_size;
+    unsigned scratch_rooms;
+    unsigned forks; /* the pool's own */
 };
 
 /*
@@ -127,7 +129,7 @@ void wsf_set_threads(unsigned threads, size_t chunk);
  * No descriptor may be there twice, and whatever the arrays hold, and `sends` itself, must stay where it is until
  * wsf_finish(); more may be added behind it in the room that there is.
  */
-bool wsf_begin(const struct wsf_sends *sends);
+bool wsf_begin(struct wsf_sends *sends);
 
 /* Have the first `count` descriptors of the batch be sent to; not fewer than the last time. */
 void wsf_offer(size_t count);

@@ -32,7 +32,7 @@ static void close_pairs(void)
 }
 
 /* Offer them bit by bit, as somebody does who collects them meanwhile. */
-static size_t send_all(const struct wsf_sends *sends, size_t step)
+static size_t send_all(struct wsf_sends *sends, size_t step)
 {
     CHECK(wsf_begin(sends));
     for (size_t count = step; count < PAIRS; count += step)
@@ -48,7 +48,7 @@ static void check_got(size_t i, const void *data, size_t size)
 
 static void each_gets_its_frame_in_every_round(void)
 {
-    const struct wsf_sends sends = {.fds = fds, .groups = groups, .results = results};
+    struct wsf_sends sends = {.fds = fds, .groups = groups, .results = results};
 
     open_pairs(ROOMY);
     for (size_t round = 0; round < ROUNDS; round++) {
@@ -67,7 +67,8 @@ static void each_gets_its_frame_in_every_round(void)
 static void masked_frames_are_those_of_one_thread(void)
 {
     const struct wsf_buffer buffers[] = {{pattern, LONGEST}, {pattern + 1, 0}, {pattern + 2, 126}};
-    const struct wsf_sends sends = {fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER};
+    struct wsf_sends sends = {
+        fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER, WSF_MAX_THREADS, 0};
     uint8_t frame[LONGEST + WSF_MAX_HEADER];
 
     open_pairs(ROOMY);
@@ -88,7 +89,7 @@ static void masked_frames_are_those_of_one_thread(void)
 static void what_is_not_taken_is_told(void)
 {
     const struct wsf_buffer buffers[] = {{pattern, BIG}, hello, {pattern, BIG}};
-    const struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
+    struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
 
     open_pairs(TIGHT);
     for (size_t i = 1; i < PAIRS; i += 9)
@@ -113,8 +114,8 @@ static void what_is_not_taken_is_told(void)
 static void one_batch_is_under_way_at_a_time(void)
 {
     const struct wsf_buffer buffers[] = {hello, hello, hello};
-    const struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
-    const struct wsf_sends other = sends;
+    struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
+    struct wsf_sends other = sends;
 
     open_pairs(ROOMY);
     CHECK(wsf_begin(&sends));
@@ -131,7 +132,7 @@ static void one_batch_is_under_way_at_a_time(void)
 
 static void one_thread_begins_nothing(void)
 {
-    const struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = &hello, .results = results};
+    struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = &hello, .results = results};
 
     wsf_set_threads(1, 16);
     CHECK(!wsf_begin(&sends));
@@ -145,7 +146,8 @@ static void one_thread_begins_nothing(void)
 static void the_number_of_threads_may_change_at_any_time(void)
 {
     const struct wsf_buffer buffers[] = {{pattern, LONGEST}, hello, {pattern + 2, 126}};
-    const struct wsf_sends sends = {fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER};
+    struct wsf_sends sends = {
+        fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER, WSF_MAX_THREADS, 0};
     static const unsigned counts[] = {2, 64, 3, 1, 16, 1000, 2, 5};
 
     open_pairs(ROOMY);
@@ -179,7 +181,7 @@ static void wait_for(int fd)
 static void a_detached_batch_is_sent_by_others(void)
 {
     const struct wsf_buffer buffers[] = {{pattern, LONGEST}, hello, {pattern + 2, 126}};
-    const struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
+    struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
     int ends[2];
 
     CHECK(pipe(ends) == 0);
@@ -232,7 +234,7 @@ static void signals_are_left_to_other_threads(void)
     const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
     const struct sigaction action = {.sa_handler = on_signal};
     const struct wsf_buffer buffers[] = {hello, {pattern, 100}, hello};
-    const struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
+    struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
 
     main_thread = pthread_self();
     open_pairs(ROOMY);
@@ -257,8 +259,9 @@ static void signals_are_left_to_other_threads(void)
 static void the_child_of_a_fork_has_threads_of_its_own(void)
 {
     const struct wsf_buffer buffers[] = {hello, hello, hello};
-    const struct wsf_sends sends = {fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER};
-    const struct wsf_sends plain = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
+    struct wsf_sends sends = {
+        fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER, WSF_MAX_THREADS, 0};
+    struct wsf_sends plain = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
     int status;
 
     open_pairs(ROOMY);

@@ -156,16 +156,19 @@ def deliver(
 
 
 def detach(outcome: Outcome, gather: Callable[[core.Batch], None], done: object) -> bool:
-    """Gather, and have threads send while the event loop goes on, if they can; `settle()` is to be called then, too.
+    """Gather, and have threads send while the event loop goes on, if they can; then `settle()` is to be called.
+
+    If they cannot, nothing has been done.
 
     Args:
         outcome: As in `deliver()`.
-        gather: Function that fills a batch with peers that are ready. Whatever is done to one of these invalidates it
-            first, which waits until it is sent to; so a detached batch needs no critical section.
+        gather: Function that fills a batch with peers that are ready. Whatever is done to one of these from then on
+            invalidates it first, which waits until it is sent to; so the critical section ends with this call.
         done: See `Batch.detach()`.
     """
-    gather(outcome.batch)
-    return outcome.batch.detach(done)
+    with core.collector_paused:
+        gather(outcome.batch)
+        return outcome.batch.detach(done)
 
 
 def settle(outcome: Outcome) -> None:

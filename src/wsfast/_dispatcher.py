@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
 from ._backlog import Backlog, Entry
 from ._core import core
@@ -63,16 +63,19 @@ class Dispatcher(Draining):
             cls._all[loop] = ref(dispatcher)
         return dispatcher
 
-    _detaching: ClassVar[WeakSet[Dispatcher]] = WeakSet()
-    """Those for which threads are sending."""
+    _has_detached: ClassVar[bool] = False
+    """Whether threads have ever sent for one of them while its event loop went on."""
+
+    _under_way: ClassVar[set[Dispatcher]] = set()
+    """Those for which threads are sending. While they do, no connection may be freed, and its descriptor be closed."""
 
     @classmethod
     def finish(cls, loop: asyncio.AbstractEventLoop | None) -> None:
         """Have all be sent that was published in an event loop, if threads are at it: something is to follow it."""
-        if cls._detaching:
-            for dispatcher in tuple(cls._detaching):
-                if dispatcher.loop is loop:
-                    dispatcher.flush()
+        if cls._has_detached and loop is not None and (reference := cls._all.get(loop)) is not None:
+            dispatcher = reference()
+            if dispatcher is not None and dispatcher._detached is not None:
+                dispatcher.flush()
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -175,18 +178,19 @@ class Dispatcher(Draining):
             budget: Seconds after which to go on in the next iteration of the event loop; None to send all now.
         """
         table = self.table
-        if self._flushing or self.calls.forked or not (table.published or table.sending):
+        idle = not (table.published or table.sending or self._detached)
+        if self._flushing or self.calls.forked or idle:
             self.slow.check()
             self._writable.check()
             return
         if self.calls.busy:
             self.calls.after(self.flush)
             return
-        if not self._may_go_on(budget):
-            return
         deadline = math.inf if budget is None else time.monotonic() + budget
         try:
             self._flushing = True
+            if not self._may_go_on(budget):
+                return
             for _ in range(table.published + table.sending):
                 if not table.sending:
                     table.begin(self._turn)
@@ -209,25 +213,33 @@ class Dispatcher(Draining):
                 self._schedule()
 
     def _detach(self) -> None:
-        """Have threads send to those that need not be asked, while the event loop goes on."""
+        """Have threads send to those that need not be asked, if they can, while the event loop goes on."""
         table = self.table
-        outcome = Outcome()
-        if self._done is None:
-            self._done = Notification()
-        table.settle = self._settle_early
         try:
-            self._detached = outcome
-            self._detaching.add(self)
-            detach(outcome, lambda batch: batch.collect(table, table.left, self._sequence_of, True), self._done)
+            done = self._done = self._done or Notification()
+        except OSError:  # as when there are no more descriptors
+            return
+        for other in tuple(self._under_way):
+            if other.loop.is_closed():
+                other._abandon()
+        outcome = Outcome()
+        try:
+            self._under_way.add(self)
+            self._detached, Dispatcher._has_detached = outcome, True
+            table.settle = self._settle_early
+            detach(outcome, lambda batch: batch.collect(table, table.left, self._sequence_of, True), done)
         finally:
             if not table.detached:
                 self._detached = table.settle = None
-                self._detaching.discard(self)
-        if self._detached is None:  # there are no threads, or they have something else to do
-            settle(outcome)
-            self._conclude(outcome)
-        else:
-            self._may_go_on(BUDGET)
+                self._under_way.discard(self)
+        self._may_go_on(BUDGET)
+
+    def _abandon(self) -> None:
+        """Wait for threads that send, and forget the rest: the event loop is closed."""
+        if self._detached is not None:
+            self._detached.batch.send()
+        self._detached = self.table.settle = None
+        self._under_way.discard(self)
 
     def _may_go_on(self, budget: float | None) -> bool:
         """Whether no threads are sending any more; without a budget, wait until that is so."""
@@ -240,23 +252,34 @@ class Dispatcher(Draining):
         return True
 
     def _go_on(self) -> None:
-        if self._done is not None:
-            self._done.clear()
-        self.flush(BUDGET)
+        try:
+            if self._done is not None:
+                self._done.clear()
+            self.flush(BUDGET)
+        except BaseException:
+            self._schedule()
+            raise
 
     def _settle_early(self) -> None:
         """Note what threads have sent, and write the ends of frames; somebody is about to do something else."""
+        if self.loop.is_running() and asyncio._get_running_loop() is not self.loop:
+            return  # another thread has looked at a connection, and must not write to any
+        self._schedule()  # to deal with the rest: nobody else may tell
         if self._detached is not None:
             settle(self._detached)
 
     def _settle(self) -> None:
         """Note what threads have sent, and deal with what was not taken."""
-        outcome, self._detached = self._detached, None
-        self._detaching.discard(self)
-        if outcome is not None:
+        outcome = self._detached
+        if outcome is None:
+            return
+        try:
             settle(outcome)
-            self.table.settle = None
-            self._conclude(outcome)
+        finally:
+            if not self.table.detached:  # else it was interrupted before it began
+                self._detached = self.table.settle = None
+                self._under_way.discard(self)
+        self._conclude(outcome)
 
     def flush_for(self, peer: core.Peer) -> None:
         """Send what was published so far, if some of it is for this peer."""

@@ -162,6 +162,8 @@ class Writable:
 class Notification:
     """Two sockets: what is written to the descriptor of one can be read from that of the other."""
 
+    _sockets: tuple[socket.socket, ...] = ()
+
     def __init__(self) -> None:
         self._sockets = socket.socketpair()
         for one in self._sockets:

@@ -29,9 +29,11 @@ cdef extern from "wsf.h" nogil:
         const uint8_t *firsts
         uint8_t *scratch
         size_t scratch_size
+        unsigned scratch_rooms
+        unsigned forks
 
     void wsf_set_threads(unsigned threads, size_t chunk)
-    bint wsf_begin(const wsf_sends *sends)
+    bint wsf_begin(wsf_sends *sends)
     void wsf_offer(size_t count)
     size_t wsf_finish(const wsf_sends *sends, size_t count)
     bint wsf_detach(const wsf_sends *sends, size_t count, int fd)

@@ -13,6 +13,7 @@ cdef class Batch:
     cdef readonly bint done
     cdef size_t noted       # of the plain ones, how many have been noted
     cdef bint detached      # whether threads send them, to slots with that flag
+    cdef bint finishing     # whether the last ones are being sent, by a thread that has let go of the GIL
     cdef readonly list closed, cut, refused, waiting, own, lost
     cdef dict left          # `connections`, if it has only those that were looked at, or did not take everything
 
@@ -263,20 +264,18 @@ cdef class Batch:
 
     def send(self):
         cdef bint threads = threaded(self.plain.size + self.masked.size)
-        cdef const uint8_t *keys = NULL
-        cdef uint8_t *scratch = NULL
-        cdef size_t i, longest = 0
+        cdef Sends masked = self.masked
 
         try:
-            if self.masked.size:
-                keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
-                for i in range(PyList_GET_SIZE(self.masked.data)):
-                    longest = max(longest, WSF_MAX_HEADER + self.masked.buffers[i].size)
-                scratch = <uint8_t *>resized(NULL, longest * (wanted_threads if threads else 1))
-            if self.plain.size:
-                self.sent = <Py_ssize_t>self.plain.send(threads, NULL, NULL, 0)
-            if self.masked.size:
-                self.sent += <Py_ssize_t>self.masked.send(threads, keys, scratch, longest)
+            if masked.size:
+                masked.keys = <const uint8_t *>PyBytes_AS_STRING(self.keys)
+                for i in range(PyList_GET_SIZE(masked.data)):
+                    masked.scratch_size = max(masked.scratch_size, WSF_MAX_HEADER + masked.buffers[i].size)
+                masked.scratch_rooms = wanted_threads if threads else 1
+                masked.scratch = <uint8_t *>resized(NULL, masked.scratch_size * masked.scratch_rooms)
+            self.finishing = True
+            self.sent = <Py_ssize_t>(self.plain.send(threads) + masked.send(threads))
+            self.finishing = False
             self.done = True
             # What follows up to the return runs no code of Python's: an interrupt finds all of it, or nothing.
             try:
@@ -287,19 +286,20 @@ cdef class Batch:
                 self.abandon()
                 raise
         finally:
-            PyMem_Free(scratch)
+            PyMem_Free(masked.scratch)
+            masked.scratch = NULL
 
     def detach(self, done not None):
         cdef TickTable table = self.table
-        cdef size_t i
+        cdef Sends sends = self.plain
 
-        if not (detaches(self.plain.size) and self.plain.detach(done, done.writer)):
+        if not (detaches(sends.size) and sends.detach(done, done.writer)):
             return False
-        for i in range(self.plain.size):
-            table.flags[self.plain.places[i]] |= DETACHED
-            table.indexes[self.plain.places[i]] = <uint32_t>i
-            ready_peers.flags[self.plain.rows[i]] |= UNDER_WAY
-        table.detached = self.plain.size
+        for i in range(sends.size):
+            table.flags[sends.places[i]] |= DETACHED
+            table.indexes[sends.places[i]] = <uint32_t>i
+            ready_peers.flags[sends.rows[i]] |= UNDER_WAY
+        table.detached = sends.size
         table.batch = self
         table.generations[1 - table.publishing].cursor = self.cursor
         self.detached = True

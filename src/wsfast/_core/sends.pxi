@@ -1,6 +1,7 @@
 # ---- What is written in one loop
 
 
+@cython.no_gc_clear  # threads may be reading the frames until it is deallocated
 cdef class Sends:
     """Descriptors that are written to in one loop, in this order or by several threads, and what each is sent."""
 
@@ -20,6 +21,11 @@ cdef class Sends:
     cdef dict index             # groups by node and by what the window holds
     cdef uint32_t last_node, last_group
     cdef PyObject *last_window
+    # Of frames that are masked.
+    cdef const uint8_t *keys
+    cdef uint8_t *scratch
+    cdef size_t scratch_size
+    cdef unsigned scratch_rooms
     # Of threads.
     cdef wsf_sends call
     cdef bint begun
@@ -128,24 +134,33 @@ cdef class Sends:
         self.last_group = group
         return 0
 
-    cdef bint begin(self, const uint8_t *keys, uint8_t *scratch, size_t scratch_size) noexcept:
+    cdef bint begin(self) noexcept:
         """Have threads send, if there are any; there must be room for all, and for all groups, from now on."""
         self.call = wsf_sends(
-            self.fds, self.groups, self.buffers, self.results, keys, self.firsts, scratch, scratch_size
+            self.fds,
+            self.groups,
+            self.buffers,
+            self.results,
+            self.keys,
+            self.firsts,
+            self.scratch,
+            self.scratch_size,
+            self.scratch_rooms,
+            0,
         )
         self.begun = wsf_begin(&self.call)
         return self.begun
 
     cdef void offer(self) noexcept:
         """Have threads send what is there so far, if there are any."""
-        if self.size > self.offered and (self.begun or self.begin(NULL, NULL, 0)):
+        if self.size > self.offered and (self.begun or self.begin()):
             self.offered = self.size
             wsf_offer(self.size)
 
     cdef bint detach(self, done, int fd) except -1:
         """Have threads send all while the caller goes on; the descriptor, which `done` owns, is told when they have."""
         self.done = done
-        if self.begin(NULL, NULL, 0):
+        if self.begin():
             if wsf_detach(&self.call, self.size, fd):
                 self.offered = self.size
                 return True
@@ -153,18 +168,20 @@ cdef class Sends:
             self.begun = False
         return False
 
-    cdef size_t send(self, bint threaded, const uint8_t *keys, uint8_t *scratch, size_t scratch_size) noexcept:
+    cdef size_t send(self, bint threaded) noexcept:
         """Send all; return how many were taken whole."""
         cdef const uint32_t *groups = self.groups if PyList_GET_SIZE(self.data) > 1 else NULL
         cdef size_t complete
 
-        threaded = self.begun or (threaded and self.begin(keys, scratch, scratch_size))
+        if self.size == 0:
+            return 0
+        threaded = self.begun or (threaded and self.begin())
         with nogil:
             if threaded:
                 complete = wsf_finish(&self.call, self.size)
-            elif keys != NULL:
+            elif self.keys != NULL:
                 complete = wsf_send_masked(
-                    self.fds, keys, self.groups, self.size, self.firsts, self.buffers, scratch, self.results
+                    self.fds, self.keys, self.groups, self.size, self.firsts, self.buffers, self.scratch, self.results
                 )
             else:
                 complete = wsf_send_many(self.fds, groups, self.size, self.buffers, self.results)

@@ -166,7 +166,8 @@ cdef class TickTable:
         return 0
 
     cpdef wait(self, Py_ssize_t slot):
-        if self.flags[slot] & DETACHED and not self.batch.note_early(self.indexes[slot]):
+        # If it is finishing, another thread asks: the one that has detached it waits for its end.
+        if self.flags[slot] & DETACHED and not self.batch.finishing and not self.batch.note_early(self.indexes[slot]):
             self.settle()
 
     cdef void clear(self, size_t slot, int generation) noexcept:
