@@ -7,6 +7,7 @@ import contextlib
 import gc
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ import wsfast
 from helpers import processes
 from helpers.cores import PURE_ONLY, load_core
 from helpers.fixtures import Run
+from helpers.interrupts import Interrupt
 from helpers.libraries import LIBRARIES
 from helpers.peers import until
 
@@ -204,6 +206,83 @@ def test_connections_go(happens: Callable[[Any, Any], None], run: Run) -> None:
                 assert got[connection] == [*map(str, range(since[connection], ROUNDS)), "last"]
             for connection, one in got.items():
                 assert one == [*map(str, range(since[connection], ROUNDS)), "last"][: len(one)]
+            for reader in readers:
+                reader.cancel()
+
+    run(main)
+
+
+@pytest.mark.parametrize("when", ["it begins", "it is settled"])
+def test_interrupts(when: str, run: Run) -> None:
+    """Whenever a signal handler raises: what is published arrives, before and after, at all that are not aborted."""
+
+    async def main(moment: int) -> bool:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        async with LIBRARIES["wsfast.serve"].open(compress=False, small=False) as connect:
+            pairs = [await connect() for _ in range(8)]
+            got: list[list[Any]] = [[] for _ in pairs]
+            readers = [asyncio.ensure_future(collect(client, one)) for (_, client), one in zip(pairs, got, strict=True)]
+            channel = wsfast.Channel()
+            subscriptions = [channel.subscribe(connection) for connection, _ in pairs]
+            dispatcher = channel._bind()
+            channel.publish("first")
+            if when == "it is settled":
+                dispatcher.flush(1.0)
+                while dispatcher._detached is not None and not dispatcher._detached.batch.is_sent:
+                    pass
+            interrupt = Interrupt(moment)
+            with interrupt:
+                dispatcher.flush(1.0)
+            await asyncio.sleep(0)
+            channel.publish("second")
+            await until(
+                lambda: all(
+                    one == ["first", "second"] or not subscription.active
+                    for one, subscription in zip(got, subscriptions, strict=True)
+                )
+            )
+            await until(lambda: not detached(channel) and not dispatcher.table.sending)
+            for reader in readers:
+                reader.cancel()
+        return interrupt.left > 0
+
+    for moment in range(1, 300):
+        if run(lambda moment=moment: main(moment)):  # type: ignore[misc]
+            return
+    pytest.fail("it has no end")
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_other_threads_may_look(small: bool, run: Run) -> None:
+    """To ask a connection something in another thread is allowed, and harms no frame."""
+
+    async def main() -> None:
+        async with LIBRARIES["wsfast.serve"].open(compress=False, small=small) as connect:
+            pairs = [await connect() for _ in range(20)]
+            got: list[list[Any]] = [[] for _ in pairs]
+            readers = [asyncio.ensure_future(collect(client, one)) for (_, client), one in zip(pairs, got, strict=True)]
+            channel = wsfast.Channel(slow=wsfast.Disconnect(max_messages=1000))
+            for connection, _ in pairs:
+                channel.subscribe(connection)
+            ended = threading.Event()
+
+            def look() -> None:
+                while not ended.is_set():
+                    for connection, _ in pairs:
+                        assert connection.remote_address
+                        assert connection.state
+
+            thread = threading.Thread(target=look)
+            thread.start()
+            messages = [f"{number} " + "x" * 3000 for number in range(100)]
+            try:
+                for message in messages:
+                    channel.publish(message)
+                    await asyncio.sleep(0)
+                await until(lambda: all(one == messages for one in got))
+            finally:
+                ended.set()
+                thread.join()
             for reader in readers:
                 reader.cancel()
 
