@@ -237,7 +237,7 @@ class Model:
                     self.queues[index].remove(row)
                     self.queues[index].append(row)
                     self.conflated[index] += 1
-                    while (
+                    while self.is_too_old(index, now) or (
                         policy.max_bytes is not None
                         and self.size(index) > policy.max_bytes
                         and len(self.queues[index]) > 1
