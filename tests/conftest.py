@@ -25,7 +25,12 @@ from helpers.fixtures import RUN_TIMEOUT, Agree, Run
 from helpers.stage import Outcome, Scenario, play, upstream
 
 # Hypothesis would count an example that took 200 ms as a failure; nothing here is to depend on the machine's speed.
-settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any speed",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("WSFAST_TEST_DERANDOMIZE")),
+)
 settings.load_profile("any speed")
 
 

@@ -403,7 +403,7 @@ def play(payload: int, steps: list[Step]) -> None:
 def test_disturbances(core: Any) -> None:
     """Whatever gets in between, everybody gets each message once, in order, or none of it; and the counts say so."""
 
-    @settings(max_examples=SCRIPTS, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False)
+    @settings(max_examples=SCRIPTS, deadline=None, suppress_health_check=list(HealthCheck))
     @given(payload=st.sampled_from([10, 11, 600, 3001]), steps=st.lists(STEPS, min_size=5, max_size=40))
     def scripts(payload: int, steps: list[Step]) -> None:
         play(payload, steps)
