@@ -236,7 +236,7 @@ class Dispatcher(Draining):
 
     def _abandon(self) -> None:
         """Wait for threads that send, and forget the rest: the event loop is closed."""
-        if self._detached is not None:
+        if self._detached is not None and not self._detached.batch.done:
             self._detached.batch.send()
         self._detached = self.table.settle = None
         self._under_way.discard(self)

@@ -349,6 +349,30 @@ def test_a_loop_that_ends(how: str) -> None:
     assert processes.run(sys.executable, "-W", "ignore", "-c", ENDS, how).stdout == "whole\n"
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_who_is_abandoned_is_sent_to_once(early: bool, run: Run) -> None:
+    """When threads have sent and that was noted early, nothing is sent again for a loop that is closed."""
+
+    async def main() -> None:
+        async with LIBRARIES["wsfast.serve"].open(compress=False, small=False) as connect:
+            pairs = [await connect() for _ in range(5)]
+            channel = wsfast.Channel()
+            for connection, _ in pairs:
+                channel.subscribe(connection)
+            dispatcher = channel._bind()
+            channel.publish("once")
+            dispatcher.flush(0.0)
+            if early:
+                dispatcher._settle_early()
+            dispatcher._abandon()
+            assert detached(channel) == 0
+            assert wsfast.broadcast([connection for connection, _ in pairs], "last").sent == 5
+            for _, client in pairs:
+                assert [await client.recv(), await client.recv()] == ["once", "last"]
+
+    run(main)
+
+
 def test_nothing_keeps_the_loop(run: Run) -> None:
     """Whoever has nothing under way is not kept alive by it."""
 
@@ -364,6 +388,7 @@ def test_nothing_keeps_the_loop(run: Run) -> None:
             await until(lambda: not detached(channel))
             assert channel._dispatcher is not None
             assert channel._dispatcher.table.settle is None
+            assert channel._dispatcher not in channel._dispatcher._under_way
         return None
 
     run(main)

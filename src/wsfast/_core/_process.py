@@ -1,7 +1,7 @@
-"""What there is once in a process: the switch of the garbage collector, and threads that send.
+"""What a process has one of: the switch of the garbage collector, and the pool of threads that send.
 
-If nobody says how many these are, they are half of the processors that this process may use, and 8 at most. More would
-be faster still, but the kernel's part of each send, and the clients, need processors as well.
+By default, the pool has half as many threads as there are processors for this process, and 8 at most. More would be
+faster still, but the kernel's part of each send, and the clients, need processors as well.
 """
 
 from __future__ import annotations
