@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 
 import wsfast._core._pure
 from wsfast import PreparedMessage
-from wsfast._encoding.message import encodings_of
+from wsfast._encoding.message import self_contained
 
 CORES: dict[str, ModuleType] = {"py": wsfast._core._pure}
 try:
@@ -91,7 +91,7 @@ def test_fan_out_skips(benchmark: BenchmarkFixture, core: str) -> None:
         return SimpleNamespace(protocol=protocol, transport=None, loop=None, send_in_progress=None)
 
     connections = [closed() for _ in range(1000)]
-    message = encodings_of(PreparedMessage("tick"))
+    message = self_contained(PreparedMessage("tick"))
     benchmark.group = "fan_out, 1000 connections that are not open"
     result = benchmark(CORES[core].fan_out, connections, 0, message, lambda kind: layout, lambda kind: None, None, [])
     assert result == (1000, 0, 1000, [], [], [])

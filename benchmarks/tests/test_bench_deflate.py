@@ -253,10 +253,9 @@ def test_bench_deflate(loop: str, kind: str, tmp_path: Path, capsys: pytest.Capt
     last = slice(RUN // 4, None)
     for name in ("websockets", "await", "tasks", "wait", "queues", "pubsub"):
         assert runs[name][last] == shared[last], name
-    sharing = [(name, shared) for name in ("audience", "channel", "channel-stock", "hub")]
-    for name, like in (("wsfast", alone), ("wsfast-pure", alone), *sharing):
+    for name in ("wsfast", "wsfast-pure", "channel", "channel-stock", "hub"):
         if name in runs:
-            assert steady(runs[name]) == pytest.approx(steady(like), rel=0.02), name
+            assert steady(runs[name]) == pytest.approx(steady(shared), rel=0.02), name
 
 
 def test_bench_both(capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,7 +346,7 @@ def test_combine() -> None:
         sizes=(64,),
         loops=("asyncio",),
         types=("text",),
-        methods=("audience", "floor"),
+        methods=("no-takeover", "floor"),
         rounds=7,
         calls=1,
         collection="list",
@@ -356,7 +355,7 @@ def test_combine() -> None:
     )
     assert [(one.compression, one.methods, one.steps) for one in cases] == [
         ("none", ("floor",), 7),
-        ("deflate", ("floor", "audience"), 9),
+        ("deflate", ("floor", "no-takeover"), 9),
     ]
 
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import relay
-from ._broadcast import Audience, Delivery, broadcast
+from ._broadcast import Delivery, broadcast
 from ._delivery import set_threads, threads
 from ._encoding.message import PreparedMessage
 from ._publisher import Stream
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from . import uvicorn as uvicorn
 
 __all__ = [
-    "Audience",
     "Channel",
     "ChannelStats",
     "Conflate",

@@ -27,9 +27,6 @@ class Source(Protocol):
     def subscription_of(self, peer: core.Peer) -> Any:
         """Return the subscription of a connection; None if it has none."""
 
-    def sent(self, entry: Entry) -> None:
-        """Note that an entry has left, or waits."""
-
 
 class Subscriber(Protocol):
     """Whom an entry is for: one connection's subscription."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import traceback
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -13,18 +12,17 @@ from weakref import WeakSet
 
 from websockets.exceptions import ConcurrencyError
 
-from ._arguments import Local
 from ._core import core
 from ._delivery import Outcome, deliver, report_lost
 from ._dispatcher import Dispatcher
-from ._encoding.message import Message, PreparedMessage, encodings_of, prepare
-from ._encoding.shared import Publication, SharedEncoders, encodings_for
+from ._encoding.message import Message, PreparedMessage, prepare
+from ._encoding.shared import encodings_of
 from .connections import adapt, adapter_of, is_buffering, is_sync, name_of, transport_layout, unsupported
 from .connections.foreign import Foreign
 from .connections.shape import is_closing, is_open, is_sending, send_message
 from .connections.websockets import connection_layout, is_connection
 
-__all__ = ["SEND_TIMEOUT", "Audience", "Delivery", "Reporter", "broadcast", "check_timeout", "fan_out"]
+__all__ = ["SEND_TIMEOUT", "Delivery", "Reporter", "broadcast", "check_timeout"]
 
 SEND_TIMEOUT = 10.0
 """Seconds that connections of websockets.sync and .trio have to take a message. If this very object is the argument, no
@@ -69,8 +67,10 @@ def broadcast(
     returns, the message is in the kernel or in the transport's write buffer. Connections of `websockets.sync` have
     none: what they have no room for is sent later, by a thread.
 
-    For connections that have negotiated permessage-deflate (RFC 7692, the default of websockets), it is compressed
-    once, by itself, rather than anew for each of them. See `Audience` for how to share the context takeover as well.
+    For connections that have negotiated permessage-deflate (RFC 7692, the default of websockets), it is not compressed
+    anew for each of them: all that were sent the same messages before, and nothing else, get one frame, which refers
+    to these messages (context takeover, section 7.1.1). Others, as one that was sent something for itself, get a frame
+    that is compressed by itself. A message is compressed three times at most for each set of parameters.
 
     It is fastest where `connections` is a list, tuple, set, frozenset, dict, dict view, deque or WeakSet. Anything
     else, as a generator, is iterated over lazily, and each connection is sent to before the next one is asked for.
@@ -83,7 +83,7 @@ def broadcast(
         raise_exceptions: Whether to raise failures at the end rather than to log each as a warning. Those of messages
             that are sent later, to connections of `websockets.sync`, are always logged.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
-        compress: None to compress the message, where the connection allows it, if it has at least 64 bytes and
+        compress: None to compress the message, where the connection allows it, if it has at least 16 bytes and
             shrinks; False not to compress it.
         timeout: Seconds for which a connection of `websockets.sync` may lag: from the first message that it has no room
             for until it has taken that and all that follow. Then it is aborted, with a warning. None for no limit; of
@@ -103,7 +103,17 @@ def broadcast(
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
     prepared = prepare(message, text, compress)
-    return fan_out(connections, prepared, encodings_of(prepared), raise_exceptions, timeout)
+    check_timeout(timeout)
+    receivers = len(cast("Collection[Any]", connections)) if type(connections) in _INERT else 0
+    fan_out = _FanOut(prepared, encodings_of(prepared, receivers), raise_exceptions, timeout)
+    if type(connections) in _INERT:
+        fan_out.send(cast("Collection[Any]", connections))
+    else:
+        for connection in connections:
+            fan_out.send([connection])
+    if fan_out.exceptions:
+        raise ExceptionGroup("skipped broadcast", fan_out.exceptions)
+    return Delivery(fan_out.sent, fan_out.buffered, fan_out.skipped, fan_out.failed)
 
 
 def check_timeout(timeout: object) -> None:
@@ -114,26 +124,6 @@ def check_timeout(timeout: object) -> None:
         raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
     if not timeout > 0:
         raise ValueError(f"timeout must be positive or None, not {timeout!r}")
-
-
-def fan_out(
-    connections: Iterable[Any],
-    message: PreparedMessage,
-    encodings: core.Encodings,
-    raise_exceptions: bool,
-    timeout: float | None,
-) -> Delivery:
-    """Do as `broadcast()` does with a message and with a choice of its encodings."""
-    check_timeout(timeout)
-    fan_out = _FanOut(message, encodings, raise_exceptions, timeout)
-    if type(connections) in _INERT:
-        fan_out.send(cast("Collection[Any]", connections))
-    else:
-        for connection in connections:
-            fan_out.send([connection])
-    if fan_out.exceptions:
-        raise ExceptionGroup("skipped broadcast", fan_out.exceptions)
-    return Delivery(fan_out.sent, fan_out.buffered, fan_out.skipped, fan_out.failed)
 
 
 class Reporter:
@@ -313,53 +303,3 @@ class _FanOut(Reporter):
             self.report_failure(connection, exc)
         else:
             self.count(connection)
-
-
-class Audience(Local):
-    """Connections that receive the same messages, and share the compression of them.
-
-    `wsfast.broadcast()` compresses each message by itself. An audience compresses with context takeover: a message
-    refers to those before it, and the more they are alike, the smaller it gets. For that, connections must hold the
-    same messages in the windows that they decompress with. Nobody has to say who does: each time, a connection shares
-    the frame if it has received all messages of the audience, and nothing else that was compressed, as far back as its
-    window reaches. All others, as a newcomer, or a connection that was sent something for itself or was left out, get
-    a frame that was compressed by itself, until their windows are again filled with messages of the audience. There
-    are thus at most two compressions for each message and each set of parameters (window bits and settings).
-
-    Worth it where most messages go to most of the connections. An audience holds an encoder (32 KiB with the defaults
-    of websockets) for each set of parameters, and must always be used from the same thread.
-    """
-
-    def __init__(self) -> None:
-        self._encoders = SharedEncoders()
-        self._thread: int | None = None
-
-    def broadcast(
-        self,
-        connections: Iterable[object],
-        message: Message,
-        raise_exceptions: bool = False,
-        *,
-        text: bool | None = None,
-        compress: Literal[False] | None = None,
-        timeout: float | None = SEND_TIMEOUT,
-    ) -> Delivery:
-        """Broadcast a message to several WebSocket connections, as `wsfast.broadcast()` does.
-
-        Arguments, result and exceptions are the same, but that messages from 16 bytes on are compressed. One that
-        does not shrink is compressed nevertheless until as much as a window holds was sent.
-
-        Raises:
-            RuntimeError: If the audience has been used from another thread.
-        """
-        prepared = prepare(message, text, compress)
-        if self._thread not in (None, threading.get_ident()):
-            raise RuntimeError("an Audience must always be used from the same thread; use loop.call_soon_threadsafe()")
-        encodings = encodings_for(self._encoders, prepared)
-        try:
-            return fan_out(connections, prepared, encodings, raise_exceptions, timeout)
-        finally:
-            if isinstance(encodings, Publication):
-                encodings.end()
-                if len(self._encoders):
-                    self._thread = threading.get_ident()

@@ -313,8 +313,7 @@ class Dispatcher(Draining):
 
     def _finish(self) -> None:
         self._sequences = {}
-        for entry in self.table.finish():
-            entry.publisher.sent(entry)
+        self.table.finish()
 
     def _sequence_of(self, node: int) -> core.Encodings:
         sequence = self._sequences.get(node)

@@ -11,11 +11,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ._arguments import Local, check_callback, check_integer, check_str
-from ._backlog import Entry
 from ._core import core
 from ._dispatcher import Dispatcher
 from ._encoding.message import PreparedMessage
-from ._encoding.shared import Publication
 from ._reentrancy import Calls
 from .connections import adapt
 from .connections.shape import PEER
@@ -199,11 +197,6 @@ class Publisher(Local):
         if slot in subscriptions:
             del subscriptions[slot]
             self._left = left
-
-    def sent(self, entry: Entry) -> None:
-        """Note that a message has left, or waits."""
-        if isinstance(entry.encodings, Publication):
-            entry.encodings.end()
 
     def report(self, callback: Callable[..., object] | None, *arguments: Any) -> None:
         """Call back soon: not in the middle of sending."""

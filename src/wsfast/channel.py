@@ -9,7 +9,7 @@ from ._arguments import connections_in
 from ._backlog import Entry
 from ._core import core
 from ._encoding.message import Message, PreparedMessage, publishable
-from ._encoding.shared import SharedEncoders, encodings_for
+from ._encoding.shared import encodings_of
 from ._publisher import NOTSENT_LOWAT, STREAM_BOUND, Publisher, Stream, Streams
 from ._reentrancy import exclusive
 from ._subscription import ChannelStats, Subscription
@@ -69,7 +69,6 @@ class Channel(Publisher):
             on_recover=on_recover,
         )
         self._history: deque[Entry] = deque(maxlen=history)
-        self._encoders = SharedEncoders()
         self._members = core.Members()
         self._streams = Streams()
 
@@ -129,7 +128,7 @@ class Channel(Publisher):
         dispatcher = self._bind()
         excluded = self._slots_of(exclude) if self._subscriptions else set()
         with core.collector_paused:  # finalizers may subscribe, or ask for the counts
-            entry = Entry(self, prepared, encodings_for(self._encoders, prepared), key)
+            entry = Entry(self, prepared, encodings_of(prepared, len(self._subscriptions)), key)
             number = dispatcher.enter(entry) if self._subscriptions else -1
             without = []
             if excluded:

@@ -15,7 +15,8 @@ from websockets.protocol import OPEN
 
 from ._arguments import needs
 from ._broadcast import SEND_TIMEOUT, Delivery, Reporter, check_timeout
-from ._encoding.message import Message, encodings_of, frame_for, prepare
+from ._encoding.message import Message, frame_for, prepare
+from ._encoding.shared import encodings_of
 from .connections import name_of
 from .connections.websockets import encoder_of_extensions, without_deflate
 
@@ -61,8 +62,8 @@ async def broadcast(
     """
     prepared = prepare(message, text, compress)
     check_timeout(timeout)
-    fan_out = _FanOut(prepared, raise_exceptions, timeout)
     connections = list(connections)
+    fan_out = _FanOut(encodings_of(prepared, len(connections)), prepared, raise_exceptions, timeout)
     for connection in connections:
         if not isinstance(connection, websockets.trio.connection.Connection):
             raise TypeError(f"cannot broadcast to {name_of(type(connection))}: it is no connection of websockets.trio")
@@ -76,12 +77,12 @@ async def broadcast(
 class _FanOut(Reporter):
     """One call of `broadcast()` on its way."""
 
-    def __init__(self, message: Any, raise_exceptions: bool, timeout: float | None) -> None:
+    def __init__(self, encodings: Any, message: Any, raise_exceptions: bool, timeout: float | None) -> None:
         super().__init__(raise_exceptions)
         self.message = message
         self.timeout = timeout
         self.deadline = math.inf if timeout is None else trio.current_time() + timeout
-        self.encodings = encodings_of(message)
+        self.encodings = encodings
 
     async def send(self, connections: list[Any], nursery: trio.Nursery) -> None:
         """Send to each connection what it takes at once, and start tasks for the rest."""

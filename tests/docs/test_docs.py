@@ -297,16 +297,6 @@ async def prepared(block: Block, _: Path) -> None:
         assert await receive(*clients) == ['{"type": "heartbeat"}'] * 4
 
 
-@runs("README.md", "audience")
-async def audience(block: Block, _: Path) -> None:
-    """An audience shares compression; what clients decode is what was sent."""
-    tick = json.dumps({"symbol": "VOD", "price": 71.2})
-    async with crowd(2) as (connections, clients):
-        names = play(block, wsfast=wsfast, connections=connections, tick=tick)
-        names["audience"].broadcast(connections, tick)
-        assert await receive(*clients, *clients) == [tick] * 4
-
-
 @runs("README.md", "factory")
 async def factory(block: Block, _: Path) -> None:
     """Connections negotiate compression, and have no encoder."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from wsfast._core import _pure
-from wsfast._encoding.message import encodings_of, prepare
+from wsfast._encoding.message import prepare, self_contained
 from wsfast.connections import ConnectionLayout, TransportLayout
 
 __all__ = [
@@ -260,7 +260,7 @@ class Network:
 
     def settle(self, links: list[Any], batch: Any, message: Any = "hello") -> None:
         """Do with what was not taken what is meant to be done with it."""
-        encodings = encodings_of(prepare(message))
+        encodings = self_contained(prepare(message))
         for place, peer, rest, cut_message, count in batch.cut:
             assert peer is links[place]._wsfast_peer
             assert (cut_message, count) == (encodings, 1)

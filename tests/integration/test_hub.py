@@ -26,10 +26,8 @@ from helpers.fixtures import Run
 from helpers.inflate import Spec, Wire, connect
 from helpers.peers import TIMEOUT, parse_frames, until
 from wsfast._encoding.message import Encoding, Joined
-from wsfast._encoding.shared import Publication
 from wsfast._subscription import SubscriptionStats
 from wsfast.hub import HubStats, Kind, TopicStats
-from wsfast.hub.registry import PAUSE
 from wsfast.policies import Policy
 
 KINDS = ["evented", "evented-deflate", "stock", "stock-deflate"]
@@ -995,55 +993,47 @@ def test_forget(play: Play) -> None:
     play(act)
 
 
-def test_what_nobody_gets_is_not_compressed_with_what_others_get(play: Play) -> None:
-    """Messages to users, and those that are only remembered, have no part in any shared compression."""
+def test_compression_is_shared_by_all_who_get_the_same(play: Play) -> None:
+    """Messages of several topics, and to users, refer to each other; and to nothing that a subscriber has not got."""
 
     async def act(scene: Scene) -> None:
         hub = scene.hub(history=4)
-        client = await scene.client("evented-deflate")
-        hub.publish("a", LONG)
-        hub.subscribe(client.connection, "a")
-        hub.register(client.connection, "ann")
-        hub.publish("a", LONG)
-        hub.send("ann", LONG)
-        pending = hub._bind().table.pending(client.connection._wsfast_peer.slot)
-        repeated, late, private = (isinstance(entry.encodings, Publication) for entry in pending)
-        assert (repeated, late, private) == (False, True, False)
-        assert await client.all() == [LONG] * 3
-
-    play(act)
-
-
-def test_compression_is_shared_where_it_can_be(play: Play) -> None:
-    """A topic whose subscribers get other messages in between compresses each by itself, and tries again at times."""
-
-    async def act(scene: Scene) -> None:
-        hub = scene.hub()
         clients = await scene.clients(3, "evented-deflate")
         for client in clients:
             hub.subscribe(client.connection, "a", "b")
-        count = 0
+        peers = [client.connection._wsfast_peer for client in clients]
 
-        async def publish(topic: str) -> bool:
-            nonlocal count
-            count += 1
-            hub.publish(topic, f"{count}" + LONG)
-            pending = hub._bind().table.pending(clients[0].connection._wsfast_peer.slot)
-            tries = isinstance(pending[-1].encodings, Publication)
+        def windows() -> set[Any]:
+            for peer in peers:
+                peer.invalidate()
+            return {peer.encoder.state for peer in peers}
+
+        async def publish(topic: str, number: object) -> None:
+            hub.publish(topic, f"{number}" + LONG)
             hub.flush()
             await until(lambda: not hub.stats().queued, "clients to have read")
-            return tries
 
-        assert all([await publish("a") for _ in range(100)])
-        mixed = [await publish(topic) for _ in range(500) for topic in "ab"]
-        assert 20 < sum(mixed) < 150
-        after = [await publish("a") for _ in range(PAUSE + 100)]
-        assert all(after[PAUSE:])
+        for number in range(20):
+            await publish("ab"[number % 2], number)
+            (window,) = windows()
+            assert window.tail.endswith(f"{number}{LONG}".encode())
+        hub.publish("c", "nobody" + LONG)
+        assert windows() == {window}
+        hub.register(clients[0].connection, "ann")
+        hub.send("ann", "ann" + LONG)
+        hub.flush()
+        await until(lambda: not hub.stats().queued, "clients to have read")
+        assert len(windows()) == 2
+        for number in range(20, 40):
+            await publish("ab"[number % 2], number)
+        await publish("a", "1" + "0" * 40_000)
+        assert len(windows()) == 1
         hub.publish("a", "short")
         hub.publish("a", wsfast.PreparedMessage(LONG, compress=False))
         for client in clients:
             received = await client.all()
-            assert received[:-2] == [f"{number}" + LONG for number in range(1, count + 1)]
+            first = [f"{number}" + LONG for number in range(20)] + ["ann" + LONG] * (client is clients[0])
+            assert received[:-2] == first + [f"{number}" + LONG for number in (*range(20, 40), "1" + "0" * 40_000)]
             assert received[-2:] == ["short", LONG]
 
     play(act)

@@ -340,7 +340,7 @@ def things() -> Iterator[Any]:
     """Yield all that belongs to one process."""
     connection = wsfast.attach(Sink())
     hub, channel = wsfast.Hub(), wsfast.Channel()
-    yield from (wsfast.Hub(), wsfast.Channel(), hub, channel, wsfast.Audience(), relay_of(wsfast.Hub()))
+    yield from (wsfast.Hub(), wsfast.Channel(), hub, channel, relay_of(wsfast.Hub()))
     yield from (channel.subscribe(connection), hub.subscribe(connection, "a"), hub.register(connection, "ann"))
     yield from (channel.stream(), hub.stream("a"))
 

@@ -89,14 +89,12 @@ def test_smallest_window(core: Any, run: Run, monkeypatch: pytest.MonkeyPatch, n
         monkeypatch.setattr(libraries, "dial", dial)
         async with LIBRARIES[name].open(compress=True, small=False) as connect:
             connection, client = await connect()
-            audience, channel = wsfast.Audience(), wsfast.Channel()
+            channel = wsfast.Channel()
             channel.subscribe(connection)
             for number, message in enumerate(messages):
                 match number % 4:
-                    case 0:
+                    case 0 | 1:
                         wsfast.broadcast([connection], message)
-                    case 1:
-                        audience.broadcast([connection], message)
                     case 2:
                         channel.publish(message)
                         channel.flush()

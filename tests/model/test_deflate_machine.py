@@ -12,6 +12,7 @@ import asyncio
 import os
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -23,15 +24,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import wsfast
 from helpers.inflate import Spec, Wire, connect, message_of, tick
 from helpers.stage import upstream
-from wsfast._encoding.deflate import Window
-from wsfast._encoding.shared import Publication, SharedEncoder
+from wsfast._encoding.deflate import LazyEncoder, Window
+from wsfast._encoding.shared import Shared
 
 T = TypeVar("T")
 
 STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1200"))
 STEPS_PER_RUN, AVERAGE = 50, 40
 MOST_WIRES = 14
-AUDIENCES = 3
+FEW = 1 << 17
+"""Bytes of all that is known of windows, so that now and then some of it is forgotten."""
 
 KINDS = (
     ["tick"] * 4
@@ -64,7 +66,7 @@ SPEC = st.builds(
 WHICH = st.integers(0, MOST_WIRES - 1)
 CHOSEN = st.none() | st.none() | st.lists(WHICH, max_size=2 * MOST_WIRES)
 """None for all."""
-HOW = st.sampled_from(["broadcast", "broadcast", "upstream", *[f"audience {i}" for i in (0, 0, 0, 1, 1, 2)]])
+HOW = st.sampled_from(["broadcast"] * 8 + ["upstream"])
 CONTAINER: st.SearchStrategy[Callable[[list[Any]], Iterable[Any]]] = st.sampled_from([list, list, tuple, iter])
 
 
@@ -78,7 +80,6 @@ class Machine(RuleBasedStateMachine):
         self.runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop, debug=False)
         self.wires: list[Wire] = []
         self.tasks: list[asyncio.Task[Any]] = []
-        self.audiences = [wsfast.Audience() for _ in range(AUDIENCES)]
         self.prepared: list[wsfast.PreparedMessage] = []
         self.number = 0
         self.log = bytearray()
@@ -135,11 +136,7 @@ class Machine(RuleBasedStateMachine):
         if how == "upstream":
             upstream(connections, prepared.data.decode() if prepared.text else prepared.data)
             return
-        if how == "broadcast":
-            delivery = wsfast.broadcast(connections, message, **options)
-        else:
-            delivery = self.audiences[int(how.split()[1])].broadcast(connections, message, **options)
-        assert sum(delivery) == len(wires)
+        assert sum(wsfast.broadcast(connections, message, **options)) == len(wires)
 
     def teardown(self) -> None:
         async def end() -> None:
@@ -219,7 +216,6 @@ class Machine(RuleBasedStateMachine):
                 wire.lossy = wire.ended = True
                 wire.sock.close()
                 self.broadcast("broadcast", self.wires, self.next_message("tick"))
-                self.broadcast("audience 0", self.wires, self.next_message("tick"))
 
     @rule(which=WHICH, seconds=st.booleans())
     def stall(self, which: int, seconds: bool) -> None:
@@ -370,10 +366,8 @@ class Machine(RuleBasedStateMachine):
 
             if outer == "upstream":
                 upstream(connections(), message.data.decode() if message.text else message.data)
-            elif outer == "broadcast":
-                wsfast.broadcast(connections(), message)
             else:
-                self.audiences[int(outer.split()[1])].broadcast(connections(), message)
+                wsfast.broadcast(connections(), message)
 
         self.run(broadcast())
 
@@ -386,8 +380,9 @@ PROFILE = settings(
 )
 
 
-def test_machine(core: Any) -> None:
-    """Broadcasts, audiences, private messages, fragments and upstream's broadcasts never disturb each other."""
+def test_machine(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broadcasts, private messages, fragments and upstream's broadcasts never disturb each other."""
+    monkeypatch.setattr(sys.modules["wsfast._encoding.deflate"], "MOST_KEPT", FEW)
     Machine.steps = 0
     run_state_machine_as_test(Machine, settings=PROFILE)
     print(f"\n{Machine.steps} steps")
@@ -396,46 +391,54 @@ def test_machine(core: Any) -> None:
 # ---- That the machine would find faults
 
 
-def never_behind(publication: Any, window: Window) -> Any:
-    """Take each window for one that holds all that the shared encoder has compressed."""
-    share = publication._shares.get(window.parameters) or publication._begin(window.parameters)
-    return share.encoding or publication.plain, share.after(share.oldest)
+def everybody_shares(shared: Any, window: Window) -> Any:
+    """Take each window for the one that was asked about first."""
+    first = next(iter(shared._chosen.values()), None)
+    return first or choose(shared, window)
+
+
+def counted_out(lazy: Any) -> Any:
+    """Make an encoder of the connection's own, and go on to believe that the window holds what it held."""
+    lazy.encoder = lazy.encoder or lazy.parameters.encoder(lazy.state.tail)
+    return lazy.encoder
+
+
+choose = Shared._choose
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
     [
-        (Window, "end", lambda _: tick(0).encode() * 9),
-        (Publication, "_choose", never_behind),
-        (SharedEncoder, "oldest", 1 << 60),
-        (SharedEncoder, "start_over", lambda self, start: setattr(self, "start", start)),
+        (Window, "end_after", lambda *_: tick(0).encode() * 9),
+        (Window, "encoder_for", lambda window: window.encoder or window.parameters.encoder(window.tail)),
+        (Shared, "_choose", everybody_shares),
+        (Shared, "_same", lambda shared, *_: next(iter(shared._windows), None)),
+        (LazyEncoder, "_own", counted_out),
     ],
-    ids=["windows not held", "position not compared", "everybody shares", "encoder kept"],
+    ids=[
+        "windows not held",
+        "encoder not copied",
+        "everybody shares",
+        "windows not compared",
+        "own messages not noted",
+    ],
 )
 def test_client_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: Any) -> None:
     """What the machine relies on finds each of these faults, and nothing without them."""
 
     async def main() -> None:
-        audience = wsfast.Audience()
         wires = [await connect(Spec(bits=10)) for _ in range(3)]
         try:
-            for number in range(40):
+            for number in range(80):
                 message = tick(number % 7)
-                if number % 4 == 3:
+                # First all get the same, then some are sent something for themselves, or are left out, or are alone.
+                if number > 20 and number % 4 == 3:
                     wires[0].expect(1, message.encode())
                     await wires[0].connection.send(message)
-                # Once all have left the audience, it starts over; then only some of them leave.
-                chosen = wires if number < 25 else wires[:2]
+                chosen = wires[number % 3 :] if number > 40 else wires
                 for wire in chosen:
                     wire.expect(1, message.encode())
-                connections = [wire.connection for wire in chosen]
-                if 10 <= number < 20:
-                    wsfast.broadcast(connections, message)
-                else:
-                    audience.broadcast(connections, message)
-                if number > 35:
-                    wires[2].expect(1, message.encode())
-                    audience.broadcast([wires[2].connection], message)
+                wsfast.broadcast([wire.connection for wire in chosen], message)
                 for wire in wires:
                     await wire.settle()
         finally:

@@ -455,13 +455,12 @@ class HubFeed(Feed):
 
 
 class BroadcastFeed(Feed):
-    """`broadcast()`, or an audience, to the connections of a set."""
+    """`broadcast()` to the connections of a set."""
 
     def __init__(self, number: int, plan: dict[str, Any], rng: random.Random) -> None:
         super().__init__(number, plan, rng)
         self.order = Order.GAPS if plan["chaos"] else Order.STRICT
         self.main = self.source()
-        self.audience = wsfast.Audience() if plan["audience"] else None
         self.connections: dict[Any, Ticket] = {}
 
     def subscribe(self, client: int, connection: Any) -> None:
@@ -491,7 +490,7 @@ class BroadcastFeed(Feed):
         container: Any = self.rng.choice([list, set, tuple, iter])
         message = self.message(self.main)
         self.unsure += 1
-        outcome = (wsfast if self.audience is None else self.audience).broadcast(container(self.connections), message)
+        outcome = wsfast.broadcast(container(self.connections), message)
         self.unsure -= 1
         self.made += 1
         if outcome.skipped or outcome.failed or outcome.buffered:

@@ -41,7 +41,6 @@ def _feed(rng: random.Random, kind: str, busy: bool, brokers: list[str]) -> dict
         "empty": False,
         "burst": rng.choice([20, 60, 120]) if busy else rng.choice([1, 5, 20]),
         "share": 1.0 if busy else rng.choice([0.2, 0.6, 1.0]),
-        "audience": rng.random() < 0.5,
         "topics": rng.sample(TOPICS, rng.randrange(1, len(TOPICS) + 1)),
         "patterns": rng.sample(PATTERNS, rng.randrange(1, len(PATTERNS) + 1)),
         "users": rng.choice([0, 5]),

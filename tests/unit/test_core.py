@@ -50,7 +50,7 @@ from helpers.peers import TIMEOUT, parse_frames
 from wsfast import PreparedMessage
 from wsfast._core import _pure
 from wsfast._encoding.deflate import LazyEncoder, Parameters
-from wsfast._encoding.message import encodings_of
+from wsfast._encoding.message import self_contained
 
 LENGTHS = [*range(40), 63, 64, 65, 124, 125, 126, 127, 128, 255, 256, 1000, 4095, 4096, 65535, 65536, 65537, 1 << 20]
 KEYS = st.binary(min_size=4, max_size=4)
@@ -470,7 +470,7 @@ def send(core: Any, links: list[Any], start: int = 0, message: Any = None) -> An
     """Gather and send where no connection is lost; return the batch."""
     batch = core.Batch()
     assert batch.done is False
-    encodings = encodings_of(message or PreparedMessage("hello"))
+    encodings = self_contained(message or PreparedMessage("hello"))
     batch.gather(links, start, encodings, layout_of, transport_layout_of, LOOP)
     batch.send()
     assert batch.done is True
@@ -611,7 +611,7 @@ def test_exceptions_while_gathering(core: Any, network: Network, error: type[Bas
         return layout_of(kind)
 
     batch = core.Batch()
-    encodings = encodings_of(PreparedMessage("hello"))
+    encodings = self_contained(PreparedMessage("hello"))
     with contextlib.nullcontext() if issubclass(error, Exception) else pytest.raises(error):
         batch.gather(links, 0, encodings, layouts, transport_layout_of, LOOP)
     assert (batch.stop, batch.done, batch.sent) == (1, False, 0)
@@ -622,7 +622,7 @@ class Choosy:
     """A message that cannot be had for one window."""
 
     def __init__(self, refused: Any) -> None:
-        self.plain = encodings_of(PreparedMessage("hello")).plain
+        self.plain = self_contained(PreparedMessage("hello")).plain
         self.refused = refused
 
     def choose(self, window: Any) -> Any:
@@ -655,7 +655,7 @@ def test_nothing_is_sent_if_a_message_cannot_be_made(core: Any, network: Network
 def test_encoders_move_on_when_all_was_sent(core: Any, network: Network) -> None:
     """Once a kernel has taken a compressed frame, the peer's encoder has what the window holds, and no own one."""
     message = PreparedMessage("hello" * 100)
-    encodings = encodings_of(message)
+    encodings = self_contained(message)
     encoders = [LazyEncoder(parameters_of(bits), zlib.compressobj()) for bits in (9, 12, 12, 12)]
     states = [encoder.state for encoder in encoders]
     kinds = [Link, Link, MaskedLink, TellingLink]
@@ -687,7 +687,7 @@ def test_encoders_stay_when_nothing_was_compressed(core: Any, network: Network) 
         batch = send(core, links)
         assert batch.sent == (2 if core.sends_directly else 0)
     assert encoder.encoder is own
-    assert encoder.state is parameters_of().unknown
+    assert encoder.state is parameters_of().own
 
 
 @pytest.mark.parametrize("name", [name for name in CORES if name == "c"])
@@ -705,7 +705,7 @@ def test_ready_connections_are_not_looked_at(name: str, network: Network) -> Non
     assert (batch.sent, batch.own, batch.closed) == (1, [1], [2])
     assert [len(network.received(link)) for link in links] == [21, 14, 14]
     batch = core.Batch()
-    batch.gather(links, 0, encodings_of(PreparedMessage("x")), layout_of, transport_layout_of, object())
+    batch.gather(links, 0, self_contained(PreparedMessage("x")), layout_of, transport_layout_of, object())
     assert batch.stop == 0  # that of another loop is not sent to, ready or not
 
 
@@ -722,7 +722,7 @@ def test_tells_why_a_connection_was_lost(name: str, network: Network) -> None:
     far.close()
     for lost in [errno.ECONNRESET], []:  # from then on, it is only told that there is nobody to write to
         batch = core.Batch()
-        encodings = encodings_of(PreparedMessage("hello"))
+        encodings = self_contained(PreparedMessage("hello"))
         batch.gather(links, 0, encodings, layout_of, transport_layout_of, LOOP)
         batch.send()
         peer = links[1]._wsfast_peer
@@ -841,7 +841,7 @@ def test_does_not_make_frames_in_vain(core: Any, network: Network) -> None:
     message = PreparedMessage("hello")
     for links in [closed], [network.link(MaskedLink)], []:
         send(core, links, 0, message)
-        assert encodings_of(message).plain._frame is None
+        assert self_contained(message).plain._frame is None
 
 
 def test_uses_fresh_keys(core: Any, network: Network) -> None:

@@ -33,7 +33,7 @@ from helpers.links import (
 )
 from helpers.peers import TIMEOUT, parse_frames
 from wsfast._encoding.deflate import LazyEncoder, Parameters
-from wsfast._encoding.message import encodings_of, prepare
+from wsfast._encoding.message import prepare, self_contained
 
 each_core = pytest.mark.parametrize("name", CORES)  # rather than the fixture, which Hypothesis would not renew
 c_core = pytest.mark.parametrize("name", [name for name in CORES if name == "c"])
@@ -59,7 +59,7 @@ def network() -> Iterator[Network]:
 
 def send(core: Any, connections: Collection[Any], message: Any = "hello", start: int = 0) -> Any:
     batch = core.Batch()
-    encodings = encodings_of(prepare(message))
+    encodings = self_contained(prepare(message))
     batch.gather(connections, start, encodings, layout_of, transport_layout_of, LOOP)
     batch.send()
     return batch
@@ -200,7 +200,7 @@ def test_a_window_moves_on_though_its_peer_was_invalidated_meanwhile(name: str, 
     table.add(peer_of(core, links[2]))
     links[2]._wsfast_peer.connection = links[2]
     links[2]._wsfast_peer.check(links[2])
-    message = encodings_of(prepare("hello" * 100))
+    message = self_contained(prepare("hello" * 100))
     table.append(0, table.enter(message))
     table.begin(0)
     batches = [core.Batch(), core.Batch()]
@@ -226,7 +226,7 @@ def test_waits_for_what_threads_are_sending(name: str, network: Network) -> None
         link._wsfast_peer.connection = link
         link._wsfast_peer.check(link)
         table.append(place, 0)
-    message = encodings_of(prepare(b"x" * 1_000_000))
+    message = self_contained(prepare(b"x" * 1_000_000))
     table.enter(message)
     table.begin(0)
     told, done = (network.exits.enter_context(sock) for sock in socket.socketpair())
@@ -289,7 +289,7 @@ def test_a_peer_that_ends_gives_the_state_back(name: str, network: Network) -> N
     assert send(core, [link, *others], message).sent == 4
     assert encoder.state is parameters.unknown
     link._wsfast_peer = None
-    assert encoder.state is encodings_of(message).choose(parameters.unknown)[1]
+    assert encoder.state is self_contained(message).choose(parameters.unknown)[1]
 
 
 @c_core

@@ -1,8 +1,9 @@
-"""Who shares the encoder of a group, and what windows hold then."""
+"""Who gets the same compressed frame, and what windows hold then."""
 
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from helpers.inflate import Inflater, tick
 from wsfast import PreparedMessage
 from wsfast._encoding.deflate import LazyEncoder, Parameters, Window, compress_by
-from wsfast._encoding.message import encodings_of
-from wsfast._encoding.shared import SMALLEST_SHARED, Publication, SharedEncoders, encodings_for
+from wsfast._encoding.message import SMALLEST_COMPRESSED, join, self_contained
+from wsfast._encoding.shared import MOST_CHOSEN, Shared, encodings_of
 
 
 def parameters_of(window_bits: int = 12) -> Parameters:
@@ -21,18 +22,18 @@ def parameters_of(window_bits: int = 12) -> Parameters:
 
 
 class Receiver:
-    """One that shares the encoders of a group, and what it decompresses with."""
+    """One that is sent messages, and what it decompresses with."""
 
     def __init__(self, bits: int = 12, *, takeover: bool = True) -> None:
         parameters = parameters_of(bits)
         self.encoder: Any = LazyEncoder(parameters) if takeover else parameters.per_message
         self.inflater = Inflater(bits, takeover=takeover)
 
-    def receive(self, message: Any, data: bytes) -> Any:
-        """Be sent a message; return the encoding of it."""
+    def receive(self, message: Any, *expected: bytes) -> Any:
+        """Be sent messages; return the encoding of them."""
         encoding, window = message.choose(self.encoder.state)
         self.inflater.feed(encoding.frame)
-        assert self.inflater.messages.pop()[1] == data
+        assert [self.inflater.messages.popleft()[1] for _ in expected] == list(expected)
         self.encoder.move_to(window)
         return encoding
 
@@ -41,148 +42,193 @@ class Receiver:
         assert self.inflater.inflate(compress_by(self.encoder, data)) == data
 
 
-def publish(encoders: SharedEncoders, data: Any, *receivers: Receiver) -> tuple[Any, list[Any]]:
+def publish(data: Any, *receivers: Receiver) -> list[Any]:
     message = PreparedMessage(data)
-    publication = Publication(encoders, message)
-    encodings = [receiver.receive(publication, message.data) for receiver in receivers]
-    publication.end()
-    return publication, encodings
+    encodings = encodings_of(message, len(receivers))
+    return [receiver.receive(encodings, message.data) for receiver in receivers]
 
 
 @pytest.mark.parametrize("compress", [None, False])
-@pytest.mark.parametrize("size", [0, SMALLEST_SHARED - 1, SMALLEST_SHARED])
+@pytest.mark.parametrize("size", [0, SMALLEST_COMPRESSED - 1, SMALLEST_COMPRESSED])
 def test_which_messages_are_shared(size: int, compress: Any) -> None:
-    """Messages that are tiny, or may not be compressed, are no part of the stream."""
-    encoders = SharedEncoders()
+    """Messages that are tiny, or may not be compressed, refer to nothing, and nothing refers to them."""
     message = PreparedMessage("x" * size, compress=compress)
-    encodings = encodings_for(encoders, message)
-    assert isinstance(encodings, Publication) is (size == SMALLEST_SHARED and compress is None)
-    assert encodings.plain is encodings_of(message).plain
-    assert len(encoders) == 0
+    encodings = encodings_of(message, 1)
+    assert isinstance(encodings, Shared) is (size == SMALLEST_COMPRESSED and compress is None)
+    assert encodings.plain is self_contained(message).plain
+    window = Window(parameters_of(), tail=b"x" * 99)
+    assert (encodings.choose(window) == (encodings.plain, window)) is not isinstance(encodings, Shared)
 
 
 def test_those_who_hold_the_same_share() -> None:
     """Who has got all messages so far is sent one frame, which refers to them, and has one window with the others."""
-    encoders = SharedEncoders()
     receivers = [Receiver() for _ in range(3)]
     sizes = []
     for number in range(20):
-        publication, encodings = publish(encoders, tick(number), *receivers)
-        assert publication.shared is True
+        encodings = publish(tick(number), *receivers)
         assert len(set(encodings)) == 1
         assert len({receiver.encoder.state for receiver in receivers}) == 1
+        assert receivers[0].encoder.state.count == 3
         sizes.append(len(encodings[0].payload))
-    assert len(encoders) == 1
-    assert sizes[-1] < len(encodings_of(PreparedMessage(tick(19))).compressed(parameters_of()).payload) / 1.5
+    assert sizes[-1] < sizes[0] / 1.5
     receivers[0].say(tick(19).encode())
-    _, encodings = publish(encoders, tick(20), *receivers)
+    encodings = publish(tick(20), *receivers)
     assert encodings[0] is not encodings[1] is encodings[2]
 
 
 def test_choose_is_pure_and_made_once() -> None:
-    """To ask again, or in another order, makes no difference."""
-    encoders = SharedEncoders()
+    """To ask again, or in another order, or when a window was forgotten meanwhile, makes no difference."""
     old, new = Receiver(), Receiver()
-    publish(encoders, tick(0), old)
-    publication = Publication(encoders, PreparedMessage(tick(1)))
-    assert publication.shared is None
-    windows = [old.encoder.state, new.encoder.state, Window(parameters_of(), octets=b"else")]
-    choices = [publication.choose(window) for window in windows]
+    publish(tick(0), old)
+    message = Shared(PreparedMessage(tick(1)), 3)
+    windows = [old.encoder.state, new.encoder.state, Window(parameters_of(), b"else")]
+    choices = [message.choose(window) for window in windows]
+    for window in windows:
+        window.forget()
     for window, (encoding, after) in zip(windows[::-1], choices[::-1], strict=True):
-        assert publication.choose(window)[0] is encoding
-        assert publication.choose(window)[1] is after
-        assert publication.after(window, 1) is after
-        assert publication.after(window, 0) is window
+        assert message.choose(window)[0] is encoding
+        assert message.choose(window)[1] is after
+        assert message.after(window, 1) is after
+        assert message.after(window, 0) is window
     assert [old.encoder.state, new.encoder.state] == windows[:2]
-    assert choices[1] == choices[2]
-    assert encoders.of(parameters_of()).stream.stop == 2 * len(tick(0))
 
 
-def test_newcomers_share_once_their_windows_are_full() -> None:
-    """A newcomer is sent messages compressed by themselves until it holds all that the encoder may refer to."""
-    encoders = SharedEncoders()
-    old, new = Receiver(9), Receiver(9)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_windows_that_are_not_kept_in_mind(noisy: bool) -> None:
+    """Of many windows, those that come last get the message by itself, each time that they are asked about."""
+    data = random.Random(1).randbytes(300) if noisy else tick(1).encode()
+    message = Shared(PreparedMessage(data), 0)
+    for i in range(MOST_CHOSEN):
+        message.choose(Window(parameters_of(), b"%d" % i))
+    window = Window(parameters_of(), tick(2).encode())
+    encoding, after = message.choose(window)
+    assert (encoding is message.plain) is noisy
+    window.forget()
+    assert message.choose(window) == (encoding, after)
+    assert message.after(window, 1) is after
+    assert len(message._chosen) == MOST_CHOSEN
+
+
+def test_newcomers_join_once_they_hold_a_window() -> None:
+    """Whoever has got as much as a window in common with others holds the same, and shares each frame with them."""
+    old, new = [Receiver(9) for _ in range(3)], Receiver(9)
     for number in range(10):
-        publish(encoders, tick(number, 100), old)
-    shared = []
+        publish(tick(number, 100), *old)
+    same = []
     for number in range(10, 20):
-        _, (one, other) = publish(encoders, tick(number, 100), old, new)
-        shared.append(one is other)
-    assert shared == [False] * 6 + [True] * 4
-    assert old.encoder.state is new.encoder.state
+        publish(tick(number, 100), *old, new)
+        same.append(old[0].encoder.state is new.encoder.state)
+    assert same == [False] * 5 + [True] * 5
 
 
-def test_the_stream_begins_anew_when_nobody_holds_it() -> None:
-    """Where only newcomers are left, the encoder refers to nothing that they have not got."""
-    encoders = SharedEncoders()
-    old, new = Receiver(), Receiver()
-    for number in range(3):
-        publish(encoders, tick(number), old)
-    publication, (alone,) = publish(encoders, tick(3), new)
-    assert publication.shared is False
-    publication, (shared,) = publish(encoders, tick(4), new)
-    assert publication.shared is True
-    assert len(shared.payload) < len(alone.payload)
-    _, (one, other) = publish(encoders, tick(5), new, old)
-    assert one is not other
+def test_a_message_as_large_as_a_window_has_all_hold_the_same() -> None:
+    """After a message that fills the window, all that got it share, however it was compressed."""
+    receivers = [Receiver(9) for _ in range(3)]
+    for number, receiver in enumerate(receivers):
+        publish(tick(number), receiver)
+    publish(tick(3, 600), *receivers)
+    (window,) = {receiver.encoder.state for receiver in receivers}
+    assert window.tail == tick(3, 600).encode()[-512:]
+    assert len(set(publish(tick(4), *receivers))) == 1
+
+
+def test_how_many_compressions_there_are() -> None:
+    """Two groups that hold the same get frames of their own: large ones rather than small ones; the rest, one more."""
+    groups = [[Receiver() for _ in range(size)] for size in (1, 2, 3, 40, 40, 14)]
+    everybody = [receiver for group in groups for receiver in group]
+    for number, group in enumerate(groups):
+        publish(tick(number), *group)
+    encodings = publish(tick(10), *everybody)
+    by_group = [encodings[sum(map(len, groups[:i]))] for i in range(len(groups))]
+    # The first is too small. The second takes the place of a small one, and the first of 40 the last place.
+    assert len({*by_group}) == 3
+    assert by_group[0] is by_group[2] is by_group[4] is by_group[5]
+    assert [len(encoding.payload) < 100 for encoding in by_group] == [False, True, False, True, False, False]
+    assert len({receiver.encoder.state for receiver in everybody}) == 3
+
+
+def test_several_at_once_share_as_one_after_the_other() -> None:
+    """The messages of a tick refer to each other, for all who hold the same, and for those who know nothing yet."""
+    receivers = [Receiver() for _ in range(3)]
+    for first in range(0, 40, 10):
+        messages = [PreparedMessage(tick(first + i)) for i in range(10)]
+        joined = join([encodings_of(message, 3) for message in messages])
+        encodings = {receiver.receive(joined, *[message.data for message in messages]) for receiver in receivers}
+        (encoding,) = encodings
+        assert len(encoding.frame) < 10 * (110 if first else 125)
+        assert receivers[0].encoder.state.count == 3
 
 
 def test_receivers_without_takeover_and_with_other_windows() -> None:
-    """Each set of parameters has an encoder of its own; those without takeover get the message by itself."""
-    encoders = SharedEncoders()
+    """Each set of parameters has frames of its own; those without takeover get the message by itself."""
     wide, narrow, each = Receiver(12), Receiver(9), Receiver(12, takeover=False)
     for number in range(5):
-        _, encodings = publish(encoders, tick(number), wide, narrow, each)
-        assert len(set(encodings)) == 3
-    assert len(encoders) == 2
+        assert len(set(publish(tick(number), wide, narrow, each))) == (3 if number else 2)
     assert each.encoder.state is parameters_of().per_message.state
 
 
-def test_what_does_not_shrink_is_no_part_of_the_stream() -> None:
-    """Once the window is full, noise is sent as it is, and windows hold what they held."""
-    encoders = SharedEncoders()
-    receiver = Receiver(9)
+def test_what_does_not_shrink_is_in_no_window() -> None:
+    """Noise is sent as it is, and windows hold what they held; but what is the first for a window is compressed."""
+    receiver, other = Receiver(9), Receiver(9)
+    noise = random.Random(1).randbytes(200)
+    (encoding,) = publish(noise, other)
+    assert other.encoder.state.tail == noise
     for number in range(10):
-        publish(encoders, tick(number, 100), receiver)
-    window, stop = receiver.encoder.state, encoders.of(parameters_of(9)).stream.stop
-    publication, (encoding,) = publish(encoders, random.Random(1).randbytes(200), receiver)
-    assert encoding is publication.plain
+        publish(tick(number, 100), receiver)
+    window = receiver.encoder.state
+    (encoding,) = publish(random.Random(1).randbytes(200), receiver)
+    assert encoding.first == 0x82
     assert receiver.encoder.state is window
-    assert encoders.of(parameters_of(9)).stream.stop == stop
-    publish(encoders, tick(11, 100), receiver)
+    publish(tick(11, 100), receiver)
 
 
-def test_only_the_last_publication_starts_over() -> None:
-    """Where another message has been compressed since, that a publication has ended forgets nothing."""
-    encoders = SharedEncoders()
-    old, new = Receiver(), Receiver()
-    publish(encoders, tick(0), old)
-    first = Publication(encoders, PreparedMessage(tick(1)))
-    new.receive(first, tick(1).encode())
-    second = Publication(encoders, PreparedMessage(tick(2)))
-    new.receive(second, tick(2).encode())
-    first.end()
-    assert encoders.of(parameters_of()).start == 0
-    second.end()
-    assert encoders.of(parameters_of()).start == 2 * len(tick(0))
-    publish(encoders, tick(3), new)
+def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more windows than there may be, those that nobody has are forgotten first, then the oldest."""
+    monkeypatch.setattr(sys.modules["wsfast._encoding.deflate"], "MOST_KEPT", 30 << 9)
+    parameters = parameters_of(9)
+    parameters._new.clear()
+    parameters._old.clear()
+    receivers = [Receiver(9) for _ in range(20)]
+    for number, receiver in enumerate(receivers):
+        publish(tick(number, 100), receiver)
+    messages = [PreparedMessage(tick(number, 100)) for number in range(500)]
+    for message in messages:  # as those of a history: nobody holds what comes after them, but they do
+        self_contained(message).choose(parameters.unknown)
+    assert all(receiver.encoder.state.tail for receiver in receivers)
+    assert sum(bool(self_contained(message)._windows[parameters].tail) for message in messages) == 7
+    crowd = [Receiver(9) for _ in range(100)]
+    for number, receiver in enumerate(crowd):
+        publish(tick(number, 100), receiver)
+    assert sum(bool(receiver.encoder.state.tail) for receiver in (*receivers, *crowd)) == 30
+    assert len(parameters._new) + len(parameters._old) == 30
+    for number in range(3):
+        publish(tick(number), *receivers, *crowd)
 
 
-def test_an_interrupted_encoder_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever ends the compression of a message, the stream is as if it had not begun, or whole."""
-    encoders = SharedEncoders()
+def test_what_is_not_held_is_not_kept() -> None:
+    """What no window holds any more takes no room."""
+    parameters = parameters_of(10)
+    parameters._new.clear()
+    parameters._old.clear()
+    receivers = [Receiver(10) for _ in range(3)]
+    for number in range(300):
+        publish(tick(number, 100), *receivers)
+    assert sum(reference() is not None for reference in (*parameters._new, *parameters._old)) < 3
+
+
+def test_an_interrupted_encoder_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends the compression of a message, what windows hold is as if it had not begun."""
     receiver = Receiver()
     for number in range(3):
-        publish(encoders, tick(number), receiver)
-    encoder = encoders.of(parameters_of())
+        publish(tick(number), receiver)
 
-    def interrupted(stream: Any, end: Any) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(encoder.stream), "move_to", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            Publication(encoders, PreparedMessage(tick(3))).choose(receiver.encoder.state)
+    for name in "keep", "keep_encoder":
+        with monkeypatch.context() as patch:
+            patch.setattr(Parameters, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                Shared(PreparedMessage(tick(3)), 1).choose(receiver.encoder.state)
     for number in range(4, 8):
-        publication, _ = publish(encoders, tick(number), receiver)
-        assert publication.shared
+        publish(tick(number), receiver)

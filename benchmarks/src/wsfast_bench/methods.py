@@ -273,25 +273,6 @@ async def by_hub(room: Room) -> AsyncIterator[Call]:
     yield call
 
 
-@method(
-    "audience",
-    "broadcast() of a wsfast.Audience (with compression only)",
-    feature="extension",
-    compressed=True,
-    apart=True,
-)
-@asynccontextmanager
-async def by_audience(room: Room) -> AsyncIterator[Call]:
-    """Call `wsfast.Audience.broadcast()`, which shares what the window holds between the connections."""
-    audience = wsfast.Audience()
-
-    def call() -> None:
-        for message in room.messages:
-            audience.broadcast(room.connections, message)
-
-    yield call
-
-
 def _publisher(room: Room, channel: wsfast.Channel, connections: Sequence[ServerConnection]) -> Call:
     for connection in connections:
         channel.subscribe(connection)

@@ -9,6 +9,7 @@ from wsfast._core._pure import Members as Members
 from wsfast._core._pure import Peer as Peer
 from wsfast._core._pure import TickTable as TickTable
 from wsfast._core._pure import Verdict as Verdict
+from wsfast._core._pure import WindowBase as WindowBase
 from wsfast._core._pure import apply_mask as apply_mask
 from wsfast._core._pure import collector_paused as collector_paused
 from wsfast._core._pure import detaches as detaches

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeAlias
 from weakref import ref
 
 from ._process import CollectorPause, collector_paused, detaches, set_threads, threads
+from ._receivers import EncoderBase, Encoding, Encodings, WindowBase
 from ._table import Members, TickTable
 
 # fmt: off
@@ -28,6 +29,7 @@ __all__ = [
     "Peer",
     "TickTable",
     "Verdict",
+    "WindowBase",
     "apply_mask",
     "collector_paused",
     "detaches",
@@ -46,58 +48,6 @@ must be the next ones on this connection, and how many of which messages are out
 
 sends_directly = False
 """Whether this core writes to descriptors itself."""
-
-
-class Encoding(Protocol):
-    """One way in which a message can stand in a frame."""
-
-    @property
-    def first(self) -> int:
-        """First octet of the frame."""
-
-    @property
-    def payload(self) -> bytes:
-        """Payload as it stands in the frame, but for the mask."""
-
-    @property
-    def frame(self) -> bytes:
-        """The whole unmasked frame; or several, one behind the other."""
-
-    @property
-    def ends(self) -> Sequence[int] | None:
-        """Where each of several frames ends in `frame`; None if there is only one."""
-
-
-class Encodings(Protocol):
-    """A message, or several, in all the ways in which it can be sent."""
-
-    @property
-    def plain(self) -> Encoding:
-        """For connections that do not compress."""
-
-    def choose(self, window: Any) -> tuple[Encoding, Any]:
-        """Return the encoding for a receiver with this window, and its window afterwards.
-
-        What a window holds is any object, which is told from others by its identity. To ask has no effect on the
-        connection: who sends the frame notes what the window holds then.
-        """
-
-    def after(self, window: Any, count: int) -> Any:
-        """Return what the window holds after the first messages."""
-
-
-class EncoderBase:
-    """Compression state of one connection: the receiver's window, and the connection's own encoder if it has one.
-
-    That encoder fits the window only as long as nothing else is sent: it is dropped when `state` changes.
-    """
-
-    __slots__ = ("encoder", "peer", "state")
-
-    state: Any
-    encoder: Any
-    peer: Any
-    """A weak reference to the peer if its connection tells, else None: while that is ready, `state` is stale."""
 
 
 class Verdict(enum.IntEnum):

@@ -17,6 +17,21 @@ cdef class EncoderBase:
     cdef public object state, encoder, peer
 
 
+cdef class WindowBase:
+    """See the twin."""
+
+    cdef public Py_ssize_t count
+
+    def move_to(self, WindowBase window not None, Py_ssize_t receivers):
+        move_receivers(self, window, receivers)
+
+
+cdef void move_receivers(WindowBase before, WindowBase after, Py_ssize_t receivers) noexcept:
+    if before.count > 0:
+        before.count = max(before.count - receivers, 0)
+    after.count = receivers + max(after.count, 0)
+
+
 cdef class Names:
     """The parts of a ConnectionLayout that are asked for again and again; made once for each layout."""
 

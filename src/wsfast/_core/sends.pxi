@@ -18,6 +18,7 @@ cdef class Sends:
     cdef uint8_t *firsts
     cdef size_t group_room
     cdef list before, after     # what windows held, and hold then; None if that is the same
+    cdef uint32_t *receivers    # how many there are
     cdef dict index             # groups by node and by what the window holds
     cdef uint32_t last_node, last_group
     cdef PyObject *last_window
@@ -50,6 +51,7 @@ cdef class Sends:
         PyMem_Free(self.results)
         PyMem_Free(self.buffers)
         PyMem_Free(self.firsts)
+        PyMem_Free(self.receivers)
 
     cdef int reserve(self, size_t room) except -1:
         self.fds = <int *>resized(self.fds, room * sizeof(int))
@@ -121,6 +123,7 @@ cdef class Sends:
                 self.group_room = max(8, 2 * self.group_room)
                 self.buffers = <wsf_buffer *>resized(self.buffers, self.group_room * sizeof(wsf_buffer))
                 self.firsts = <uint8_t *>resized(self.firsts, self.group_room)
+                self.receivers = <uint32_t *>resized(self.receivers, self.group_room * sizeof(uint32_t))
             self.buffers[count] = wsf_buffer(PyBytes_AS_STRING(<bytes?>data), PyBytes_GET_SIZE(data))
             self.firsts[count] = encoding.first
             self.encodings.append(encoding)
@@ -133,6 +136,18 @@ cdef class Sends:
         self.last_window = <PyObject *>window  # `before` keeps it
         self.last_group = group
         return 0
+
+    cdef void count_receivers(self) noexcept:
+        """Have what windows hold now know by how many it is held. No code of Python's runs."""
+        cdef size_t i
+
+        memset(self.receivers, 0, PyList_GET_SIZE(self.data) * sizeof(uint32_t))
+        for i in range(self.size):
+            self.receivers[self.groups[i]] += 1
+        for i in range(PyList_GET_SIZE(self.data)):
+            before, after = self.before[i], self.after[i]
+            if isinstance(before, WindowBase) and isinstance(after, WindowBase):
+                move_receivers(<WindowBase>before, <WindowBase>after, self.receivers[i])
 
     cdef bint begin(self) noexcept:
         """Have threads send, if there are any; there must be room for all, and for all groups, from now on."""
@@ -186,6 +201,7 @@ cdef class Sends:
             else:
                 complete = wsf_send_many(self.fds, groups, self.size, self.buffers, self.results)
         self.begun = False
+        self.count_receivers()
         return complete
 
 

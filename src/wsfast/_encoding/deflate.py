@@ -9,19 +9,28 @@ tells the `LazyEncoder` of that connection, which stands in the place of its enc
 
 from __future__ import annotations
 
+import contextlib
 import zlib
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias
+from weakref import ref
 
 from wsfast._core import core
 
-__all__ = ["Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Stream", "Window", "compress_by"]
+__all__ = ["Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Window", "compress_by"]
 
 SYNC_FLUSH_END = b"\x00\x00\xff\xff"
 """What ends a compressed message and is left out of its last frame (RFC 7692, section 7.2.1)."""
 
 LOOKAHEAD = 262
 """Bytes of its window that zlib does not use: it refers to nothing that is farther back than the rest."""
+
+MOST_KEPT = 1 << 21
+"""Bytes of all that is known of windows, for each set of parameters."""
+
+MOST_ENCODERS = 16
+"""Encoders that are kept for each set of parameters."""
 
 KNOWN_SETTINGS = frozenset({"level", "method", "memLevel", "strategy"})
 """Arguments of `zlib.compressobj` that every decoder can live with. A preset dictionary is not among them."""
@@ -30,7 +39,7 @@ KNOWN_SETTINGS = frozenset({"level", "method", "memLevel", "strategy"})
 class Parameters:
     """How a connection compresses what it sends. There is one object for each combination: compare them by identity."""
 
-    __slots__ = ("per_message", "settings", "unknown", "window", "window_bits")
+    __slots__ = ("_encoders", "_new", "_old", "own", "per_message", "settings", "unknown", "window", "window_bits")
 
     _all: ClassVar[dict[tuple[int, tuple[tuple[str, int], ...]], Parameters]] = {}
 
@@ -44,6 +53,11 @@ class Parameters:
     """Stands for the encoders of all connections that compress each message by itself."""
     unknown: Window
     """That of a receiver of which nothing is known."""
+    own: Window
+    """That of a receiver of which the connection's own encoder knows, and nobody else."""
+    _new: deque[ref[Window]]
+    _old: deque[ref[Window]]
+    _encoders: deque[ref[Window]]
 
     @classmethod
     def of(cls, window_bits: int, settings: Mapping[str, Any]) -> Parameters | None:
@@ -75,6 +89,10 @@ class Parameters:
             self.settings = settings
             self.per_message = PerMessageEncoder(self)
             self.unknown = Window(self)
+            self.own = Window(self)
+            self._new = deque()
+            self._old = deque()
+            self._encoders = deque()
             return cls._all.setdefault((window_bits, settings), self)
 
     def __repr__(self) -> str:
@@ -102,6 +120,40 @@ class Parameters:
         """Compress a message by itself, as it stands in a frame."""
         return compress_by(self.encoder(), data)
 
+    def keep(self, window: Window) -> None:
+        """Keep what a new window holds, as long as there is room.
+
+        At first it is one of the new ones, a quarter of all that are kept. What is pushed out of these and is held by
+        nobody is forgotten, as what was made for a history; of the others, the oldest is forgotten if they are too
+        many. No cost grows with their number, and several threads may do this at the same time.
+        """
+        most = MOST_KEPT // self.window
+        self._new.append(ref(window))
+        with contextlib.suppress(IndexError):  # another thread has taken the last one
+            if len(self._new) > most // 4:
+                reference = self._new.popleft()
+                known = reference()
+                if known is not None and known.count > 0:
+                    self._old.append(reference)
+                elif known is not None:
+                    known.forget()
+            for _ in range(min(2, len(self._old))):
+                reference = self._old.popleft()
+                known = reference()
+                if known is not None and len(self._old) < most - most // 4:
+                    self._old.append(reference)
+                elif known is not None:
+                    known.forget()
+
+    def keep_encoder(self, window: Window) -> None:
+        """Keep the encoder of a window until as many others are kept as there may be."""
+        self._encoders.append(ref(window))
+        with contextlib.suppress(IndexError):
+            while len(self._encoders) > MOST_ENCODERS:
+                oldest = self._encoders.popleft()()
+                if oldest is not None:
+                    oldest.encoder = None
+
 
 def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
     """Compress a whole message, which must not be empty, as it stands in a frame (RFC 7692, section 7.2.1)."""
@@ -111,75 +163,40 @@ def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
     return compressed[: -len(SYNC_FLUSH_END)]
 
 
-class Stream:
-    """The end of all messages that were compressed one after the other for several connections.
+class Window(core.WindowBase):
+    """What the window of a receiver ends with, as far as it is known; there is one for all who hold the same.
 
-    Positions count bytes of messages since the beginning.
-
-    Args:
-        size: How many bytes are kept.
-    """
-
-    __slots__ = ("_end", "_size")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._end = 0, b""
-
-    @property
-    def stop(self) -> int:
-        """Position of the end."""
-        return self._end[0]
-
-    def after(self, data: bytes) -> tuple[int, bytes]:
-        """Return what `move_to` must be given to add a message."""
-        stop, tail = self._end
-        return stop + len(data), data[-self._size :] if len(data) >= self._size else (tail + data)[-self._size :]
-
-    def move_to(self, end: tuple[int, bytes]) -> None:
-        """Add the message for which `after` has returned this."""
-        self._end = end
-
-    def between(self, start: int, stop: int) -> bytes:
-        """Return the messages from one position to another, or as much of the end of that as is kept."""
-        end, tail = self._end
-        first = end - len(tail)
-        return tail[max(start - first, 0) : max(stop - first, 0)]
-
-
-class Window:
-    """What the window of a receiver ends with, as far as it is known.
-
-    Immutable; there is one for all who hold the same.
-
-    To remember less than there is, even nothing, is always right; to remember anything else never is.
+    It never changes, but may be forgotten. To remember less than there is, even nothing, is always right; to remember
+    anything else never is.
 
     Args:
         parameters: How messages are compressed for it.
-        stream: Messages that were compressed one after the other; None if it holds none of these.
-        since, position: From where to where it holds them.
-        octets: What it holds without a stream.
+        tail: What it ends with: no more than it holds.
+        encoder: One that refers to nothing but that.
     """
 
-    __slots__ = ("octets", "parameters", "position", "since", "stream")
+    __slots__ = ("__weakref__", "encoder", "parameters", "tail")
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        stream: Stream | None = None,
-        since: int = 0,
-        position: int = 0,
-        octets: bytes = b"",
-    ) -> None:
+    def __init__(self, parameters: Parameters, tail: bytes = b"", encoder: Any = None) -> None:
         self.parameters: Parameters = parameters
-        self.stream: Stream | None = stream
-        self.since: int = since
-        self.position: int = position
-        self.octets: bytes = octets
+        self.tail: bytes = tail
+        self.encoder: Any = encoder
+        self.count: int = 0
 
-    def end(self) -> bytes:
-        """Return what it ends with, or as much of that as is kept."""
-        return self.octets if self.stream is None else self.stream.between(self.since, self.position)
+    def end_after(self, data: bytes) -> bytes:
+        """Return what is known to be held after a message that was compressed for it."""
+        size = self.parameters.window
+        return data[-size:] if len(data) >= size else (self.tail + data)[-size:]
+
+    def encoder_for(self) -> Any:
+        """Return an encoder that refers to nothing but what this holds, for one message."""
+        tail, encoder = self.tail, self.encoder  # in this order: another thread may have it forgotten
+        return self.parameters.encoder(tail) if encoder is None else encoder.copy()
+
+    def forget(self) -> None:
+        """Remember nothing any more."""
+        self.encoder = None
+        self.tail = b""
 
 
 class LazyEncoder(core.EncoderBase):
@@ -197,7 +214,7 @@ class LazyEncoder(core.EncoderBase):
 
     def __init__(self, parameters: Parameters, encoder: zlib._Compress | None = None) -> None:
         self.encoder: Any = encoder
-        self.state: Any = parameters.unknown
+        self.state: Any = parameters.unknown if encoder is None else parameters.own
         self.peer: Any = None
 
     @property
@@ -209,12 +226,13 @@ class LazyEncoder(core.EncoderBase):
     def move_to(self, window: Window) -> None:
         """Note that the receiver's window holds something else now; an encoder of its own does not fit any more."""
         if window is not self.state:
+            self.state.move_to(window, 1)
             self.state = window
             self.encoder = None
 
     def forget(self) -> None:
         """Rely on nothing: the receiver may hold something else than was noted."""
-        self.state = self.state.parameters.unknown
+        self.move_to(self.state.parameters.unknown)
         self.encoder = None
 
     def _own(self) -> Any:
@@ -222,8 +240,8 @@ class LazyEncoder(core.EncoderBase):
         if peer is not None:
             peer.invalidate()  # it has been sent to without being looked at, if somebody has kept its protocol
         if self.encoder is None:
-            encoder = self.state.parameters.encoder(self.state.end())
-            self.state = self.state.parameters.unknown
+            encoder = self.state.parameters.encoder(self.state.tail)
+            self.move_to(self.state.parameters.own)
             self.encoder = encoder
         return self.encoder
 

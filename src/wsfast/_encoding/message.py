@@ -21,18 +21,18 @@ __all__ = [
     "Message",
     "PreparedMessage",
     "SelfContained",
-    "encodings_of",
     "frame_for",
     "join",
     "prepare",
     "publishable",
+    "self_contained",
 ]
 
 TEXT, BINARY = 1, 2  # opcodes, RFC 6455, section 11.8
 FIN, RSV1 = 0x80, 0x40
 
-SMALLEST_COMPRESSED = 64
-"""Bytes of the smallest payload that is compressed by itself: JSON below that shrinks by less than a tenth."""
+SMALLEST_COMPRESSED = 16
+"""Bytes of the smallest payload that is compressed."""
 
 
 class Encoding:
@@ -79,7 +79,7 @@ class SelfContained:
         compress: Whether it may be compressed.
     """
 
-    __slots__ = ("_by_parameters", "_compress", "_compressed", "_data", "plain")
+    __slots__ = ("_compress", "_compressed", "_data", "_windows", "plain")
 
     plain: Encoding
     """The message as it is."""
@@ -87,36 +87,37 @@ class SelfContained:
     def __init__(self, opcode: int, data: bytes, compress: bool) -> None:
         self.plain = Encoding(FIN | opcode, data)
         self._data = data
-        self._compress = compress
+        self._compress = compress and len(data) >= SMALLEST_COMPRESSED
         self._compressed: dict[Parameters, Encoding] = {}
-        # For each set of parameters, what is sent, and what windows hold then; None if they hold what they held.
-        self._by_parameters: dict[Parameters, tuple[Encoding, Window | None]] = {}
+        self._windows: dict[Parameters, Window] = {}  # of those who have got it compressed
 
     def choose(self, window: Window) -> tuple[Encoding, Window]:
         """See `Encodings` in the core."""
+        if not self._compress:
+            return self.plain, window
         parameters = window.parameters
-        choice = self._by_parameters.get(parameters)
-        if choice is None:
-            choice = self._by_parameters[parameters] = self._choose(parameters)
-        encoding, after = choice
-        if after is None or window is parameters.per_message.state:
+        encoding = self._compressed_for(parameters)
+        # Who has nothing to refer to gets this even if it does not shrink, for what follows: it costs a few bytes once.
+        first = window is parameters.unknown and 2 * len(self._data) <= parameters.window
+        if len(encoding.payload) >= len(self._data) and not first:
+            return self.plain, window
+        if window is parameters.per_message.state:
             return encoding, window
-        return encoding, after
+        return encoding, self._window_after(parameters)
 
     def after(self, window: Window, count: int) -> Window:
         """See `Encodings` in the core."""
         return self.choose(window)[1] if count else window
 
-    def _choose(self, parameters: Parameters) -> tuple[Encoding, Window | None]:
-        if not self._compress or len(self._data) < SMALLEST_COMPRESSED:
-            return self.plain, None
-        encoding = self.compressed(parameters)
-        if len(encoding.payload) >= len(self._data):
-            return self.plain, None
-        return encoding, Window(parameters, octets=self._data[-parameters.window :])
+    def _window_after(self, parameters: Parameters) -> Window:
+        window = self._windows.get(parameters)
+        if window is None or not window.tail:
+            window = self._windows[parameters] = Window(parameters, self._data[-parameters.window :])
+            parameters.keep(window)
+        return window
 
-    def compressed(self, parameters: Parameters) -> Encoding:
-        """Return the message, which must not be empty, compressed by itself, whether it shrinks or not."""
+    def _compressed_for(self, parameters: Parameters) -> Encoding:
+        """Return the message compressed by itself, whether it shrinks or not."""
         parameters = parameters.fit(len(self._data))
         encoding = self._compressed.get(parameters)
         if encoding is None:
@@ -192,8 +193,8 @@ class PreparedMessage:
             its bytes in C order, whatever its shape, strides and item size.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
         compress: Whether connections that have negotiated permessage-deflate (RFC 7692) get it compressed. None to
-            decide by its size: it is sent as it is if it has less than 64 bytes or does not shrink. False never to
-            compress it, as for what is compressed already, or secrets next to what an attacker may choose.
+            decide: it is sent as it is if it has less than 16 bytes or does not shrink. False never to compress it,
+            as for what is compressed already, or secrets next to what an attacker may choose.
 
     Raises:
         TypeError: If `data` has another type.
@@ -201,7 +202,7 @@ class PreparedMessage:
         ValueError: If `compress` is neither None nor False.
     """
 
-    __slots__ = ("_compress", "_data", "_encodings", "_opcode")
+    __slots__ = ("_compress", "_data", "_opcode", "_self_contained")
 
     def __init__(
         self,
@@ -224,7 +225,7 @@ class PreparedMessage:
         if text is not None and not isinstance(text, bool):
             raise TypeError(f"text must be True, False or None, not {text!r}")
         self._compress: Literal[False] | None = compress
-        self._encodings = SelfContained(self._opcode, self._data, compress is None)
+        self._self_contained = SelfContained(self._opcode, self._data, compress is None)
 
     @property
     def data(self) -> bytes:
@@ -249,7 +250,7 @@ class PreparedMessage:
     @property
     def frame(self) -> bytes:
         """The frame that a server sends: unmasked, not compressed. It is made when first asked for."""
-        return self._encodings.plain.frame
+        return self._self_contained.plain.frame
 
     @property
     def compress(self) -> Literal[False] | None:
@@ -307,6 +308,6 @@ def publishable(message: Message | Any) -> PreparedMessage:
     raise TypeError(f"message must be str or bytes, not {type(message).__name__}{hint}")
 
 
-def encodings_of(message: PreparedMessage) -> SelfContained:
-    """Return the encodings of a message. They are not public, since to ask for one obliges to send it."""
-    return message._encodings
+def self_contained(message: PreparedMessage) -> SelfContained:
+    """Return the encodings of a message that need no other one."""
+    return message._self_contained

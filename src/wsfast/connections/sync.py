@@ -31,7 +31,7 @@ from websockets.exceptions import ConcurrencyError
 from websockets.protocol import OPEN
 
 from wsfast._core import core
-from wsfast._encoding.message import PreparedMessage, encodings_of, frame_for
+from wsfast._encoding.message import PreparedMessage, frame_for, self_contained
 
 from .websockets import encoder_of_extensions, without_deflate
 
@@ -257,8 +257,7 @@ class _Drainer:
                 raise result
             backlog.rest = backlog.rest[result:]
         while not backlog.rest and (message := self._next(backlog)) is not None:
-            # Not the encodings of an Audience, which belong to its thread.
-            outcome = _begin(backlog.connection, message, encodings_of(message))
+            outcome = _begin(backlog.connection, message, self_contained(message))
             if isinstance(outcome, memoryview):
                 backlog.rest = outcome
             elif outcome is None:

@@ -350,8 +350,8 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
     """Negotiates permessage-deflate as that of websockets does, but makes no encoder until one is needed.
 
     Give it to `websockets.serve(extensions=[wsfast.ServerPerMessageDeflateFactory()])`. A connection that is only
-    broadcast to, by `wsfast.broadcast()` or an `Audience`, then never owns an encoder, which saves 32 KiB for each with
-    the defaults. One is made when the connection sends a message for itself.
+    broadcast to then never owns an encoder, which saves 32 KiB for each with the defaults. One is made when the
+    connection sends a message for itself.
 
     Args:
         server_no_context_takeover: Compress each message by itself, also those that connections send for themselves.

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from wsfast._arguments import connections_in, several
 from wsfast._backlog import Entry
 from wsfast._core import core
-from wsfast._encoding.message import Message, PreparedMessage, encodings_of, publishable
+from wsfast._encoding.message import Message, PreparedMessage, publishable
+from wsfast._encoding.shared import encodings_of
 from wsfast._reentrancy import exclusive
 
 from .membership import Membership
@@ -231,11 +232,11 @@ class Publishing(Membership):
         """Have groups get a message at the end of this iteration of the event loop."""
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        largest = groups[0] if len(groups) == 1 else max(groups, key=lambda group: len(group.members), default=None)
-        entry = Entry(self, message, encodings_of(message) if largest is None else largest.encodings(message), key)
+        receivers = sum(len(group.members) for group in groups)
+        entry = Entry(self, message, encodings_of(message, receivers), key)
         publication: _Publication = (
             entry,
-            -1 if largest is None or not len(largest.members) else dispatcher.enter(entry),
+            dispatcher.enter(entry) if receivers else -1,
             excluded,
             [(group, group.messages + 1, group.bytes + message.size) for group in groups],
             self._left_out(excluded, groups) if excluded else [],

@@ -16,7 +16,7 @@ from wsfast.connections.websockets import SEND_IN_PROGRESS
 __all__ = ["How", "Kind", "Line", "Sender", "Sent"]
 
 Kind: TypeAlias = Literal["tick", "tiny", "page", "foreign", "noise", "large", "repeated", "heartbeat"]
-How: TypeAlias = Literal["broadcast", "audience", "settled", "uncompressed", "private"]
+How: TypeAlias = Literal["broadcast", "settled", "uncompressed", "private"]
 
 KINDS: dict[Kind, int] = {"tick": 700, "tiny": 120, "page": 60, "foreign": 50, "noise": 40, "repeated": 30, "large": 3}
 SYMBOLS = ["BTC-USD", "ETH-USD", "EUR-CHF", "XAU-USD", "DE000A1EWWW0"]
@@ -105,7 +105,6 @@ class Sender:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.messages = Messages(seed)
-        self.everybody, self.half = wsfast.Audience(), wsfast.Audience()
         self.heartbeat = wsfast.PreparedMessage(HEARTBEAT)
         self.lines: list[Line] = []
         self.steps = 0
@@ -121,28 +120,26 @@ class Sender:
             await self.same(count)
 
     async def calm(self, count: int) -> None:
-        """Broadcast to one audience, and do little else: soon what is common to all fills the largest window."""
+        """Broadcast to all, and do little else: soon what is common to all fills the largest window."""
         for number in range(CALM):
-            how: How = "settled" if number >= SETTLED else "audience"
+            how: How = "settled" if number >= SETTLED else "broadcast"
             self.broadcast(how, self.lines)
             if self.lines and number % 50 == 0:
                 await self.ping()
             await self.turn(count)
 
     async def same(self, count: int) -> None:
-        """Broadcast to all without an audience."""
-        for _ in range(SAME):
-            self.broadcast("broadcast", self.lines)
+        """Broadcast to all in turns with one half of them."""
+        for number in range(SAME):
+            self.broadcast("broadcast", self.lines[number % 2 :: 2] if number % 3 else self.lines)
             await self.turn(count)
 
     async def lively(self, count: int) -> None:
         """Do everything there is."""
         ways: dict[Callable[[], Any], int] = {
-            lambda: self.broadcast("broadcast", self.lines): 20,
-            lambda: self.broadcast("audience", self.lines): 20,
-            lambda: self.broadcast("broadcast", self.some()): 8,
-            lambda: self.broadcast("audience", self.some()): 8,
-            lambda: self.broadcast("audience", self.lines[::2], self.half): 8,
+            lambda: self.broadcast("broadcast", self.lines): 40,
+            lambda: self.broadcast("broadcast", self.some()): 16,
+            lambda: self.broadcast("broadcast", self.lines[::2]): 8,
             lambda: self.broadcast("uncompressed", self.some()): 5,
             lambda: self.broadcast("uncompressed", self.lines): 5,
             self.send_heartbeat: 6,
@@ -184,38 +181,28 @@ class Sender:
         self,
         how: How,
         lines: Sequence[Line],
-        audience: wsfast.Audience | None = None,
         *,
         busy: Line | None = None,
     ) -> None:
         """Broadcast the next message."""
         message, kind = self.messages.next()
-        match how:
-            case "audience" | "settled":
-                broadcast = (audience or self.everybody).broadcast
-                self.deliver(broadcast, lines, message, Sent(message, kind, how), busy=busy)
-            case "uncompressed":
-                self.deliver(wsfast.broadcast, lines, message, Sent(message, kind, how), compress=False, busy=busy)
-            case _:
-                self.deliver(wsfast.broadcast, lines, message, Sent(message, kind, how), busy=busy)
+        options = {"compress": False} if how == "uncompressed" else {}
+        self.deliver(lines, message, Sent(message, kind, how), busy=busy, **options)
 
     def send_heartbeat(self) -> None:
         """Broadcast a message that was prepared once."""
-        how: How = self.random.choice(["audience", "broadcast"])
-        broadcast = self.everybody.broadcast if how == "audience" else wsfast.broadcast
-        self.deliver(broadcast, self.lines, self.heartbeat, Sent(HEARTBEAT, "heartbeat", how))
+        self.deliver(self.lines, self.heartbeat, Sent(HEARTBEAT, "heartbeat", "broadcast"))
 
     def retype(self) -> None:
         """Broadcast a string as a binary message, or bytes as a text."""
         text = self.messages._tick()
         if self.random.random() < 0.5:
-            self.deliver(wsfast.broadcast, self.lines, text, Sent(text.encode(), "tick", "broadcast"), text=False)
+            self.deliver(self.lines, text, Sent(text.encode(), "tick", "broadcast"), text=False)
         else:
-            self.deliver(wsfast.broadcast, self.lines, text.encode(), Sent(text, "tick", "broadcast"), text=True)
+            self.deliver(self.lines, text.encode(), Sent(text, "tick", "broadcast"), text=True)
 
     def deliver(
         self,
-        broadcast: Callable[..., wsfast.Delivery],
         lines: Sequence[Line],
         message: Any,
         sent: Sent,
@@ -223,9 +210,9 @@ class Sender:
         busy: Line | None = None,
         **options: Any,
     ) -> None:
-        """Call a broadcast(), and take note of who must receive what; those with a fragmented message must not."""
+        """Call broadcast(), and take note of who must receive what; those with a fragmented message must not."""
         container = self.random.choice(CONTAINERS)
-        delivery = broadcast(container([line.connection for line in lines]), message, **options)
+        delivery = wsfast.broadcast(container([line.connection for line in lines]), message, **options)
         skipped = sum(line is busy for line in lines)
         gone = [
             (line.name, line.connection.protocol.close_rcvd) for line in lines if line.connection.protocol.close_rcvd
@@ -266,7 +253,7 @@ class Sender:
 
         sending = asyncio.ensure_future(line.connection.send(fragments()))
         await until(lambda: getattr(line.connection, SEND_IN_PROGRESS) is not None, "the first fragment")
-        for how in ("audience", "broadcast", "uncompressed"):
+        for how in ("broadcast", "broadcast", "uncompressed"):
             self.broadcast(how, self.lines, busy=line)
         if line.survives_split:
             line.pongs.append(await line.connection.ping())
