@@ -563,6 +563,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"connections": 3, "channels": 10, "subscriptions": 30, "how": how, "subscribed": 200.0, "each": 250.0}
         for how in ("resident", "traced")
     ],
+    "wire": [
+        {"variant": "all", "way": way, "messages": 9, "octets": octets, "steady": octets, "private": private}
+        | {"share": octets / 50, "compressed": octets / 260, "call": 5.0, "faster": 4.0}
+        for way, octets, private in (("websockets", 50.0, None), ("wsfast", 55.0, 20.0))
+    ],
 }
 COLUMNS = {
     "stalled": ("p99 ms", ["2.50", "3.50", "2.50", "3.50"]),
@@ -574,6 +579,7 @@ COLUMNS = {
     "heartbeat": ("p99 ms", ["30.00", "0.75"]),
     "relay": ("p99 ms", ["2.00", "2.00"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
+    "wire": ("x octets", ["1.00", "1.10"]),
 }
 
 

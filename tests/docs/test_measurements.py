@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,11 @@ def measurements() -> ModuleType:
     return module
 
 
+def begins(measurements: ModuleType) -> list[str]:
+    """Return what begins each table of the README."""
+    return [measurements.BEGIN, measurements.BEGIN_OCTETS]
+
+
 def run_of(microseconds: dict[str, int]) -> dict[str, Any]:
     """Return what `--json` writes of calls that took so long for each client."""
     case = Case(10, 64, "asyncio", "text", tuple(microseconds), 1, 1, "list")
@@ -44,9 +50,10 @@ def run_of(microseconds: dict[str, int]) -> dict[str, Any]:
 
 def test_page_has_a_place_for_tables(measurements: ModuleType) -> None:
     """The page has the markers between which the script writes."""
-    for path in (measurements.PAGE, measurements.README):
+    for path, marks in ((measurements.PAGE, [measurements.BEGIN]), (measurements.README, begins(measurements))):
         page = path.read_text()
-        assert page.count(measurements.BEGIN) == page.count(measurements.END) == 1
+        assert [page.count(mark) for mark in marks] == [1] * len(marks)
+        assert page.count(measurements.END) == len(marks)
     with pytest.raises(ValueError, match="no place"):
         measurements.write("# Measurements\n", "")
 
@@ -90,3 +97,69 @@ def test_table_of_the_readme(measurements: ModuleType) -> None:
         "| efficiency of `wsfast.broadcast` | 0.50 | 2.00 |",
         "| efficiency of `wsfast.Channel` | 1.00 | 1.00 |",
     ]
+
+
+def wire() -> dict[str, Any]:
+    """Return what `--json` writes of scenario `wire`."""
+    octets = {"websockets": 50.0, "wsfast": 54.6, "channel": 50.0}
+    found: list[dict[str, Any]] = [
+        {"variant": variant, "way": way, "call": 20.0 / number, "faster": float(number), "octets": size}
+        | {"share": size / 50, "messages": 9, "steady": size, "private": None, "compressed": size / 260}
+        for variant in ("all", "halves", "private")
+        for number, (way, size) in enumerate(octets.items(), 1)
+    ]
+    tasks = [{"case": {"clients": 1000, "size": 260}}]
+    entry = {"scenario": "wire", "loop": "asyncio", "title": "1000 clients", "tasks": tasks, "rows": found}
+    loaded: dict[str, Any] = json.loads(json.dumps({"scenarios": [entry]}))
+    return loaded
+
+
+def test_table_of_octets(measurements: ModuleType) -> None:
+    """It has the octets that each method sends, in each variant, told against those of websockets."""
+    page = "".join(f"{begin}old\n{measurements.END}\n" for begin in begins(measurements))
+    written = measurements.readme(page, [wire()])
+    assert written.startswith(page.partition(measurements.BEGIN_OCTETS)[0])  # no run has cases
+    assert "JSON ticks of 260 bytes, 1000 clients, asyncio, one thread." in written
+    assert written.partition("octets.\n\n")[2].splitlines() == [
+        "| - | us per client | octets, to all | to random halves | to all, private messages between |",
+        "| --- | --- | --- | --- | --- |",
+        "| `websockets.broadcast` | 20.00 | 50 | 50 | 50 |",
+        "| **`wsfast.broadcast`** | 10.00 (2.00) | 55 (1.09) | 55 (1.09) | 55 (1.09) |",
+        "| **`wsfast.Channel`** | 6.67 (3.00) | 50 (1.00) | 50 (1.00) | 50 (1.00) |",
+        "",
+        measurements.END,
+    ]
+
+
+def test_readme_is_made_of_several_runs(measurements: ModuleType) -> None:
+    """Each table is made of the first run that tells of it; the memory is that of servers with compression."""
+    page = "".join(f"{begin}old\n{measurements.END}\n" for begin in begins(measurements))
+    weighed, plain = run_of({"floor": 1}), run_of({"floor": 1})
+    for run in (weighed, plain):
+        run["cases"] = []
+    weighed["memory"][0]["case"] |= {"compression": "deflate", "clients": 1000}
+    written = measurements.readme(page, [plain, wire(), run_of({"floor": 2}), weighed, run_of({"floor": 3})])
+    assert "old" not in written
+    assert "| *bare loop in C* | 2.00 |\n" in written
+    assert " to all, private messages between | MiB for 1000 clients |\n" in written
+    assert "| `websockets.broadcast` | 20.00 | 50 | 50 | 50 | 1 |\n" in written
+    assert "| **`wsfast.broadcast`** | 10.00 (2.00) | 55 (1.09) | 55 (1.09) | 55 (1.09) | - |\n" in written
+    with pytest.raises(ValueError, match="no run has cases, and none has the scenario wire"):
+        measurements.readme(page, [plain, weighed])
+
+
+def test_command_writes_the_readme(measurements: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line takes the files of all runs, and writes in place."""
+    files = [tmp_path / name for name in ("readme.json", "wire.json")]
+    for path, run in zip(files, (run_of({"floor": 2}), wire()), strict=True):
+        path.write_text(json.dumps(run))
+    page = tmp_path / "README.md"
+    page.write_text(measurements.README.read_text())
+    monkeypatch.setattr(measurements, "README", page)
+    monkeypatch.setattr("sys.argv", ["measurements.py", "--readme", *map(str, files)])
+    measurements.main()
+    written = page.read_text()
+    assert "| *bare loop in C* | 2.00 |\n" in written
+    assert "| **`wsfast.broadcast`** | 10.00 (2.00) | 55 (1.09) |" in written
+    for begin in begins(measurements):
+        assert written.count(begin) == 1

@@ -21,13 +21,13 @@ from websockets.exceptions import ConnectionClosed
 
 import wsfast
 
-from ._library import core_in_use, pure_core
-from .machine import UnfitError
+from ._library import core_in_use, extension_present, pure_core
+from .machine import UnfitError, installed
 from .native import send_many
 from .node import NodeServer
 from .ticks import Burst
 
-__all__ = ["METHODS", "Call", "Method", "Room", "floor_of"]
+__all__ = ["METHODS", "UNBOUNDED", "Call", "Method", "Room", "floor_of", "present"]
 
 
 @dataclass(slots=True)
@@ -145,6 +145,12 @@ def method(name: str, what: str, **attributes: Any) -> Callable[[_Open], _Open]:
 def floor_of(name: str) -> str:
     """Return the floor of a method; it may be one that only an earlier release had."""
     return METHODS[name].floor if name in METHODS else "floor"
+
+
+def present(name: str) -> bool:
+    """Tell whether what a method needs is there: the extension, or a module."""
+    feature = METHODS[name].feature
+    return extension_present() if feature == "extension" else feature is None or installed(feature)
 
 
 class Countdown:

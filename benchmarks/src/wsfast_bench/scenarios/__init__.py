@@ -18,6 +18,7 @@ _MODULES = (
     "frameworks",
     "relay",
     "memory_subscriptions",
+    "wire",
 )
 
 SCENARIOS: dict[str, Scenario] = {

@@ -9,10 +9,9 @@ from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Any
 
-from wsfast_bench._library import extension_present
 from wsfast_bench.cases import Case
 from wsfast_bench.machine import usable_processors
-from wsfast_bench.methods import METHODS
+from wsfast_bench.methods import present
 
 from .cores import measure_threads
 from .scenario import Chart, Play, Row, Scenario, Settings
@@ -76,7 +75,7 @@ class Crowded(Scenario):
         """Play all in one process."""
         clients = settings.clients()
         threads = [1, None, min(len(usable_processors()), MOST)]
-        ways = [name for name in WAYS if METHODS[name].feature != "extension" or extension_present()]
+        ways = [name for name in WAYS if present(name)]
         case = settings.case(len(WAYS) * clients, 64, "text") | settings.rounds()
         case |= {"clients": clients, "methods": ways, "sleep": True, "tick": TICK}
         yield Play(
