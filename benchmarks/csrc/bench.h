@@ -16,6 +16,12 @@
  */
 size_t bench_send(const int *fds, size_t n, const void *data, size_t size, size_t *taken);
 
+/*
+ * The same by sendfile(), of the first `size` octets of `file`: sockets share its pages instead of getting a copy each.
+ * The descriptors must not block, and SIGPIPE must be ignored. On other systems than Linux, none takes anything.
+ */
+size_t bench_send_file(const int *fds, size_t n, int file, size_t size, size_t *taken);
+
 /* What clients have read. */
 struct bench_count {
     uint64_t octets;   /* of frames that carry data, their headers included */

@@ -566,7 +566,7 @@ def test_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 def test_quick_scenarios() -> None:
     """Without numbers, those of the issue are played, or smaller ones to see that it works."""
     options = argparse.Namespace(
-        **dict.fromkeys(("clients", "messages", "seconds", "topics", "threads", "rounds", "calls")),
+        **dict.fromkeys(("clients", "messages", "seconds", "topics", "threads", "sizes", "rounds", "calls")),
         no_keepalive=False,
         quick=False,
     )
@@ -577,6 +577,8 @@ def test_quick_scenarios() -> None:
     assert plans["conflate"][0].task["seconds"] == 60
     assert plans["topics"][0].task["topics"] == 1000
     assert (plans["cores"][0].task["case"]["clients"], plans["crowded"][0].task["case"]["rounds"]) == (1000, 40)
+    assert [part.task["case"]["size"] for part in plans["large"]] == [64, 1024, 4096, 16384, 65536, 262144]
+    assert [part.task["messages"] for part in plans["wire"]] == [1000, 1000, 1000]
     kept = {name: plan[0].task["case"]["keepalive"] for name, plan in plans.items()}
     # Those whose clients never read, or read too slowly, to answer.
     assert [name for name, keepalive in kept.items() if not keepalive] == ["stalled", "conflate"]

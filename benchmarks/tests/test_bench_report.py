@@ -568,6 +568,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"share": octets / 50, "compressed": octets / 260, "call": 5.0, "faster": 4.0}
         for way, octets, private in (("websockets", 50.0, None), ("wsfast", 55.0, 20.0))
     ],
+    "large": [
+        {"size": 4096, "way": way, "call": 5.0, "p50": 2.5, "p99": 3.0, "behind": 0.1, "gain": gain}
+        | {"faster": 2.0, "efficiency": None, "sends": 10, "short": short}
+        for way, gain, short in (("floor-file", 1.5, 0), ("wsfast", 1.25, 3), ("websockets", None, 2))
+    ],
 }
 COLUMNS = {
     "stalled": ("p99 ms", ["2.50", "3.50", "2.50", "3.50"]),
@@ -580,6 +585,7 @@ COLUMNS = {
     "relay": ("p99 ms", ["2.00", "2.00"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
     "wire": ("x octets", ["1.00", "1.10"]),
+    "large": ("short", ["0", "3", "2"]),
 }
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import socket
+import sys
+import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
+from typing import TypeAlias
 
 import pytest
 from websockets.frames import Frame, Opcode
@@ -19,6 +23,10 @@ from websockets.frames import Frame, Opcode
 from wsfast_bench import _native_py
 
 PATIENCE = 60
+
+Send: TypeAlias = "Callable[[array[int], bytes], list[tuple[int, int]]]"
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="sendfile() of a file in memory is Linux's")
 
 
 @pytest.fixture(params=["c", "py"])
@@ -192,21 +200,38 @@ class TestDrain:
             twin.drain(array("i"), stop_fd, memoryview(array("Q", [0, 0])))
 
 
-class TestSendMany:
-    """send_many() offers, and does not look back."""
+def by_file(twin: ModuleType, fds: array[int], data: bytes) -> list[tuple[int, int]]:
+    """Send by `sendfile()`, which needs sockets that do not block."""
+    for fd in fds:
+        os.set_blocking(fd, False)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        cut: list[tuple[int, int]] = twin.send_file_many(fds, file.fileno(), len(data))
+    return cut
 
-    def test_sends_to_all(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+
+@pytest.fixture(params=["send", pytest.param("sendfile", marks=linux)])
+def send_many(request: pytest.FixtureRequest, twin: ModuleType) -> Send:
+    """What sends to all: by `send()`, or by `sendfile()`."""
+    return twin.send_many if request.param == "send" else functools.partial(by_file, twin)
+
+
+class TestSendMany:
+    """send_many() and send_file_many() offer, and do not look back."""
+
+    def test_sends_to_all(self, send_many: Send, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """All descriptors get the data."""
-        assert twin.send_many(array("i", [ours.fileno() for ours, _ in pairs]), b"data") == []
+        assert send_many(array("i", [ours.fileno() for ours, _ in pairs]), b"data") == []
         assert [theirs.recv(10) for _, theirs in pairs] == [b"data"] * 3
 
-    def test_sends_in_order(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    def test_sends_in_order(self, send_many: Send, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """A descriptor that is given twice gets the data twice."""
         ours, theirs = pairs[0]
-        assert twin.send_many(array("i", [ours.fileno()] * 2), b"data") == []
+        assert send_many(array("i", [ours.fileno()] * 2), b"data") == []
         assert theirs.recv(10) == b"datadata"
 
-    def test_tells_what_was_not_taken(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    def test_tells_what_was_not_taken(self, send_many: Send, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """Neither a socket that is full nor one whose peer has gone stops it, and both are told."""
         for ours, _ in pairs:
             ours.setblocking(False)
@@ -215,14 +240,14 @@ class TestSendMany:
             while True:
                 full.send(bytes(65536))
         pairs[1][1].close()
-        assert twin.send_many(array("i", [full.fileno(), gone.fileno(), good.fileno()]), b"data") == [(0, 0), (1, 0)]
+        assert send_many(array("i", [full.fileno(), gone.fileno(), good.fileno()]), b"data") == [(0, 0), (1, 0)]
         assert pairs[2][1].recv(10) == b"data"
 
-    def test_tells_how_much_was_taken(self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
+    def test_tells_how_much_was_taken(self, send_many: Send, pairs: list[tuple[socket.socket, socket.socket]]) -> None:
         """Of a frame that is cut, it is told where."""
         ours, theirs = pairs[0]
         ours.setblocking(False)
-        ((index, taken),) = twin.send_many(array("i", [ours.fileno()]), bytes(16 << 20))
+        ((index, taken),) = send_many(array("i", [ours.fileno()]), bytes(16 << 20))
         assert index == 0
         assert 0 < taken < 16 << 20
         received = 0
@@ -231,6 +256,6 @@ class TestSendMany:
                 received += len(theirs.recv(1 << 20))
         assert received == taken
 
-    def test_no_descriptors(self, twin: ModuleType) -> None:
+    def test_no_descriptors(self, send_many: Send) -> None:
         """Without descriptors, there is nothing to do."""
-        assert twin.send_many(array("i"), b"data") == []
+        assert send_many(array("i"), b"data") == []

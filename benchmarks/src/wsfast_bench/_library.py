@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,12 +21,16 @@ __all__ = [
     "descriptor_of",
     "extension_present",
     "pure_core",
+    "send_files",
 ]
 
 UVICORN_PROTOCOL = "wsfast.uvicorn:WebSocketsProtocol"
 """Protocol class for the option `ws` of uvicorn."""
 
 apply_mask = core.apply_mask
+
+FILE_SIZE = 4096
+"""Octets of a frame from which on the core sends it by `sendfile()` unless told otherwise."""
 
 pure_core = _pure
 """The twin of the extension, in plain Python."""
@@ -56,3 +60,15 @@ def descriptor_of(connection: Any) -> int:
     """Return the descriptor of the socket of any connection that can be sent to."""
     descriptor: int = adapt(connection).transport.get_extra_info("socket").fileno()
     return descriptor
+
+
+def send_files(wanted: bool) -> bool:
+    """Choose whether large frames leave by `sendfile()` or, like all others, by `send()`.
+
+    Returns:
+        Whether this core has the choice.
+    """
+    choose: Callable[[int | None], None] | None = getattr(core, "set_files", None)
+    if choose is not None:
+        choose(FILE_SIZE if wanted else None)
+    return choose is not None

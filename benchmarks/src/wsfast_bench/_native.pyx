@@ -19,6 +19,7 @@ cdef extern from "bench.h" nogil:
     struct bench_count:
         pass
     size_t bench_send(const int *fds, size_t n, const void *data, size_t size, size_t *taken)
+    size_t bench_send_file(const int *fds, size_t n, int file, size_t size, size_t *taken)
     int bench_drain(const int *fds, size_t n, int stop_fd, bench_count *count, int awake)
 
 
@@ -52,6 +53,21 @@ def send_many(fds, bytes data not None):
     while at < n:
         with nogil:
             at += bench_send(first + at, n - at, octets, size, &taken)
+        if at < n:
+            cut.append((at, taken))
+            at += 1
+    return cut
+
+
+def send_file_many(fds, int file, size_t size):
+    cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
+    cdef const int *first = <const int *>array.view.buf
+    cdef size_t n = array.size(), at = 0, taken = 0
+    cdef list cut = []
+
+    while at < n:
+        with nogil:
+            at += bench_send_file(first + at, n - at, file, size, &taken)
         if at < n:
             cut.append((at, taken))
             at += 1

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     known = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values())
     parser.add_argument("--clients", type=positives, metavar="N,...", help="how many clients (1000)")
-    parser.add_argument("--sizes", type=positives, default=(64,), metavar="N,...", help="bytes of a message (64)")
+    parser.add_argument("--sizes", type=positives, metavar="N,...", help="bytes of a message (64)")
     parser.add_argument(
         "--loops", type=choices("loop", tuple(LOOPS)), metavar="LOOP,...", help="asyncio, uvloop (those installed)"
     )
@@ -234,7 +234,7 @@ def _combine(arguments: argparse.Namespace, methods: tuple[str, ...]) -> list[Ca
     """Return the cases that the options ask for."""
     return combine(
         clients=arguments.clients or ((200,) if arguments.quick else (1000,)),
-        sizes=arguments.sizes,
+        sizes=arguments.sizes or (64,),
         loops=_available("loop", arguments.loops or LOOPS, LOOPS),
         types=arguments.types,
         methods=methods,

@@ -23,7 +23,7 @@ import wsfast
 
 from ._library import core_in_use, extension_present, pure_core
 from .machine import UnfitError, installed
-from .native import send_many
+from .native import send_file_many, send_many
 from .node import NodeServer
 from .ticks import Burst
 
@@ -55,7 +55,7 @@ class Room:
     frames: bytes = b""
     """The same as frames, joined."""
     short: int = 0
-    """How many sends of the floor the kernel has not taken completely."""
+    """How many sends the kernel has not taken completely, of those that tell: the floor's, for one."""
     owed: list[tuple[int, bytes]] = field(default_factory=list)
     """What it has not taken of these, with the descriptors."""
 
@@ -65,8 +65,21 @@ class Room:
 
     def offer(self, descriptors: array[int]) -> None:
         """Do what a floor does; what the kernel does not take is owed."""
+        self._owe(descriptors, send_many(descriptors, self.frames))
+
+    def offer_file(self, descriptors: array[int]) -> None:
+        """Do the same by `sendfile()` of a file in memory, which is new for each call. Linux only."""
+        file = os.memfd_create("floor")
+        try:
+            os.write(file, self.frames)
+            cut = send_file_many(descriptors, file, len(self.frames))
+        finally:
+            os.close(file)
+        self._owe(descriptors, cut)
+
+    def _owe(self, descriptors: array[int], cut: list[tuple[int, int]]) -> None:
         frames = self.frames
-        for index, taken in send_many(descriptors, frames):
+        for index, taken in cut:
             self.short += 1
             self.owed.append((descriptors[index], frames[taken:]))
 

@@ -19,6 +19,7 @@ _MODULES = (
     "relay",
     "memory_subscriptions",
     "wire",
+    "large",
 )
 
 SCENARIOS: dict[str, Scenario] = {
