@@ -37,9 +37,11 @@ struct bench_count {
  *         The octets of a message are there before the message is.
  * awake:  1 never to sleep. A process that sleeps must be woken up, and on a virtual machine that costs the one that
  *         sends to it as much as half a send; the faster a server sends, the less often its clients would fall asleep.
+ * records: 1 if TLS encrypts what arrives. Then each record of application data (RFC 8446, section 5.1) counts as a
+ *         message, its header included, and nothing is decrypted or answered; a record of any other type is the end.
  *
  * Returns 0, or a negated errno of epoll; -ENOMEM without memory for the streams; -ENOSYS where there is no epoll.
  */
-int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake);
+int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake, int records);
 
 #endif

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 enum { EVENTS = 512, ROOM = 65536, MASKED_HEAD = 6, MOST_OF_CONTROL = 125, FIN = 0x80, CONTROL = 0x08, PING = 0x89 };
+enum { RECORD_HEAD = 5, APPLICATION_DATA = 23 };
 
 /* How far one connection's stream is. */
 struct stream {
@@ -48,6 +49,12 @@ static void answer(struct stream *stream, int fd)
     (void)!send(fd, stream->pong, sizeof head + stream->size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+static void add(struct bench_count *count, uint64_t octets, uint64_t messages)
+{
+    __atomic_fetch_add(&count->octets, octets, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&count->messages, messages, __ATOMIC_RELEASE);
+}
+
 /* Go through what has arrived; return 1 if it breaks the rules, else 0. */
 static int parse(struct stream *stream, int fd, const unsigned char *data, size_t size, struct bench_count *count)
 {
@@ -82,19 +89,45 @@ static int parse(struct stream *stream, int fd, const unsigned char *data, size_
             stream->have = 0;
         }
     }
-    __atomic_fetch_add(&count->octets, octets, __ATOMIC_RELEASE);
-    __atomic_fetch_add(&count->messages, messages, __ATOMIC_RELEASE);
+    add(count, octets, messages);
+    return 0;
+}
+
+/* Go through records of TLS; return 1 if one is not of application data, else 0. */
+static int parse_records(struct stream *stream, const unsigned char *data, size_t size, struct bench_count *count)
+{
+    uint64_t messages = 0;
+
+    for (size_t at = 0; at < size;) {
+        if (stream->have < RECORD_HEAD) {
+            stream->head[stream->have++] = data[at++];
+            if (stream->head[0] != APPLICATION_DATA)
+                return 1;
+            if (stream->have == RECORD_HEAD)
+                stream->left = (uint64_t)stream->head[3] << 8 | stream->head[4];
+        } else {
+            const size_t part = stream->left < size - at ? (size_t)stream->left : size - at;
+            stream->left -= part;
+            at += part;
+        }
+        if (stream->have == RECORD_HEAD && stream->left == 0) {
+            messages++;
+            stream->have = 0;
+        }
+    }
+    add(count, size, messages);
     return 0;
 }
 
 /* Read until nothing is left; return 1 if the stream has ended, else 0. */
-static int read_all(struct stream *stream, int fd, struct bench_count *count)
+static int read_all(struct stream *stream, int fd, struct bench_count *count, int records)
 {
     static _Thread_local unsigned char room[ROOM];
 
     for (;;) {
         const ssize_t received = recv(fd, room, sizeof room, MSG_DONTWAIT);
-        if (received > 0 && parse(stream, fd, room, (size_t)received, count))
+        if (received > 0 && (records ? parse_records(stream, room, (size_t)received, count)
+                                     : parse(stream, fd, room, (size_t)received, count)))
             return 1;
         if (received == 0 || (received < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
             return 1;
@@ -109,7 +142,7 @@ static int watch(int epoll_fd, int fd, size_t index)
     return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
 }
 
-int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake)
+int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake, int records)
 {
     struct epoll_event events[EVENTS];
     struct stream *const streams = calloc(n + 1, sizeof *streams);
@@ -127,7 +160,7 @@ int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count
         for (int i = 0; i < ready && !stopped; i++) {
             const size_t index = (size_t)events[i].data.u64;
             stopped = index == n;
-            if (!stopped && read_all(&streams[index], fds[index], count)) {
+            if (!stopped && read_all(&streams[index], fds[index], count, records)) {
                 epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fds[index], NULL);
                 open--;
             }
@@ -141,9 +174,9 @@ int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count
 
 #else
 
-int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake)
+int bench_drain(const int *fds, size_t n, int stop_fd, struct bench_count *count, int awake, int records)
 {
-    (void)fds, (void)n, (void)stop_fd, (void)count, (void)awake;
+    (void)fds, (void)n, (void)stop_fd, (void)count, (void)awake, (void)records;
     return -ENOSYS;
 }
 

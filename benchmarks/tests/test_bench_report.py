@@ -573,6 +573,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"faster": 2.0, "efficiency": None, "sends": 10, "short": short}
         for way, gain, short in (("floor-file", 1.5, 0), ("wsfast", 1.25, 3), ("websockets", None, 2))
     ],
+    "tls": [
+        {"way": way, "call": 5.0, "p50": 2.5, "p99": 3.0, "drained": drained, "faster": 3.0, "picows": picows}
+        | {"efficiency": None, "short": 0, "exact": 9}
+        for way, drained, picows in (("websockets", 4.5, None), ("wsfast-picows", 3.5, 2.0))
+    ],
 }
 COLUMNS = {
     "stalled": ("p99 ms", ["2.50", "3.50", "2.50", "3.50"]),
@@ -586,6 +591,7 @@ COLUMNS = {
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
     "wire": ("x octets", ["1.00", "1.10"]),
     "large": ("short", ["0", "3", "2"]),
+    "tls": ("drained ms", ["4.50", "3.50"]),
 }
 
 

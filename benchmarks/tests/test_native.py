@@ -57,11 +57,12 @@ def frame(size: int) -> bytes:
 class Drain:
     """A drain() at work in a thread."""
 
-    def __init__(self, twin: ModuleType, sockets: list[socket.socket]) -> None:
+    def __init__(self, twin: ModuleType, sockets: list[socket.socket], *, records: bool = False) -> None:
         self.count = memoryview(bytearray(16)).cast("Q")
         self.stop_fd, self.stop = os.pipe()
         descriptors = array("i", [sock.fileno() for sock in sockets])
-        self.thread = threading.Thread(target=twin.drain, args=(descriptors, self.stop_fd, self.count))
+        arguments = (descriptors, self.stop_fd, self.count, False, records)
+        self.thread = threading.Thread(target=twin.drain, args=arguments)
         self.thread.start()
 
     def wait_for(self, messages: int, octets: int) -> None:
@@ -79,8 +80,8 @@ class Drain:
 
 
 @contextmanager
-def draining(twin: ModuleType, sockets: list[socket.socket]) -> Iterator[Drain]:
-    drain = Drain(twin, sockets)
+def draining(twin: ModuleType, sockets: list[socket.socket], *, records: bool = False) -> Iterator[Drain]:
+    drain = Drain(twin, sockets, records=records)
     try:
         yield drain
     finally:
@@ -146,6 +147,34 @@ class TestDrain:
             pairs[0][0].sendall(data)
             pairs[1][0].sendall(frame(1))
             drain.wait_for(1, 3)
+            pairs[1][0].close()
+            drain.join()
+
+    @pytest.mark.parametrize("size", [0, 1, 300, 16384])
+    def test_counts_records(
+        self, size: int, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
+    ) -> None:
+        """A record of TLS counts when all of it has arrived, wherever it is cut; what is in it does not matter."""
+        ours = pairs[0][0]
+        record = b"\x17\x03\x03" + size.to_bytes(2) + b"\x15" * size
+        with draining(twin, [theirs for _, theirs in pairs], records=True) as drain:
+            for number in range(1, 4):
+                for at in range(min(len(record) - 1, 7)):
+                    ours.sendall(record[at : at + 1])
+                assert drain.count[1] < number
+                ours.sendall(record[min(len(record) - 1, 7) :])
+                drain.wait_for(number, number * len(record))
+            pairs[1][0].sendall(record * 2)
+            drain.wait_for(5, 5 * len(record))
+
+    def test_record_of_another_type_has_ended(
+        self, twin: ModuleType, pairs: list[tuple[socket.socket, socket.socket]]
+    ) -> None:
+        """An alert ends its connection, and no other one."""
+        with draining(twin, [theirs for _, theirs in pairs[:2]], records=True) as drain:
+            pairs[0][0].sendall(b"\x15\x03\x03\0\2\1\0")
+            pairs[1][0].sendall(b"\x17\x03\x03\0\1x")
+            drain.wait_for(1, 6)
             pairs[1][0].close()
             drain.join()
 

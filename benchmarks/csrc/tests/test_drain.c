@@ -6,7 +6,8 @@
 
 enum { CROWD = 100 };
 
-static int awake; /* every test runs with either */
+static int awake;   /* every test runs with either */
+static int records; /* and one with records of TLS */
 
 /* bench_drain in a thread of its own, over our peers' ends of some pairs. */
 struct drain {
@@ -23,7 +24,7 @@ static void *run(void *argument)
 {
     struct drain *drain = argument;
 
-    drain->result = bench_drain(drain->fds, drain->n, drain->stop[0], &drain->count, awake);
+    drain->result = bench_drain(drain->fds, drain->n, drain->stop[0], &drain->count, awake, records);
     return NULL;
 }
 
@@ -274,14 +275,47 @@ static void reset_is_an_end(void)
     close(drain.stop[1]);
 }
 
+static void records_are_counted_wherever_they_are_cut(void)
+{
+    static const uint8_t small[] = {23, 3, 3, 0, 2, 0xde, 0xad}, large[5 + 257] = {23, 3, 3, 1, 1};
+    struct drain drain;
+
+    records = 1;
+    start(&drain, 2);
+    for (size_t i = 0; i < sizeof small; i++)
+        send_whole(drain.pairs[0].ours, small + i, 1);
+    await_count(&drain, 1, 7);
+    for (size_t i = 0; i < sizeof large; i++)
+        send_whole(drain.pairs[0].ours, large + i, 1);
+    await_count(&drain, 2, 7 + sizeof large);
+    send_whole(drain.pairs[1].ours, small, sizeof small);
+    await_count(&drain, 3, 14 + sizeof large);
+    stop(&drain);
+    records = 0;
+}
+
+static void record_of_another_type_is_the_end(void)
+{
+    static const uint8_t alert[] = {21, 3, 3, 0, 2, 1, 0};
+    struct drain drain;
+
+    records = 1;
+    start(&drain, 1);
+    send_whole(drain.pairs[0].ours, alert, sizeof alert);
+    finish(&drain);
+    CHECK(drain.count.octets == 0 && drain.count.messages == 0);
+    close(drain.stop[1]);
+    records = 0;
+}
+
 static void descriptors_that_cannot_be_watched_are_errors(void)
 {
     struct bench_count count = {0, 0};
     int ends[2], bad = -1;
 
     CHECK(pipe(ends) == 0);
-    CHECK(bench_drain(&bad, 1, ends[0], &count, 0) == -EBADF);
-    CHECK(bench_drain(ends, 1, -1, &count, 0) == -EBADF);
+    CHECK(bench_drain(&bad, 1, ends[0], &count, 0, 0) == -EBADF);
+    CHECK(bench_drain(ends, 1, -1, &count, 0, 0) == -EBADF);
     CHECK(count.octets == 0);
     close(ends[0]);
     close(ends[1]);
@@ -306,6 +340,8 @@ int main(void)
         RUN(it_ends_when_the_other_end_of_the_pipe_is_closed);
         RUN(it_ends_when_all_peers_have_ended);
         RUN(one_peer_that_has_ended_does_not_stop_the_others);
+        RUN(records_are_counted_wherever_they_are_cut);
+        RUN(record_of_another_type_is_the_end);
     }
     printf("-- either\n");
     RUN(no_descriptors_are_no_work);

@@ -20,7 +20,7 @@ cdef extern from "bench.h" nogil:
         pass
     size_t bench_send(const int *fds, size_t n, const void *data, size_t size, size_t *taken)
     size_t bench_send_file(const int *fds, size_t n, int file, size_t size, size_t *taken)
-    int bench_drain(const int *fds, size_t n, int stop_fd, bench_count *count, int awake)
+    int bench_drain(const int *fds, size_t n, int stop_fd, bench_count *count, int awake, int records)
 
 
 cdef class Integers:
@@ -74,7 +74,7 @@ def send_file_many(fds, int file, size_t size):
     return cut
 
 
-def drain(fds, int stop_fd, count, bint awake=False):
+def drain(fds, int stop_fd, count, bint awake=False, bint records=False):
     cdef Integers array = Integers(fds, sizeof(int), PyBUF_SIMPLE)
     cdef Integers counters = Integers(count, sizeof(uint64_t), PyBUF_WRITABLE)
     cdef const int *first = <const int *>array.view.buf
@@ -85,6 +85,6 @@ def drain(fds, int stop_fd, count, bint awake=False):
     if counters.size() != 2:
         raise ValueError("count must be two unsigned integers of 64 bits")
     with nogil:
-        error = bench_drain(first, n, stop_fd, counted, awake)
+        error = bench_drain(first, n, stop_fd, counted, awake, records)
     if error:
         raise OSError(-error, strerror(-error))

@@ -7,9 +7,10 @@ import os
 import selectors
 from array import array
 
-__all__ = ["Stream", "drain", "send_file_many", "send_many"]
+__all__ = ["Records", "Stream", "drain", "send_file_many", "send_many"]
 
 _FIN, _CONTROL, _PING, _PONG = 0x80, 0x08, 0x89, 0x8A
+_APPLICATION_DATA = 23
 
 
 def send_many(fds: array[int], data: bytes) -> list[tuple[int, int]]:
@@ -93,7 +94,27 @@ class Stream:
         return octets, messages, pongs
 
 
-def drain(fds: array[int], stop_fd: int, count: memoryview, awake: bool = False) -> None:
+class Records:
+    """How far a stream of TLS records is (RFC 8446, section 5.1): each of application data counts as a message."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def read(self, data: bytes) -> tuple[int, int, bytes]:
+        """Go through what has arrived, as `Stream.read()` does; there is nothing to be answered."""
+        octets, rest, messages = len(data), self._rest + data, 0
+        while rest:
+            if rest[0] != _APPLICATION_DATA:
+                raise ValueError("a record of another type than application data")
+            end = 5 + int.from_bytes(rest[3:5])
+            if len(rest) < max(end, 5):
+                break
+            rest, messages = rest[end:], messages + 1
+        self._rest = rest
+        return octets, messages, b""
+
+
+def drain(fds: array[int], stop_fd: int, count: memoryview, awake: bool = False, records: bool = False) -> None:
     """Read the frames that arrive at `fds` until `stop_fd` is readable or all of `fds` have ended; answer pings.
 
     Args:
@@ -102,11 +123,13 @@ def drain(fds: array[int], stop_fd: int, count: memoryview, awake: bool = False)
         count: Two unsigned integers of 64 bits, to which the octets of frames that carry data, and the messages, are
             added as they come.
         awake: Whether never to sleep; to wake a process up costs the one that sends to it.
+        records: Whether TLS encrypts what arrives. Then each record of application data counts as a message, and
+            nothing is decrypted or answered.
 
     Raises:
         OSError: If they cannot be watched.
     """
-    streams = {fd: Stream() for fd in fds}
+    streams = {fd: Records() if records else Stream() for fd in fds}
     with selectors.DefaultSelector() as selector:
         selector.register(stop_fd, selectors.EVENT_READ)
         for fd in fds:

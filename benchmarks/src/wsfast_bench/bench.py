@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     known = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values())
     parser.add_argument("--clients", type=positives, metavar="N,...", help="how many clients (1000)")
-    parser.add_argument("--sizes", type=positives, metavar="N,...", help="bytes of a message (64)")
+    parser.add_argument(
+        "--sizes", type=positives, metavar="N,...", help="bytes of a message (64; of scenario large, several)"
+    )
     parser.add_argument(
         "--loops", type=choices("loop", tuple(LOOPS)), metavar="LOOP,...", help="asyncio, uvloop (those installed)"
     )

@@ -62,6 +62,8 @@ class Case:
     """Milliseconds that the server sleeps after each call; 0 not to sleep, but to wait for the clients only."""
     threads: int = 1
     """Threads that wsfast sends with."""
+    tls: bool = False
+    """Whether the servers and clients talk over TLS. Then there must be no compression, and no pings."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Case:
@@ -86,7 +88,7 @@ class Case:
     def __str__(self) -> str:
         kept = "" if self.collection == "list" else f", in a {self.collection}"
         sleepy = ", clients that sleep" if self.sleep else ""
-        how = "" if self.compression == "none" else f", {self.compression}"
+        how = ("" if self.compression == "none" else f", {self.compression}") + (", TLS" if self.tls else "")
         many = "" if self.burst == 1 else f", bursts of {self.burst}"
         state = ", cold caches" if self.cold else ""
         state += f", a tick every {self.tick} ms" if self.tick else ""

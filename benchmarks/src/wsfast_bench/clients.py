@@ -69,27 +69,29 @@ class Clients:
         """How many messages these were; the bytes of each are in `octets` before it is counted here."""
         return self._count[1]
 
-    async def connect(self, port: int, count: int, *, deflate: bool) -> None:
+    async def connect(self, port: int, count: int, *, deflate: bool, tls: bool = False) -> None:
         """Connect so many clients to a server at 127.0.0.1; then their opening handshakes are done.
 
         Args:
             port: Port of the server.
             count: How many.
             deflate: Whether they and the server are to agree on permessage-deflate.
+            tls: Whether they are to connect over TLS.
 
         Raises:
             UnfitError: If they could not.
         """
-        await self._ask(f"connect {port} {count}" + (" deflate" if deflate else ""))
+        await self._ask(f"connect {port} {count}" + (" deflate" if deflate else "") + (" tls" if tls else ""))
 
-    async def drain(self, *, awake: bool) -> None:
+    async def drain(self, *, awake: bool, records: bool = False) -> None:
         """Begin to read. Then there is nothing but the end that could be asked of the clients.
 
         Args:
             awake: Whether they are to look for more without rest, if the kernel knows how, rather than to sleep until
                 there is some: then no method has to wake them up.
+            records: Whether to count TLS records rather than messages; then nothing is decrypted, and no ping answered.
         """
-        await self._ask("drain awake" if awake else "drain")
+        await self._ask("drain" + (" awake" if awake else "") + (" records" if records else ""))
 
     def stop(self) -> None:
         """Suspend the process; what it is sent piles up in its sockets."""

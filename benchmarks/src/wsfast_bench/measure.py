@@ -29,7 +29,7 @@ import statistics
 import sys
 import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import islice
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ import wsfast
 from .cases import Case, Result, Samples, Verdict
 from .clients import Clients
 from .machine import UnfitError, bind_server, cache_size, usable_processors
-from .methods import METHODS, Call, Room
+from .methods import METHODS, Call, Method, Room
 from .servers import PATIENCE, SERVE, admit
 from .ticks import Burst, bursts
 
@@ -74,7 +74,7 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
 
 @asynccontextmanager
 async def prepared(
-    case: Case, awake: bool, processors: tuple[int, int] | None
+    case: Case, awake: bool, processors: tuple[int, int] | None, methods: Mapping[str, Method] = METHODS
 ) -> AsyncIterator[tuple[Bench, dict[str, Turn]]]:
     """Start servers and clients of a case; yield what measures it, and its methods, ready to be called.
 
@@ -82,13 +82,14 @@ async def prepared(
         case: What to measure.
         awake: Whether the clients have a processor for themselves, so that they need not sleep.
         processors: Its second one is that of the clients; None if they are not to be bound.
+        methods: Those of the case, and more.
 
     Raises:
         UnfitError: If clients cannot connect.
     """
     groups = [(name,) for name in case.methods] if case.apart else [case.methods]
     async with AsyncExitStack() as stack:
-        crowds: list[dict[str, list[Any]]] = [{METHODS[name].server: [] for name in group} for group in groups]
+        crowds: list[dict[str, list[Any]]] = [{methods[name].server: [] for name in group} for group in groups]
         # All servers before the clients, so that these go first in the end: a server would wait for them to close.
         ports = [
             {name: await stack.enter_async_context(SERVE[name](case, accepted)) for name, accepted in crowd.items()}
@@ -101,10 +102,10 @@ async def prepared(
                 await admit(clients, case, port[name], accepted)
             room = make_room(case, crowd)
             for name in group:
-                turns[name] = Turn(await stack.enter_async_context(METHODS[name].call(room)), room)
+                turns[name] = Turn(await stack.enter_async_context(methods[name].call(room)), room)
         wsfast.set_threads(case.threads)
         stack.callback(wsfast.set_threads, None)
-        await clients.drain(awake=awake and not case.sleep)
+        await clients.drain(awake=awake and not case.sleep, records=case.tls)
         gc.collect()
         gc.freeze()
         stack.callback(gc.unfreeze)
@@ -124,6 +125,7 @@ def make_room(case: Case, crowds: dict[str, list[Any]]) -> Room:
         stock=stock,
         served=served,
         served_descriptors=_descriptors(served),
+        transports=crowds.get("picows-transports", ()),
         node=next(iter(crowds.get("node", ())), None),
     )
 

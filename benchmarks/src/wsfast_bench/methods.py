@@ -27,7 +27,7 @@ from .native import send_file_many, send_many
 from .node import NodeServer
 from .ticks import Burst
 
-__all__ = ["METHODS", "UNBOUNDED", "Call", "Method", "Room", "floor_of", "present"]
+__all__ = ["METHODS", "UNBOUNDED", "Call", "Method", "Room", "floor_of"]
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Room:
     descriptors: array[int]
     """Those of the same connections in the same order."""
     strangers: Collection[Any]
-    """Connections of picows; as many, in a collection of the same type."""
+    """Connections of picows.websockets; as many, in a collection of the same type."""
     forgetful: Collection[ServerConnection]
     """Connections of websockets that compress each message by itself; as many, in a collection of the same type."""
     stock: Sequence[ServerConnection] = ()
@@ -48,6 +48,8 @@ class Room:
     """Connections of `wsfast.serve()`, as many, in that order too."""
     served_descriptors: array[int] = field(default_factory=lambda: array("i"))
     """Those of the latter."""
+    transports: Sequence[Any] = ()
+    """Transports of picows, as many, in that order."""
     node: NodeServer | None = None
     """The server in Node."""
     messages: tuple[str | bytes, ...] = ()
@@ -138,6 +140,11 @@ class Method:
     """Whether it is measured, unless asked otherwise, where each method has connections of its own, which are many."""
     group: Literal["ours", "theirs", "floor"] = "ours"
 
+    @property
+    def present(self) -> bool:
+        """Whether what it needs is there: the extension, or a module."""
+        return extension_present() if self.feature == "extension" else self.feature is None or installed(self.feature)
+
 
 METHODS: dict[str, Method] = {}
 """Methods by their names, in the order in which they are shown."""
@@ -158,12 +165,6 @@ def method(name: str, what: str, **attributes: Any) -> Callable[[_Open], _Open]:
 def floor_of(name: str) -> str:
     """Return the floor of a method; it may be one that only an earlier release had."""
     return METHODS[name].floor if name in METHODS else "floor"
-
-
-def present(name: str) -> bool:
-    """Tell whether what a method needs is there: the extension, or a module."""
-    feature = METHODS[name].feature
-    return extension_present() if feature == "extension" else feature is None or installed(feature)
 
 
 class Countdown:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+import ssl
 import struct
 import sys
 from array import array
 from base64 import b64encode
 
+from .certificate import client_context
 from .native import drain
 
 __all__ = ["connect", "main", "read_line"]
@@ -22,7 +24,9 @@ OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\
 """What websockets' clients and browsers offer (RFC 7692, section 7.1)."""
 
 
-def connect(port: int, count: int, *, deflate: bool, receive_buffer: int | None = None) -> list[socket.socket]:
+def connect(
+    port: int, count: int, *, deflate: bool, receive_buffer: int | None = None, tls: bool = False
+) -> list[socket.socket]:
     """Open connections to a WebSocket server at 127.0.0.1.
 
     Args:
@@ -30,6 +34,7 @@ def connect(port: int, count: int, *, deflate: bool, receive_buffer: int | None 
         count: How many.
         deflate: Whether to offer permessage-deflate, which the server must accept; else there are no extensions.
         receive_buffer: SO_RCVBUF of the sockets; None to leave it to the kernel.
+        tls: Whether to connect over TLS; whose certificate it is does not matter.
 
     Returns:
         Sockets, not blocking, whose opening handshakes are done (RFC 6455, section 4.1).
@@ -37,10 +42,11 @@ def connect(port: int, count: int, *, deflate: bool, receive_buffer: int | None 
     Raises:
         OSError: If the server refuses.
     """
+    context = client_context() if tls else None
     sockets: list[socket.socket] = []
     while len(sockets) < count:
         missing = min(BATCH, count - len(sockets))
-        batch = [_open(port, receive_buffer) for _ in range(missing)]
+        batch = [_open(port, receive_buffer, context) for _ in range(missing)]
         for sock in batch:
             sock.sendall(
                 f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -65,21 +71,21 @@ def connect(port: int, count: int, *, deflate: bool, receive_buffer: int | None 
     return sockets
 
 
-def _open(port: int, receive_buffer: int | None) -> socket.socket:
+def _open(port: int, receive_buffer: int | None, context: ssl.SSLContext | None) -> socket.socket:
     sock = socket.socket()
     try:
         sock.settimeout(60)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)  # the window is agreed on right away
         sock.connect(("127.0.0.1", port))
+        return sock if context is None else context.wrap_socket(sock)
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
 def main() -> None:
-    """Obey `connect PORT COUNT [deflate]` and `drain [awake]` on standard input; end with it."""
+    """Obey `connect PORT COUNT [deflate] [tls]` and `drain [awake] [records]` on standard input; end with it."""
     shared = int(sys.argv[1])
     if sys.argv[2]:
         os.sched_setaffinity(0, {int(sys.argv[2])})
@@ -89,10 +95,11 @@ def main() -> None:
         if request[0] == "drain":
             print("ok", flush=True)
             descriptors = array("i", [sock.fileno() for sock in sockets])
-            drain(descriptors, sys.stdin.fileno(), count, awake="awake" in request)
+            drain(descriptors, sys.stdin.fileno(), count, awake="awake" in request, records="records" in request)
             return
         try:
-            sockets += connect(int(request[1]), int(request[2]), deflate="deflate" in request)
+            options = {"deflate": "deflate" in request, "tls": "tls" in request}
+            sockets += connect(int(request[1]), int(request[2]), **options)
         except OSError as exc:
             print(f"{type(exc).__name__}: {exc}", flush=True)
         else:

@@ -15,6 +15,7 @@ from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFact
 import wsfast
 
 from .cases import Case
+from .certificate import server_context
 from .clients import Clients
 from .machine import UnfitError
 from .node import KEEPALIVE
@@ -36,7 +37,7 @@ async def admit(clients: Clients, case: Case, port: int, accepted: list[Any]) ->
     Raises:
         UnfitError: If they cannot.
     """
-    await clients.connect(port, case.clients, deflate=case.compression == "deflate")
+    await clients.connect(port, case.clients, deflate=case.compression == "deflate", tls=case.tls)
     await keep(accepted, case.clients)
 
 
@@ -85,6 +86,7 @@ async def stock(
         extensions=extensions,
         ping_interval=interval_of_pings(case),
         open_timeout=60,
+        ssl=server_context() if case.tls else None,
     ) as server:
         yield next(iter(server.sockets)).getsockname()[1]
 
@@ -121,6 +123,29 @@ async def picows(case: Case, accepted: list[Any]) -> AsyncIterator[int]:
         yield next(iter(server.sockets)).getsockname()[1]
 
 
+@asynccontextmanager
+async def picows_transports(case: Case, accepted: list[Any]) -> AsyncIterator[int]:
+    """Serve by picows itself; what it accepts are its transports, which neither compress nor send pings."""
+    from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_create_server
+
+    class Listener(WSListener):
+        def on_ws_connected(self, transport: WSTransport) -> None:
+            accepted.append(transport)
+
+        def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+            if frame.msg_type == WSMsgType.CLOSE:
+                transport.send_close(frame.get_close_code())
+                transport.disconnect()
+
+    context = server_context() if case.tls else None
+    server = await ws_create_server(lambda _: Listener(), "127.0.0.1", 0, ssl=context)
+    try:
+        yield next(iter(server.sockets)).getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
 def served(case: Case, accepted: list[Any]) -> AbstractAsyncContextManager[int]:
     """Serve by `wsfast.serve()`, with the options of `stock()`."""
     return stock(case, accepted, by=wsfast.serve)
@@ -132,6 +157,7 @@ SERVE: dict[str, Server] = {
     "no-takeover": without_takeover,
     "wsfast-factory": by_factory,
     "picows": picows,
+    "picows-transports": picows_transports,
     "node": node,
 }
 """Servers by their names."""

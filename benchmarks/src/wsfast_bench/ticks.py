@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 
 from .cases import Case
 
-__all__ = ["MEM_LEVEL", "WINDOW_BITS", "Burst", "Parcel", "bursts", "deflated", "frame", "parcels", "ticks"]
+__all__ = ["MEM_LEVEL", "WINDOW_BITS", "Burst", "Parcel", "bursts", "deflated", "frame", "parcels", "sealed", "ticks"]
 
 WINDOW_BITS = 12
 MEM_LEVEL = 5
@@ -68,6 +68,8 @@ def parcels(case: Case, seed: str) -> Iterator[Parcel]:
         tick = '{"symbol":"BTC-USD","price":64250.0,"size":100,"seq":12345},'
         text = (tick * (case.size // len(tick) + 1))[: case.size]
         octets = frame(opcode, text.encode())
+        if case.tls:
+            octets = sealed(octets)
         yield from itertools.repeat(Parcel(text if case.type == "text" else text.encode(), octets))
 
 
@@ -97,6 +99,15 @@ def frame(opcode: Opcode, payload: bytes, *, compressed: bool = False) -> bytes:
     """Return a server's frame; RSV1 tells of a compressed one (RFC 7692, section 6)."""
     octets = Frame(opcode, payload).serialize(mask=False)
     return bytes([octets[0] | 0x40]) + octets[1:] if compressed else octets
+
+
+def sealed(octets: bytes) -> bytes:
+    """Return a record of TLS 1.3 as large as if it held these octets (RFC 8446, section 5.2), which nobody can decrypt.
+
+    The type of the content and the tag of the cipher are 17 octets.
+    """
+    size = len(octets) + 17
+    return bytes([23, 3, 3]) + size.to_bytes(2) + random.Random("record").randbytes(size)
 
 
 def deflated(payload: bytes) -> bytes:

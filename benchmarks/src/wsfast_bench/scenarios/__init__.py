@@ -20,6 +20,7 @@ _MODULES = (
     "memory_subscriptions",
     "wire",
     "large",
+    "tls",
 )
 
 SCENARIOS: dict[str, Scenario] = {

@@ -13,7 +13,7 @@ import wsfast
 from wsfast_bench.cases import Case, Samples
 from wsfast_bench.machine import bind_server, fitting_threads
 from wsfast_bench.measure import prepared
-from wsfast_bench.methods import METHODS, floor_of, present
+from wsfast_bench.methods import METHODS, floor_of
 from wsfast_bench.report import percentile, ratio
 
 from .scenario import Chart, Play, Row, Scenario, Settings
@@ -92,7 +92,7 @@ class Cores(Scenario):
         """Play all in one process."""
         clients = settings.clients()
         threads = fitting_threads(settings.arguments.threads or THREADS)
-        ways = [name for name in WAYS if present(name)]
+        ways = [name for name in WAYS if METHODS[name].present]
         case = settings.case(2 * clients, 64, "text") | settings.rounds() | {"clients": clients, "methods": ways}
         yield Play(
             f"{clients} clients, 64 B, {', '.join(map(str, threads))} threads: in turns",

@@ -11,7 +11,7 @@ from typing import Any
 
 from wsfast_bench.cases import Case
 from wsfast_bench.machine import usable_processors
-from wsfast_bench.methods import present
+from wsfast_bench.methods import METHODS
 
 from .cores import measure_threads
 from .scenario import Chart, Play, Row, Scenario, Settings
@@ -75,7 +75,7 @@ class Crowded(Scenario):
         """Play all in one process."""
         clients = settings.clients()
         threads = [1, None, min(len(usable_processors()), MOST)]
-        ways = [name for name in WAYS if present(name)]
+        ways = [name for name in WAYS if METHODS[name].present]
         case = settings.case(len(WAYS) * clients, 64, "text") | settings.rounds()
         case |= {"clients": clients, "methods": ways, "sleep": True, "tick": TICK}
         yield Play(

@@ -14,7 +14,7 @@ from wsfast_bench._library import send_files
 from wsfast_bench.cases import Case, Samples
 from wsfast_bench.machine import bind_server
 from wsfast_bench.measure import Turn, prepared
-from wsfast_bench.methods import METHODS, Room, present
+from wsfast_bench.methods import METHODS, Room
 from wsfast_bench.report import percentile, ratio
 
 from .scenario import Chart, Play, Row, Scenario, Settings
@@ -115,7 +115,7 @@ class Large(Scenario):
     def plan(self, settings: Settings) -> Iterator[Play]:
         """Play each size."""
         clients = settings.clients(500)
-        ways = [name for name in METHODS_USED if present(name)]
+        ways = [name for name in METHODS_USED if METHODS[name].present]
         for size in settings.arguments.sizes or SIZES:
             case = settings.case(2 * clients, size, "text") | settings.rounds() | {"clients": clients, "methods": ways}
             yield Play(

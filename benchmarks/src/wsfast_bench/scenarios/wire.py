@@ -19,7 +19,7 @@ import wsfast
 from wsfast_bench.cases import Case
 from wsfast_bench.clients import Clients
 from wsfast_bench.machine import UnfitError, bind_server
-from wsfast_bench.methods import METHODS, UNBOUNDED, present
+from wsfast_bench.methods import METHODS, UNBOUNDED
 from wsfast_bench.servers import PATIENCE, SERVE, admit
 from wsfast_bench.ticks import ticks
 
@@ -215,7 +215,7 @@ class OnTheWire(Scenario):
     def plan(self, settings: Settings) -> Iterator[Play]:
         """Play each variant."""
         clients, messages = settings.clients(), settings.number(self.messages)
-        ways = [way for way in WAYS if present(way)]
+        ways = [way for way in WAYS if METHODS[way].present]
         case = settings.case(len(ways) * clients, SIZE, "text") | {"clients": clients, "compression": "deflate"}
         for variant in VARIANTS:
             task = {"case": case, "variant": variant, "messages": messages, "ways": ways}
