@@ -43,13 +43,12 @@ ROWS = {
 """Rows of the README's first table, in their order, each with its name there."""
 
 ROWS_OCTETS = {name: ROWS[name] for name in ("websockets", "picows", "wsfast", "channel")}
-ROWS_OCTETS["audience"] = "**`wsfast.Audience().broadcast`**"
 """Those of the second one."""
 
 COLUMNS_OCTETS = {"all": "octets, to all", "halves": "to random halves", "private": "to all, private messages between"}
 """Its columns of octets, by the variants of scenario `wire`."""
 
-WEIGHED = {"websockets": "websockets", "picows": "picows", **dict.fromkeys(("wsfast", "audience"), "wsfast-factory")}
+WEIGHED = {"websockets": "websockets", "picows": "picows", "wsfast": "wsfast-factory"}
 """Whose memory is told in a row."""
 
 

@@ -28,7 +28,7 @@ from wsfast_bench.clients import Clients
 from wsfast_bench.measure import prepared
 from wsfast_bench.methods import METHODS, Call, Room
 from wsfast_bench.scenarios import large, tls, wire
-from wsfast_bench.ticks import MEM_LEVEL, WINDOW_BITS, frame, sealed, ticks
+from wsfast_bench.ticks import MEM_LEVEL, WINDOW_BITS, deflated, frame, sealed, ticks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scenarios are played on Linux only")
 
@@ -77,6 +77,8 @@ def test_wire(variant: str) -> None:
     assert rows["websockets"]["octets"] == pytest.approx(octets)
     assert rows["websockets"]["private"] == (None if private is None else pytest.approx(private))
     assert rows["websockets"]["share"] == rows["websockets"]["faster"] == 1
+    alone = [len(frame(Opcode.TEXT, deflated(tick.encode()))) for tick in islice(ticks(wire.SIZE, "wire"), 25)]
+    assert rows["no-takeover"]["octets"] == pytest.approx(statistics.mean(alone))
     for row in found:
         assert (row["variant"], row["messages"]) == (variant, 25)
         assert row["share"] == pytest.approx(row["octets"] / octets)

@@ -27,7 +27,7 @@ from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
 __all__ = ["SCENARIO", "VARIANTS", "WAYS", "measure_wire"]
 
-WAYS = ("websockets", "wsfast", "channel", "audience", "picows")
+WAYS = ("websockets", "wsfast", "channel", "no-takeover", "picows")
 """Methods that are compared, each on connections of its own."""
 
 VARIANTS = {
@@ -100,12 +100,9 @@ def sender(way: str, connections: list[Any]) -> Send:
             channel.flush()
 
         return publish
-    if way == "audience":
-        broadcast: Callable[[list[Any], str], object] = wsfast.Audience().broadcast
-    elif way == "picows":
+    broadcast: Callable[[list[Any], str], object] = wsfast.broadcast if way == "wsfast" else websockets_broadcast
+    if way == "picows":
         from picows.websockets import broadcast
-    else:
-        broadcast = wsfast.broadcast if way == "wsfast" else websockets_broadcast
     return lambda to, rest, message: broadcast(to, message)
 
 
@@ -201,7 +198,7 @@ class OnTheWire(Scenario):
     options = (messages,)
     keys = ("variant", "way")
     numbers = MappingProxyType({"octets": "wire B", "call": "us/client"})
-    theirs = frozenset({"websockets", "picows"})
+    theirs = frozenset({"websockets", "no-takeover", "picows"})
     chart = Chart("octets on the wire per client and message (mean)", "octets", "{variant}, {way}")
     legend = (
         "wire B: octets per client and message that the clients were sent, frame headers included, mean over all\n"
@@ -209,7 +206,8 @@ class OnTheWire(Scenario):
         "private B: the same of the private messages. us/client: of a call, per client that is sent to, median.\n"
         "x websockets: time of websockets divided by the method's in each turn; median. One thread sends.\n"
         + "".join(f"{name}: {told}.\n" for name, told in VARIANTS.items())
-        + "Each method has connections of its own. Those of picows have a window of 15 bits, all others 12 bits."
+        + "no-takeover: websockets, each message compressed by itself. Each method has connections of its own.\n"
+        "Those of picows have a window of 15 bits, all others 12 bits."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
