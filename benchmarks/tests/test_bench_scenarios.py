@@ -21,6 +21,7 @@ import pytest
 import websockets.asyncio.server
 from websockets.frames import Opcode
 
+from wsfast._core import core
 from wsfast.cli import UnfitError, main
 from wsfast_bench._library import extension_present
 from wsfast_bench.cases import Case
@@ -120,13 +121,13 @@ def test_wire_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("size", [64, 20_000])
 def test_large(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way sends what all others do; with and without files in memory is compared with the same connections."""
-    wanted: list[bool] = []
+    chosen: list[tuple[int | None, int]] = [(4096, 8)]
 
-    def send_files(files: bool) -> bool:
-        wanted.append(files)
-        return True
+    def set_files(size: int | None, receivers: int = 9) -> tuple[int | None, int]:
+        chosen.append((size, receivers))
+        return chosen[-2]
 
-    monkeypatch.setattr("wsfast_bench.scenarios.large.send_files", send_files)
+    monkeypatch.setattr(core, "set_files", set_files, raising=False)
     ways = [name for name in large.METHODS_USED if METHODS[name].present]
     found = asyncio.run(large.measure_large(case(3, size, *ways), None))
     rows = {row["way"]: row for row in found}
@@ -135,15 +136,14 @@ def test_large(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {way for way, row in rows.items() if row["gain"] is not None} == {"wsfast", "floor-file"}
     assert rows["floor"]["efficiency"] == rows["websockets"]["faster"] == 1
     assert all(row["sends"] == 6 and row["short"] in (0, None) for row in found)
-    # Once for each way in two rounds, and as it is by default before and after that.
-    assert wanted.count(False) == 2
-    assert wanted[0] is wanted[-1] is True
+    # Off for a turn in each of two rounds, and then as it was.
+    assert chosen == [(4096, 8), *[(None, 9), (4096, 8)] * 2]
 
 
 @extension
 def test_large_with_a_core_that_has_no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing to compare wsfast with, and the table says so."""
-    monkeypatch.setattr("wsfast_bench.scenarios.large.send_files", lambda _: False)
+    monkeypatch.delattr(core, "set_files", raising=False)
     found = asyncio.run(large.measure_large(case(2, 100, "floor", "wsfast"), None))
     assert [row["way"] for row in found] == ["floor", "floor-file", "wsfast"]
     assert large.SCENARIO.warn(found)[-1].startswith("This core sends all frames by send()")

@@ -20,17 +20,15 @@ __all__ = [
     "core_in_use",
     "descriptor_of",
     "extension_present",
+    "has_files",
     "pure_core",
-    "send_files",
+    "without_files",
 ]
 
 UVICORN_PROTOCOL = "wsfast.uvicorn:WebSocketsProtocol"
 """Protocol class for the option `ws` of uvicorn."""
 
 apply_mask = core.apply_mask
-
-FILE_SIZE = 4096
-"""Octets of a frame from which on the core sends it by `sendfile()` unless told otherwise."""
 
 pure_core = _pure
 """The twin of the extension, in plain Python."""
@@ -62,13 +60,17 @@ def descriptor_of(connection: Any) -> int:
     return descriptor
 
 
-def send_files(wanted: bool) -> bool:
-    """Choose whether large frames leave by `sendfile()` or, like all others, by `send()`.
+def has_files() -> bool:
+    """Tell whether the core can send large frames by `sendfile()`."""
+    return hasattr(core, "set_files")
 
-    Returns:
-        Whether this core has the choice.
-    """
-    choose: Callable[[int | None], None] | None = getattr(core, "set_files", None)
-    if choose is not None:
-        choose(FILE_SIZE if wanted else None)
-    return choose is not None
+
+@contextmanager
+def without_files() -> Iterator[None]:
+    """Have the core send large frames by `send()`, like all others, while in the context; it must have files."""
+    choose: Callable[..., tuple[int | None, int]] = getattr(core, "set_files")  # noqa: B009
+    before = choose(None)
+    try:
+        yield
+    finally:
+        choose(*before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import wsfast
-from wsfast_bench._library import send_files
+from wsfast_bench._library import has_files, without_files
 from wsfast_bench.cases import Case, Samples
 from wsfast_bench.machine import bind_server
 from wsfast_bench.measure import Turn, prepared
@@ -42,15 +43,12 @@ async def measure_large(case: Case, processors: tuple[int, int] | None) -> list[
     async with prepared(case, bind_server(processors), processors) as (bench, turns):
         ways = compared(turns)
         samples = {way: Samples() for way in ways}
-        try:
-            for warm in (True, *[False] * case.rounds):
-                order = list(ways)
-                random.shuffle(order)
-                for way in order:
-                    send_files(way != "wsfast-send")
+        for warm in (True, *[False] * case.rounds):
+            order = list(ways)
+            random.shuffle(order)
+            for way in order:
+                with without_files() if way == "wsfast-send" else contextlib.nullcontext():
                     await bench.take_turn(ways[way], Samples() if warm else samples[way])
-        finally:
-            send_files(True)
     return [_row(case, way, samples) for way in ways]
 
 
@@ -62,7 +60,7 @@ def compared(turns: dict[str, Turn]) -> dict[str, Turn]:
         ways["floor-file"] = Turn(lambda: room.offer_file(room.descriptors), room)
     if "wsfast" in turns:
         ways["wsfast"] = Turn(_broadcaster(turns["wsfast"].room), turns["wsfast"].room)
-        if send_files(True):
+        if has_files():
             ways["wsfast-send"] = ways["wsfast"]
     return {way: ways[way] for way in ("floor", "floor-file", "wsfast-send", "wsfast", *turns) if way in ways}
 
