@@ -194,15 +194,33 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = [PreparedMessage(tick(number, 100)) for number in range(500)]
     for message in messages:  # as those of a history: nobody holds what comes after them, but they do
         self_contained(message).choose(parameters.unknown)
+    Parameters.make_room()
     assert all(receiver.encoder.state.tail for receiver in receivers)
     assert sum(bool(self_contained(message)._windows[parameters].tail) for message in messages) == 7
     crowd = [Receiver(9) for _ in range(100)]
     for number, receiver in enumerate(crowd):
         publish(tick(number, 100), receiver)
+    Parameters.make_room()
     assert sum(bool(receiver.encoder.state.tail) for receiver in (*receivers, *crowd)) == 30
     assert len(parameters._new) + len(parameters._old) == 30
     for number in range(3):
         publish(tick(number), *receivers, *crowd)
+
+
+def test_many_messages_at_once_are_kept_until_they_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a tick makes more windows than there may be, what receivers hold in the end is known."""
+    monkeypatch.setattr(sys.modules["wsfast._encoding.deflate"], "MOST_KEPT", 8 << 9)
+    groups = [[Receiver(9) for _ in range(3)] for _ in range(2)]
+    for number, group in enumerate(groups):
+        publish(tick(number, 100), *group)
+    everybody = [receiver for group in groups for receiver in group]
+    for first in range(0, 90, 30):
+        messages = [PreparedMessage(tick(first + i, 100)) for i in range(30)]
+        joined = join([encodings_of(message, 6) for message in messages])
+        choices = [joined.choose(receiver.encoder.state) for receiver in everybody]
+        for receiver, (_, after) in zip(everybody, choices, strict=True):
+            receiver.encoder.move_to(after)
+        assert all(receiver.encoder.state.tail for receiver in everybody)
 
 
 def test_what_is_not_held_is_not_kept() -> None:

@@ -44,6 +44,7 @@ class Parameters:
 
     __slots__ = ("_encoders", "_new", "_old", "own", "per_message", "settings", "unknown", "window", "window_bits")
 
+    _crowded: ClassVar[set[Parameters]] = set()
     _all: ClassVar[dict[tuple[int, tuple[tuple[str, int], ...]], Parameters]] = {}
 
     window_bits: int
@@ -124,29 +125,41 @@ class Parameters:
         return compress_by(self.encoder(), data)
 
     def keep(self, window: Window) -> None:
-        """Keep what a new window holds, as long as there is room.
-
-        At first it is one of the new ones, a quarter of all that are kept. What is pushed out of these and is held by
-        nobody is forgotten, as what was made for a history; of the others, the oldest is forgotten if they are too
-        many. No cost grows with their number, and several threads may do this at the same time.
-        """
-        most = MOST_KEPT // self.window
+        """Keep what a new window holds, as long as there is room. Several threads may do this at the same time."""
         self._new.append(ref(window))
-        with contextlib.suppress(IndexError):  # another thread has taken the last one
-            if len(self._new) > most // 4:
-                reference = self._new.popleft()
-                known = reference()
-                if known is not None and known.count > 0:
-                    self._old.append(reference)
-                elif known is not None:
-                    known.forget()
+        if len(self._new) > self._most // 4:
+            self._crowded.add(self)
+
+    @classmethod
+    def make_room(cls) -> None:
+        """Forget windows, where they have become too many: not while what was chosen is on its way.
+
+        The new ones are a quarter of all. What is pushed out of these is forgotten if nobody holds it, as what was made
+        for a history; of the others, the oldest are if they are too many. Costs as much as windows have been made.
+        """
+        while cls._crowded:
+            with contextlib.suppress(KeyError, IndexError):  # another thread has taken the last one
+                cls._crowded.pop()._make_room()
+
+    def _make_room(self) -> None:
+        while len(self._new) > self._most // 4:
+            reference = self._new.popleft()
+            known = reference()
+            if known is not None and known.count > 0:
+                self._old.append(reference)
+            elif known is not None:
+                known.forget()
             for _ in range(min(2, len(self._old))):
                 reference = self._old.popleft()
                 known = reference()
-                if known is not None and len(self._old) < most - most // 4:
+                if known is not None and len(self._old) < self._most - self._most // 4:
                     self._old.append(reference)
                 elif known is not None:
                     known.forget()
+
+    @property
+    def _most(self) -> int:
+        return MOST_KEPT // self.window
 
     def keep_encoder(self, window: Window) -> None:
         """Keep the encoder of a window until as many others are kept as there may be."""

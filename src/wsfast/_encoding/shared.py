@@ -105,4 +105,5 @@ def encodings_of(message: PreparedMessage, receivers: int) -> Any:
     """Return the encodings of a message for some receivers; to have chosen one obliges to nothing."""
     if message.compress is False or message.size < SMALLEST_COMPRESSED:
         return self_contained(message)
+    Parameters.make_room()
     return Shared(message, receivers)
