@@ -104,7 +104,7 @@ def broadcast(
     """
     prepared = prepare(message, text, compress)
     check_timeout(timeout)
-    receivers = len(cast("Collection[Any]", connections)) if type(connections) in _INERT else 0
+    receivers = len(cast("Collection[Any]", connections)) if type(connections) in _INERT else None
     fan_out = _FanOut(prepared, encodings_of(prepared, receivers), raise_exceptions, timeout)
     if type(connections) in _INERT:
         fan_out.send(cast("Collection[Any]", connections))

@@ -22,6 +22,7 @@ from ._core import core
 from ._delivery import Outcome, deliver, detach, report_lost, settle
 from ._draining import BATCH, Draining
 from ._encoding.message import join
+from ._encoding.shared import closed
 from ._reentrancy import Calls
 from ._writable import LATE, Notification
 from .connections.foreign import Ended
@@ -313,7 +314,8 @@ class Dispatcher(Draining):
 
     def _finish(self) -> None:
         self._sequences = {}
-        self.table.finish()
+        for entry in self.table.finish():
+            entry.encodings = closed(entry.encodings)
 
     def _sequence_of(self, node: int) -> core.Encodings:
         sequence = self._sequences.get(node)

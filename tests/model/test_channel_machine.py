@@ -673,7 +673,7 @@ def ignore(*_: object) -> None:
     ("owner", "name", "fault"),
     [
         (Dispatcher, "drained", nothing),
-        (Window, "end_after", lambda *_: b"private:private:" * 9),
+        (Window, "tail", property(lambda _: b"private:private:" * 9)),
         (wsfast.Channel, "_slots_of", lambda *_: set()),
         (Subscription, "report_drops", ignore),
     ],

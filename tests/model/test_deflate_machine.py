@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import wsfast
 from helpers.inflate import Spec, Wire, connect, message_of, tick
 from helpers.stage import upstream
-from wsfast._encoding.deflate import LazyEncoder, Window
+from wsfast._encoding.deflate import LazyEncoder, Parameters, Window
 from wsfast._encoding.shared import Shared
 
 T = TypeVar("T")
@@ -403,21 +403,21 @@ def counted_out(lazy: Any) -> Any:
     return lazy.encoder
 
 
-choose = Shared._choose
+choose, same, encoder = Shared._choose, Shared._same, Parameters.encoder
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
     [
-        (Window, "end_after", lambda *_: tick(0).encode() * 9),
-        (Window, "encoder_for", lambda window: window.encoder or window.parameters.encoder(window.tail)),
+        (Window, "tail", property(lambda _: tick(0).encode() * 9)),
+        (Parameters, "encoder", lambda parameters, window=b"": encoder(parameters, window and tick(0).encode() * 9)),
         (Shared, "_choose", everybody_shares),
-        (Shared, "_same", lambda shared, *_: next(iter(shared._windows), None)),
+        (Shared, "_same", lambda shared, after, _: same(shared, next(iter(shared._windows), after), 1)),
         (LazyEncoder, "_own", counted_out),
     ],
     ids=[
         "windows not held",
-        "encoder not copied",
+        "primed with others' messages",
         "everybody shares",
         "windows not compared",
         "own messages not noted",

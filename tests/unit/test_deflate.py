@@ -426,17 +426,6 @@ def test_lazy_encoder_is_primed(window_bits: int, note: str) -> None:
         assert (len(compressed) < by_itself / 2) == (note != "forget")
 
 
-def test_what_windows_end_with() -> None:
-    """A window ends with what it held and the message, as much of that as it can hold."""
-    parameters = parameters_of(9)
-    window = Window(parameters, tail=b"one ")
-    assert window.end_after(b"two") == b"one two"
-    assert window.end_after(b"x" * 510) == b"e " + b"x" * 510
-    assert window.end_after(b"x" * 513) == b"x" * 512
-    window.forget()
-    assert (window.tail, window.end_after(b"two")) == (b"", b"two")
-
-
 def test_per_message_encoder_takes_no_notes() -> None:
     """Connections without context takeover have one encoder for all, which remembers nothing."""
     encoder = parameters_of().per_message

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from helpers.inflate import Inflater, tick
 from wsfast import PreparedMessage
 from wsfast._encoding.deflate import LazyEncoder, Parameters, Window, compress_by
 from wsfast._encoding.message import SMALLEST_COMPRESSED, join, self_contained
-from wsfast._encoding.shared import MOST_CHOSEN, Shared, encodings_of
+from wsfast._encoding.shared import Shared, closed, encodings_of
 
 
 def parameters_of(window_bits: int = 12) -> Parameters:
@@ -76,7 +78,7 @@ def test_those_who_hold_the_same_share() -> None:
     assert encodings[0] is not encodings[1] is encodings[2]
 
 
-def test_choose_is_pure_and_made_once() -> None:
+def test_what_was_chosen_stays() -> None:
     """To ask again, or in another order, or when a window was forgotten meanwhile, makes no difference."""
     old, new = Receiver(), Receiver()
     publish(tick(0), old)
@@ -93,20 +95,42 @@ def test_choose_is_pure_and_made_once() -> None:
     assert [old.encoder.state, new.encoder.state] == windows[:2]
 
 
-@pytest.mark.parametrize("noisy", [False, True])
-def test_windows_that_are_not_kept_in_mind(noisy: bool) -> None:
-    """Of many windows, those that come last get the message by itself, each time that they are asked about."""
-    data = random.Random(1).randbytes(300) if noisy else tick(1).encode()
-    message = Shared(PreparedMessage(data), 0)
-    for i in range(MOST_CHOSEN):
-        message.choose(Window(parameters_of(), b"%d" % i))
-    window = Window(parameters_of(), tick(2).encode())
-    encoding, after = message.choose(window)
-    assert (encoding is message.plain) is noisy
-    window.forget()
-    assert message.choose(window) == (encoding, after)
-    assert message.after(window, 1) is after
-    assert len(message._chosen) == MOST_CHOSEN
+@pytest.mark.parametrize("data", [tick(1).encode(), random.Random(1).randbytes(300)], ids=["tick", "noise"])
+def test_what_is_kept_for_those_who_lag(data: bytes) -> None:
+    """Once a message was sent, those for whom it was compressed get the same; all others get it by itself, always."""
+    receivers = [Receiver() for _ in range(2)]
+    publish(tick(0), *receivers)
+    window = receivers[0].encoder.state
+    message = encodings_of(PreparedMessage(data), 2)
+    others = [Window(parameters_of(), b"%d" % i) for i in range(100)]
+    first = [message.choose(one) for one in (window, *others)]
+    late = closed(message)
+    assert message.choose(window) is late.choose(window) is first[0]
+    assert len(message._chosen) == 101
+    later = [Window(parameters_of(), b"%d" % i) for i in range(100)]
+    chosen = [late.choose(one) for one in later]
+    for one in later:
+        one.forget()
+    assert [late.choose(one)[0] for one in later] == [encoding for encoding, _ in chosen]
+    held = [after.tail for _, after in chosen]
+    assert [late.after(one, 1).tail for one in later] == held
+    assert len(late._chosen) <= 2
+    assert closed(self_contained(PreparedMessage(data))) is not None
+
+
+def test_joined_messages_are_not_asked_again() -> None:
+    """What windows hold after some of the messages is what was chosen, whatever was forgotten since."""
+    receiver = Receiver()
+    publish(tick(0), receiver)
+    window = receiver.encoder.state
+    parts = [encodings_of(PreparedMessage(tick(number)), 1) for number in range(1, 4)]
+    joined = join([closed(part) for part in parts])
+    _, last = joined.choose(window)
+    windows = [joined.after(window, count) for count in range(4)]
+    assert (windows[0], windows[-1]) == (window, last)
+    for one in windows:
+        one.forget()
+    assert [joined.after(window, count) for count in range(4)] == windows
 
 
 def test_newcomers_join_once_they_hold_a_window() -> None:
@@ -133,17 +157,17 @@ def test_a_message_as_large_as_a_window_has_all_hold_the_same() -> None:
 
 
 def test_how_many_compressions_there_are() -> None:
-    """Two groups that hold the same get frames of their own: large ones rather than small ones; the rest, one more."""
+    """Two groups that hold the same get frames of their own, one of which may be small; the rest, one more."""
     groups = [[Receiver() for _ in range(size)] for size in (1, 2, 3, 40, 40, 14)]
     everybody = [receiver for group in groups for receiver in group]
     for number, group in enumerate(groups):
         publish(tick(number), *group)
     encodings = publish(tick(10), *everybody)
     by_group = [encodings[sum(map(len, groups[:i]))] for i in range(len(groups))]
-    # The first is too small. The second takes the place of a small one, and the first of 40 the last place.
+    # The first takes the place of a small one, and the first of 40 the last place.
     assert len({*by_group}) == 3
-    assert by_group[0] is by_group[2] is by_group[4] is by_group[5]
-    assert [len(encoding.payload) < 100 for encoding in by_group] == [False, True, False, True, False, False]
+    assert by_group[1] is by_group[2] is by_group[4] is by_group[5]
+    assert [len(encoding.payload) < 100 for encoding in by_group] == [True, False, False, True, False, False]
     assert len({receiver.encoder.state for receiver in everybody}) == 3
 
 
@@ -192,11 +216,11 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, receiver in enumerate(receivers):
         publish(tick(number, 100), receiver)
     messages = [PreparedMessage(tick(number, 100)) for number in range(500)]
-    for message in messages:  # as those of a history: nobody holds what comes after them, but they do
-        self_contained(message).choose(parameters.unknown)
+    # As those of a history that somebody was about to get: nobody holds what comes after them.
+    windows = [self_contained(message).choose(parameters.unknown)[1] for message in messages]
     Parameters.make_room()
     assert all(receiver.encoder.state.tail for receiver in receivers)
-    assert sum(bool(self_contained(message)._windows[parameters].tail) for message in messages) == 7
+    assert sum(bool(window.tail) for window in windows) == 7
     crowd = [Receiver(9) for _ in range(100)]
     for number, receiver in enumerate(crowd):
         publish(tick(number, 100), receiver)
@@ -236,9 +260,9 @@ def test_what_is_not_held_is_not_kept() -> None:
 
 def test_an_interrupted_encoder_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends the compression of a message, what windows hold is as if it had not begun."""
-    receiver = Receiver()
+    receiver, other = Receiver(), Receiver()
     for number in range(3):
-        publish(tick(number), receiver)
+        publish(tick(number), receiver, other)
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -249,4 +273,49 @@ def test_an_interrupted_encoder_changes_nothing(monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(KeyboardInterrupt):
                 Shared(PreparedMessage(tick(3)), 1).choose(receiver.encoder.state)
     for number in range(4, 8):
-        publish(tick(number), receiver)
+        publish(tick(number), receiver, other)
+
+
+def test_a_window_is_forgotten_while_a_message_is_compressed_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is taken for one who holds what the encoder refers to, whenever another thread has windows forgotten."""
+    old, new = [Receiver() for _ in range(2)], Receiver()
+    publish(tick(0), *old)
+    window = old[0].encoder.state
+
+    def compress(encoder: Any, data: bytes) -> bytes:
+        window.forget()
+        return compress_by(encoder, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["wsfast._encoding.shared"], "compress_by", compress)
+        publish(tick(1), *old, new)
+    assert window.tail == b""
+    for number in range(3):
+        publish(tick(number), *old, new)
+
+
+def test_event_loops_in_several_threads_share_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one thread forgets, or makes, changes nothing that another one sends."""
+    monkeypatch.setattr(sys.modules["wsfast._encoding.deflate"], "MOST_KEPT", 4 << 15)
+    parameters = parameters_of(15)
+    ended = False
+
+    def others() -> None:
+        encoders = [LazyEncoder(parameters) for _ in range(100)]
+        for number in itertools.count():
+            if ended:
+                return
+            encoder = encoders[number % 100]
+            encoder.move_to(encodings_of(PreparedMessage(tick(number)), 1).choose(encoder.state)[1])
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        for number in range(150):
+            old, new = [Receiver(15) for _ in range(2)], Receiver(15)
+            publish(tick(number, 3000), *old)
+            publish(tick(-number, 28_000), *old, new)
+            publish(tick(number, 1500), *old, new)
+    finally:
+        ended = True
+        thread.join()

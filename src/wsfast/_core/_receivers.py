@@ -61,18 +61,17 @@ class EncoderBase:
 
 
 class WindowBase:
-    """What windows of receivers hold, if it is to be known how many there are.
+    """What windows of receivers hold, if it is to be known how many there are."""
 
-    `count` is that number, about: whoever is lost is not subtracted. If it is negative, nobody was noted yet, and it is
-    minus the number that is expected.
-    """
-
-    __slots__ = ("count",)
+    __slots__ = ("count", "expected")
 
     count: int
+    """How many receivers have been noted to hold this, about: whoever is lost is not subtracted."""
+    expected: int
+    """How many are about to be noted; 0 once the first ones are."""
 
     def move_to(self, window: WindowBase, receivers: int) -> None:
         """Note that so many of those who held this hold something else now."""
-        if self.count > 0:
-            self.count = max(self.count - receivers, 0)
-        window.count = receivers + max(window.count, 0)
+        self.count = max(self.count - receivers, 0)
+        window.count += receivers
+        window.expected = 0

@@ -20,16 +20,16 @@ cdef class EncoderBase:
 cdef class WindowBase:
     """See the twin."""
 
-    cdef public Py_ssize_t count
+    cdef public Py_ssize_t count, expected
 
     def move_to(self, WindowBase window not None, Py_ssize_t receivers):
         move_receivers(self, window, receivers)
 
 
 cdef void move_receivers(WindowBase before, WindowBase after, Py_ssize_t receivers) noexcept:
-    if before.count > 0:
-        before.count = max(before.count - receivers, 0)
-    after.count = receivers + max(after.count, 0)
+    before.count = max(before.count - receivers, 0)
+    after.count += receivers
+    after.expected = 0
 
 
 cdef class Names:

@@ -10,6 +10,7 @@ tells the `LazyEncoder` of that connection, which stands in the place of its enc
 from __future__ import annotations
 
 import contextlib
+import random
 import zlib
 from collections import deque
 from collections.abc import Mapping
@@ -26,11 +27,11 @@ SYNC_FLUSH_END = b"\x00\x00\xff\xff"
 LOOKAHEAD = 262
 """Bytes of its window that zlib does not use: it refers to nothing that is farther back than the rest."""
 
-MOST_KEPT = 1 << 21
+MOST_KEPT = 1 << 22
 """Bytes of all that is known of windows, for each set of parameters."""
 
 MOST_PRIMED = 4096
-"""Bytes with which an encoder is primed that is to be used for several connections: 32 KiB would cost 30 us."""
+"""Bytes with which an encoder is primed: 32 KiB would cost 30 to 50 us."""
 
 MOST_ENCODERS = 16
 """Encoders that are kept for each set of parameters."""
@@ -117,7 +118,7 @@ class Parameters:
         """Make an encoder whose receivers hold `window` at the end of theirs, if nothing else before it."""
         settings: dict[str, Any] = dict(self.settings)
         if window:
-            settings["zdict"] = window[-self.window :]
+            settings["zdict"] = window[-min(self.window, MOST_PRIMED) :]
         return zlib.compressobj(wbits=-self.window_bits, **settings)
 
     def compress(self, data: bytes) -> bytes:
@@ -134,8 +135,9 @@ class Parameters:
     def make_room(cls) -> None:
         """Forget windows, where they have become too many: not while what was chosen is on its way.
 
-        The new ones are a quarter of all. What is pushed out of these is forgotten if nobody holds it, as what was made
-        for a history; of the others, the oldest are if they are too many. Costs as much as windows have been made.
+        The new ones are a quarter of all. What is pushed out of these is forgotten if nobody holds it; of the others,
+        if they are too many, any: the oldest one would always be the one that is needed next, where rooms get messages
+        in turn. Costs as much as windows have been made.
         """
         while cls._crowded:
             with contextlib.suppress(KeyError, IndexError):  # another thread has taken the last one
@@ -149,13 +151,18 @@ class Parameters:
                 self._old.append(reference)
             elif known is not None:
                 known.forget()
+            full = len(self._old) > self._most - self._most // 4
+            if full:
+                self._old.rotate(random.randrange(len(self._old)))
             for _ in range(min(2, len(self._old))):
                 reference = self._old.popleft()
                 known = reference()
-                if known is not None and len(self._old) < self._most - self._most // 4:
-                    self._old.append(reference)
-                elif known is not None:
+                if known is None:
+                    continue
+                if full:
                     known.forget()
+                    break
+                self._old.append(reference)
 
     @property
     def _most(self) -> int:
@@ -168,7 +175,7 @@ class Parameters:
             while len(self._encoders) > MOST_ENCODERS:
                 oldest = self._encoders.popleft()()
                 if oldest is not None:
-                    oldest.encoder = None
+                    oldest.known = oldest.tail, None
 
 
 def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
@@ -182,37 +189,32 @@ def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
 class Window(core.WindowBase):
     """What the window of a receiver ends with, as far as it is known; there is one for all who hold the same.
 
-    It never changes, but may be forgotten. To remember less than there is, even nothing, is always right; to remember
-    anything else never is.
+    It never changes, but for being forgotten. To remember less than there is, even nothing, is always right; to
+    remember anything else never is.
 
     Args:
         parameters: How messages are compressed for it.
         tail: What it ends with: no more than it holds.
-        encoder: One that refers to nothing but that.
+        encoder: One that refers to nothing but that; it is copied for each use. None to make one.
     """
 
-    __slots__ = ("__weakref__", "encoder", "parameters", "tail")
+    __slots__ = ("__weakref__", "known", "parameters")
 
     def __init__(self, parameters: Parameters, tail: bytes = b"", encoder: Any = None) -> None:
         self.parameters: Parameters = parameters
-        self.tail: bytes = tail
-        self.encoder: Any = encoder
+        self.known: tuple[bytes, Any] = tail, encoder
+        """The tail and the encoder. Read both at once: another thread may have them forgotten."""
         self.count: int = 0
+        self.expected: int = 0
 
-    def end_after(self, data: bytes) -> bytes:
-        """Return what is known to be held after a message that was compressed for it."""
-        size = self.parameters.window
-        return data[-size:] if len(data) >= size else (self.tail + data)[-size:]
-
-    def encoder_for(self) -> Any:
-        """Return an encoder that refers to nothing but what this holds, for one message."""
-        tail, encoder = self.tail, self.encoder  # in this order: another thread may have it forgotten
-        return self.parameters.encoder(tail[-MOST_PRIMED:]) if encoder is None else encoder.copy()
+    @property
+    def tail(self) -> bytes:
+        """What it ends with; nothing if that was forgotten."""
+        return self.known[0]
 
     def forget(self) -> None:
         """Remember nothing any more."""
-        self.encoder = None
-        self.tail = b""
+        self.known = b"", None
 
 
 class LazyEncoder(core.EncoderBase):

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
+from weakref import ref
 
 from wsfast._core import core
 
@@ -89,7 +90,7 @@ class SelfContained:
         self._data = data
         self._compress = compress and len(data) >= SMALLEST_COMPRESSED
         self._compressed: dict[Parameters, Encoding] = {}
-        self._windows: dict[Parameters, Window] = {}  # of those who have got it compressed
+        self._windows: dict[Parameters, ref[Window]] = {}  # of those who have got it compressed
 
     def choose(self, window: Window) -> tuple[Encoding, Window]:
         """See `Encodings` in the core."""
@@ -97,8 +98,9 @@ class SelfContained:
             return self.plain, window
         parameters = window.parameters
         encoding = self._compressed_for(parameters)
-        # Who has nothing to refer to gets this even if it does not shrink, for what follows: it costs a few bytes once.
-        first = window is parameters.unknown and 2 * len(self._data) <= parameters.window
+        # If nobody knows what it holds, it is to hold this even if that does not shrink: what follows may be alike. The
+        # answer depends on nothing that may change.
+        first = window in (parameters.unknown, parameters.own) and 2 * len(self._data) <= parameters.window
         if len(encoding.payload) >= len(self._data) and not first:
             return self.plain, window
         if window is parameters.per_message.state:
@@ -110,10 +112,12 @@ class SelfContained:
         return self.choose(window)[1] if count else window
 
     def _window_after(self, parameters: Parameters) -> Window:
-        window = self._windows.get(parameters)
+        known = self._windows.get(parameters)
+        window = None if known is None else known()
         if window is None or not window.tail:
-            window = self._windows[parameters] = Window(parameters, self._data[-parameters.window :])
+            window = Window(parameters, self._data[-parameters.window :])
             parameters.keep(window)
+            self._windows[parameters] = ref(window)
         return window
 
     def _compressed_for(self, parameters: Parameters) -> Encoding:
@@ -133,33 +137,36 @@ class Joined:
 
     def __init__(self, parts: Sequence[core.Encodings]) -> None:
         self.parts = parts
-        self._chosen: dict[Window | None, tuple[Encoding, Window | None]] = {}
+        self._chosen: dict[Window | None, tuple[Encoding, Sequence[Any]]] = {}  # and the windows after each part
         self._joined: dict[tuple[Encoding, ...], Encoding] = {}
 
     @property
     def plain(self) -> Encoding:
         """All messages, not compressed."""
         if None not in self._chosen:
-            self._chosen[None] = self._join([part.plain for part in self.parts]), None
+            self._chosen[None] = self._join([part.plain for part in self.parts]), ()
         return self._chosen[None][0]
 
     def choose(self, window: Window) -> tuple[Encoding, Any]:
         """See `Encodings` in the core."""
-        chosen = self._chosen.get(window)
-        if chosen is None:
-            encodings = []
-            after = window
-            for part in self.parts:
-                encoding, after = part.choose(after)
-                encodings.append(encoding)
-            chosen = self._chosen[window] = self._join(encodings), after
-        return chosen
+        encoding, windows = self._choose(window)
+        return encoding, windows[-1]
 
     def after(self, window: Window, count: int) -> Any:
         """See `Encodings` in the core."""
-        for part in self.parts[:count]:
-            _, window = part.choose(window)
-        return window
+        return self._choose(window)[1][count - 1] if count else window
+
+    def _choose(self, window: Window) -> tuple[Encoding, Sequence[Any]]:
+        chosen = self._chosen.get(window)
+        if chosen is None:
+            encodings = []
+            windows = [window]
+            for part in self.parts:
+                encoding, after = part.choose(windows[-1])
+                encodings.append(encoding)
+                windows.append(after)
+            chosen = self._chosen[window] = self._join(encodings), windows[1:]
+        return chosen
 
     def _join(self, encodings: Sequence[Any]) -> Encoding:
         key = tuple(encodings)
