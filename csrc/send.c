@@ -1,7 +1,19 @@
+#ifdef __linux__
+#define _GNU_SOURCE /* memfd_create() */
+#endif
 #include "wsf.h"
 
 #include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <sys/socket.h>
+#include <unistd.h>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <time.h>
+#endif
 
 #ifndef MSG_NOSIGNAL /* macOS */
 #define MSG_NOSIGNAL 0
@@ -42,16 +54,146 @@ static inline ssize_t send_one(int fd, const void *data, size_t size)
     }
 }
 
+#ifdef MFD_CLOEXEC
+
+#ifndef MFD_NOEXEC_SEAL /* Linux 6.3, which may refuse, or complain about, files that could be executed */
+#define MFD_NOEXEC_SEAL 8U
+#endif
+
+/* Whether sendfile() was found not to send from a file in memory to a socket. */
+static atomic_bool unusable;
+
+int wsf_open_file(const void *data, size_t size)
+{
+    static atomic_uint flags = MFD_CLOEXEC | MFD_NOEXEC_SEAL;
+    int file;
+
+    if (size == 0 || atomic_load(&unusable))
+        return 0;
+    file = memfd_create("wsfast", atomic_load(&flags));
+    if (file < 0 && errno == EINVAL && atomic_exchange(&flags, MFD_CLOEXEC) != MFD_CLOEXEC)
+        file = memfd_create("wsfast", MFD_CLOEXEC);
+    /* It is not sealed: nobody else has it, and to seal it takes a walk over its pages, and may have to wait. */
+    if (file >= 0 && (file == 0 || write(file, data, size) != (ssize_t)size)) {
+        close(file);
+        file = 0;
+    }
+    return file > 0 ? file : 0;
+}
+
+static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
+{
+    for (int tries = 0;; tries++) {
+        off_t offset = 0; /* of this call: the file's own is shared with other threads */
+        ssize_t sent = sendfile(fd, buffer->file, &offset, buffer->size);
+        if (sent >= 0)
+            return sent;
+        switch (errno) {
+        case EINTR:
+            if (tries < MAX_INTERRUPTIONS)
+                continue;
+            return -EINTR;
+        case EINVAL:
+        case ENOSYS:
+        case EOPNOTSUPP:
+        case EPERM: /* of seccomp */
+            sent = send_one(fd, buffer->data, buffer->size);
+            if (sent >= 0)
+                atomic_store(&unusable, true);
+            return sent;
+        default:
+            return -(ssize_t)errno; /* EAGAIN and EWOULDBLOCK are one number on Linux */
+        }
+    }
+}
+
+/* ---- No SIGPIPE from sendfile(), which has no MSG_NOSIGNAL; nor is one taken that somebody else waits for ----------
+ */
+
+struct pipe_guard {
+    sigset_t before; /* what this thread blocked */
+    bool holds, pending;
+};
+
+static void hold_sigpipe(struct pipe_guard *guard)
+{
+    sigset_t signals;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &signals, &guard->before);
+    guard->pending =
+        sigismember(&guard->before, SIGPIPE) && sigpending(&signals) == 0 && sigismember(&signals, SIGPIPE);
+    guard->holds = true;
+}
+
+/* The signal goes to the thread that sends, and is there when sendfile() returns. */
+static void drop_sigpipe(const struct pipe_guard *guard)
+{
+    static const struct timespec now = {0, 0};
+    sigset_t signals;
+
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGPIPE);
+    while (!guard->pending && sigtimedwait(&signals, NULL, &now) < 0 && errno == EINTR)
+        ;
+}
+
+static void release_sigpipe(const struct pipe_guard *guard)
+{
+    pthread_sigmask(SIG_SETMASK, &guard->before, NULL);
+}
+
+static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe_guard *guard)
+{
+    if (!guard->holds)
+        hold_sigpipe(guard);
+    const ssize_t result = send_file(fd, buffer);
+    if (result == -EPIPE)
+        drop_sigpipe(guard);
+    return result;
+}
+
+#else /* neither memfd_create() nor such a sendfile() */
+
+struct pipe_guard {
+    bool holds;
+};
+
+static void release_sigpipe(const struct pipe_guard *guard)
+{
+    (void)guard;
+}
+
+static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe_guard *guard)
+{
+    (void)guard;
+    return send_one(fd, buffer->data, buffer->size);
+}
+
+int wsf_open_file(const void *data, size_t size)
+{
+    (void)data;
+    (void)size;
+    return 0;
+}
+
+#endif
+
 size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const struct wsf_buffer *buffers,
                      ssize_t *results)
 {
+    struct pipe_guard guard = {.holds = false};
     size_t complete = 0;
 
     for (size_t i = 0; i < n; i++) {
         const struct wsf_buffer *buffer = &buffers[groups != NULL ? groups[i] : 0];
-        results[i] = send_one(fds[i], buffer->data, buffer->size);
+        results[i] =
+            buffer->file > 0 ? send_guarded(fds[i], buffer, &guard) : send_one(fds[i], buffer->data, buffer->size);
         complete += results[i] == (ssize_t)buffer->size;
     }
+    if (guard.holds)
+        release_sigpipe(&guard);
     return complete;
 }
 

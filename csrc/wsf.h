@@ -52,7 +52,19 @@ void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key)
 struct wsf_buffer {
     const void *data;
     size_t size;
+    int file; /* a descriptor of wsf_open_file() that holds the same, or 0 */
 };
+
+/*
+ * Return the descriptor of a new file in memory that holds `size` octets; 0 if there can be none. Where a buffer has a
+ * file, sendfile() sends from it, and all sockets share its pages instead of getting a copy each; which is worth it
+ * from some KiB and some receivers on. The caller closes it when it has been sent: what waits in a socket keeps the
+ * pages. Nothing is ever written to it again, since that would change what waits.
+ *
+ * There can be none where the system has no memfd_create() or no sendfile() that sends from it to a socket, where it
+ * forbids them, or where there are too many open descriptors. Then send() does what sendfile() would have done.
+ */
+int wsf_open_file(const void *data, size_t size);
 
 /*
  * What one non-blocking send came to, as a `result`:
@@ -78,8 +90,9 @@ enum wsf_outcome wsf_outcome(ssize_t result, size_t size);
  * groups:  NULL if all of them get buffers[0].
  * results: one result for each descriptor, room for n.
  *
- * Sockets may be in blocking mode; they are not waited for. An interrupted call is repeated a few times. An empty
- * buffer is a result of 0 without a system call. Returns how many descriptors took their whole buffer.
+ * Sockets may be in blocking mode, unless their buffer has a file; they are not waited for. An interrupted call is
+ * repeated a few times. An empty buffer is a result of 0 without a system call. Returns how many descriptors took their
+ * whole buffer.
  */
 size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const struct wsf_buffer *buffers,
                      ssize_t *results);

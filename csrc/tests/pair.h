@@ -25,7 +25,7 @@ enum {
 
 static uint8_t pattern[BIG], received[BIG + WSF_MAX_HEADER];
 
-static const struct wsf_buffer hello = {"\x81\x05Hello", 7};
+static const struct wsf_buffer hello = {"\x81\x05Hello", 7, 0};
 
 static inline void prepare(void)
 {
@@ -122,7 +122,7 @@ static inline ssize_t send_one(int fd, struct wsf_buffer buffer)
 /* Send to a peer that does not read until nothing more is taken; return the octets that were. */
 static inline size_t fill(int fd)
 {
-    const struct wsf_buffer chunk = {pattern, 10000};
+    const struct wsf_buffer chunk = {pattern, 10000, 0};
     size_t total = 0;
     ssize_t result;
 

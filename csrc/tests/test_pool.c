@@ -52,7 +52,7 @@ static void each_gets_its_frame_in_every_round(void)
 
     open_pairs(ROOMY);
     for (size_t round = 0; round < ROUNDS; round++) {
-        const struct wsf_buffer buffers[] = {{pattern + round, 1 + round}, hello, {pattern + 5, 1000}};
+        const struct wsf_buffer buffers[] = {{pattern + round, 1 + round, 0}, hello, {pattern + 5, 1000, 0}};
         struct wsf_sends batch = sends;
         batch.buffers = buffers;
         CHECK(send_all(&batch, 1 + round) == PAIRS);
@@ -66,7 +66,7 @@ static void each_gets_its_frame_in_every_round(void)
 
 static void masked_frames_are_those_of_one_thread(void)
 {
-    const struct wsf_buffer buffers[] = {{pattern, LONGEST}, {pattern + 1, 0}, {pattern + 2, 126}};
+    const struct wsf_buffer buffers[] = {{pattern, LONGEST, 0}, {pattern + 1, 0, 0}, {pattern + 2, 126, 0}};
     struct wsf_sends sends = {
         fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER, WSF_MAX_THREADS, 0};
     uint8_t frame[LONGEST + WSF_MAX_HEADER];
@@ -88,7 +88,7 @@ static void masked_frames_are_those_of_one_thread(void)
 
 static void what_is_not_taken_is_told(void)
 {
-    const struct wsf_buffer buffers[] = {{pattern, BIG}, hello, {pattern, BIG}};
+    const struct wsf_buffer buffers[] = {{pattern, BIG, 0}, hello, {pattern, BIG, 0}};
     struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
 
     open_pairs(TIGHT);
@@ -145,7 +145,7 @@ static void one_thread_begins_nothing(void)
 
 static void the_number_of_threads_may_change_at_any_time(void)
 {
-    const struct wsf_buffer buffers[] = {{pattern, LONGEST}, hello, {pattern + 2, 126}};
+    const struct wsf_buffer buffers[] = {{pattern, LONGEST, 0}, hello, {pattern + 2, 126, 0}};
     struct wsf_sends sends = {
         fds, groups, buffers, results, keys, firsts, scratch, LONGEST + WSF_MAX_HEADER, WSF_MAX_THREADS, 0};
     static const unsigned counts[] = {2, 64, 3, 1, 16, 1000, 2, 5};
@@ -180,7 +180,7 @@ static void wait_for(int fd)
 
 static void a_detached_batch_is_sent_by_others(void)
 {
-    const struct wsf_buffer buffers[] = {{pattern, LONGEST}, hello, {pattern + 2, 126}};
+    const struct wsf_buffer buffers[] = {{pattern, LONGEST, 0}, hello, {pattern + 2, 126, 0}};
     struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
     int ends[2];
 
@@ -233,7 +233,7 @@ static void signals_are_left_to_other_threads(void)
 {
     const struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
     const struct sigaction action = {.sa_handler = on_signal};
-    const struct wsf_buffer buffers[] = {hello, {pattern, 100}, hello};
+    const struct wsf_buffer buffers[] = {hello, {pattern, 100, 0}, hello};
     struct wsf_sends sends = {.fds = fds, .groups = groups, .buffers = buffers, .results = results};
 
     main_thread = pthread_self();

@@ -48,7 +48,7 @@ static void one_buffer_reaches_every_descriptor(void)
     struct pair pairs[CROWD];
     int fds[CROWD];
     ssize_t results[CROWD + 1];
-    const struct wsf_buffer buffer = {pattern, 1000};
+    const struct wsf_buffer buffer = {pattern, 1000, 0};
 
     for (size_t i = 0; i < CROWD; i++) {
         pairs[i] = open_pair(ROOMY);
@@ -66,7 +66,7 @@ static void one_buffer_reaches_every_descriptor(void)
 
 static void groups_choose_the_buffer_of_each_descriptor(void)
 {
-    const struct wsf_buffer buffers[] = {{"zero", 4}, {"the first", 9}, {NULL, 0}, {pattern, 20000}};
+    const struct wsf_buffer buffers[] = {{"zero", 4, 0}, {"the first", 9, 0}, {NULL, 0, 0}, {pattern, 20000, 0}};
     const uint32_t groups[] = {1, 3, 0, 2, 3, 1};
     struct pair pairs[COUNT(groups)];
     int fds[COUNT(groups)];
@@ -89,7 +89,7 @@ static void groups_choose_the_buffer_of_each_descriptor(void)
 static void same_descriptor_twice_is_sent_to_in_order(void)
 {
     const struct pair pair = open_pair(ROOMY);
-    const struct wsf_buffer buffers[] = {{"second", 6}, {"first ", 6}};
+    const struct wsf_buffer buffers[] = {{"second", 6, 0}, {"first ", 6, 0}};
     ssize_t results[2];
 
     CHECK(wsf_send_many((const int[]){pair.ours, pair.ours}, (const uint32_t[]){1, 0}, 2, buffers, results) == 2);
@@ -106,7 +106,7 @@ static void no_descriptors_are_no_work(void)
 static void empty_buffer_is_sent_to_any_descriptor(void)
 {
     const struct pair pair = open_pair(ROOMY);
-    const struct wsf_buffer empty = {NULL, 0};
+    const struct wsf_buffer empty = {NULL, 0, 0};
     ssize_t results[2] = {4711, 4711};
 
     CHECK(shutdown(pair.ours, SHUT_WR) == 0);
@@ -119,7 +119,7 @@ static void empty_buffer_is_sent_to_any_descriptor(void)
 static void partial_write_is_the_number_of_octets_taken(void)
 {
     const struct pair pair = open_pair(TIGHT);
-    const struct wsf_buffer big = {pattern, BIG};
+    const struct wsf_buffer big = {pattern, BIG, 0};
     const ssize_t result = send_one(pair.ours, big);
 
     CHECK(result > 0 && result < BIG);
@@ -179,7 +179,7 @@ static void bad_descriptors_are_failures(void)
 
 static void failing_descriptors_do_not_stop_the_others(void)
 {
-    const struct wsf_buffer buffers[] = {hello, {pattern, BIG}};
+    const struct wsf_buffer buffers[] = {hello, {pattern, BIG, 0}};
     struct pair pairs[COUNT(motley)];
     int fds[COUNT(motley)];
     uint32_t groups[COUNT(motley)];

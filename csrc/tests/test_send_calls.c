@@ -66,7 +66,7 @@ static void each_descriptor_gets_one_non_blocking_call_in_order(void)
 
 static void empty_buffer_is_no_call(void)
 {
-    const struct wsf_buffer empty = {NULL, 0};
+    const struct wsf_buffer empty = {NULL, 0, 0};
 
     count_calls();
     CHECK(send_one(-1, empty) == 0);

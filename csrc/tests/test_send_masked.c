@@ -30,7 +30,7 @@ static void masked_rfc_example(void)
 {
     static const uint8_t frame[] = {0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58};
     const struct pair pair = open_pair(ROOMY);
-    const struct wsf_buffer payload = {"Hello", 5};
+    const struct wsf_buffer payload = {"Hello", 5, 0};
     uint8_t scratch[WSF_MAX_HEADER + 5];
     ssize_t result;
 
@@ -52,7 +52,7 @@ static void masked_frame_of_each_receiver_has_its_own_key(void)
     for (size_t i = 0; i < sizeof keys; i++)
         keys[i] = (uint8_t)(37 * i + 11);
     for (size_t row = 0; row < COUNT(sizes); row++) {
-        const struct wsf_buffer payload = {pattern, sizes[row]};
+        const struct wsf_buffer payload = {pattern, sizes[row], 0};
         for (size_t i = 0; i < RECEIVERS; i++) {
             pairs[i] = open_pair(ROOMY);
             fds[i] = pairs[i].ours;
@@ -73,7 +73,7 @@ static void masked_frame_of_each_receiver_has_its_own_key(void)
 
 static void masked_groups_choose_first_octet_and_payload(void)
 {
-    const struct wsf_buffer payloads[] = {{"zero", 4}, {"the first", 9}, {NULL, 0}, {pattern, 20000}};
+    const struct wsf_buffer payloads[] = {{"zero", 4, 0}, {"the first", 9, 0}, {NULL, 0, 0}, {pattern, 20000, 0}};
     const uint8_t firsts[] = {0x81, 0xc1, 0x82, 0xc2};
     const uint32_t groups[] = {1, 3, 0, 2, 3, 1};
     uint8_t keys[COUNT(groups) * WSF_KEY_SIZE], scratch[WSF_MAX_HEADER + 20000];
@@ -101,7 +101,7 @@ static void masked_empty_payload_needs_no_data(void)
 {
     static const uint8_t key[] = {1, 2, 3, 4};
     const struct pair pair = open_pair(ROOMY);
-    const struct wsf_buffer empty = {NULL, 0};
+    const struct wsf_buffer empty = {NULL, 0, 0};
     uint8_t scratch[WSF_MAX_HEADER];
     ssize_t result;
 
@@ -122,7 +122,7 @@ static void masked_send_keeps_to_scratch_payload_and_keys(void)
             const int fds[] = {pair.ours, pair.ours};
             uint8_t *scratch = fenced(WSF_MAX_HEADER + size, at_the_end);
             uint8_t *octets = fenced(size, at_the_end), *keys = fenced(COUNT(fds) * WSF_KEY_SIZE, at_the_end);
-            const struct wsf_buffer payload = {octets, size};
+            const struct wsf_buffer payload = {octets, size, 0};
             ssize_t results[2];
 
             memcpy(octets, pattern, size);
@@ -146,7 +146,7 @@ static void masked_partial_write_counts_octets_of_the_frame(void)
     static const uint8_t key[] = {9, 8, 7, 6};
     static uint8_t scratch[WSF_MAX_HEADER + BIG];
     const struct pair pair = open_pair(TIGHT);
-    const struct wsf_buffer payload = {pattern, BIG};
+    const struct wsf_buffer payload = {pattern, BIG, 0};
     const size_t frame = expect_frame(0x82, pattern, BIG, key);
     ssize_t result;
 
@@ -159,7 +159,7 @@ static void masked_partial_write_counts_octets_of_the_frame(void)
 
 static void masked_failing_descriptors_do_not_stop_the_others(void)
 {
-    const struct wsf_buffer payload = {pattern, 150000}; /* too much for TIGHT, little enough for ROOMY */
+    const struct wsf_buffer payload = {pattern, 150000, 0}; /* too much for TIGHT, little enough for ROOMY */
     static uint8_t scratch[WSF_MAX_HEADER + 150000];
     uint8_t keys[COUNT(motley) * WSF_KEY_SIZE];
     struct pair pairs[COUNT(motley)];

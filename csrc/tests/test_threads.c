@@ -25,7 +25,7 @@ static void *work(void *argument)
     const struct pair pair = worker->pair;
     const int fds[] = {pair.ours, pair.ours};
     const uint32_t groups[] = {0, 1};
-    const struct wsf_buffer shared[] = {{pattern, SHARED}, hello};
+    const struct wsf_buffer shared[] = {{pattern, SHARED, 0}, hello};
     const uint8_t key[] = {worker->number, 2, 3, 4};
     uint8_t frame[8 + SHARED], scratch[WSF_MAX_HEADER + SHARED], data[SHARED];
     ssize_t results[2];

@@ -11,6 +11,9 @@ cdef extern from "wsf.h" nogil:
     struct wsf_buffer:
         const void *data
         size_t size
+        int file
+
+    int wsf_open_file(const void *data, size_t size)
 
     size_t wsf_frame_header(uint8_t *out, uint8_t first, uint64_t length, const uint8_t *key)
 

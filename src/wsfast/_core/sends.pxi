@@ -124,7 +124,7 @@ cdef class Sends:
                 self.buffers = <wsf_buffer *>resized(self.buffers, self.group_room * sizeof(wsf_buffer))
                 self.firsts = <uint8_t *>resized(self.firsts, self.group_room)
                 self.receivers = <uint32_t *>resized(self.receivers, self.group_room * sizeof(uint32_t))
-            self.buffers[count] = wsf_buffer(PyBytes_AS_STRING(<bytes?>data), PyBytes_GET_SIZE(data))
+            self.buffers[count] = wsf_buffer(PyBytes_AS_STRING(<bytes?>data), PyBytes_GET_SIZE(data), 0)
             self.firsts[count] = encoding.first
             self.encodings.append(encoding)
             self.messages.append(message)
