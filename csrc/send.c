@@ -1,5 +1,5 @@
 #ifdef __linux__
-#define _GNU_SOURCE /* memfd_create() */
+#define _GNU_SOURCE /* memfd_create(), tee() */
 #endif
 #include "wsf.h"
 
@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #ifdef __linux__
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <time.h>
@@ -81,6 +82,12 @@ int wsf_open_file(const void *data, size_t size)
     return file > 0 ? file : 0;
 }
 
+/* Whether an error may be that of sendfile() or splice() rather than that of the connection. */
+static bool is_refusal(int error)
+{
+    return error == EINVAL || error == ENOSYS || error == EOPNOTSUPP || error == EPERM; /* the last one of seccomp */
+}
+
 static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
 {
     for (int tries = 0;; tries++) {
@@ -88,86 +95,175 @@ static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
         ssize_t sent = sendfile(fd, buffer->file, &offset, buffer->size);
         if (sent >= 0)
             return sent;
-        switch (errno) {
-        case EINTR:
-            if (tries < MAX_INTERRUPTIONS)
-                continue;
-            return -EINTR;
-        case EINVAL:
-        case ENOSYS:
-        case EOPNOTSUPP:
-        case EPERM: /* of seccomp */
-            sent = send_one(fd, buffer->data, buffer->size);
-            if (sent >= 0)
-                atomic_store(&unusable, true);
-            return sent;
-        default:
+        if (errno == EINTR && tries < MAX_INTERRUPTIONS)
+            continue;
+        if (!is_refusal(errno))
             return -(ssize_t)errno; /* EAGAIN and EWOULDBLOCK are one number on Linux */
-        }
+        sent = send_one(fd, buffer->data, buffer->size);
+        if (sent >= 0)
+            atomic_store(&unusable, true);
+        return sent;
     }
 }
 
-/* ---- No SIGPIPE from sendfile(), which has no MSG_NOSIGNAL; nor is one taken that somebody else waits for ----------
- */
+/* ---- Pipes --------------------------------------------------------------------------------------------------- */
 
-struct pipe_guard {
-    sigset_t before; /* what this thread blocked */
-    bool holds, pending;
+/*
+ * Quicker than sendfile(), which looks up each page in the file for each socket: the frame lies in a pipe, `whole`,
+ * from which tee() puts it into another one, `once`, and splice() into a socket.
+ */
+struct pipes {
+    const struct wsf_buffer *buffer; /* whose frame it is; NULL if they are not open */
+    int whole[2], once[2];
+    bool filled;  /* whether `once` holds the frame, no octet of which was taken; else it is empty */
+    size_t tries; /* sockets since they were last opened, or were to be */
 };
 
-static void hold_sigpipe(struct pipe_guard *guard)
+enum {
+    PIPES_MIN = 64,       /* sockets that pay for opening them */
+    PIPE_DEFAULT = 65536, /* octets that a pipe has room for; */
+    PIPE_MAX = 1 << 20    /* if it is enlarged, and the system allows what is usual */
+};
+
+static bool open_pipe(int *ends, size_t size)
+{
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+        return false;
+    if (size > PIPE_DEFAULT)
+        fcntl(ends[0], F_SETPIPE_SZ, (int)size); /* where that fails, the frame will not fit */
+    return true;
+}
+
+static void close_pipe(const int *ends)
+{
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static void close_pipes(struct pipes *pipes)
+{
+    if (pipes->buffer == NULL)
+        return;
+    close_pipe(pipes->whole);
+    close_pipe(pipes->once);
+    pipes->buffer = NULL;
+}
+
+static void open_pipes(struct pipes *pipes, const struct wsf_buffer *buffer)
+{
+    off_t offset = 0;
+
+    close_pipes(pipes);
+    pipes->filled = false;
+    pipes->tries = 0;
+    if (buffer->size > PIPE_MAX || !open_pipe(pipes->whole, buffer->size))
+        return;
+    if (!open_pipe(pipes->once, buffer->size)) {
+        close_pipe(pipes->whole);
+        return;
+    }
+    pipes->buffer = buffer;
+    if (splice(buffer->file, &offset, pipes->whole[1], NULL, buffer->size, SPLICE_F_NONBLOCK) != (ssize_t)buffer->size)
+        close_pipes(pipes);
+}
+
+/* Returns -EINTR if it did not work, for whatever reason but the connection, and nothing was taken. */
+static ssize_t send_pipes(int fd, struct pipes *pipes)
+{
+    const size_t size = pipes->buffer->size;
+
+    if (!pipes->filled && tee(pipes->whole[0], pipes->once[1], size, SPLICE_F_NONBLOCK) != (ssize_t)size) {
+        close_pipes(pipes);
+        return -EINTR;
+    }
+    const ssize_t sent = splice(pipes->once[0], NULL, fd, NULL, size, SPLICE_F_NONBLOCK);
+    pipes->filled = sent <= 0;
+    if (sent > 0 && (size_t)sent < size)
+        close_pipes(pipes); /* with the rest, which is for no other socket */
+    if (sent >= 0)
+        return sent > 0 ? sent : -EINTR;
+    if (!is_refusal(errno))
+        return -(ssize_t)errno;
+    close_pipes(pipes);
+    return -EINTR;
+}
+
+/* ---- One call that sends from files -------------------------------------------------------------------------- */
+
+struct from_files {
+    bool begun;
+    sigset_t before; /* signals that this thread blocked */
+    bool pending;    /* whether a SIGPIPE waits that is somebody else's */
+    struct pipes pipes;
+};
+
+/* Block SIGPIPE: neither sendfile() nor splice() has a MSG_NOSIGNAL. */
+static void begin_files(struct from_files *files)
 {
     sigset_t signals;
 
     sigemptyset(&signals);
     sigaddset(&signals, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &signals, &guard->before);
-    guard->pending =
-        sigismember(&guard->before, SIGPIPE) && sigpending(&signals) == 0 && sigismember(&signals, SIGPIPE);
-    guard->holds = true;
+    pthread_sigmask(SIG_BLOCK, &signals, &files->before);
+    files->pending =
+        sigismember(&files->before, SIGPIPE) && sigpending(&signals) == 0 && sigismember(&signals, SIGPIPE);
+    files->pipes.buffer = NULL;
+    files->pipes.tries = PIPES_MIN;
+    files->begun = true;
 }
 
-/* The signal goes to the thread that sends, and is there when sendfile() returns. */
-static void drop_sigpipe(const struct pipe_guard *guard)
+static void end_files(struct from_files *files)
+{
+    close_pipes(&files->pipes);
+    pthread_sigmask(SIG_SETMASK, &files->before, NULL);
+}
+
+/* Take the signal back that goes with EPIPE. It went to this thread, and is there when the call returns. */
+static void drop_sigpipe(void)
 {
     static const struct timespec now = {0, 0};
     sigset_t signals;
 
     sigemptyset(&signals);
     sigaddset(&signals, SIGPIPE);
-    while (!guard->pending && sigtimedwait(&signals, NULL, &now) < 0 && errno == EINTR)
+    while (sigtimedwait(&signals, NULL, &now) < 0 && errno == EINTR)
         ;
 }
 
-static void release_sigpipe(const struct pipe_guard *guard)
+/* Send a frame that has a file to one of so many that are left. */
+static ssize_t send_from_file(int fd, const struct wsf_buffer *buffer, size_t left, struct from_files *files)
 {
-    pthread_sigmask(SIG_SETMASK, &guard->before, NULL);
-}
+    ssize_t result = -EINTR;
 
-static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe_guard *guard)
-{
-    if (!guard->holds)
-        hold_sigpipe(guard);
-    const ssize_t result = send_file(fd, buffer);
-    if (result == -EPIPE)
-        drop_sigpipe(guard);
+    if (!files->begun)
+        begin_files(files);
+    if (files->pipes.buffer != buffer && left >= PIPES_MIN && files->pipes.tries >= PIPES_MIN)
+        open_pipes(&files->pipes, buffer);
+    files->pipes.tries++;
+    if (files->pipes.buffer == buffer)
+        result = send_pipes(fd, &files->pipes);
+    if (result == -EINTR)
+        result = send_file(fd, buffer);
+    if (result == -EPIPE && !files->pending)
+        drop_sigpipe();
     return result;
 }
 
 #else /* neither memfd_create() nor such a sendfile() */
 
-struct pipe_guard {
-    bool holds;
+struct from_files {
+    bool begun;
 };
 
-static void release_sigpipe(const struct pipe_guard *guard)
+static void end_files(struct from_files *files)
 {
-    (void)guard;
+    (void)files;
 }
 
-static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe_guard *guard)
+static ssize_t send_from_file(int fd, const struct wsf_buffer *buffer, size_t left, struct from_files *files)
 {
-    (void)guard;
+    (void)left;
+    (void)files;
     return send_one(fd, buffer->data, buffer->size);
 }
 
@@ -183,17 +279,17 @@ int wsf_open_file(const void *data, size_t size)
 size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const struct wsf_buffer *buffers,
                      ssize_t *results)
 {
-    struct pipe_guard guard = {.holds = false};
+    struct from_files files = {.begun = false};
     size_t complete = 0;
 
     for (size_t i = 0; i < n; i++) {
         const struct wsf_buffer *buffer = &buffers[groups != NULL ? groups[i] : 0];
-        results[i] =
-            buffer->file > 0 ? send_guarded(fds[i], buffer, &guard) : send_one(fds[i], buffer->data, buffer->size);
+        results[i] = buffer->file > 0 ? send_from_file(fds[i], buffer, n - i, &files)
+                                      : send_one(fds[i], buffer->data, buffer->size);
         complete += results[i] == (ssize_t)buffer->size;
     }
-    if (guard.holds)
-        release_sigpipe(&guard);
+    if (files.begun)
+        end_files(&files);
     return complete;
 }
 
