@@ -53,10 +53,13 @@ strict: $(VENV)/ready
 sanitize-python: $(VENV)/ready
 	PYTHON=$(BIN)/python .ci/sanitize-python $(if $(TESTS),--numprocesses $(JOBS) --dist worksteal $(TESTS))
 
-# What sends, once more with four threads, which take one frame at a time; and what threads do, under their sanitizer.
+# What sends, once more with four threads, which take one frame at a time, and with all frames in files, as large ones
+# are; and what threads do, under their sanitizer.
 threads: $(VENV)/ready
 	$(PYTEST) -q --threads 4 tests/unit/test_core.py tests/unit/test_ready.py tests/model \
 		$(addprefix tests/integration/test_,broadcast.py channel.py hub.py compression.py interrupts.py)
+	$(PYTEST) -q --sendfile tests/unit/test_core.py tests/libraries/test_interop.py \
+		$(addprefix tests/integration/test_,broadcast.py channel.py hub.py)
 	SANITIZE=thread PYTHON=$(BIN)/python .ci/sanitize-python tests/integration/test_detached.py tests/unit/test_ready.py
 
 # 10,000 broadcasts under valgrind; needs valgrind.

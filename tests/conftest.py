@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--support", type=Path, metavar="FILE", help="append to FILE what test_support.py finds, rather than check it"
     )
     parser.addoption("--threads", type=int, metavar="N", help="have N threads send each batch, one frame at a time")
+    parser.addoption("--sendfile", action="store_true", help="have frames leave by sendfile(), the smallest as well")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if threads is not None:
         for name in CORES:
             load_core(name).set_threads(threads, detach=False, size=1, chunk=1)
+    if config.getoption("--sendfile") and "c" in CORES:
+        load_core("c").set_files(1, receivers=1)
 
 
 @pytest.fixture(scope="session", autouse=True)

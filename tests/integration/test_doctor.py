@@ -417,6 +417,36 @@ def test_proactor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ProactorEventLoop" in finding.text
 
 
+def test_sendfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps large frames from leaving by sendfile() is told, and what cures it."""
+
+    def found() -> tuple[str, Any, str | None]:
+        (finding,) = software._sendfile()
+        return finding.level, finding.value["why"], finding.cure
+
+    def forbidden(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    monkeypatch.setattr(software, "core", _pure)
+    assert found() == ("ok", "the twin leaves all writing to the transports", None)
+    monkeypatch.setattr(software, "core", object())
+    why = "sendfile() from memory to a socket fails here: Operation not permitted"
+    assert found() == ("note", why, None)
+    monkeypatch.setenv("WSFAST_SENDFILE", "0")
+    assert found() == ("note", "WSFAST_SENDFILE is 0", "unset WSFAST_SENDFILE")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert list(software._sendfile()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no sendfile() from memory")
+def test_sendfile_here() -> None:
+    """On Linux, large frames leave by sendfile(), unless there is no extension."""
+    content = run()["by key"]
+    assert content["sendfile"]["value"]["in_use"] is (content["core"]["value"]["in_use"] == "extension")
+
+
 # ---- The command
 
 

@@ -18,3 +18,11 @@ from wsfast._core._pure import set_threads as set_threads
 from wsfast._core._pure import threads as threads
 
 sends_directly: bool
+
+def set_files(size: int | None, receivers: int = ...) -> tuple[int | None, int]:
+    """Say which unmasked frames leave by `sendfile()`; return what was said before. The twin leaves all to transports.
+
+    Args:
+        size: Octets of a frame, at least; None for no frame.
+        receivers: How many get it in one batch, at least.
+    """

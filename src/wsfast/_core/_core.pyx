@@ -8,8 +8,9 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, ENOBUFS, ENOMEM, EPIPE
-from libc.stdint cimport UINT32_MAX, UINT64_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport SIZE_MAX, UINT32_MAX, UINT64_MAX, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport close, getpid
 
 from ._wsf cimport (
     WSF_KEY_SIZE,
@@ -23,6 +24,7 @@ from ._wsf cimport (
     wsf_is_done,
     wsf_mask,
     wsf_offer,
+    wsf_open_file,
     wsf_send_many,
     wsf_send_masked,
     wsf_sends,
@@ -52,6 +54,11 @@ cdef void *resized(void *memory, size_t size) except NULL:
 
 
 sends_directly = True
+
+cdef enum:
+    # Frames that are smaller, or for fewer, leave sooner by send(): docs/explanation/rules.md has what was measured.
+    FILE_SIZE = 16384
+    FILE_RECEIVERS = 64
 
 
 # ---- The garbage collector, which calls finalizers, waits while frames are not whole
@@ -118,6 +125,22 @@ cdef bint threaded(size_t count) except -1:
 
 def detaches(size_t count):
     return may_detach and threaded(count)
+
+
+# ---- Large frames, which leave by sendfile()
+
+cdef size_t file_size               # octets of a frame from which on it is put into a file
+cdef size_t file_receivers          # if so many get it
+
+
+def set_files(size, size_t receivers=FILE_RECEIVERS):
+    global file_size, file_receivers
+    before = None if file_size == SIZE_MAX else file_size, file_receivers
+    file_size, file_receivers = SIZE_MAX if size is None else size, receivers
+    return before
+
+
+set_files(None if os.environ.get("WSFAST_SENDFILE") == "0" else FILE_SIZE)
 
 
 include "frames.pxi"

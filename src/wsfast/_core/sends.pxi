@@ -17,6 +17,9 @@ cdef class Sends:
     cdef wsf_buffer *buffers
     cdef uint8_t *firsts
     cdef size_t group_room
+    cdef size_t largest         # octets of the largest frame
+    cdef size_t files           # groups up to the last one that has a file
+    cdef int opener             # process that has opened them
     cdef list before, after     # what windows held, and hold then; None if that is the same
     cdef uint32_t *receivers    # how many there are
     cdef dict index             # groups by node and by what the window holds
@@ -44,6 +47,7 @@ cdef class Sends:
     def __dealloc__(self):
         if self.begun:
             wsf_finish(&self.call, self.offered)
+        self.close_files()
         PyMem_Free(self.fds)
         PyMem_Free(self.groups)
         PyMem_Free(self.places)
@@ -125,6 +129,7 @@ cdef class Sends:
                 self.firsts = <uint8_t *>resized(self.firsts, self.group_room)
                 self.receivers = <uint32_t *>resized(self.receivers, self.group_room * sizeof(uint32_t))
             self.buffers[count] = wsf_buffer(PyBytes_AS_STRING(<bytes?>data), PyBytes_GET_SIZE(data), 0)
+            self.largest = max(self.largest, self.buffers[count].size)
             self.firsts[count] = encoding.first
             self.encodings.append(encoding)
             self.messages.append(message)
@@ -137,20 +142,56 @@ cdef class Sends:
         self.last_group = group
         return 0
 
-    cdef void count_receivers(self) noexcept:
-        """Have what windows hold now know by how many it is held. No code of Python's runs."""
+    cdef void count(self) noexcept:
+        """Count the receivers of each group."""
         cdef size_t i
 
         memset(self.receivers, 0, PyList_GET_SIZE(self.data) * sizeof(uint32_t))
         for i in range(self.size):
             self.receivers[self.groups[i]] += 1
+
+    cdef void count_receivers(self) noexcept:
+        """Have what windows hold now know by how many it is held. No code of Python's runs."""
+        cdef size_t i
+
+        self.count()
         for i in range(PyList_GET_SIZE(self.data)):
             before, after = self.before[i], self.after[i]
             if isinstance(before, WindowBase) and isinstance(after, WindowBase):
                 move_receivers(<WindowBase>before, <WindowBase>after, self.receivers[i])
 
-    cdef bint begin(self) noexcept:
+    cdef void open_files(self, size_t expected) noexcept:
+        """Put large frames into files, if many enough are sent them.
+
+        Where threads begin while connections are still being gathered, all get the same frame, and `expected` says how
+        many there may be.
+        """
+        cdef size_t groups = <size_t>PyList_GET_SIZE(self.data), i
+
+        if self.largest < file_size or expected < file_receivers or self.keys != NULL or self.files:
+            return
+        self.count()
+        for i in range(groups):
+            if self.buffers[i].size >= file_size and (groups == 1 or self.receivers[i] >= file_receivers):
+                self.buffers[i].file = wsf_open_file(self.buffers[i].data, self.buffers[i].size)
+                if self.buffers[i].file:
+                    self.files = i + 1
+        self.opener = getpid() if self.files else 0
+
+    cdef void close_files(self) noexcept nogil:
+        """Close the files of large frames, in the process that has opened them: another may have reused descriptors."""
+        cdef size_t i
+
+        if self.files and self.opener == getpid():
+            for i in range(self.files):
+                if self.buffers[i].file:
+                    close(self.buffers[i].file)
+                    self.buffers[i].file = 0
+        self.files = 0
+
+    cdef bint begin(self, size_t expected) noexcept:
         """Have threads send, if there are any; there must be room for all, and for all groups, from now on."""
+        self.open_files(expected)
         self.call = wsf_sends(
             self.fds,
             self.groups,
@@ -168,14 +209,14 @@ cdef class Sends:
 
     cdef void offer(self) noexcept:
         """Have threads send what is there so far, if there are any."""
-        if self.size > self.offered and (self.begun or self.begin()):
+        if self.size > self.offered and (self.begun or self.begin(self.room)):
             self.offered = self.size
             wsf_offer(self.size)
 
     cdef bint detach(self, done, int fd) except -1:
         """Have threads send all while the caller goes on; the descriptor, which `done` owns, is told when they have."""
         self.done = done
-        if self.begin():
+        if self.begin(self.size):
             if wsf_detach(&self.call, self.size, fd):
                 self.offered = self.size
                 return True
@@ -190,7 +231,9 @@ cdef class Sends:
 
         if self.size == 0:
             return 0
-        threaded = self.begun or (threaded and self.begin())
+        threaded = self.begun or (threaded and self.begin(self.size))
+        if not threaded:
+            self.open_files(self.size)
         with nogil:
             if threaded:
                 complete = wsf_finish(&self.call, self.size)
@@ -200,6 +243,7 @@ cdef class Sends:
                 )
             else:
                 complete = wsf_send_many(self.fds, groups, self.size, self.buffers, self.results)
+            self.close_files()
         self.begun = False
         self.count_receivers()
         return complete

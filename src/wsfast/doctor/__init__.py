@@ -21,7 +21,7 @@ there is a problem, else 0."""
 
 EPILOG = """--json prints an object with "wsfast" (its version), "clients" (for how many it was judged), "status" (the
 worst level), and "findings": for each, "key", "level" (ok, note, problem), "text", "cure" (a command, or null),
-"enough_for" (clients, or null) and "value" (what was read, an object). Keys are core, python, free-threading,
+"enough_for" (clients, or null) and "value" (what was read, an object). Keys are core, sendfile, python, free-threading,
 websockets, loop, asyncio-debug, compression, libraries, open-files, file-max, epoll, somaxconn, tcp_wmem, tcp_rmem,
 tcp_mem, notsent_lowat, ports, memory, processors, threads; those that do not exist on a system are left out."""
 

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import selectors
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -49,6 +50,7 @@ RELATED = ("redis", "nats-py", "prometheus-client")
 def examine_software() -> Iterator[Finding]:
     """Look at everything that is installed."""
     yield from _core()
+    yield from _sendfile()
     yield from _python()
     yield from _free_threading()
     yield from _websockets()
@@ -161,6 +163,39 @@ def _try_to_load(file: str) -> str | None:
         return None
     lines = done.stderr.strip().splitlines()
     return lines[-1] if lines and done.returncode == 1 else f"Python ended with status {done.returncode}"
+
+
+def _sendfile() -> Iterator[Finding]:
+    if sys.platform != "linux":
+        return
+    why, cure = None, None
+    if core is _pure:
+        why = "the twin leaves all writing to the transports"
+    elif os.environ.get("WSFAST_SENDFILE") == "0":
+        why, cure = "WSFAST_SENDFILE is 0", "unset WSFAST_SENDFILE"
+    else:
+        try:
+            _try_sendfile()
+        except OSError as exc:
+            why = f"sendfile() from memory to a socket fails here: {exc.strerror}"
+    text = "large frames for many leave by sendfile(), from memory that all sockets share"
+    if why is not None:
+        text = f"large frames are copied for each connection, since {why}"
+    yield Finding(
+        key="sendfile",
+        level="ok" if why is None or core is _pure else "note",  # that of the twin is noted already
+        text=text,
+        cure=cure,
+        value={"in_use": why is None, "why": why},
+    )
+
+
+def _try_sendfile() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.memfd_create("wsfast"), "r+b", buffering=0) as file:
+        file.write(b"octets")
+        ours.setblocking(False)
+        os.sendfile(ours.fileno(), file.fileno(), 0, 6)
 
 
 # ---- Python and websockets
