@@ -154,6 +154,11 @@ async def interrupt(name: str, method: str) -> None:
             armed = False
             raise Nowhere
 
+    def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), Nowhere):  # in a write of the transport's, which aborts itself then
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(report)
     signal.signal(signal.SIGALRM, strike)
     interrupts = 0
     async with crowd(name, method, longest=LONGEST // 2) as people:  # few are cut
