@@ -53,7 +53,8 @@ def set_threads(threads: int | None, *, detach: bool = True) -> None:
 
         detach: Whether the event loop goes on while they send what channels and hubs have published, to connections of
             `wsfast.serve()` and others that tell what happens to them. Whatever is done to one of these waits until it
-            was sent to, and `flush()` until all were. False to have the event loop send as well, and wait for them.
+            was sent to, and `flush()` until all were. False to have the event loop send as well, and wait for them. On
+            a free-threaded build of Python, it always does.
 
     Raises:
         TypeError: If `threads` is neither an integer nor None, or `detach` is no bool.

@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=False, boundscheck=False, wraparound=False
+# cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False
 """The fast core: Python objects on one side, wsf.h on the other. `_pure` defines what each function does."""
 
 cimport cython
@@ -61,9 +61,12 @@ cdef enum:
     FILE_RECEIVERS = 64
 
 
+include "lock.pxi"
+
+
 # ---- The garbage collector, which calls finalizers, waits while frames are not whole
 
-cdef int pauses = 0  # the GIL guards both
+cdef int pauses = 0  # the lock guards both
 cdef int collects = 0
 
 
@@ -72,22 +75,28 @@ cdef class CollectorPause:
 
     def __enter__(self):
         global pauses, collects
+        lock()
         if pauses == 0:
             collects = PyGC_Disable()
         pauses += 1
+        unlock()
 
     def __exit__(self, *_):
         global pauses
+        lock()
         pauses -= pauses > 0
         if pauses == 0 and collects:
             PyGC_Enable()
+        unlock()
 
     def end(self):
         global pauses
+        lock()
         if pauses > 0:
             pauses = 0
             if collects:
                 PyGC_Enable()
+        unlock()
 
 
 collector_paused = CollectorPause()
@@ -124,7 +133,8 @@ cdef bint threaded(size_t count) except -1:
 
 
 def detaches(size_t count):
-    return may_detach and threaded(count)
+    # Without a GIL never: a thread that looks at a connection would note what was sent beside the event loop's own.
+    return not FREE_THREADED and may_detach and threaded(count)
 
 
 # ---- Large frames, which leave by sendfile()

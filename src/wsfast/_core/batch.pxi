@@ -62,7 +62,7 @@ cdef class Batch:
             return False
         self.connections = self.left = left
         for i in range(sends.size):
-            window = ready_peers.windows[ready_peers.rows[sends.rows[i]].window]
+            window = window_in(sends.rows[i])
             sends.groups[i] = sends.group_of(window, message, False)
         for place, connection in left.items():
             peer = getattr(connection, PEER)
@@ -87,7 +87,7 @@ cdef class Batch:
     ) except -1:
         """Gather connections one by one."""
         cdef Py_ssize_t size = PyList_GET_SIZE(connections)
-        cdef uint32_t batch = seen.new_batch()
+        cdef uint32_t batch = new_batch()
         cdef PyTypeObject *kind = NULL
         cdef Names names = None
         cdef Peer peer
@@ -115,12 +115,12 @@ cdef class Batch:
                         self.plain.offer()
                     warm(connections, self.stop, min(size, self.stop + AHEAD), kind)
                 peer = getattr(connection, PEER, None)
-                if peer is not None and ready_peers.rows[peer.row].fd >= 0 and peer.loop is running_loop:
+                if peer is not None and fd_of(peer.row) >= 0 and peer.loop is running_loop:
                     if peer.table is not None and peer.table.flags[peer.slot] & DETACHED:
                         if self.interrupts(&overlaps):
                             break
                         peer.table.wait(peer.slot)
-                    verdict = DIRECT if ready_peers.rows[peer.row].fd >= 0 else look(peer, connection)
+                    verdict = DIRECT if fd_of(peer.row) >= 0 else look(peer, connection)
                 else:
                     if (peer is None or not peer.quiet) and self.interrupts(&overlaps):
                         break
@@ -144,7 +144,7 @@ cdef class Batch:
                     self.own.append(self.stop)
                 elif verdict == TRANSPORT:
                     self.waiting.append((self.stop, peer))
-                elif not seen.add(peer.fd, batch):
+                elif not mark(peer.fd, batch):
                     break  # a duplicate: what may be cut off from its first frame must go out before the second
                 else:
                     sends = self.masked if peer.masked else self.plain
@@ -170,7 +170,7 @@ cdef class Batch:
 
     def collect(self, TickTable table not None, size_t count, sequence_of, bint ready=False):
         cdef Generation *generation = &table.generations[1 - table.publishing]
-        cdef int sending = 1 - table.publishing
+        cdef int fd, sending = 1 - table.publishing
         cdef uint32_t slot, node, row
         cdef size_t i, place, asked_size = 0
         cdef uint32_t *asked = NULL
@@ -196,12 +196,12 @@ cdef class Batch:
                     self.refused.append((slot, <object>PyList_GET_ITEM(table.peers, slot)))
                     continue
                 row = table.rows[slot]
-                if ready_peers.rows[row].fd < 0:
+                fd = fd_of(row)
+                if fd < 0:
                     asked[asked_size] = slot
                     asked_size += not ready
                 else:
-                    window = ready_peers.windows[ready_peers.rows[row].window]
-                    self.add_slot(ready_peers.rows[row].fd, slot, node, window, row, sequence_of)
+                    self.add_slot(fd, slot, node, window_in(row), row, sequence_of)
             i = 0
             while i < asked_size:
                 block = min(<size_t>AHEAD, asked_size - i)
@@ -369,7 +369,7 @@ cdef class Batch:
 
     cdef int leave(self, Sends sends, size_t index, bytes frame) except -1:
         """List what the kernel did not take."""
-        cdef PyObject *known = ready_peers.peers[sends.rows[index]]
+        cdef PyObject *known = peer_in(sends.rows[index])
         cdef Py_ssize_t place = sends.places[index]
         cdef ssize_t result = sends.results[index]
         cdef uint32_t group = sends.groups[index]
@@ -416,11 +416,11 @@ cdef class Batch:
         for i in range(self.noted, self.plain.size):
             if self.detached and not self.table.flags[self.plain.places[i]] & DETACHED:
                 continue
-            if self.plain.results[i] > 0 and ready_peers.peers[self.plain.rows[i]] != NULL:
-                self.abort(<Peer>ready_peers.peers[self.plain.rows[i]])
+            if self.plain.results[i] > 0 and peer_in(self.plain.rows[i]) != NULL:
+                self.abort(<Peer>peer_in(self.plain.rows[i]))
         for i in range(self.masked.size):
-            if self.masked.results[i] > 0 and ready_peers.peers[self.masked.rows[i]] != NULL:
-                self.abort(<Peer>ready_peers.peers[self.masked.rows[i]])
+            if self.masked.results[i] > 0 and peer_in(self.masked.rows[i]) != NULL:
+                self.abort(<Peer>peer_in(self.masked.rows[i]))
         del self.cut[:]
         return 0
 
@@ -437,8 +437,8 @@ cdef object window_of(Peer peer):
     """Return what a peer's window holds; None if its messages are not compressed."""
     if peer.encoder is None:
         return None
-    if ready_peers.rows[peer.row].fd >= 0:
-        return ready_peers.windows[ready_peers.rows[peer.row].window]
+    if fd_of(peer.row) >= 0:
+        return window_in(peer.row)
     return (<EncoderBase>peer.encoder).state
 
 

@@ -168,7 +168,7 @@ cdef class Peer:
 
     def __dealloc__(self):
         if self.row:
-            if ready_peers.rows[self.row].fd >= 0:
+            if fd_of(self.row) >= 0:
                 ready_peers.withdraw(self)
             ready_peers.remove(self.row)
 
@@ -178,14 +178,15 @@ cdef class Peer:
 
     cpdef invalidate(self):
         self.protocol_free = False
-        if self.table is not None:
+        # Without a GIL nothing is detached; and while another thread asks, its own may give the peer another table.
+        if not FREE_THREADED and self.table is not None:
             self.table.wait(self.slot)
-        if ready_peers.rows[self.row].fd >= 0:
+        if fd_of(self.row) >= 0:
             ready_peers.withdraw(self)
 
     @property
     def ready(self):
-        return ready_peers.rows[self.row].fd >= 0
+        return fd_of(self.row) >= 0
 
     @property
     def direct(self):
@@ -236,7 +237,7 @@ cdef Verdict look(Peer peer, connection) except *:
             methods.write(peer.transport, EMPTY)
         except Exception:
             return TRANSPORT  # which will raise the same once more, where it is reported
-    if peer.tells and ready_peers.rows[peer.row].fd < 0:
+    if peer.tells and fd_of(peer.row) < 0:
         if peer.transport.get_protocol() is not connection:
             return OWN  # somebody else is told what happens, as after loop.start_tls()
         ready_peers.offer(peer, connection)
@@ -334,7 +335,7 @@ cdef void warm_peers(PyObject **peers, Py_ssize_t count):
         if peers[i] == NULL:
             continue
         wsfast_fetch_object((<Peer>peers[i]).encoder, ENCODER_LINES)
-        if ready_peers.rows[(<Peer>peers[i]).row].fd >= 0:
+        if fd_of((<Peer>peers[i]).row) >= 0:
             peers[i] = NULL
             continue
         wsfast_fetch_object((<Peer>peers[i]).transport, TRANSPORT_LINES)

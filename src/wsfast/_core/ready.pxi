@@ -9,6 +9,15 @@ cdef extern from *:
         return 0;
     }
 
+    /* The object that has the items of a collection, and must be locked for that: itself, or the dict of a view. */
+    static PyObject *wsfast_storage(PyObject *collection)
+    {
+        PyObject *storage = collection;
+        if (Py_IS_TYPE(collection, &PyDictValues_Type) || Py_IS_TYPE(collection, &PyDictKeys_Type))
+            Py_TYPE(collection)->tp_traverse(collection, wsfast_keep, &storage); /* the one object that it refers to */
+        return storage;
+    }
+
     /*
      * The next items of a collection, in the order in which it is iterated over: borrowed, and none of them is touched.
      * Returns their number, or -1 if it is not known how the collection keeps them. No code of Python's runs.
@@ -27,10 +36,9 @@ cdef extern from *:
                     items[n++] = entry->key;
             }
         } else {
-            PyObject *dict = collection, *key, *value;
+            PyObject *dict, *key, *value;
             const int values = Py_IS_TYPE(collection, &PyDictValues_Type);
-            if (values || Py_IS_TYPE(collection, &PyDictKeys_Type))
-                Py_TYPE(collection)->tp_traverse(collection, wsfast_keep, &dict); /* the one object that it refers to */
+            dict = wsfast_storage(collection);
             if (!PyDict_CheckExact(dict))
                 return -1;
             while (n < room && PyDict_Next(dict, cursor, &key, &value))
@@ -47,6 +55,7 @@ cdef extern from *:
 
     #define wsfast_prefetch(address) __builtin_prefetch(address)
     """
+    PyObject *wsfast_storage(object)
     Py_ssize_t wsfast_items(object, Py_ssize_t *, PyObject **, Py_ssize_t)
     uint32_t wsfast_hash(const void *, int)
     void wsfast_prefetch(const void *)
@@ -73,6 +82,8 @@ cdef class ReadyPeers:
     A peer that has a descriptor has a *row* for as long as it lives; 0 is that of no peer. While it is ready, its
     descriptor and what its window holds are in that row, and the row is found by the address of the connection. Before
     the connection can be freed, and its address be another one's, the row is forgotten: the peer keeps it alive.
+
+    The lock is held wherever one of the arrays is looked at: that of another thread may have it grow.
     """
 
     cdef Row *rows
@@ -119,25 +130,31 @@ cdef class ReadyPeers:
         """Give a peer a row."""
         cdef uint32_t row
 
-        self.make_room_for_row()
-        if self.free:
-            row = self.free
-            self.free = self.rows[row].window
-        else:
-            row = self.size
-            self.size += 1
-        self.rows[row] = Row(-1, 0)
-        self.flags[row] = 0
-        self.keys[row] = Key(NULL, <PyObject *>peer.loop)
-        self.peers[row] = <PyObject *>peer
+        lock()
+        try:
+            self.make_room_for_row()
+            if self.free:
+                row = self.free
+                self.free = self.rows[row].window
+            else:
+                row = self.size
+                self.size += 1
+            self.rows[row] = Row(-1, 0)
+            self.flags[row] = 0
+            self.keys[row] = Key(NULL, <PyObject *>peer.loop)
+            self.peers[row] = <PyObject *>peer
+        finally:
+            unlock()
         return row
 
     cdef void remove(self, uint32_t row) noexcept:
         """Take a row back whose peer, which is not ready, ends."""
+        lock()
         self.rows[row].window = self.free
         self.keys[row].loop = NULL
         self.peers[row] = NULL
         self.free = row
+        unlock()
 
     cdef int offer(self, Peer peer, connection) except -1:
         """Have a peer be sent to without being looked at: from now on, its row has what its window holds."""
@@ -145,38 +162,51 @@ cdef class ReadyPeers:
         cdef uint32_t window = 0
         cdef bint owns = False
 
-        if 2 * (self.count + 1) > <uint32_t>1 << self.bits:
-            self.rebuild(self.bits + 1)
-        if peer.encoder is not None:
-            encoder = peer.encoder
-            window = self.window_index(encoder.state)
-            owns = encoder.encoder is not None
-        # From here on, nothing is called that may raise.
-        if window:
-            self.window_counts[window] += 1
-        self.flags[peer.row] = OWN_ENCODER if owns else 0
-        self.rows[peer.row] = Row(peer.fd, window)
-        if not peer.masked:
-            peer.found = connection
-            self.insert(peer.row, <PyObject *>connection)
+        lock()
+        try:
+            if 2 * (self.count + 1) > <uint32_t>1 << self.bits:
+                self.rebuild(self.bits + 1)
+            if peer.encoder is not None:
+                encoder = peer.encoder
+                window = self.window_index(encoder.state)
+                owns = encoder.encoder is not None
+            # From here on, nothing is called that may raise.
+            if window:
+                self.window_counts[window] += 1
+            self.flags[peer.row] = OWN_ENCODER if owns else 0
+            self.rows[peer.row] = Row(peer.fd, window)
+            if not peer.masked:
+                peer.found = connection
+                self.insert(peer.row, <PyObject *>connection)
+        finally:
+            unlock()
         return 0
 
     cdef int withdraw(self, Peer peer) except -1:
         """Have a peer be asked from now on, and its encoder have what its window holds."""
         cdef EncoderBase encoder
-        cdef uint32_t index = self.rows[peer.row].window
+        cdef uint32_t index
+        cdef object found  # kept until the lock is free, since this may end the connection
 
-        self.rows[peer.row] = Row(-1, 0)
-        self.forget(peer.row)
-        if index:
-            encoder = peer.encoder
-            window = self.windows[index]
-            if encoder.state is not window:
-                encoder.state = window
-                encoder.encoder = None
-            self.window_counts[index] -= 1
-            self.forget_window(index)
-        peer.found = None  # at last, since this may end the connection
+        lock()
+        try:
+            if self.rows[peer.row].fd < 0:
+                return 0  # another thread was faster
+            index = self.rows[peer.row].window
+            self.rows[peer.row] = Row(-1, 0)
+            self.forget(peer.row)
+            if index:
+                encoder = peer.encoder
+                window = self.windows[index]
+                if encoder.state is not window:
+                    encoder.state = window
+                    encoder.encoder = None
+                self.window_counts[index] -= 1
+                self.forget_window(index)
+            found = peer.found
+            peer.found = None
+        finally:
+            unlock()
         return 0
 
     # ---- Connections that are ready, by their addresses
@@ -297,21 +327,51 @@ cdef class ReadyPeers:
         cdef EncoderBase encoder
         cdef uint32_t before, index
 
-        if self.rows[row].fd >= 0:
-            index = self.window_index(window)
-            before = self.rows[row].window
-            self.window_counts[before] -= 1
-            self.window_counts[index] += 1
-            self.rows[row].window = index
-            if self.flags[row] & OWN_ENCODER:
-                self.flags[row] &= ~OWN_ENCODER
-                (<EncoderBase>(<Peer>self.peers[row]).encoder).encoder = None
-            self.forget_window(before)
-        elif self.peers[row] != NULL:
-            encoder = (<Peer>self.peers[row]).encoder
-            encoder.state = window
-            encoder.encoder = None
+        lock()
+        try:
+            if self.rows[row].fd >= 0:
+                index = self.window_index(window)
+                before = self.rows[row].window
+                self.window_counts[before] -= 1
+                self.window_counts[index] += 1
+                self.rows[row].window = index
+                if self.flags[row] & OWN_ENCODER:
+                    self.flags[row] &= ~OWN_ENCODER
+                    (<EncoderBase>(<Peer>self.peers[row]).encoder).encoder = None
+                self.forget_window(before)
+            elif self.peers[row] != NULL:
+                encoder = (<Peer>self.peers[row]).encoder
+                encoder.state = window
+                encoder.encoder = None
+        finally:
+            unlock()
         return 0
 
 
 cdef ReadyPeers ready_peers = ReadyPeers()
+
+
+cdef inline int fd_of(uint32_t row) noexcept:
+    """Return the descriptor of a peer that is ready, else -1."""
+    lock()
+    cdef int fd = ready_peers.rows[row].fd
+    unlock()
+    return fd
+
+
+cdef inline object window_in(uint32_t row):
+    """Return what the window of a peer that is ready holds; None if its messages are not compressed."""
+    if not FREE_THREADED:
+        return ready_peers.windows[ready_peers.rows[row].window]
+    lock()
+    window = ready_peers.windows[ready_peers.rows[row].window]
+    unlock()
+    return window
+
+
+cdef inline PyObject *peer_in(uint32_t row) noexcept:
+    """Return a peer, borrowed; NULL if it has ended, which only another thread can have brought about."""
+    lock()
+    cdef PyObject *peer = ready_peers.peers[row]
+    unlock()
+    return peer

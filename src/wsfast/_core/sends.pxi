@@ -35,6 +35,7 @@ cdef class Sends:
     cdef bint begun
     cdef size_t offered
     cdef object done            # what owns the descriptor that is told
+    cdef list kept              # without a GIL, connections that another thread might free while they are sent to
 
     def __cinit__(self):
         self.encodings = []
@@ -43,6 +44,8 @@ cdef class Sends:
         self.before = []
         self.after = []
         self.index = {}
+        if FREE_THREADED:
+            self.kept = []
 
     def __dealloc__(self):
         if self.begun:
@@ -84,6 +87,14 @@ cdef class Sends:
 
         No code of Python's runs: the collection stays as it is, and all that it holds stays alive.
         """
+        with cython.critical_section(<object>wsfast_storage(connections)):
+            lock()
+            try:
+                return self.add_ready_locked(connections, left, kind, running_loop)
+            finally:
+                unlock()
+
+    cdef Py_ssize_t add_ready_locked(self, connections, dict left, PyTypeObject *kind, running_loop) except -1:
         cdef PyObject *items[AHEAD]
         cdef Py_ssize_t most = PyObject_Size(connections) >> 2
         cdef Py_ssize_t cursor = 0, place = 0, count = AHEAD, i
@@ -94,6 +105,8 @@ cdef class Sends:
             count = wsfast_items(connections, &cursor, items, AHEAD)
             ready_peers.fetch(items, count)
             for i in range(count):
+                if FREE_THREADED:
+                    self.kept.append(<object>items[i])
                 row = ready_peers.find(items[i], <PyObject *>running_loop)
                 if row and not ready_peers.flags[row] & UNDER_WAY and seen.add(ready_peers.rows[row].fd, batch):
                     self.add(ready_peers.rows[row].fd, place + i, 0, row)
@@ -254,7 +267,8 @@ cdef object first_of_several(connections):
     cdef PyObject *items[2]
     cdef Py_ssize_t cursor = 0
 
-    return <object>items[0] if wsfast_items(connections, &cursor, items, 2) == 2 else None
+    with cython.critical_section(<object>wsfast_storage(connections)):
+        return <object>items[0] if wsfast_items(connections, &cursor, items, 2) == 2 else None
 
 
 cdef bint can_be_last(connection, PyTypeObject *kind, running_loop, uint32_t batch) except -1:
@@ -309,3 +323,19 @@ cdef class Seen:
 
 
 cdef Seen seen = Seen()
+
+
+cdef uint32_t new_batch() noexcept:
+    lock()
+    cdef uint32_t batch = seen.new_batch()
+    unlock()
+    return batch
+
+
+cdef bint mark(int fd, uint32_t batch) except -1:
+    """Mark `fd`; False if it was marked in this batch already."""
+    lock()
+    try:
+        return seen.add(fd, batch)
+    finally:
+        unlock()

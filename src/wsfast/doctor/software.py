@@ -225,10 +225,9 @@ def _free_threading() -> Iterator[Finding]:
     if not free:
         text = "no: this Python has its GIL"
     elif enabled:
-        text = "a free-threaded build, and the GIL is on"
-        text += ", which the extension has Python see to" if core is not _pure else ""
+        text = "a free-threaded build, and the GIL is on: some module, or PYTHON_GIL, has it so, and not wsfast"
     else:
-        text = "a free-threaded build without the GIL, with which wsfast is not tested"
+        text = "a free-threaded build without the GIL: there may be an event loop in each of several threads"
     value = {"build": free, "gil": enabled}
     yield Finding(key="free-threading", level="note" if free else "ok", text=text, value=value)
 
