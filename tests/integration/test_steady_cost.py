@@ -26,7 +26,7 @@ CLIENTS = 100
 PER_CLIENT = 0.5
 """Python calls that a client may cost."""
 
-ONCE = 80
+ONCE = 100
 """Python calls that a fan-out may cost, however many clients there are."""
 
 

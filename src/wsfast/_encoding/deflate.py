@@ -170,12 +170,12 @@ class Parameters:
 
     def keep_encoder(self, window: Window) -> None:
         """Keep the encoder of a window until as many others are kept as there may be."""
-        self._encoders.append(ref(window))
-        with contextlib.suppress(IndexError):
-            while len(self._encoders) > MOST_ENCODERS:
-                oldest = self._encoders.popleft()()
-                if oldest is not None:
-                    oldest.known = oldest.tail, None
+        encoders = self._encoders
+        encoders.append(ref(window))
+        if len(encoders) > MOST_ENCODERS:
+            oldest = encoders.popleft()()
+            if oldest is not None:
+                oldest.known = oldest.tail, None
 
 
 def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:

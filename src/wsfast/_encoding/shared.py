@@ -76,7 +76,7 @@ class Shared:
             return (encoding, window) if after is window else (encoding, self._same(after, self._receivers))
         encoder = parameters.encoder(tail) if encoder is None else encoder.copy()
         compressed = compress_by(encoder, self._data)
-        self._shared[parameters].append((window, self._is_large(window)))
+        self._shared[parameters].append((window, self._are_many(window)))
         if len(compressed) >= len(self._data):
             return self.plain, window
         several = window.count > 1
@@ -94,9 +94,9 @@ class Shared:
         shared = self._shared.setdefault(parameters, [])
         if len(self._data) >= WINDOWS * parameters.window or len(shared) >= MOST_SHARED:
             return False
-        return self._is_large(window) or all(large for _, large in shared)
+        return all(many for _, many in shared) or self._are_many(window)
 
-    def _is_large(self, window: Window) -> bool:
+    def _are_many(self, window: Window) -> bool:
         return LARGE * (window.count or window.expected) >= self._receivers
 
     def _same(self, after: Window, expected: int) -> Window:
