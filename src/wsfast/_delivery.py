@@ -2,9 +2,10 @@
 
 Each delivery is one critical section of three phases. *Gather* looks at each connection once and puts what may be
 written directly into dense arrays. *Send* is one tight loop in C over those arrays. *Settle* gives the transports the
-ends of frames that the kernel cut. Between the two halves of a frame, nothing else may write there: so the garbage
-collector, which calls finalizers, waits, and an exception out of nowhere, as from a signal handler, aborts the
-connections whose frames are not whole. What was not taken is left to the caller.
+ends of frames that the kernel cut. Transports that encrypt come next, in three phases of their own. Between the two
+halves of a frame, nothing else may write there: so the garbage collector, which calls finalizers, waits, and an
+exception out of nowhere, as from a signal handler, aborts the connections whose frames are not whole. What was not
+taken is left to the caller.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def threads() -> int:
 class Outcome:
     """What became of one delivery."""
 
-    __slots__ = ("batch", "counts", "doubtful", "failures", "given")
+    __slots__ = ("batch", "counts", "doubtful", "encrypted", "failures", "given")
 
     def __init__(self) -> None:
         self.batch = core.Batch()
@@ -84,6 +85,8 @@ class Outcome:
         """Of places whose transports could not be written to: what they raised."""
         self.doubtful: Any = None
         """The peer that is being written to. If the write is interrupted, its connection is aborted."""
+        self.encrypted: core.Encrypted | None = None
+        """Those of which the frames were encrypted here."""
         self.given = False
         """Whether a transport, or a connection's own methods, have been given what is not noted yet."""
 
@@ -99,6 +102,23 @@ class Outcome:
                 abort(peer.transport)  # nothing may follow half a frame
             self.counts[place] = count
             cut.pop()
+
+    def send_encrypted(self) -> None:
+        """Send, in parts, to those that wait whose frames can be encrypted here."""
+        encrypted = self.encrypted = core.Encrypted(self.batch)
+        while encrypted.send():
+            if self.batch.cut:
+                self.write_ends()
+            rests = encrypted.rests
+            while rests:
+                place, peer, count, function, arguments = rests[-1]
+                try:
+                    function(*arguments)
+                except Exception as exc:
+                    self.failures[place] = exc
+                    abort(peer.transport)
+                self.counts[place] = count
+                rests.pop()
 
     def write_frame(self, place: int, peer: core.Peer, message: core.Encodings) -> None:
         """Write whole frames to a transport."""
@@ -127,6 +147,9 @@ class Outcome:
         peers = [peer for _, peer, *_ in self.batch.cut]
         if self.doubtful is not None:
             peers.append(self.doubtful)
+        if self.encrypted is not None:
+            peers += self.encrypted.doubtful
+            peers += [peer for _, peer, *_ in self.encrypted.rests]
         for peer in peers:
             peer.invalidate()
             abort(transport_of(peer))
@@ -188,6 +211,8 @@ def _send(outcome: Outcome, overflow: core.Encodings | None) -> None:
         batch.send()
     if batch.cut:
         outcome.write_ends()
+    if batch.waiting and core.sends_directly:
+        outcome.send_encrypted()
     if overflow is not None and (batch.waiting or batch.refused):
         for place, peer in sorted((*batch.waiting, *batch.refused), key=_place_of):
             outcome.write_frame(place, peer, overflow)

@@ -243,8 +243,19 @@ def direct(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             super().send()
             sent.append(self.sent)
 
+    class Encrypted(core.Encrypted):  # type: ignore[misc, name-defined]
+        def __init__(self, batch: Any) -> None:
+            super().__init__(batch)
+            self.sent_to = batch
+
+        def send(self) -> bool:
+            before = self.sent_to.sent
+            more: bool = super().send()
+            sent.append(self.sent_to.sent - before)
+            return more
+
     values = {key: getattr(core, key) for key in dir(core) if not key.startswith("_")}
-    spy = types.SimpleNamespace(**{**values, "Batch": Batch})
+    spy = types.SimpleNamespace(**{**values, "Batch": Batch, "Encrypted": Encrypted})
     monkeypatch.setattr(sys.modules["wsfast._delivery"], "core", spy)
     return sent
 

@@ -16,7 +16,6 @@ from ._process import CollectorPause, collector_paused, detaches, set_threads, t
 from ._receivers import EncoderBase, Encoding, Encodings, WindowBase
 from ._table import Members, TickTable
 
-# fmt: off
 __all__ = [
     "Batch",
     "Buffer",
@@ -25,6 +24,7 @@ __all__ = [
     "EncoderBase",
     "Encoding",
     "Encodings",
+    "Encrypted",
     "Members",
     "Peer",
     "TickTable",
@@ -38,7 +38,6 @@ __all__ = [
     "set_threads",
     "threads",
 ]
-# fmt: on
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -398,3 +397,20 @@ class Batch:
     def send(self) -> None:
         """Offer each descriptor its frame, and note what was taken. If that fails, frames that were cut are aborted."""
         self.done = True
+
+
+class Encrypted:
+    """Those of a batch that wait, and have transports that encrypt: their frames are encrypted, then all is sent.
+
+    That must leave before anything else is encrypted; so it counts as sent. The twin leaves all to the transports.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.rests: list[tuple[int, Peer, int, Callable[..., object], tuple[Any, ...]]] = []
+        """Places, peers, how many messages, and what to call for these to leave, with which arguments."""
+        self.doubtful: list[Peer] = []
+        """Whether frames of these have left is not known, if that was interrupted."""
+
+    def send(self) -> bool:
+        """Encrypt and send for some; return False if there were none. The others are among those that wait."""
+        return False

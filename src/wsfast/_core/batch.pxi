@@ -15,6 +15,7 @@ cdef class Batch:
     cdef bint detached      # whether threads send them, to slots with that flag
     cdef bint finishing     # whether the last ones are being sent, by a thread that has let go of the GIL
     cdef readonly list closed, cut, refused, waiting, own, lost
+    cdef object message     # what all are sent, or of slots, the function that tells by their nodes
     cdef dict left          # `connections`, if it has only those that were looked at, or did not take everything
 
     def __init__(self):
@@ -28,6 +29,7 @@ cdef class Batch:
         self.lost = []
 
     def gather(self, connections, Py_ssize_t start, message, layouts, transport_layouts, running_loop):
+        self.message = message
         if start == 0:
             if self.gather_ready(connections, message, layouts, running_loop):
                 self.prepare()
@@ -178,6 +180,7 @@ cdef class Batch:
         cdef size_t n, block
 
         self.table = table
+        self.message = sequence_of
         if generation.cursor == generation.touched_size:
             generation.cursor = 0  # what an exception has left behind is looked at once more
         count = min(count, generation.touched_size - generation.cursor)
@@ -384,8 +387,7 @@ cdef class Batch:
         peer.invalidate()
         if result <= 0:
             self.refused.append((place, peer))
-            # These tell that something was not to be had right now; EPIPE is told again and again.
-            if result not in (0, -EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM):
+            if tells_loss(result):
                 self.lost.append((place, peer, -result))
             return 0
         ends = sends.encodings[group].ends
@@ -431,20 +433,3 @@ cdef class Batch:
         except Exception:
             pass  # the others are aborted all the same
         return 0
-
-
-cdef object window_of(Peer peer):
-    """Return what a peer's window holds; None if its messages are not compressed."""
-    if peer.encoder is None:
-        return None
-    if fd_of(peer.row) >= 0:
-        return window_in(peer.row)
-    return (<EncoderBase>peer.encoder).state
-
-
-cdef ssize_t masked_size(encoding) except -1:
-    """Size of a frame of a client."""
-    cdef uint8_t header[WSF_MAX_HEADER]
-    cdef const uint8_t *key = [0, 0, 0, 0]
-    cdef size_t size = PyBytes_GET_SIZE(<bytes?>encoding.payload)
-    return <ssize_t>(wsf_frame_header(header, 0, size, key) + size)

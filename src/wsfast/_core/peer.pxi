@@ -46,6 +46,12 @@ cdef class Names:
         self.writes = layout.writes
 
 
+cdef class EncryptedNames
+
+
+cdef class Encryption
+
+
 cdef class Methods:
     """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
 
@@ -57,9 +63,13 @@ cdef class Methods:
     cdef object write       # if it must be called to find out; else None
     cdef tuple clear        # attributes of the transport that must be None
     cdef bint quiet         # whether none of them is a function of Python's, in which signal handlers may run
+    cdef object descriptor  # attribute; None to ask the socket
+    cdef EncryptedNames encrypted   # None if nothing may be sent beneath it
 
     def __init__(self, kind, layout):
         self.direct = layout.direct
+        self.descriptor = layout.descriptor
+        self.encrypted = None if layout.encrypted is None else EncryptedNames(layout.encrypted)
         self.closing = layout.closing
         self.is_closing = layout.is_closing or kind.is_closing
         self.buffer = layout.buffer
@@ -104,6 +114,7 @@ cdef class Peer:
     cdef Names names
     cdef Methods methods        # of the transport; None if the connection must always be sent to by its own methods
     cdef readonly object protocol, transport, loop
+    cdef Encryption encryption  # None if it does not encrypt, or its transport alone may
     cdef object gate            # what tells whether something is being sent; None if the connection does
     cdef readonly object encoder
     cdef readonly bint masked, protocol_free
@@ -162,7 +173,11 @@ cdef class Peer:
         self.quiet = self.methods.quiet and not self.tells
         if self.fd >= 0 and self.row == 0:
             self.row = ready_peers.add(self)
-        if self.fd >= 0 and layout.watch is not None:
+        if self.methods.encrypted is not None and not self.masked:
+            self.encryption = encryption_of(
+                self.transport, self.methods.encrypted, transport_layout.encrypted, transport_layouts
+            )
+        if (self.fd >= 0 or self.encryption is not None) and layout.watch is not None:
             layout.watch(protocol, ref(self))
             self.protocol_tells = True
 
@@ -174,7 +189,10 @@ cdef class Peer:
 
     def check(self, connection):
         self.invalidate()
-        return ask(self, connection)
+        verdict = ask(self, connection)
+        if verdict == TRANSPORT and self.encryption is not None and is_closing(self.methods, self.transport):
+            return OWN
+        return verdict
 
     cpdef invalidate(self):
         self.protocol_free = False
@@ -224,6 +242,9 @@ cdef Verdict look(Peer peer, connection) except *:
             or (names.writes is not None and PyList_GET_SIZE(<list?>getattr(peer.protocol, names.writes)) != 0)
         ):
             return OWN
+    if peer.encryption is not None:
+        peer.protocol_free = peer.protocol_tells
+        return TRANSPORT  # which is asked when the frame is encrypted
     if is_closing(methods, peer.transport) is not False:
         return OWN
     peer.protocol_free = peer.protocol_tells
@@ -263,7 +284,7 @@ cdef extern from *:
      * system calls each of them is a miss. CPython keeps the attributes of an instance in an array apart from the
      * object before 3.13, and right behind it since. If it ever keeps them elsewhere, the hint is wasted, no more.
      */
-    enum { WSFAST_LINE = 64, WSFAST_ATTRIBUTES = 4 /* lines: 32 attributes */ };
+    enum { WSFAST_LINE = 64, WSFAST_ATTRIBUTES = 4 /* lines: 32 attributes */, WSFAST_KEYS = 12 /* of 40 keys */ };
 
     /* The first line is really read: where a page is not in the TLB, processors may drop what is only a hint. */
     static inline void wsfast_fetch(const char *start, int lines) {
@@ -292,9 +313,14 @@ cdef extern from *:
             wsfast_fetch(values, WSFAST_ATTRIBUTES);
     #endif
     }
+
+    static inline void wsfast_fetch_keys(PyObject *dict) {
+        wsfast_fetch((const char *)((PyDictObject *)dict)->ma_keys, WSFAST_KEYS);
+    }
     """
     void wsfast_fetch_object(object, int)
     void wsfast_fetch_attributes(object)
+    void wsfast_fetch_keys(object)
 
 
 cdef enum:
@@ -338,14 +364,16 @@ cdef void warm_peers(PyObject **peers, Py_ssize_t count):
         if fd_of((<Peer>peers[i]).row) >= 0:
             peers[i] = NULL
             continue
-        wsfast_fetch_object((<Peer>peers[i]).transport, TRANSPORT_LINES)
+        if (<Peer>peers[i]).encryption is None:
+            wsfast_fetch_object((<Peer>peers[i]).transport, TRANSPORT_LINES)
         if not (<Peer>peers[i]).protocol_free:
             wsfast_fetch_object((<Peer>peers[i]).protocol, 2)
             wsfast_fetch_object((<Peer>peers[i]).gate, 1)
     for i in range(count):
         if peers[i] == NULL:
             continue
-        wsfast_fetch_attributes((<Peer>peers[i]).transport)
+        if (<Peer>peers[i]).encryption is None:
+            wsfast_fetch_attributes((<Peer>peers[i]).transport)
         if not (<Peer>peers[i]).protocol_free:
             wsfast_fetch_attributes((<Peer>peers[i]).gate)
             wsfast_fetch_attributes((<Peer>peers[i]).protocol)

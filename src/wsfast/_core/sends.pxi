@@ -339,3 +339,26 @@ cdef bint mark(int fd, uint32_t batch) except -1:
         return seen.add(fd, batch)
     finally:
         unlock()
+
+
+cdef bint tells_loss(ssize_t result) noexcept:
+    """Whether a result is an error that the kernel does not tell again, and not to the transport."""
+    # The others tell that something was not to be had right now; EPIPE is told again and again.
+    return result < 0 and result not in (-EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM)
+
+
+cdef object window_of(Peer peer):
+    """Return what a peer's window holds; None if its messages are not compressed."""
+    if peer.encoder is None:
+        return None
+    if fd_of(peer.row) >= 0:
+        return window_in(peer.row)
+    return (<EncoderBase>peer.encoder).state
+
+
+cdef ssize_t masked_size(encoding) except -1:
+    """Size of a frame of a client."""
+    cdef uint8_t header[WSF_MAX_HEADER]
+    cdef const uint8_t *key = [0, 0, 0, 0]
+    cdef size_t size = PyBytes_GET_SIZE(<bytes?>encoding.payload)
+    return <ssize_t>(wsf_frame_header(header, 0, size, key) + size)

@@ -6,10 +6,12 @@ hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core a
 
 from __future__ import annotations
 
+import _ssl
 import asyncio.selector_events
 import asyncio.sslproto
 import functools
 import importlib
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from wsfast._encoding.deflate import Encoder
 
 __all__ = [
     "ConnectionLayout",
+    "EncryptedLayout",
     "TransportLayout",
     "adapt",
     "adapter_of",
@@ -124,6 +127,38 @@ class TransportLayout:
     """Function of the transport that tells whether it is closing; None for its own method."""
     buffer: str | None = None
     """Attribute that is empty unless something waits to be written; None to call `get_write_buffer_size()`."""
+    encrypted: EncryptedLayout | None = None
+    """How to encrypt a frame for it and write that to the descriptor beneath; None if only its `write()` may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncryptedLayout:
+    """How one type of transports encrypts, by attributes whose reading runs no code of Python's.
+
+    What is encrypted is in a queue, which whoever sends next on this connection sends first.
+    """
+
+    protocol: str
+    """Attribute of the transport: what encrypts for it, and is the protocol of the transport beneath."""
+    protocol_type: type
+    """The exact type of that."""
+    methods: Mapping[str, object]
+    """Its methods that write, as functions; one that was replaced on the protocol itself must be called."""
+    writer: tuple[tuple[str, type], ...]
+    """Attributes that lead from the protocol to what has `write()`, which encrypts, and the exact type of each."""
+    outgoing: tuple[str, type]
+    """Attribute of the protocol: the queue, which has `pending` and `read()`; its exact type."""
+    transport: str
+    """Attribute of the protocol: the transport beneath, or None when that is lost."""
+    state: str
+    """Attribute of the protocol: what `open_state` is while messages may be encrypted."""
+    open_state: object
+    clear: tuple[str, ...]
+    """Attributes of the protocol that must be empty or False."""
+    flush: str
+    """Method of the protocol: sends what is in the queue."""
+    errors: type[Exception]
+    """What `write()` raises if it has encrypted nothing."""
 
 
 ADAPTERS = {
@@ -215,6 +250,25 @@ def _is_closing_tls(transport: Any) -> bool:
     return beneath is None or bool(beneath.is_closing())
 
 
+# asyncio's protocol encrypts into a MemoryBIO (`_outgoing`) and empties that at the end of whatever it does, unless the
+# transport beneath has had it pause. `_write_backlog` is what is not encrypted yet; only write() resets
+# `_app_writing_paused`. The names are those of CPython 3.11 to 3.14.
+ENCRYPTED = EncryptedLayout(
+    protocol="_ssl_protocol",
+    protocol_type=asyncio.sslproto.SSLProtocol,
+    methods={
+        name: getattr(asyncio.sslproto.SSLProtocol, name, None)
+        for name in ("_write_appdata", "_do_write", "_process_outgoing")
+    },
+    writer=(("_sslobj", ssl.SSLObject), ("_sslobj", getattr(_ssl, "_SSLSocket"))),  # noqa: B009
+    outgoing=("_outgoing", ssl.MemoryBIO),
+    transport="_transport",
+    state="_state",
+    open_state=asyncio.sslproto.SSLProtocolState.WRAPPED,
+    clear=("_write_backlog", "_ssl_writing_paused", "_app_writing_paused"),
+    flush="_process_outgoing",
+    errors=ssl.SSLError,
+)
 TLS = TransportLayout(
     direct=False,
     descriptor=None,
@@ -223,6 +277,7 @@ TLS = TransportLayout(
     methods={"write": getattr(asyncio.sslproto, "_SSLProtocolTransport").write},  # noqa: B009
     try_write=False,
     is_closing=_is_closing_tls,
+    encrypted=ENCRYPTED if sys.version_info < (3, 15) else None,  # what later ones do has not been read
 )
 UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
