@@ -281,7 +281,11 @@ TLS = TransportLayout(
 )
 UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
+AIOFASTNET_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
+
 KNOWN = {
+    ("aiofastnet.ssl_transport", "SSLTransport_Socket"): AIOFASTNET_TLS,
+    ("aiofastnet.ssl_transport", "SSLTransport_Transport"): AIOFASTNET_TLS,
     ("aiofastnet.selector_transport", "SelectorSocketTransport"): AIOFASTNET,
     ("asyncio.selector_events", "_SelectorSocketTransport"): ASYNCIO,
     ("asyncio.sslproto", "_SSLProtocolTransport"): TLS,
