@@ -1,5 +1,5 @@
 #ifdef __linux__
-#define _GNU_SOURCE /* memfd_create(), tee() */
+#define _GNU_SOURCE /* memfd_create() */
 #endif
 #include "wsf.h"
 
@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #ifdef __linux__
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <time.h>
@@ -82,12 +81,6 @@ int wsf_open_file(const void *data, size_t size)
     return file > 0 ? file : 0;
 }
 
-/* Whether an error may be that of sendfile() or splice() rather than that of the connection. */
-static bool is_refusal(int error)
-{
-    return error == EINVAL || error == ENOSYS || error == EOPNOTSUPP || error == EPERM; /* the last one of seccomp */
-}
-
 static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
 {
     for (int tries = 0;; tries++) {
@@ -95,175 +88,86 @@ static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
         ssize_t sent = sendfile(fd, buffer->file, &offset, buffer->size);
         if (sent >= 0)
             return sent;
-        if (errno == EINTR && tries < MAX_INTERRUPTIONS)
-            continue;
-        if (!is_refusal(errno))
+        switch (errno) {
+        case EINTR:
+            if (tries < MAX_INTERRUPTIONS)
+                continue;
+            return -EINTR;
+        case EINVAL:
+        case ENOSYS:
+        case EOPNOTSUPP:
+        case EPERM: /* of seccomp */
+            sent = send_one(fd, buffer->data, buffer->size);
+            if (sent >= 0)
+                atomic_store(&unusable, true);
+            return sent;
+        default:
             return -(ssize_t)errno; /* EAGAIN and EWOULDBLOCK are one number on Linux */
-        sent = send_one(fd, buffer->data, buffer->size);
-        if (sent >= 0)
-            atomic_store(&unusable, true);
-        return sent;
+        }
     }
 }
 
-/* ---- Pipes --------------------------------------------------------------------------------------------------- */
-
-/*
- * Quicker than sendfile(), which looks up each page in the file for each socket: the frame lies in a pipe, `whole`,
- * from which tee() puts it into another one, `once`, and splice() into a socket.
+/* ---- No SIGPIPE from sendfile(), which has no MSG_NOSIGNAL; nor is one taken that somebody else waits for ----------
  */
-struct pipes {
-    const struct wsf_buffer *buffer; /* whose frame it is; NULL if they are not open */
-    int whole[2], once[2];
-    bool filled;  /* whether `once` holds the frame, no octet of which was taken; else it is empty */
-    size_t tries; /* sockets since they were last opened, or were to be */
+
+struct pipe_guard {
+    sigset_t before; /* what this thread blocked */
+    bool holds, pending;
 };
 
-enum {
-    PIPES_MIN = 64,       /* sockets that pay for opening them */
-    PIPE_DEFAULT = 65536, /* octets that a pipe has room for; */
-    PIPE_MAX = 1 << 20    /* if it is enlarged, and the system allows what is usual */
-};
-
-static bool open_pipe(int *ends, size_t size)
-{
-    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
-        return false;
-    if (size > PIPE_DEFAULT)
-        fcntl(ends[0], F_SETPIPE_SZ, (int)size); /* where that fails, the frame will not fit */
-    return true;
-}
-
-static void close_pipe(const int *ends)
-{
-    close(ends[0]);
-    close(ends[1]);
-}
-
-static void close_pipes(struct pipes *pipes)
-{
-    if (pipes->buffer == NULL)
-        return;
-    close_pipe(pipes->whole);
-    close_pipe(pipes->once);
-    pipes->buffer = NULL;
-}
-
-static void open_pipes(struct pipes *pipes, const struct wsf_buffer *buffer)
-{
-    off_t offset = 0;
-
-    close_pipes(pipes);
-    pipes->filled = false;
-    pipes->tries = 0;
-    if (buffer->size > PIPE_MAX || !open_pipe(pipes->whole, buffer->size))
-        return;
-    if (!open_pipe(pipes->once, buffer->size)) {
-        close_pipe(pipes->whole);
-        return;
-    }
-    pipes->buffer = buffer;
-    if (splice(buffer->file, &offset, pipes->whole[1], NULL, buffer->size, SPLICE_F_NONBLOCK) != (ssize_t)buffer->size)
-        close_pipes(pipes);
-}
-
-/* Returns -EINTR if it did not work, for whatever reason but the connection, and nothing was taken. */
-static ssize_t send_pipes(int fd, struct pipes *pipes)
-{
-    const size_t size = pipes->buffer->size;
-
-    if (!pipes->filled && tee(pipes->whole[0], pipes->once[1], size, SPLICE_F_NONBLOCK) != (ssize_t)size) {
-        close_pipes(pipes);
-        return -EINTR;
-    }
-    const ssize_t sent = splice(pipes->once[0], NULL, fd, NULL, size, SPLICE_F_NONBLOCK);
-    pipes->filled = sent <= 0;
-    if (sent > 0 && (size_t)sent < size)
-        close_pipes(pipes); /* with the rest, which is for no other socket */
-    if (sent >= 0)
-        return sent > 0 ? sent : -EINTR;
-    if (!is_refusal(errno))
-        return -(ssize_t)errno;
-    close_pipes(pipes);
-    return -EINTR;
-}
-
-/* ---- One call that sends from files -------------------------------------------------------------------------- */
-
-struct from_files {
-    bool begun;
-    sigset_t before; /* signals that this thread blocked */
-    bool pending;    /* whether a SIGPIPE waits that is somebody else's */
-    struct pipes pipes;
-};
-
-/* Block SIGPIPE: neither sendfile() nor splice() has a MSG_NOSIGNAL. */
-static void begin_files(struct from_files *files)
+static void hold_sigpipe(struct pipe_guard *guard)
 {
     sigset_t signals;
 
     sigemptyset(&signals);
     sigaddset(&signals, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &signals, &files->before);
-    files->pending =
-        sigismember(&files->before, SIGPIPE) && sigpending(&signals) == 0 && sigismember(&signals, SIGPIPE);
-    files->pipes.buffer = NULL;
-    files->pipes.tries = PIPES_MIN;
-    files->begun = true;
+    pthread_sigmask(SIG_BLOCK, &signals, &guard->before);
+    guard->pending =
+        sigismember(&guard->before, SIGPIPE) && sigpending(&signals) == 0 && sigismember(&signals, SIGPIPE);
+    guard->holds = true;
 }
 
-static void end_files(struct from_files *files)
-{
-    close_pipes(&files->pipes);
-    pthread_sigmask(SIG_SETMASK, &files->before, NULL);
-}
-
-/* Take the signal back that goes with EPIPE. It went to this thread, and is there when the call returns. */
-static void drop_sigpipe(void)
+/* The signal goes to the thread that sends, and is there when sendfile() returns. */
+static void drop_sigpipe(const struct pipe_guard *guard)
 {
     static const struct timespec now = {0, 0};
     sigset_t signals;
 
     sigemptyset(&signals);
     sigaddset(&signals, SIGPIPE);
-    while (sigtimedwait(&signals, NULL, &now) < 0 && errno == EINTR)
+    while (!guard->pending && sigtimedwait(&signals, NULL, &now) < 0 && errno == EINTR)
         ;
 }
 
-/* Send a frame that has a file to one of so many that are left. */
-static ssize_t send_from_file(int fd, const struct wsf_buffer *buffer, size_t left, struct from_files *files)
+static void release_sigpipe(const struct pipe_guard *guard)
 {
-    ssize_t result = -EINTR;
+    pthread_sigmask(SIG_SETMASK, &guard->before, NULL);
+}
 
-    if (!files->begun)
-        begin_files(files);
-    if (files->pipes.buffer != buffer && left >= PIPES_MIN && files->pipes.tries >= PIPES_MIN)
-        open_pipes(&files->pipes, buffer);
-    files->pipes.tries++;
-    if (files->pipes.buffer == buffer)
-        result = send_pipes(fd, &files->pipes);
-    if (result == -EINTR)
-        result = send_file(fd, buffer);
-    if (result == -EPIPE && !files->pending)
-        drop_sigpipe();
+static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe_guard *guard)
+{
+    if (!guard->holds)
+        hold_sigpipe(guard);
+    const ssize_t result = send_file(fd, buffer);
+    if (result == -EPIPE)
+        drop_sigpipe(guard);
     return result;
 }
 
 #else /* neither memfd_create() nor such a sendfile() */
 
-struct from_files {
-    bool begun;
+struct pipe_guard {
+    bool holds;
 };
 
-static void end_files(struct from_files *files)
+static void release_sigpipe(const struct pipe_guard *guard)
 {
-    (void)files;
+    (void)guard;
 }
 
-static ssize_t send_from_file(int fd, const struct wsf_buffer *buffer, size_t left, struct from_files *files)
+static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe_guard *guard)
 {
-    (void)left;
-    (void)files;
+    (void)guard;
     return send_one(fd, buffer->data, buffer->size);
 }
 
@@ -279,17 +183,17 @@ int wsf_open_file(const void *data, size_t size)
 size_t wsf_send_many(const int *fds, const uint32_t *groups, size_t n, const struct wsf_buffer *buffers,
                      ssize_t *results)
 {
-    struct from_files files = {.begun = false};
+    struct pipe_guard guard = {.holds = false};
     size_t complete = 0;
 
     for (size_t i = 0; i < n; i++) {
         const struct wsf_buffer *buffer = &buffers[groups != NULL ? groups[i] : 0];
-        results[i] = buffer->file > 0 ? send_from_file(fds[i], buffer, n - i, &files)
-                                      : send_one(fds[i], buffer->data, buffer->size);
+        results[i] =
+            buffer->file > 0 ? send_guarded(fds[i], buffer, &guard) : send_one(fds[i], buffer->data, buffer->size);
         complete += results[i] == (ssize_t)buffer->size;
     }
-    if (files.begun)
-        end_files(&files);
+    if (guard.holds)
+        release_sigpipe(&guard);
     return complete;
 }
 

@@ -56,11 +56,10 @@ struct wsf_buffer {
 };
 
 /*
- * Return the descriptor of a new file in memory that holds `size` octets; 0 if there can be none. A buffer that has one
- * leaves by sendfile(), or, in a call for many descriptors, by tee() and splice(): the sockets share its pages instead
- * of getting a copy each, which is worth it from some KiB and some dozens of receivers on. The caller closes it when it
- * was sent: what waits in a socket keeps the pages. Nothing is ever written to it again, since that would change what
- * waits.
+ * Return the descriptor of a new file in memory that holds `size` octets; 0 if there can be none. Where a buffer has a
+ * file, sendfile() sends from it, and all sockets share its pages instead of getting a copy each; which is worth it
+ * from some KiB and some receivers on. The caller closes it when it has been sent: what waits in a socket keeps the
+ * pages. Nothing is ever written to it again, since that would change what waits.
  *
  * There can be none where the system has no memfd_create() or no sendfile() that sends from it to a socket, where it
  * forbids them, or where there are too many open descriptors. Then send() does what sendfile() would have done.

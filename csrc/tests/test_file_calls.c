@@ -13,9 +13,6 @@ static struct {
     int sendfile_failures;           /* the first calls of sendfile(), */
     int creation_failures;           /* and of memfd_create() */
     unsigned flags;                  /* of the last file */
-    const char *failing;             /* which of the calls for pipes fails, */
-    int failing_from;                /* after so many of them, */
-    bool falls_short;                /* or does less than it was asked for */
 } kernel;
 
 ssize_t __real_send(int fd, const void *data, size_t size, int flags);
@@ -48,44 +45,6 @@ int __wrap_memfd_create(const char *name, unsigned flags)
         return -1;
     }
     return __real_memfd_create(name, flags);
-}
-
-/* Whether a call for pipes is to be answered by `result`. */
-static bool fails(const char *name, ssize_t *result, size_t size)
-{
-    if (kernel.failing == NULL || strcmp(name, kernel.failing) != 0 || kernel.failing_from-- > 0)
-        return false;
-    errno = kernel.error;
-    *result = kernel.falls_short ? (ssize_t)size - 1 : -1;
-    return true;
-}
-
-int __real_pipe2(int *ends, int flags);
-int __wrap_pipe2(int *ends, int flags);
-ssize_t __real_tee(int in, int out, size_t size, unsigned flags);
-ssize_t __wrap_tee(int in, int out, size_t size, unsigned flags);
-ssize_t __real_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
-ssize_t __wrap_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags);
-
-int __wrap_pipe2(int *ends, int flags)
-{
-    ssize_t result;
-
-    return fails("pipe2", &result, 0) ? -1 : __real_pipe2(ends, flags);
-}
-
-ssize_t __wrap_tee(int in, int out, size_t size, unsigned flags)
-{
-    ssize_t result;
-
-    return fails("tee", &result, size) ? result : __real_tee(in, out, size, flags);
-}
-
-ssize_t __wrap_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t size, unsigned flags)
-{
-    ssize_t result;
-
-    return fails("splice", &result, size) ? result : __real_splice(in, in_offset, out, out_offset, size, flags);
 }
 
 static void fail_calls(int error, int sendfile_failures, int creation_failures)
@@ -186,95 +145,6 @@ static void flags_of_a_file_are_those_that_the_kernel_knows(void)
     CHECK(kernel.creations == 1);
 }
 
-/* ---- Many sockets, for which there are pipes ---- */
-
-enum { CROWD = 200 };
-
-static size_t open_descriptors(void)
-{
-    size_t count = 0;
-
-    for (int fd = 0; fd < 4096; fd++)
-        count += fcntl(fd, F_GETFD) >= 0;
-    return count;
-}
-
-/* All get the frame, whatever fails. */
-static void send_to_crowd(const char *failing, int failing_from, int error, bool falls_short)
-{
-    static struct pair pairs[CROWD];
-    static int fds[CROWD];
-    static ssize_t results[CROWD];
-    const struct wsf_buffer buffer = in_file(70000);
-    const size_t before = open_descriptors();
-
-    for (size_t i = 0; i < CROWD; i++) {
-        pairs[i] = open_non_blocking();
-        fds[i] = pairs[i].ours;
-    }
-    fail_calls(error, 0, 0);
-    kernel.failing = failing;
-    kernel.failing_from = failing_from;
-    kernel.falls_short = falls_short;
-    CHECK(wsf_send_many(fds, NULL, CROWD, &buffer, results) == CROWD);
-    CHECK(kernel.sends == 0);
-    for (size_t i = 0; i < CROWD; i++) {
-        check_received(pairs[i], pattern, 70000);
-        close_pair(pairs[i]);
-    }
-    CHECK(open_descriptors() == before);
-    close(buffer.file);
-}
-
-static void many_get_it_by_pipes(void)
-{
-    send_to_crowd(NULL, 0, 0, false);
-    CHECK(kernel.sendfiles == 0);
-}
-
-static void sendfile_does_it_where_pipes_cannot(void)
-{
-    static const struct {
-        const char *call;
-        int from, error;
-        bool falls_short;
-    } rows[] = {
-        {"pipe2", 0, EMFILE, false},  {"pipe2", 1, EMFILE, false},   {"tee", 0, EPERM, false},
-        {"tee", 100, EAGAIN, false},  {"tee", 0, 0, true},           {"splice", 0, EPERM, false},
-        {"splice", 0, 0, true},       {"splice", 1, EPERM, false},   {"splice", 1, EINTR, false},
-        {"splice", 9, ENOSYS, false}, {"splice", 90, EINVAL, false},
-    };
-
-    for (size_t row = 0; row < COUNT(rows); row++) {
-        send_to_crowd(rows[row].call, rows[row].from, rows[row].error, rows[row].falls_short);
-        CHECK(kernel.sendfiles >= CROWD / 4);
-    }
-}
-
-/* ECONNRESET is told once, and not to be asked for by another call. */
-static void error_of_a_connection_is_told_without_a_second_try(void)
-{
-    static const int errors[] = {EAGAIN, EPIPE, ECONNRESET, EBADF};
-    static int fds[CROWD];
-    static ssize_t results[CROWD];
-    const struct pair pair = open_non_blocking();
-    const struct wsf_buffer buffer = in_file(5000);
-
-    for (size_t i = 0; i < CROWD; i++)
-        fds[i] = pair.ours;
-    for (size_t row = 0; row < COUNT(errors); row++) {
-        fail_calls(errors[row], 0, 0);
-        kernel.failing = "splice";
-        kernel.failing_from = 1; /* which fills the pipe */
-        CHECK(wsf_send_many(fds, NULL, CROWD, &buffer, results) == 0);
-        CHECK(kernel.sendfiles == 0 && kernel.sends == 0);
-        for (size_t i = 0; i < CROWD; i++)
-            CHECK(results[i] == -errors[row]);
-    }
-    close_pair(pair);
-    close(buffer.file);
-}
-
 /* An error that send() has as well is that of the connection. */
 static void error_of_one_connection_is_not_that_of_sendfile(void)
 {
@@ -314,9 +184,6 @@ int main(void)
     RUN(other_errors_are_passed_on_without_a_second_try);
     RUN(there_is_no_file_where_memfd_create_fails);
     RUN(flags_of_a_file_are_those_that_the_kernel_knows);
-    RUN(many_get_it_by_pipes);
-    RUN(sendfile_does_it_where_pipes_cannot);
-    RUN(error_of_a_connection_is_told_without_a_second_try);
     RUN(error_of_one_connection_is_not_that_of_sendfile);
     RUN(send_does_it_where_sendfile_cannot);
     return report();

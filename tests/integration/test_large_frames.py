@@ -161,7 +161,7 @@ def test_all_arrives_in_order(name: str, method: str, compress: bool, small: boo
 
 @pytest.mark.parametrize("name", ["websockets", "wsfast.serve"])
 def test_many_connections(name: str, threads: int, run: Run) -> None:
-    """How many are to get a frame is known when the first are sent to, by threads or, for so many, by pipes."""
+    """How many are to get a frame is known when the first are sent to, by threads as well."""
     count = 70  # more than two blocks of those that are looked at while threads send to others already
     messages = [random.Random(number).randbytes(20_000 + number) for number in range(20)]
 
