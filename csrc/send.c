@@ -127,8 +127,11 @@ static void hold_sigpipe(struct pipe_guard *guard)
     guard->holds = true;
 }
 
-/* The signal goes to the thread that sends, and is there when sendfile() returns. */
-static void drop_sigpipe(const struct pipe_guard *guard)
+/*
+ * The signal goes to the thread that sends, and is there when sendfile() returns; also if that has sent a part of a
+ * frame before it met the end of the connection, and returns no error.
+ */
+static void release_sigpipe(const struct pipe_guard *guard)
 {
     static const struct timespec now = {0, 0};
     sigset_t signals;
@@ -137,10 +140,6 @@ static void drop_sigpipe(const struct pipe_guard *guard)
     sigaddset(&signals, SIGPIPE);
     while (!guard->pending && sigtimedwait(&signals, NULL, &now) < 0 && errno == EINTR)
         ;
-}
-
-static void release_sigpipe(const struct pipe_guard *guard)
-{
     pthread_sigmask(SIG_SETMASK, &guard->before, NULL);
 }
 
@@ -148,10 +147,7 @@ static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe
 {
     if (!guard->holds)
         hold_sigpipe(guard);
-    const ssize_t result = send_file(fd, buffer);
-    if (result == -EPIPE)
-        drop_sigpipe(guard);
-    return result;
+    return send_file(fd, buffer);
 }
 
 #else /* neither memfd_create() nor such a sendfile() */

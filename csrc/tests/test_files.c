@@ -304,6 +304,23 @@ static void reset_is_told_as_by_send(void)
     close(pair.ours);
 }
 
+/* The kernel sends a large frame in parts: the first one is taken, and has the peer reset the connection. */
+static void end_in_the_middle_of_a_frame_is_without_sigpipe(void)
+{
+    const struct wsf_buffer buffer = in_file(pattern, BIG);
+
+    for (int tries = 0; tries < 20; tries++) {
+        const struct pair pair = tcp_pair(ROOMY);
+        CHECK(fcntl(pair.ours, F_SETFL, O_NONBLOCK) == 0);
+        CHECK(close(pair.theirs) == 0);
+        const ssize_t sent = send_one(pair.ours, buffer);
+        CHECK(sent > 0 || sent == -EPIPE || sent == -ECONNRESET);
+        CHECK(!is_pending());
+        close(pair.ours);
+    }
+    CHECK(close(buffer.file) == 0);
+}
+
 /* ---- Threads ----------------------------------------------------------------------------------------------- */
 
 static void check_round(const struct wsf_buffer *buffers, const void *const *data)
@@ -404,6 +421,7 @@ int main(void)
         RUN(failing_descriptors_do_not_stop_the_others);
         RUN(pipe_is_without_sigpipe);
         RUN(sigpipe_of_somebody_else_is_left);
+        RUN(end_in_the_middle_of_a_frame_is_without_sigpipe);
         RUN(threads_send_from_one_file);
         RUN(detached_batch_sends_from_files);
         RUN(threads_get_no_sigpipe);
