@@ -212,6 +212,8 @@ class Dispatcher(Draining):
             self._flushing = False
             if (table.published or table.sending) and self._detached is None:  # there was no time, or an exception
                 self._schedule()
+            if self.calls.waiting:
+                self.calls.run()
 
     def _detach(self) -> None:
         """Have threads send to those that need not be asked, if they can, while the event loop goes on."""
@@ -228,8 +230,10 @@ class Dispatcher(Draining):
             self._under_way.add(self)
             self._detached, Dispatcher._has_detached = outcome, True
             table.settle = self._settle_early
+            self.calls.busy = True
             detach(outcome, lambda batch: batch.collect(table, table.left, self._sequence_of, True), done)
         finally:
+            self.calls.busy = False
             if not table.detached:
                 self._detached = table.settle = None
                 self._under_way.discard(self)
@@ -331,7 +335,11 @@ class Dispatcher(Draining):
         """
         table = self.table
         outcome = Outcome()
-        deliver(outcome, lambda batch: batch.collect(table, count, self._sequence_of))
+        try:
+            self.calls.busy = True  # what a signal handler changes now was not looked at
+            deliver(outcome, lambda batch: batch.collect(table, count, self._sequence_of))
+        finally:
+            self.calls.busy = False
         self._conclude(outcome)
 
     def _conclude(self, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ import gc
 import inspect
 import os
 import select
+import signal
 import socket
 import types
 import weakref
@@ -24,6 +25,7 @@ from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, until
 from wsfast import _dispatcher as outlets
 from wsfast import _writable as watch
+from wsfast._dispatcher import Dispatcher
 from wsfast._subscription import Subscription
 from wsfast.channel import Channel
 
@@ -526,6 +528,52 @@ def test_leaving_in_the_middle_of_a_flush(run: Run, core: Any) -> None:
         assert numbers(subscriptions[1]) == (1, 1, 0, 0, 0)
 
     run(main)
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"], ids=["plain", "deflate"])
+def test_a_signal_handler_ends_a_subscription_while_frames_are_chosen(
+    play: Any, compression: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a handler does while others are looked at comes after the flush: nobody gets what was chosen before."""
+    texts = [f"the message {number} that is alike, and alike, and alike" for number in range(6)]
+
+    async def act(connect: Any) -> None:
+        (one, first), (other, second) = [await connect(compression=compression) for _ in range(2)]
+        left, right = Channel(), Channel()
+        subscription = left.subscribe(one)
+        right.subscribe(one)
+        right.subscribe(other)
+        for text in texts[:2]:
+            right.publish(text)
+            right.flush()
+        nodes: list[int] = []
+        sequence_of = Dispatcher._sequence_of
+
+        def interrupted(dispatcher: Dispatcher, node: int) -> Any:
+            nodes.append(node)
+            if len(nodes) == 2:
+                signal.raise_signal(signal.SIGUSR1)
+            return sequence_of(dispatcher, node)
+
+        before = signal.signal(signal.SIGUSR1, lambda *_: subscription.unsubscribe())
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(Dispatcher, "_sequence_of", interrupted)
+                left.publish(texts[2])
+                right.publish(texts[3])
+                right.flush()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert len(nodes) >= 2
+        assert not left.stats().subscribers
+        assert (left.stats().sent, left.stats().dropped) == (1, 0)
+        for text in texts[4:]:
+            right.publish(text)
+            right.flush()
+        assert await receive(first, 6) == texts
+        assert await receive(second, 5) == [*texts[:2], *texts[3:]]
+
+    play(act)
 
 
 def test_a_message_of_its_own_follows_what_has_expired(play: Any) -> None:
