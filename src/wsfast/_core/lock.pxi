@@ -8,10 +8,34 @@ cdef extern from *:
     static PyMutex wsfast_mutex;
     #define wsfast_lock() PyMutex_Lock(&wsfast_mutex)
     #define wsfast_unlock() PyMutex_Unlock(&wsfast_mutex)
+
+    #include <pthread.h>
+
+    static void wsfast_before_fork(void)
+    {
+        wsfast_lock();
+    }
+
+    static void wsfast_in_parent(void)
+    {
+        wsfast_unlock();
+    }
+
+    static void wsfast_in_child(void) /* where nobody waits for it any more */
+    {
+        memset(&wsfast_mutex, 0, sizeof wsfast_mutex);
+    }
+
+    /* Not by os.register_at_fork(): code of Python's would follow that, with the mutex held. */
+    static int wsfast_guard_forks(void)
+    {
+        return pthread_atfork(wsfast_before_fork, wsfast_in_parent, wsfast_in_child);
+    }
     #else
     enum { WSFAST_FREE_THREADED = 0 };
     #define wsfast_lock() ((void)0)
     #define wsfast_unlock() ((void)0)
+    #define wsfast_guard_forks() 0 /* the GIL is held then: the child finds nothing half changed */
     #endif
     """
     bint FREE_THREADED "WSFAST_FREE_THREADED"
@@ -20,15 +44,8 @@ cdef extern from *:
     # could ask for it again, nor while anything is sent. Whoever waits for it lets go of critical sections.
     void lock "wsfast_lock" () noexcept
     void unlock "wsfast_unlock" () noexcept
+    int guard_forks "wsfast_guard_forks" () noexcept
 
 
-def _before_fork():
-    lock()
-
-
-def _after_fork():
-    unlock()
-
-
-if FREE_THREADED:  # else the GIL is held anyway: the child finds nothing half changed
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+if guard_forks() != 0:
+    raise MemoryError
