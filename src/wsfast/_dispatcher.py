@@ -210,10 +210,15 @@ class Dispatcher(Draining):
                 self._handle = None
         finally:
             self._flushing = False
-            if (table.published or table.sending) and self._detached is None:  # there was no time, or an exception
-                self._schedule()
-            if self.calls.waiting:
-                self.calls.run()
+            self._end_flush()
+
+    def _end_flush(self) -> None:
+        """Have the rest be sent later, and make the calls that had to wait."""
+        table = self.table
+        if (table.published or table.sending) and self._detached is None:  # there was no time, or an exception
+            self._schedule()
+        if self.calls.waiting:
+            self.calls.run()
 
     def _detach(self) -> None:
         """Have threads send to those that need not be asked, if they can, while the event loop goes on."""
