@@ -290,8 +290,7 @@ def test_faults_while_looking(run: Run) -> None:
         foreign.abort_later(Bad(), loop)
         transport = adapt(bad.connection).transport
         adapt(bad.connection).transport = Bad()
-        await until(lambda: len(problems) == 2)
-        assert not bad.subscription.active
+        await until(lambda: len(problems) == 2 and not bad.subscription.active)
         assert [type(problem) for problem in problems] == [KeyError] * 2
         good = Stalled(await connect(), wsfast.Disconnect(max_messages=5))
         while good.subscription.active:
