@@ -240,13 +240,22 @@ class _FanOut(Reporter):
     def deliver(self, connections: Collection[Any], start: int) -> core.Batch:
         """Send the message to as many connections as possible at once; return the batch, which knows how many."""
         outcome = Outcome()
-        batch = deliver(
-            outcome,
-            lambda batch: batch.gather(
-                connections, start, self.encodings, connection_layout, transport_layout, self.running_loop
-            ),
-            self.encodings,
-        )
+        calls = Dispatcher.calls_in(self.running_loop)
+        try:
+            if calls is not None:
+                calls.busy = True  # what a signal handler changes now was not looked at
+            batch = deliver(
+                outcome,
+                lambda batch: batch.gather(
+                    connections, start, self.encodings, connection_layout, transport_layout, self.running_loop
+                ),
+                self.encodings,
+            )
+        finally:
+            if calls is not None:
+                calls.busy = False
+                if calls.waiting:
+                    calls.run()
         self.sent += batch.sent
         self.skipped += len(batch.closed)
         if not outcome.counts and not batch.waiting and not batch.refused and not batch.own:

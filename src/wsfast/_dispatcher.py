@@ -78,6 +78,13 @@ class Dispatcher(Draining):
             if dispatcher is not None and dispatcher._detached is not None:
                 dispatcher.flush()
 
+    @classmethod
+    def calls_in(cls, loop: asyncio.AbstractEventLoop | None) -> Calls | None:
+        """Return the calls of an event loop, if it has a dispatcher, and none of them is in progress."""
+        reference = None if loop is None or not cls._all else cls._all.get(loop)
+        dispatcher = None if reference is None else reference()
+        return None if dispatcher is None or dispatcher.calls.busy else dispatcher.calls
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.calls = Calls(loop)

@@ -26,6 +26,7 @@ from helpers.peers import TIMEOUT, until
 from wsfast import _dispatcher as outlets
 from wsfast import _writable as watch
 from wsfast._dispatcher import Dispatcher
+from wsfast._encoding.shared import Shared
 from wsfast._subscription import Subscription
 from wsfast.channel import Channel
 
@@ -572,6 +573,46 @@ def test_a_signal_handler_ends_a_subscription_while_frames_are_chosen(
             right.flush()
         assert await receive(first, 6) == texts
         assert await receive(second, 5) == [*texts[:2], *texts[3:]]
+
+    play(act)
+
+
+@pytest.mark.parametrize("kind", [wsfast.ServerConnection, None], ids=["served", "stock"])
+def test_a_signal_handler_ends_a_subscription_while_a_broadcast_is_chosen(
+    play: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a handler sends in the middle of broadcast() comes after it: nobody gets what was chosen before."""
+    texts = [f"the message {number} that is alike, and alike, and alike" for number in range(5)]
+
+    async def act(connect: Any) -> None:
+        pairs = [await connect(kind, compression="deflate") for _ in range(2)]
+        connections = [connection for connection, _ in pairs]
+        channel = Channel()
+        subscription = channel.subscribe(connections[0])
+        wsfast.broadcast(connections, texts[0])
+        wsfast.broadcast(connections[1:], texts[1])  # so that it holds something else, and is asked about apart
+        asked: list[Any] = []
+        choose = Shared._choose
+
+        def interrupted(shared: Shared, window: Any) -> Any:
+            asked.append(window)
+            if len(asked) == 2:
+                signal.raise_signal(signal.SIGUSR1)
+            return choose(shared, window)
+
+        before = signal.signal(signal.SIGUSR1, lambda *_: subscription.unsubscribe())
+        try:
+            channel.publish(texts[2])
+            with monkeypatch.context() as patch:
+                patch.setattr(Shared, "_choose", interrupted)
+                wsfast.broadcast(connections, texts[3])
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert len(asked) >= 2
+        wsfast.broadcast(connections, texts[4])
+        first, second = [await receive(client, 4) for _, client in pairs]
+        assert first == [texts[0], texts[3], texts[2], texts[4]]
+        assert second == [texts[0], texts[1], texts[3], texts[4]]
 
     play(act)
 
