@@ -66,6 +66,14 @@ def quick_collections() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The log of this test alone: a cycle that an earlier test left, a relay that was never used, warns now."""
+    gc.collect()
+    caplog.clear()
+    return caplog
+
+
 @pytest.fixture(params=CORES)
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """One of the two cores, in use by the whole package."""
