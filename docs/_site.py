@@ -25,6 +25,7 @@ LANGUAGES = {".c": "c", ".h": "c", ".html": "html", ".py": "python", ".pyx": "cy
 PICTURES = {".gif", ".jpg", ".png", ".svg"}
 
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+PUBLIC = re.compile(r"https://(?:github\.com/wsfast/wsfast/blob|raw\.githubusercontent\.com/wsfast/wsfast)/main/")
 FENCED = re.compile(r"^(`{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//|"""
@@ -43,11 +44,16 @@ def in_site(path: str) -> str:
 
 def links_of(markdown: str) -> list[str]:
     """Return the relative links of a page that are not in blocks of code."""
-    return [match[1] for match in LINK.finditer(FENCED.sub("", markdown))]
+    return [match[1] for match in LINK.finditer(PUBLIC.sub("", FENCED.sub("", markdown)))]
 
 
 def translate(markdown: str, path: str) -> str:
-    """Have the links of a file of the repository lead to where their targets stand in the site."""
+    """Have the links of a file of the repository lead to where their targets stand in the site.
+
+    The links of the README are absolute, since PyPI shows it as well.
+    """
+    if path == "README.md":
+        markdown = PUBLIC.sub("", markdown)
 
     def replace(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(path), match[1]))

@@ -34,7 +34,7 @@ import wsfast
 import wsfast.cli
 from helpers.chromium import REQUIRED, Page, find_chromium, open_page
 from helpers.libraries import LIBRARIES
-from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, inline_code_of, links_of, prose_of
+from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, in_repository, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.processes import run, running
@@ -64,7 +64,9 @@ def runs(page: str, name: str) -> Callable[[Driver], Driver]:
     return register
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language not in ("console", "text")], ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.language not in ("console", "diff", "text")], ids=str
+)
 def test_block(block: Block, tmp_path: Path) -> None:
     """Every block of code runs, and does what its page says."""
     driver = DRIVERS.get((block.page, block.name or ""))
@@ -241,80 +243,6 @@ def address_in(page: Path) -> str:
     return match[1]
 
 
-# ---- README.md
-
-
-@runs("README.md", "switch")
-async def switch(block: Block, _: Path) -> None:
-    """One line sends to everybody."""
-    async with crowd(3) as (connections, clients):
-        play(block, connections=connections, message="hello")
-        assert await receive(*clients) == ["hello"] * 3
-
-
-async def is_time(client: ClientConnection) -> bool:
-    """Whether a client gets the time, and a later one after it."""
-    first, second = await receive(client, client)
-    return datetime.datetime.fromisoformat(str(first)) < datetime.datetime.fromisoformat(str(second))
-
-
-@runs("README.md", "server")
-async def server(block: Block, directory: Path) -> None:
-    """Who copies the blocks into an empty directory, and types what stands there, has a server."""
-    port = free_port()
-    copy(block.page, directory, port)
-    assert sorted(path.name for path in directory.iterdir()) == ["client.html", "server.py"]
-    assert "python server.py" in commands_of(block.page)
-    async with program(directory, "python server.py"):
-        url = urlsplit(address_in(directory / "client.html"))
-        assert url.port == port
-        async with dialled(port, "", "") as clients:
-            assert all([await is_time(client) for client in clients])
-
-
-@runs("README.md", "client")
-async def client(block: Block, directory: Path) -> None:
-    """And who opens the page in a browser sees the time change."""
-    copy(block.page, directory, free_port())
-    async with browser() as page, program(directory, "python server.py"):
-        await page.go((directory / "client.html").as_uri())
-        shown: set[datetime.datetime] = set()
-        async with asyncio.timeout(TIMEOUT):
-            while len(shown) < 3:
-                text = await page.evaluate("document.getElementById('time').textContent")
-                if text == "disconnected":  # the page was faster than the server
-                    await page.go((directory / "client.html").as_uri())
-                elif text != "connecting":
-                    shown.add(datetime.datetime.fromisoformat(text))
-                await asyncio.sleep(0.05)
-
-
-@runs("README.md", "prepared")
-async def prepared(block: Block, _: Path) -> None:
-    """A message that was prepared goes to several sets of connections."""
-    async with crowd(4) as (connections, clients):
-        play(block, wsfast=wsfast, players=connections[:2], spectators=connections[2:])
-        assert await receive(*clients) == ['{"type": "heartbeat"}'] * 4
-
-
-@runs("README.md", "factory")
-async def factory(block: Block, _: Path) -> None:
-    """Connections negotiate compression, and have no encoder."""
-    seen = []
-
-    async def handler(connection: Any) -> None:
-        seen.append(connection)
-        await connection.wait_closed()
-
-    names = play(block, serve=websockets.asyncio.server.serve, handler=handler, host="127.0.0.1", port=0, wsfast=wsfast)
-    async with names["_"] as server, dialled(server.sockets[0].getsockname()[1], "") as clients:
-        await until(lambda: seen)
-        (extension,) = seen[0].protocol.extensions
-        assert wsfast.broadcast(seen, "0123456789" * 20).sent == 1
-        assert await receive(*clients) == ["0123456789" * 20]
-        assert extension.encoder.encoder is None
-
-
 class Source:
     """What a test has to tell to a block that iterates over it."""
 
@@ -328,34 +256,119 @@ class Source:
         return await self.items.get()
 
 
+# ---- README.md
+
+
+async def is_time(client: ClientConnection) -> bool:
+    """Whether a client gets the time, and a later one after it."""
+    first, second = await receive(client, client)
+    return datetime.datetime.fromisoformat(str(first)) < datetime.datetime.fromisoformat(str(second))
+
+
+README_FILES = ["channel.py", "chat.py", "client.html", "hub.py", "server.py"]
+
+
+@contextlib.asynccontextmanager
+async def readme_program(directory: Path, command: str) -> AsyncIterator[int]:
+    """Have a server of the README, and the port where it is; a reader has saved all blocks in one directory."""
+    port = free_port()
+    copy("README.md", directory, port)
+    assert sorted(path.name for path in directory.iterdir()) == README_FILES
+    async with program(directory, command):
+        yield port
+
+
+@runs("README.md", "server")
+async def server(block: Block, directory: Path) -> None:
+    """Clients of the first server get the time."""
+    assert "python server.py" in commands_of(block.page)
+    async with readme_program(directory, "python server.py") as port, dialled(port, "", "") as clients:
+        assert all([await is_time(client) for client in clients])
+
+
+@runs("README.md", "client")
+async def client(block: Block, directory: Path) -> None:
+    """The page in a browser shows the time, which changes."""
+    async with browser() as page, readme_program(directory, "python server.py") as port:
+        assert urlsplit(address_in(directory / block.file)).port == port  # type: ignore[operator]
+        await page.go((directory / "client.html").as_uri())
+        shown: set[datetime.datetime] = set()
+        async with asyncio.timeout(TIMEOUT):
+            while len(shown) < 3:
+                text = await page.evaluate("document.getElementById('message').textContent")
+                if text == "disconnected":  # the page was faster than the server
+                    await page.go((directory / "client.html").as_uri())
+                elif text != "connecting":
+                    shown.add(datetime.datetime.fromisoformat(text))
+                await asyncio.sleep(0.05)
+
+
 @runs("README.md", "channel")
-async def channel(block: Block, _: Path) -> None:
-    """A channel sends to all that are subscribed, and newcomers get what was before."""
-    port, source = free_port(), Source()
-    names = play(block, at=port, wsfast=wsfast, feed=lambda: source)
-    async with background(names["main"]()), dialled(port, "", "") as clients:
-        await until(lambda: len(names["prices"]) == 2)
-        for number in range(12):
-            source.items.put_nowait(("VOD", f"VOD {number}"))
-        assert [await receive(*clients) for _ in range(12)] == [[f"VOD {number}"] * 2 for number in range(12)]
+async def channel(_: Block, directory: Path) -> None:
+    """A channel sends to all subscribers, and a newcomer gets the last ten messages at once."""
+    async with readme_program(directory, "python channel.py") as port, dialled(port, "", "") as clients:
+        streams = [[(await receive(client))[0] for _ in range(15)] for client in clients]
+        assert all(re.fullmatch(r"(ABC|XYZ) \d+\.\d\d", str(text)) for stream in streams for text in stream)
         async with dialled(port, "") as newcomers:
-            assert [await receive(*newcomers) for _ in range(10)] == [[f"VOD {number}"] for number in range(2, 12)]
+            history = [(await receive(*newcomers))[0] for _ in range(10)]
+            live = await receive(*newcomers)
+            later = [(await receive(clients[0]))[0] for _ in range(12)]
+            assert any([*streams[0], *later][start : start + 11] == history + live for start in range(len(later) + 5))
 
 
 @runs("README.md", "hub")
-async def hub(block: Block, _: Path) -> None:
-    """Topics, patterns and users."""
-    names = play(
-        block, until_line="hub.publish", wsfast=wsfast, user_of=lambda connection: connection.request.path.strip("/")
-    )
-    async with serving(names["handler"], "ann", "bob") as (ann, bob):
-        await until(lambda: names["hub"].count("prices.lse") == 2)
-        play_on(block, names, from_line="hub.publish")
-        assert await receive(ann, bob) == ["VOD 71.2"] * 2
-        names["hub"].publish("orders.7.filled", "7")
-        assert await receive(ann, ann, bob) == ["your order was filled", "7", "7"]
-        async with serving(names["handler"], "carl") as (newcomer,):
-            assert await receive(newcomer) == ["VOD 71.2"]
+async def hub(_: Block, directory: Path) -> None:
+    """All get the topic; a user gets what is sent to the user."""
+    async with readme_program(directory, "python hub.py") as port, dialled(port, "ann", "") as (ann, guest):
+        texts = [[str((await receive(client))[0]) for _ in range(3)] for client in (ann, guest)]
+        assert any(text.startswith("order ") for text in texts[0])
+        assert all(text.startswith("ABC ") for text in texts[1])
+
+
+@runs("README.md", "fastapi")
+async def readme_fastapi(block: Block, directory: Path) -> None:
+    """The chat runs by the command in the README; newcomers get its history."""
+    (command,) = (command for command in commands_of(block.page) if command.startswith("uvicorn"))
+    port = free_port()
+    arguments = command.replace(str(PORT), str(port))
+    async with readme_program(directory, f"python -m {arguments}"), dialled(port, "") as (ann,):
+        await ann.send("hello")
+        assert await receive(ann) == ["hello"]
+        async with dialled(port, "") as (bob,):
+            assert await receive(bob) == ["hello"]
+            await bob.send("hi")
+            assert await receive(ann, bob) == ["hi", "hi"]
+
+
+# ---- docs/how-to/broadcasting.md
+
+
+@runs("docs/how-to/broadcasting.md", "prepared")
+async def prepared(block: Block, _: Path) -> None:
+    """A prepared message goes to several sets of connections."""
+    async with crowd(4) as (connections, clients):
+        play(block)["send_heartbeat"](connections[:2], connections[2:])
+        assert await receive(*clients) == ['{"type": "heartbeat"}'] * 4
+
+
+@runs("docs/how-to/broadcasting.md", "factory")
+async def factory(block: Block, _: Path) -> None:
+    """Connections negotiate compression, and have no encoder."""
+    seen: list[Any] = []
+
+    async def handler(connection: Any) -> None:
+        seen.append(connection)
+        await connection.wait_closed()
+
+    port = free_port()
+    names = play(block, at=port)
+    names["handler"].__globals__["handler"] = handler
+    async with background(names["main"]()), dialled(port, "") as clients:
+        await until(lambda: seen)
+        (extension,) = seen[0].protocol.extensions
+        assert wsfast.broadcast(seen, "0123456789" * 20).sent == 1
+        assert await receive(*clients) == ["0123456789" * 20]
+        assert extension.encoder.encoder is None
 
 
 # ---- docs/how-to/connections.md
@@ -708,6 +721,10 @@ async def tutorial_page(block: Block, directory: Path) -> None:
 # ---- Commands
 
 
+SHELL = {"git clone https://github.com/wsfast/wsfast", "cd wsfast", ". venv/bin/activate"}
+"""What readers type that is not ours; scripts/readme runs it."""
+
+
 class ParsedError(Exception):
     """That arguments are right."""
 
@@ -722,13 +739,18 @@ def check_command(command: str, page: str, directory: Path) -> None:
     elif name == "wsfast":
         check_arguments(arguments)
     elif name == "uvicorn":
-        assert uvicorn_command.make_context("uvicorn", arguments).params["ws"] in block_with("uvicorn.run", page)
+        (what,) = re.findall(r"(\w+):app", " ".join(arguments))
+        copy(page, directory, PORT)
+        assert (directory / f"{what}.py").exists() or "uvicorn.run" in block_with(f"{what} = ", page)
+        look_up(uvicorn_command.make_context("uvicorn", arguments).params["ws"].replace(":", "."))
     elif name == "pip":
         kind, *what = arguments
         assert kind == "install"
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for one in what:
-            match = re.fullmatch(r"(?:\.|\./benchmarks|wsfast|fastapi|uvicorn|h2|wsproto)(?:\[([\w,]+)\])?", one)
+            match = re.fullmatch(
+                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|uvicorn|h2|wsproto)(?:\[([\w,]+)\])?", one
+            )
             assert match is not None, one
             assert set((match[1] or "").split(",")) - {""} <= set(extras)
     elif name == "python" and arguments[0] == "-m":
@@ -736,6 +758,10 @@ def check_command(command: str, page: str, directory: Path) -> None:
         check_arguments(arguments[2:] or ["--help"])
     elif name == "python" and arguments[0] == "-c":
         assert run(sys.executable, *arguments, check=True).stdout
+    elif name in ("git", "cd", "."):
+        assert command in SHELL
+    elif name == "python3":
+        assert arguments == ["-m", "venv", "venv"]
     elif name == "python":
         if not (ROOT / arguments[0]).is_file():
             copy(page, directory, PORT)
@@ -794,10 +820,14 @@ def test_commands_in_text(page: str, tmp_path: Path) -> None:
 def test_links(page: str) -> None:
     """Every link to a file or to a heading of the repository leads to one."""
     for link in links_of(page):
-        if re.match(r"[a-z]+:", link.target):
+        if page == "README.md":  # PyPI shows it, too
+            assert re.match(r"[a-z]+:", link.target), link
+        place = in_repository(link.target)
+        if place is None and re.match(r"[a-z]+:", link.target):
             continue
-        path, _, anchor = link.target.partition("#")
-        target = os.path.normpath(ROOT / Path(page).parent / path) if path else str(ROOT / page)
+        path, _, anchor = (place or link.target).partition("#")
+        directory = ROOT if place else (ROOT / page).parent
+        target = os.path.normpath(directory / path) if path else str(ROOT / page)
         assert Path(target).exists(), link
         if anchor:
             assert anchor in anchors_of(os.path.relpath(target, ROOT)), link

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PAGES", "ROOT", "Block", "Link", "anchors_of", "blocks_of", "inline_code_of", "links_of", "prose_of"]
+__all__ = [
+    "PAGES",
+    "ROOT",
+    "Block",
+    "Link",
+    "anchors_of",
+    "blocks_of",
+    "in_repository",
+    "inline_code_of",
+    "links_of",
+    "prose_of",
+]
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"build", "dist", "node_modules", "site"}
@@ -18,6 +29,7 @@ NAME = re.compile(r"^<!-- test: ([\w-]+) -->$")
 FILE = re.compile(r"`(\w+\.(?:py|html))`")
 HEADING = re.compile(r"^#{1,6} +(.+?) *#*$")
 LINK = re.compile(r"!?\[(?:[^\]\[]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?(?: +\"[^\"]*\")?\)", re.DOTALL)
+OURS = re.compile(r"https://(?:github\.com/wsfast/wsfast/blob|raw\.githubusercontent\.com/wsfast/wsfast)/main/(.+)")
 CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 
 
@@ -103,6 +115,12 @@ def links_of(page: str) -> Iterator[Link]:
     prose = CODE.sub(lambda match: re.sub(r"[^\n]", "x", match[0]), prose_of(page))
     for match in LINK.finditer(prose):
         yield Link(page, prose.count("\n", 0, match.start()) + 1, match[1])
+
+
+def in_repository(target: str) -> str | None:
+    """Return the path, with its anchor, of a link to the public copy of the repository; None if it leads elsewhere."""
+    match = OURS.fullmatch(target)
+    return match and match[1]
 
 
 def inline_code_of(page: str) -> Iterator[str]:
