@@ -79,7 +79,7 @@ def render(findings: Iterable[Finding]) -> str:
         tried_of.setdefault(", ".join(_versions(found, library)), []).append(library)
     tried = [f"- {', '.join(same)}: {versions}\n" for versions, same in tried_of.items()]
     pythons = ", ".join(sorted({one.python for one in found.values()}, key=_number))
-    return f"{HEAD}{''.join(lines)}\nReleases that were tried, with Python {pythons}:\n\n{''.join(tried)}"
+    return f"{HEAD}{''.join(lines)}\nReleases tested with Python {pythons}:\n\n{''.join(tried)}"
 
 
 def _rows(found: dict[Key, Finding], library: str, loop: str) -> list[tuple[str, ...]]:
