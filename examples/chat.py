@@ -1,7 +1,7 @@
-"""A chat in FastAPI whose endpoint waits for nobody: each message is framed once, and who falls far behind is closed.
+"""A chat in FastAPI. No client waits for another; a client that falls more than 100 messages behind is disconnected.
 
-Run it, with `pip install wsfast fastapi uvicorn`, as `python examples/chat.py 8000`, and open http://127.0.0.1:8000 in
-several windows.
+Install it with `pip install wsfast fastapi uvicorn` and run `python examples/chat.py 8000`. Then open
+http://127.0.0.1:8000 in several windows.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ async def page() -> HTMLResponse:
 
 @app.websocket("/chat/{name}")
 async def endpoint(websocket: WebSocket, name: str) -> None:
-    """Be one of those who chat."""
+    """Serve one client of the chat."""
     await websocket.accept()
     with chat.subscribe(websocket):  # the last 20 messages, then every new one
-        chat.publish(f"{name} has come", exclude=[websocket])
+        chat.publish(f"{name} joined", exclude=[websocket])
         with contextlib.suppress(WebSocketDisconnect):
             while True:
                 chat.publish(f"{name}: {await websocket.receive_text()}")
-    chat.publish(f"{name} has left")
+    chat.publish(f"{name} left")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""A game at 20 ticks per second: a snapshot for newcomers, then what has changed; nobody waits for slow players.
+"""A game at 20 ticks per second. New players get a snapshot, then every change. Slow players hold up nobody.
 
-Run it as `python examples/game.py 8765`; connect WebSocket clients to ws://127.0.0.1:8765/ann, and send "up", "down",
-"left" or "right". What comes is JSON:
+Run `python examples/game.py 8765`, connect WebSocket clients to ws://127.0.0.1:8765/ann, and send "up", "down", "left"
+or "right". The server sends JSON:
 
     {"players": {"ann": [3, 4], "bob": [0, 7]}}     the snapshot, once, first
-    {"player": "bob", "at": [0, 8]}                 somebody is at another place, or new
-    {"player": "bob", "at": null}                   somebody has left
+    {"player": "bob", "at": [0, 8]}                 a player has moved or is new
+    {"player": "bob", "at": null}                   a player has left
 
-A change says where a player is, not how far they went. So the newest one is all that a client needs that fell behind,
-and that is what `Conflate` keeps: what waits for a client is never more than one message for each player.
+A change says where a player is, not how far the player went. So a client that fell behind needs only the newest change
+of each player. `Conflate` keeps exactly these: at most one message per player waits for a client.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ STEPS = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
 
 
 class Game:
-    """Players on a board whose edges are joined."""
+    """Players on a board. A player that leaves at one edge enters at the opposite one."""
 
     def __init__(self) -> None:
         self.hub = wsfast.Hub(slow=wsfast.Conflate())
         self.players: dict[str, tuple[int, int]] = {}
-        self.moves: dict[str, str] = {}  # of this tick; who is faster than that moves once
+        self.moves: dict[str, str] = {}  # in this tick; a player moves at most once
         self.changed: set[str] = set()
 
     def tick(self) -> None:
-        """Move everybody, and publish what has changed; all of it leaves in one system call for each client."""
+        """Move all players and publish the changes. They are sent together: one system call per client."""
         for name, move in self.moves.items():
             if name in self.players:
                 (x, y), (right, down) = self.players[name], STEPS[move]
@@ -48,7 +48,7 @@ class Game:
         self.changed.clear()
 
     async def run(self, ended: asyncio.Event) -> None:
-        """Tick by the clock: a tick that took long does not move those after it."""
+        """Tick by the clock: a tick that takes long does not delay later ones."""
         loop = asyncio.get_running_loop()
         next_tick = loop.time()
         while not ended.is_set():
@@ -57,7 +57,7 @@ class Game:
             await asyncio.sleep(next_tick - loop.time())
 
     async def play(self, connection: Any) -> None:
-        """Be the game of one player."""
+        """Serve one player."""
         name = connection.request.path.strip("/")
         if not name or name in self.players:
             await connection.close(1008, "choose another name")
@@ -66,7 +66,7 @@ class Game:
         self.changed.add(name)
         try:
             with self.hub.register(connection, name), self.hub.subscribe(connection, "world"):
-                # Behind all that was published before, and ahead of all that will be: no change is missed or doubled.
+                # Sent after earlier changes and before later ones, so no change is missed or duplicated.
                 self.hub.send(name, json.dumps({"players": self.players}))
                 async for move in connection:
                     if move in STEPS:
@@ -77,7 +77,7 @@ class Game:
 
 
 async def main(port: int) -> None:
-    """Play until a signal ends it."""
+    """Run the game until a signal ends it."""
     game, ended = Game(), asyncio.Event()
     for number in signal.SIGINT, signal.SIGTERM:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)

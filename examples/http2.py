@@ -1,9 +1,9 @@
-"""WebSockets in streams of HTTP/2 (RFC 8441), sent to by wsfast: a clock, of h2, wsproto and asyncio.
+"""A clock for WebSockets in streams of HTTP/2 (RFC 8441), with h2, wsproto and asyncio.
 
-HTTP/2 frames what it carries, and lets each stream have only so many bytes under way. So what wsfast is given here is
-a sink, which puts WebSocket frames into DATA frames as far as the stream's window allows, and says when there is room.
+HTTP/2 has frames of its own and limits the bytes in flight per stream. So each stream here is a `wsfast.Sink`: it puts
+WebSocket frames into DATA frames as far as the stream's window allows, and says when there is room.
 
-Run it, with `pip install wsfast h2 wsproto`, as `python examples/http2.py`. Browsers speak HTTP/2 over TLS only.
+Install it with `pip install wsfast h2 wsproto` and run `python examples/http2.py`. Browsers use HTTP/2 over TLS only.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Stream:
         self.ends = False
 
     def write(self, data: bytes) -> None:
-        """Take WebSocket frames."""
+        """Send WebSocket frames, now or when there is room."""
         self.waiting += data
         self.flush()
 
     def writable(self) -> bool:
-        """Whether all that was written has found room in the stream's window."""
+        """Whether everything written so far fitted into the stream's window."""
         return not self.waiting
 
     def close(self, code: int, reason: str) -> None:
@@ -54,7 +54,7 @@ class Stream:
         self.flush()
 
     def flush(self) -> None:
-        """Send what the stream's window has room for."""
+        """Send as much as the stream's window has room for."""
         http = self.session.http
         while self.waiting:
             size = min(len(self.waiting), http.local_flow_control_window(self.id), http.max_outbound_frame_size)
@@ -68,7 +68,7 @@ class Stream:
         self.session.flush()
 
     def receive(self, data: bytes) -> None:
-        """Take what the client has sent."""
+        """Handle data from the client."""
         self.websocket.receive_data(data)
         for event in self.websocket.events():
             if isinstance(event, wsproto.events.Ping):
@@ -90,19 +90,19 @@ class Session(asyncio.Protocol):
         self.transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
-        """Say that WebSockets are welcome."""
+        """Announce that the server accepts WebSockets."""
         self.transport = transport
         self.http.initiate_connection()
         self.http.update_settings({h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL: 1})
         self.flush()
 
     def flush(self) -> None:
-        """Write what HTTP/2 has to send."""
+        """Write the pending frames of HTTP/2."""
         if data := self.http.data_to_send():
             self.transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client has sent."""
+        """Handle data from the client."""
         for event in self.http.receive_data(data):
             stream = self.streams.get(getattr(event, "stream_id", None) or 0)
             if isinstance(event, h2.events.RequestReceived):
@@ -125,7 +125,7 @@ class Session(asyncio.Protocol):
                 stream.websocket.receive_data(None)
 
     def request(self, event: h2.events.RequestReceived) -> None:
-        """Accept a WebSocket, and nothing else."""
+        """Accept WebSockets; answer 404 to all other requests."""
         headers = dict(event.headers)
         if headers.get(":method") != "CONNECT" or headers.get(":protocol") != "websocket":
             self.http.send_headers(event.stream_id, [(":status", "404")], end_stream=True)
@@ -144,7 +144,7 @@ class Session(asyncio.Protocol):
 
 
 async def main(port: int = 8443) -> None:
-    """Send the time to everybody, ten times a second."""
+    """Send the time to all clients ten times a second."""
     channel = wsfast.Channel("time", slow=wsfast.DropOldest(max_messages=10))
     server = await asyncio.get_running_loop().create_server(lambda: Session(channel.subscribe), "127.0.0.1", port)
     async with server:

@@ -1,8 +1,8 @@
 """Market data: a thousand symbols that change all the time, and clients that get the newest price of each.
 
-Run it as `python examples/market.py 8765`; connect WebSocket clients to ws://127.0.0.1:8765/prices.lse for one market,
-or to /prices.* for all. Newcomers get the last price of every symbol, then each change. A client that does not keep up
-gets, as soon as it reads again, the newest price of each symbol that has changed meanwhile: `Conflate` keeps no others.
+Run `python examples/market.py 8765` and connect WebSocket clients to ws://127.0.0.1:8765/prices.lse for one market, or
+to /prices.* for all. New clients get the last price of every symbol, then each change. A client that falls behind gets
+the newest price of each changed symbol when it reads again. `Conflate` keeps only these prices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import wsfast
 
 MARKETS = "lse", "nyse"
-SYMBOLS = ["".join(letters) for letters in itertools.product("ABCDEFGH", repeat=3)][:500]  # of each market
+SYMBOLS = ["".join(letters) for letters in itertools.product("ABCDEFGH", repeat=3)][:500]  # per market
 CHANGES = 200
 INTERVAL = 0.02
 
@@ -27,14 +27,14 @@ hub = wsfast.Hub(slow=wsfast.Conflate(max_messages=len(MARKETS) * len(SYMBOLS)),
 
 
 class Quotes:
-    """Where prices come from; yours come from somewhere else."""
+    """Made-up prices. Replace this class by your source."""
 
     def __init__(self) -> None:
         self.prices = {(market, symbol): 100.0 for market in MARKETS for symbol in SYMBOLS}
         self.numbers = dict.fromkeys(self.prices, 0)
 
     def changes(self) -> Iterator[tuple[str, str, str]]:
-        """Return topic, message and key of each of some prices that have changed."""
+        """Change some prices; yield topic, message and key of each."""
         for market, symbol in random.sample(list(self.prices), CHANGES):
             one = market, symbol
             self.prices[one] *= random.uniform(0.999, 1.001)
@@ -44,7 +44,7 @@ class Quotes:
 
 
 async def handler(connection: Any) -> None:
-    """Send what the path asks for until the client goes."""
+    """Subscribe the client to the topic in its path until it leaves."""
     topic = connection.request.path.strip("/") or "prices.*"
     try:
         subscription = hub.subscribe(connection, topic)

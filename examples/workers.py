@@ -1,7 +1,8 @@
-"""Chat rooms over several processes: workers that share a port, and Redis or NATS between them.
+"""Chat rooms in several processes: workers that share a port, connected by Redis or NATS.
 
-Run it, with `pip install "wsfast[redis]"` and a Redis server, as `python examples/workers.py redis://localhost 4`; then
-connect WebSocket clients to ws://127.0.0.1:8765/rooms/lobby?user=ann. The kernel spreads them over the workers.
+Install it with `pip install "wsfast[redis]"`, start a Redis server, and run
+`python examples/workers.py redis://localhost 4`. Then connect WebSocket clients to
+ws://127.0.0.1:8765/rooms/lobby?user=ann. The kernel distributes them among the workers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ ADDRESS = "127.0.0.1", 8765
 
 
 def relay_of(hub: wsfast.Hub, url: str) -> wsfast.relay.Relay:
-    """Return the relay of one worker; gaps are things that one wants to know of."""
+    """Return the relay of one worker. It prints a line if messages were lost."""
     make = wsfast.relay.nats if url.startswith("nats") else wsfast.relay.redis
     return make(hub, url, on_gap=lambda gap: print(f"worker {os.getpid()}: {gap}", flush=True))
 
 
 async def work(url: str, address: tuple[str, int]) -> None:
-    """Be one worker, until it is told to end."""
+    """Run one worker until a signal ends it."""
     hub = wsfast.Hub(slow=wsfast.DropOldest(max_messages=1000))
 
     async def handler(connection: Any) -> None:
@@ -38,7 +39,7 @@ async def work(url: str, address: tuple[str, int]) -> None:
             async for text in connection:
                 to, colon, rest = text.partition(": ")
                 if to.startswith("@") and colon:
-                    hub.send(to[1:], f"{user}, to you alone: {rest}")  # wherever that one is
+                    hub.send(to[1:], f"{user}, to you alone: {rest}")  # in any process
                 else:
                     hub.publish(room, f"{user}: {text}", exclude=[connection])
 
@@ -61,7 +62,7 @@ def run_worker(url: str, address: tuple[str, int]) -> None:
 
 
 def main() -> None:
-    """Run workers until they are told to end."""
+    """Run all workers until a signal ends them."""
     url = sys.argv[1] if len(sys.argv) > 1 else "redis://localhost"
     count = int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count() or 1
     address = (ADDRESS[0], int(sys.argv[3])) if len(sys.argv) > 3 else ADDRESS
@@ -70,7 +71,7 @@ def main() -> None:
     for worker in workers:
         worker.start()
     signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the workers get as well
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers get it too
     for worker in workers:
         worker.join()
 

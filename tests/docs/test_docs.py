@@ -392,7 +392,7 @@ async def fastapi(block: Block, _: Path) -> None:
                 await ann.send("hello")
                 assert await receive(ann) == ["ann: hello"]
                 async with dialled(port, "chat/bob") as (bob,):
-                    assert await receive(bob, bob, ann) == ["ann has come", "ann: hello", "bob has come"]
+                    assert await receive(bob, bob, ann) == ["ann joined", "ann: hello", "bob joined"]
                     await bob.send("hi")
                     assert await receive(ann, bob) == ["bob: hi"] * 2
             server.should_exit = True
@@ -573,7 +573,7 @@ async def presence(block: Block, _: Path) -> None:
             assert hub.users() == hub.users("news") == ["ann"]
             assert hub.subscribers("news") == connections
         await until(lambda: len(said) == 4)
-    assert said == ["ann is online", "ann is in news", "ann has left news", "ann has left us"]
+    assert said == ["ann is online", "ann is in news", "ann left news", "ann left the server"]
 
 
 # ---- docs/how-to/secrets.md

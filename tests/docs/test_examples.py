@@ -280,12 +280,12 @@ def test_chat(end_by: signal.Signals, status: int) -> None:
             await ann.send("hello")
             assert await receive(ann) == "ann: hello"
             bob = await dial(port, "chat/bob")
-            assert [await receive(bob) for _ in range(2)] == ["ann has come", "ann: hello"]
-            assert await receive(ann) == "bob has come"
+            assert [await receive(bob) for _ in range(2)] == ["ann joined", "ann: hello"]
+            assert await receive(ann) == "bob joined"
             await bob.send("hi")
             assert await receive(ann) == await receive(bob) == "bob: hi"
             await bob.close()
-            assert await receive(ann) == "bob has left"
+            assert await receive(ann) == "bob left"
             await ann.close()
 
     asyncio.run(main())
