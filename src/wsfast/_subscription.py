@@ -1,4 +1,4 @@
-"""Subscriptions of connections, and counts, which reconcile: published = sent + dropped + conflated + queued."""
+"""Subscriptions of connections, and their counts, which add up: published = sent + dropped + conflated + queued."""
 
 from __future__ import annotations
 
@@ -20,82 +20,85 @@ __all__ = ["ChannelStats", "HubStats", "Lag", "Subscription", "SubscriptionStats
 
 
 class Lag(NamedTuple):
-    """What waits for a subscriber."""
+    """The messages that wait for a subscriber."""
 
     messages: int
-    """Messages that were published and not taken by the kernel, nor by the transport."""
+    """Messages published, but taken neither by the kernel nor by the transport."""
     bytes: int
-    """Bytes of their payloads."""
+    """Size of their payloads in bytes."""
     seconds: float
     """Seconds since the oldest of them was published."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionStats:
-    """What became of the messages for one subscriber: published = sent + dropped + conflated + queued."""
+    """Counts of the messages for one subscriber: published = sent + dropped + conflated + queued."""
 
     published: int
-    """Messages that were for it."""
+    """Messages published for this subscriber."""
     sent: int
-    """Messages that the kernel, or the transport, has taken."""
+    """Messages that the kernel or the transport has taken."""
     dropped: int
-    """Messages dropped by the policy, or since the connection was closed."""
+    """Messages dropped by the policy, or because the connection was closed."""
     conflated: int
-    """Messages that were replaced by newer ones of the same key."""
+    """Messages replaced by newer ones with the same key."""
     queued: int
-    """Messages that wait for it, those of this tick included."""
+    """Messages waiting, those of this tick included."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelStats:
-    """What became of the messages of a channel, over all of its subscribers, those that have left included."""
+    """Counts of a channel's messages over all of its subscribers, including those that have left.
+
+    A message to 100 subscribers counts once in `messages`, and 100 times in `published`.
+    """
 
     messages: int
-    """Messages that were published, each counted once."""
+    """Messages published, each counted once."""
     bytes: int
-    """Bytes of their payloads."""
+    """Size of their payloads in bytes."""
     subscribers: int
-    """Connections that are subscribed now."""
+    """Connections subscribed now."""
     published: int
-    """Messages times the subscribers that they were for: published = sent + dropped + conflated + queued."""
+    """Messages counted once per subscriber that they were for: published = sent + dropped + conflated + queued."""
     sent: int
     dropped: int
     conflated: int
     queued: int
     lagging: int
-    """Subscribers for which something waits."""
+    """Subscribers with messages waiting."""
     disconnected: int
-    """Connections that were closed since they did not keep up."""
+    """Connections closed by the policy because they did not keep up."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubStats(ChannelStats):
-    """What became of the messages of a hub, over all connections, those that have left included."""
+    """Counts of a hub's messages over all of its connections, including those that have left."""
 
     topics: int
-    """Topics that have a subscriber by their names."""
+    """Topics subscribed to by name."""
     patterns: int
-    """Patterns that have a subscriber."""
+    """Patterns with a subscriber."""
     users: int
-    """Users who are connected."""
+    """Users with a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicStats:
-    """What was published to a topic since it has had a subscriber by its name."""
+    """Counts of the messages published to a topic since it got its first subscriber by name."""
 
     messages: int
     bytes: int
-    """Bytes of their payloads."""
+    """Size of their payloads in bytes."""
     subscribers: int
-    """Connections that get its messages now, those by patterns included."""
+    """Connections that get the topic's messages now, including those subscribed by a pattern."""
 
 
 class Subscription(Local):
-    """One connection's subscription to a channel. It ends when either is closed, or with `unsubscribe()`.
+    """One connection's subscription to a channel. It ends when the connection is closed, or with `unsubscribe()`.
 
-    It is a context manager. If there are several `with` for one connection and channel, it ends with the last of them;
-    if it was there before, without `with`, it goes on.
+    It is a context manager. If several `with` blocks hold a subscription of the same connection to the same channel, it
+    ends with the last of them. If the connection was already subscribed without `with`, it stays subscribed.
     """
 
     __slots__ = (
@@ -114,26 +117,26 @@ class Subscription(Local):
     )
 
     dropped: int
-    """Messages dropped by the policy, or since the connection was closed."""
+    """Messages dropped by the policy, or because the connection was closed."""
     conflated: int
-    """Messages that were replaced by newer ones of the same key."""
+    """Messages replaced by newer ones with the same key."""
 
     def __init__(self, publisher: Any, peer: core.Peer, since: int) -> None:
         self.publisher: Any = publisher
         self.dropped = self.conflated = 0
         self._peer: core.Peer | None = peer
-        self._since = since  # messages that were not for it
-        self._until: int | None = None  # messages of the channel until it was left
+        self._since = since  # messages of the channel that were not for it
+        self._until: int | None = None  # messages of the channel when it was left
         self._final: SubscriptionStats | None = None
-        self._entered = 0  # how many `with` are around it
-        self._asked = 1  # calls that have asked for it and not entered a `with`
-        self._held = False  # whether some had, when a `with` was last entered
+        self._entered = 0  # number of `with` blocks around it
+        self._asked = 1  # calls that returned it and have not entered a `with` block
+        self._held = False  # whether there were such calls when a `with` block was last entered
         self._why: Ended | None = None
-        self._waiter: asyncio.Future[None] | None = None  # made when somebody waits
+        self._waiter: asyncio.Future[None] | None = None  # made when a task waits
         peer.subscriptions = (*peer.subscriptions, self)
 
     def again(self) -> Subscription:
-        """Return it to one more who has asked for it."""
+        """Return the subscription to another caller that has asked for it."""
         self._asked += 1
         return self
 
@@ -160,14 +163,16 @@ class Subscription(Local):
 
     @property
     def active(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the subscription has not ended yet."""
         return self._peer is not None
 
     async def ended(self) -> Ended:
-        """Wait until it has ended, and return why. Any number of tasks may wait, also when it has ended already.
+        """Wait until the subscription has ended, and return the reason.
+
+        Any number of tasks may wait. If it has ended already, the call returns at once.
 
         Raises:
-            RuntimeError: In another event loop than the channel's.
+            RuntimeError: If it is called outside the channel's event loop.
         """
         while self._why is None:
             await self.changed()
@@ -175,20 +180,23 @@ class Subscription(Local):
 
     @property
     def why(self) -> Ended | None:
-        """Why it has ended; None if it has not."""
+        """Why the subscription has ended; None while it is active."""
         return self._why
 
     async def changed(self) -> None:
-        """Wait until it, or something of it, has ended."""
+        """Wait until the subscription, or a part of it, has ended."""
         loop = asyncio.get_running_loop()
         if loop is not self.publisher.loop:
-            raise RuntimeError("ended() must be awaited in the event loop of the connection")
+            raise RuntimeError(
+                "ended() must be awaited in the event loop of the connection; from another thread, use "
+                "asyncio.run_coroutine_threadsafe()"
+            )
         if self._waiter is None or self._waiter.done():
             self._waiter = loop.create_future()
         await asyncio.shield(self._waiter)
 
     def wake(self) -> None:
-        """Have those who wait look again, once the call in progress is over."""
+        """Wake the tasks that wait, so that they check again once the call in progress is over."""
         waiter = self._waiter
         if waiter is not None:
             if not waiter.done() and not waiter.get_loop().is_closed():
@@ -197,24 +205,24 @@ class Subscription(Local):
 
     @property
     def connection(self) -> Any:
-        """The connection; None once it has ended."""
+        """The connection; None once the subscription has ended."""
         return None if self._peer is None else origin_of(self._peer.connection)
 
     @property
     def queued(self) -> int:
-        """Messages that wait for it, but for those of this tick."""
+        """Messages waiting, those of this tick not included."""
         queue = self._queue
         return 0 if queue is None else queue.messages
 
     @property
     def bytes(self) -> int:
-        """Bytes of their payloads."""
+        """Size of the payloads of the waiting messages in bytes."""
         queue = self._queue
         return 0 if queue is None else queue.bytes
 
     @property
     def lag(self) -> Lag:
-        """What waits for it, messages of this tick included."""
+        """The messages that wait, those of this tick included."""
         queue, arriving = self._queue, self._arriving()
         times = [entry.time for entry in arriving]
         messages, size = len(arriving), sum(entry.message.size for entry in arriving)
@@ -225,7 +233,7 @@ class Subscription(Local):
         return Lag(messages, size, time.monotonic() - min(times) if times else 0.0)
 
     def stats(self) -> SubscriptionStats:
-        """Return what became of the messages for it so far; once it has ended, until then."""
+        """Return the counts of the subscriber's messages so far. They are final once the subscription has ended."""
         if self._final is not None:
             return self._final
         with core.collector_paused:  # finalizers may publish
@@ -234,18 +242,18 @@ class Subscription(Local):
         return SubscriptionStats(published, sent, self.dropped, self.conflated, queued)
 
     def unsubscribe(self) -> None:
-        """End it, whatever `with` is around it. A second time does nothing.
+        """End the subscription, even inside a `with` block. Calling it again does nothing.
 
-        What was published in this tick is sent now; what waits is dropped.
+        Messages published in this tick are sent now; messages in the queue are dropped.
 
         Raises:
-            RuntimeError: In another thread than that of the channel's event loop.
+            RuntimeError: If it is called in another thread than that of the channel's event loop.
         """
         if self._peer is None:
             return
         peer, dispatcher = self._peer, self._peer.dispatcher
         calls = dispatcher.calls
-        if calls.forked:  # its connections are the parent's
+        if calls.forked:  # the connections belong to the parent process
             return
         calls.check_thread()
         if calls.busy:
@@ -256,14 +264,14 @@ class Subscription(Local):
             self.end_alone()
 
     def part(self) -> None:
-        """Have it get no more messages."""
+        """Publish no more messages to this subscriber."""
         peer = self._peer
         if peer is not None and self._until is None:
             until = self.publisher.messages
             try:
                 self.publisher.exclude(peer.slot)
                 self._until = until
-            except BaseException:  # a second time does what the first one has not
+            except BaseException:  # an interrupt: do again what the first try did not complete
                 self.publisher.exclude(peer.slot)
                 self._until = until
                 raise
@@ -277,7 +285,7 @@ class Subscription(Local):
         return None if backlog is None else backlog.queues.get(self)
 
     def _arriving(self) -> list[Entry]:
-        """Return the messages for it that no policy has looked at yet."""
+        """Return the subscriber's messages that no policy has processed yet."""
         peer = self._peer
         if peer is None:
             return []
@@ -289,7 +297,7 @@ class Subscription(Local):
     # ---- For the dispatcher and policies
 
     def end(self, why: Ended = Ended.UNSUBSCRIBED) -> None:
-        """End it. What has not been sent is dropped."""
+        """End the subscription. Messages that have not been sent are dropped."""
         peer = self._peer
         if peer is None:
             return
@@ -299,7 +307,7 @@ class Subscription(Local):
             dropped = stats.dropped + stats.queued - sending
             final = SubscriptionStats(stats.published, stats.sent + sending, dropped, stats.conflated, 0)
             others = tuple(other for other in peer.subscriptions if other is not self)
-            # From here on, nothing is called until it has ended.
+            # From here on, nothing is called until the subscription has ended.
             self._final = final
             self.dropped = dropped
             self._peer = None
@@ -307,12 +315,12 @@ class Subscription(Local):
             peer.subscriptions = others
         try:
             self._leave(peer, queue)
-        except BaseException:  # its slot is going to be another one's
+        except BaseException:  # the slot will be given to another connection
             self._leave(peer, queue)
             raise
 
     def end_alone(self) -> None:
-        """End it, though the connection may have others: nothing that counts as dropped is sent."""
+        """End the subscription while the connection may have others: messages that count as dropped are not sent."""
         peer = self._peer
         try:
             self.end()
@@ -321,7 +329,7 @@ class Subscription(Local):
                 peer.dispatcher.hold_back(peer)
 
     def _leave(self, peer: core.Peer, queue: Queue | None) -> None:
-        """Forget what the publisher and the dispatcher have of it. A second time does what the first one has not."""
+        """Remove the subscription from the publisher and the dispatcher. Running it twice changes nothing."""
         self.wake()
         if peer.slot >= 0:
             self.publisher.remove(self, peer)
@@ -334,11 +342,11 @@ class Subscription(Local):
             queue.backlog.queues.pop(self, None)
 
     def exclude(self, count: int = 1) -> None:
-        """Note that messages of the channel were not for it."""
+        """Note that `count` messages of the channel were not for this subscriber."""
         self._since += count
 
     def replay(self, entries: Iterable[Entry]) -> None:
-        """Send messages that were published before it began."""
+        """Send messages that were published before the subscription began."""
         assert self._peer is not None
         slot, dispatcher, since = self._peer.slot, self._peer.dispatcher, self._since
         numbers = [dispatcher.enter(entry) for entry in entries]
@@ -352,17 +360,17 @@ class Subscription(Local):
             raise
 
     def report_drops(self, count: int) -> None:
-        """Tell that messages were dropped."""
+        """Report that messages were dropped."""
         self.report("drops messages")
         self.publisher.report(self.publisher.on_drop, self, count)
 
     def trim_soon(self, queue: Queue) -> None:
-        """Have the policy go on with what is beyond its bounds, when others have had their turn."""
+        """Have the policy continue with messages beyond its bounds, after other connections have been served."""
         if self._peer is not None:
             self._peer.dispatcher.slow.trim_soon(queue)
 
     def report(self, what: str) -> None:
-        """Warn that the policy has done something, once for each episode."""
+        """Log a warning about what the policy does, once per episode."""
         peer = self._peer
         if peer is not None and peer.dispatcher.slow.begin_episode(peer, self):
             peer.dispatcher.log(
@@ -380,6 +388,6 @@ class Subscription(Local):
         peer.dispatcher.disconnect(peer, code, reason)
 
     def recover(self) -> None:
-        """Tell that the connection has kept up for a while."""
+        """Report that the connection has kept up for a while."""
         if self._peer is not None:
             self.publisher.report(self.publisher.on_recover, self)

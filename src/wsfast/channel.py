@@ -1,4 +1,4 @@
-"""Channels: messages to all who are subscribed, bounded queues for those who do not keep up."""
+"""Channels: publish messages to all subscribed connections, with a bounded queue for each that does not keep up."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ __all__ = ["Channel"]
 
 
 class Channel(Publisher):
-    """Publishes messages to all connections that are subscribed.
+    """Publishes messages to all connections that are subscribed to it.
 
-    What is published in one iteration of the event loop leaves at its end, or at `flush()`, in a single system call for
-    each connection, together with what other channels have for it, in the order in which it was published. When a
-    connection does not take everything, its messages wait in a queue of references, and the policy says how many.
+    Messages published in one iteration of the event loop are sent at its end, or at `flush()`. Each connection gets all
+    of its messages, those of other channels and hubs included, in a single system call and in the order of publishing.
+    When a connection does not take everything, the rest waits in a queue of references. The policy `slow` bounds that
+    queue.
 
-    On connections of `wsfast.serve()`, a `send()` of the connection's own never overtakes what was published before it.
-    On stock connections of websockets, it overtakes what was published in the same iteration, and what waits. Pings and
-    pongs never wait. A close frame comes after what was published before it, unless more than 64 KiB have been waiting.
+    On connections of `wsfast.serve()`, the connection's own `send()` never overtakes messages that were published
+    before it. On stock connections of websockets, it overtakes messages that were published in the same iteration and
+    messages that wait in the queue. Pings and pongs never wait. A close frame follows the messages that were published
+    before it, unless more than 64 KiB were already waiting.
 
-    A channel belongs to the event loop that was running when it was first used; another one, or a thread without one,
-    is a RuntimeError, but for `publish_threadsafe()`.
+    A channel belongs to the event loop in which it is first used. Using it in another event loop, or in a thread
+    without one, raises RuntimeError; only `publish_threadsafe()` can be called from any thread.
 
     Args:
-        name: What it is called in log records.
-        slow: What is done about subscribers that do not keep up.
-        history: How many of the last messages a new subscriber gets first.
-        notsent_lowat: TCP_NOTSENT_LOWAT of the sockets of subscribers, in bytes, where there is such a thing: the
-            policy would else act megabytes too late, since the kernel takes so much from one that reads nothing. None
-            to leave it alone.
-        on_drop: Called with a subscription and the number of messages that were dropped, soon after.
-        on_disconnect: Called with the subscription that was the reason to close its connection.
-        on_recover: Called with a subscription that had lost messages, when it has kept up for a second.
+        name: Name for log records and metrics.
+        slow: Policy for subscribers that do not keep up: `Disconnect`, `DropNewest`, `DropOldest` or `Conflate`.
+            None means `Disconnect()`.
+        history: Number of recent messages that a new subscriber gets first.
+        notsent_lowat: TCP_NOTSENT_LOWAT for the sockets of subscribers, in bytes, on systems that have this option.
+            Without it, the kernel buffers megabytes for a client that reads nothing, and the policy acts only after
+            that. None leaves the option alone.
+        on_drop: Called with a subscription and a number of messages, soon after the policy has dropped them.
+        on_disconnect: Called with a subscription when the policy closes its connection.
+        on_recover: Called with a subscription that lost messages, once it has kept up for a second.
 
     Raises:
-        TypeError: If `slow` is no policy, `name` no string, a number none, or a callback no plain function.
+        TypeError: If `slow` is not a policy, `name` is not a string, `history` or `notsent_lowat` is not an integer, or
+            a callback is not callable or is a coroutine function.
         ValueError: If `history` is negative or `notsent_lowat` is not positive.
     """
 
@@ -75,13 +79,13 @@ class Channel(Publisher):
     # ---- Subscribing
 
     def subscribe(self, connection: object) -> Subscription:
-        """Have a connection get what is published from now on, after the channel's history, if it keeps one.
+        """Subscribe a connection: it gets the channel's history, if there is one, and then every new message.
 
-        A connection that is subscribed already has one subscription, which is returned.
+        Subscribing a connection again returns its existing subscription.
 
         Raises:
-            TypeError: If it is no connection, or of a kind that is not supported.
-            RuntimeError: If it belongs to another event loop, or is not open.
+            TypeError: If `connection` is not a connection, or is of an unsupported kind.
+            RuntimeError: If the connection belongs to another event loop, or is not open.
         """
         subscription = self._admit(connection)
         assert isinstance(subscription, Subscription)
@@ -95,28 +99,28 @@ class Channel(Publisher):
         subscription.replay(self._history)
 
     def exclude(self, slot: int) -> None:
-        """Have no more messages be published to a slot."""
+        """Publish no more messages to a slot."""
         self._members.discard(slot)
 
     def remove(self, subscription: Subscription, peer: core.Peer) -> None:
-        """Forget a subscription that has ended, but for its counts."""
+        """Forget a subscription that has ended, and keep its counts."""
         self.exclude(peer.slot)
         super().remove(subscription, peer)
 
     # ---- Publishing
 
     def publish(self, message: Message, *, key: Hashable = None, exclude: Iterable[object] = ()) -> None:
-        """Send a message to all that are subscribed, at the end of this iteration of the event loop.
+        """Send a message to all subscribers, at the end of this iteration of the event loop.
 
         Args:
             message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
-                `PreparedMessage` as what it was prepared for.
-            key: Conflation key. With `Conflate`, a newer message with the same key replaces a queued one.
-            exclude: Connections that are not to get it, as the one that it came from.
+                `PreparedMessage` as the frame that it was prepared for.
+            key: Conflation key. With `Conflate`, a newer message replaces a queued one with the same key.
+            exclude: Connections that do not get the message, for example the one that sent it.
 
         Raises:
             TypeError: If `message` has none of these types, or `key` is not hashable.
-            RuntimeError: In another event loop than the channel's, or none.
+            RuntimeError: If it is called outside the channel's event loop.
         """
         self._bind()
         prepared = publishable(message)
@@ -137,7 +141,7 @@ class Channel(Publisher):
             counts = self.messages + 1, self.bytes + prepared.size
             try:
                 self._commit(entry, number, excluded, without, counts)
-            except BaseException:  # a second time does what the first one has not
+            except BaseException:  # an interrupt: the second call does what the first did not
                 self._commit(entry, number, excluded, without, counts)
                 raise
         self._streams.put(prepared)
@@ -150,7 +154,7 @@ class Channel(Publisher):
         without: list[tuple[Subscription, int]],
         counts: tuple[int, int],
     ) -> None:
-        """Publish an entry, and count it: all absolute numbers, so that a second time changes nothing."""
+        """Publish an entry and count it. All numbers are absolute, so that running it twice changes nothing."""
         if number >= 0 and self._dispatcher is not None:
             self._dispatcher.table.publish(self._members, number, excluded)
         for subscription, since in without:
@@ -160,36 +164,36 @@ class Channel(Publisher):
             self._history.append(entry)
 
     def publish_threadsafe(self, message: Message, *, key: Hashable = None, exclude: Iterable[object] = ()) -> None:
-        """Publish from any thread: soon, in the channel's event loop.
+        """Publish from any thread. The message is published soon, in the channel's event loop.
 
         Raises:
             TypeError: If `message` has none of the types that can be published, or `key` is not hashable.
-            RuntimeError: If the channel has not been used in its event loop yet, or that is closed.
+            RuntimeError: If the channel has not been used in its event loop yet, or the event loop is closed.
         """
         loop = self._loop_of_thread()
         hash(key)
         prepared, excluded = publishable(message), connections_in("exclude", exclude)
         loop.call_soon_threadsafe(lambda: self.publish(prepared, key=key, exclude=excluded))
 
-    # ---- Looking
+    # ---- Statistics
 
     def stats(self) -> ChannelStats:
-        """Return what became of the messages so far."""
+        """Return the counts of the channel's messages so far."""
         return ChannelStats(*self._counts())
 
     # ---- As a stream
 
     def stream(self, *, max_messages: int = STREAM_BOUND) -> Stream:
-        """Return an iterator over what is published from now on, which is what `async for message in channel` uses.
+        """Return an iterator over the messages published from now on. `async for message in channel` uses it.
 
         Args:
-            max_messages: How many messages wait at most, if whoever iterates does not keep up. Beyond, the oldest are
-                dropped.
+            max_messages: Number of messages that may wait when the iteration does not keep up. The oldest are dropped
+                first.
 
         Raises:
-            TypeError: If `max_messages` is no integer.
+            TypeError: If `max_messages` is not an integer.
             ValueError: If `max_messages` is not positive.
-            RuntimeError: In another event loop than the channel's, or none.
+            RuntimeError: If it is called outside the channel's event loop.
         """
         stream = Stream(max_messages, self._bind().loop)
         self._streams.add(stream)
