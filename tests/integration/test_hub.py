@@ -189,7 +189,7 @@ def test_subscribe_errors(play: Play) -> None:
         hub = scene.hub()
         client = await scene.client()
         connection = client.connection
-        with pytest.raises(TypeError, match=r"^subscribe\(\) needs at least one topic$"):
+        with pytest.raises(TypeError, match=r"^subscribe\(\) needs at least one topic: "):
             hub.subscribe(connection)
         bad_ones: list[tuple[Any, type[Exception]]] = [
             (("a", 1), TypeError),
@@ -198,9 +198,9 @@ def test_subscribe_errors(play: Play) -> None:
             (("a", "b.*x"), ValueError),
         ]
         for names, error in bad_ones:
-            with pytest.raises(error, match=r"topic must|only a part of a token"):
+            with pytest.raises(error, match=r"topic must|must be a whole token"):
                 hub.subscribe(connection, *names)
-            with pytest.raises(error, match=r"topic must|only a part of a token"):
+            with pytest.raises(error, match=r"topic must|must be a whole token"):
                 hub.unsubscribe(connection, *names)
         for other in (object(), None, "text", client.client.transport):
             with pytest.raises(TypeError):
@@ -231,14 +231,14 @@ def test_publish_errors(play: Play) -> None:
         bad_ones: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
             ("a", 1, {}, TypeError, r"message|data"),
             ("a", None, {}, TypeError, r"message|data"),
-            (1, "", {}, TypeError, r"^topic must be a str, or several, not int$"),
+            (1, "", {}, TypeError, r"^topic must be a str or an iterable of str, not int$"),
             (b"a", "", {}, TypeError, r"^topic must be a str, not int$"),
             (["a", None], "", {}, TypeError, r"^topic must be a str, not NoneType$"),
-            ([], "", {}, ValueError, r"^there must be at least one topic$"),
+            ([], "", {}, ValueError, r"^topic must not be empty: "),
             ("", "", {}, ValueError, r"^topic must have 1 to 1024 characters, not 0$"),
             (["a", "b..c"], "", {}, ValueError, r"empty token"),
-            ("b.*", "", {}, ValueError, r"^cannot publish to 'b\.\*': it is a pattern$"),
-            (["a", ">"], "", {}, ValueError, r"^cannot publish to '>': it is a pattern$"),
+            ("b.*", "", {}, ValueError, r"^topic 'b\.\*' is a pattern; "),
+            (["a", ">"], "", {}, ValueError, r"^topic '>' is a pattern; "),
             ("a", "", {"key": []}, TypeError, r"unhashable"),
             ("a", "\ud800", {}, UnicodeEncodeError, r"surrogates"),
         ]
@@ -1055,9 +1055,9 @@ def test_users(play: Play, kind: str) -> None:
         hub.register(connections[2], 7)
         again = hub.register(connections[0], "ann")
         assert (again.user, again.connection) == ("ann", connections[0])
-        with pytest.raises(RuntimeError, match=r"^the connection is registered for 'ann'$"):
+        with pytest.raises(RuntimeError, match=r"^the connection is registered for user 'ann' already, "):
             hub.register(connections[0], "bob")
-        with pytest.raises(TypeError, match=r"^user must not be None$"):
+        with pytest.raises(TypeError, match=r"^user must not be None;"):
             hub.register(connections[0], None)
         with pytest.raises(TypeError, match=r"unhashable"):
             hub.register(connections[0], [])  # type: ignore[arg-type]
@@ -1202,9 +1202,9 @@ def test_hub_channel(play: Play, kind: str) -> None:
         hub.channel("a.c").publish(b"c")
         topic.flush()
         assert hub.stats().queued == 0
-        with pytest.raises(ValueError, match=r"^cannot publish to 'a\.\*': it is a pattern$"):
+        with pytest.raises(ValueError, match=r"^topic 'a\.\*' is a pattern; "):
             pattern.publish("")
-        with pytest.raises(ValueError, match=r"^cannot publish to 'a\.\*': it is a pattern$"):
+        with pytest.raises(ValueError, match=r"^topic 'a\.\*' is a pattern; "):
             pattern.publish_threadsafe("")
         assert topic.stats() == TopicStats(1, 5 + len(LONG), 2)
         assert pattern.stats() == TopicStats(2, 6 + len(LONG), 2)
@@ -1709,7 +1709,7 @@ def test_relays(play: Play) -> None:
         relay = Recorder()
         relay.wanted.update(hub.attach(relay))
         assert relay.wanted == {("topic", "a"), ("pattern", "b.*"), ("user", "ann")}
-        with pytest.raises(RuntimeError, match=r"^the Hub has a relay already$"):
+        with pytest.raises(RuntimeError, match=r"^<Hub> has a relay already; "):
             hub.attach(Recorder())
         for call in (
             lambda: hub.publish("bad", ""),

@@ -531,7 +531,7 @@ class Machine(RuleBasedStateMachine):
                 return
             subscriber = wire.subscribers.get(model)
             if subscriber is not None and subscriber.user not in (None, user):
-                with pytest.raises(RuntimeError, match="is registered for"):
+                with pytest.raises(RuntimeError, match="is registered for user"):
                     model.hub.register(wire.connection, user)
                 return
             registration = model.hub.register(wire.connection, user)

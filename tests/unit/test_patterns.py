@@ -50,7 +50,7 @@ def test_patterns(name: str) -> None:
     """Wildcards that are tokens of their own make a pattern, which nothing is published to."""
     assert check_topic_or_pattern(name) is name
     assert is_pattern(name)
-    with pytest.raises(ValueError, match=r"^cannot publish to '.+': it is a pattern$") as caught:
+    with pytest.raises(ValueError, match=r"^topic '.+' is a pattern; ") as caught:
         check_topic(name)
     assert repr(name) in str(caught.value)
 
@@ -77,7 +77,7 @@ def test_length(check: Check) -> None:
 def test_what_cannot_be_printed(check: Check, character: str) -> None:
     """White space, control characters and what is no character at all are not part of names."""
     for name in (character, f"a{character}", f"{character}a", f"a.b{character}c.d"):
-        with pytest.raises(ValueError, match=r" has white space or a character that cannot be printed$") as caught:
+        with pytest.raises(ValueError, match=r" has white space or a character that cannot be printed; ") as caught:
             check(name)
         assert str(caught.value).startswith(f"topic {name!r} ")
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_printed(check: Check, character: str) -> None:
 @pytest.mark.parametrize("name", [".", "..", ".a", "a.", "a..b", "*.", ".>"])
 def test_empty_tokens(check: Check, name: str) -> None:
     """Dots stand between tokens only."""
-    with pytest.raises(ValueError, match=r" has an empty token: dots stand between tokens only$"):
+    with pytest.raises(ValueError, match=r" has an empty token; "):
         check(name)
 
 
@@ -94,7 +94,7 @@ def test_empty_tokens(check: Check, name: str) -> None:
 @pytest.mark.parametrize("name", ["a*", "*a", "**", ">>", "*>", "a.b*", "a>.b", "orders.e*.x", "orders.eu>"])
 def test_parts_of_tokens(check: Check, name: str) -> None:
     """A wildcard is a whole token."""
-    with pytest.raises(ValueError, match=r", \* or > is only a part of a token; it must stand for itself, as in "):
+    with pytest.raises(ValueError, match=r" has \* or > as a part of a token; a wildcard must be a whole token"):
         check(name)
 
 
@@ -102,7 +102,7 @@ def test_parts_of_tokens(check: Check, name: str) -> None:
 @pytest.mark.parametrize("name", [">.a", "a.>.b", ">.>", "*.>.*"])
 def test_rest_in_the_middle(check: Check, name: str) -> None:
     """The token > is the last one."""
-    with pytest.raises(ValueError, match=r"^in '.+', > is not at the end$"):
+    with pytest.raises(ValueError, match=r"^pattern '.+' has > before its end; "):
         check(name)
 
 
@@ -113,7 +113,7 @@ def test_strings_of_other_classes() -> None:
             assert check(name) == value
             assert type(check(name)) is str
     assert check_topic_or_pattern(News.ALL) == "news.>"
-    with pytest.raises(ValueError, match=r"^cannot publish to 'news.>'"):
+    with pytest.raises(ValueError, match=r"^topic 'news.>' is a pattern; "):
         check_topic(News.ALL)
 
 

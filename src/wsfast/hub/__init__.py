@@ -1,4 +1,4 @@
-"""Hubs: topics that come and go, patterns of them, and users, over connections that each have one bounded queue."""
+"""Hubs: topics that come and go, patterns of topics, and users, with one bounded queue per connection."""
 
 from wsfast._subscription import HubStats, TopicStats
 

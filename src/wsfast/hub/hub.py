@@ -1,4 +1,4 @@
-"""The hub, and its topics in the shape of channels."""
+"""The Hub, and HubChannel: one topic of a hub with the methods of a channel."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ __all__ = ["Hub", "HubChannel"]
 
 
 class Hub(Publishing):
-    """Publishes messages to topics, which come with their first subscriber and go with the last one.
+    """Publishes messages to topics and users. A topic exists as long as it has a subscriber.
 
-    A topic is a name of tokens between dots: `orders.eu.42`. Subscribers may also use patterns: `*` stands for one
-    token, `>` at the end for one or more. A connection that gets a message by several of them gets it once.
+    A topic is a name of tokens separated by dots: `orders.eu.42`. Subscribers may also use patterns: `*` matches one
+    token, and `>` at the end matches one or more. A connection whose topics and patterns match a message several times
+    gets it once.
 
-    What is published in one iteration of the event loop leaves at its end, or at `flush()`, in a single system call for
-    each connection, in the order in which it was published, whatever the topic. A connection that does not keep up has
-    one queue for all of its topics, and the policy bounds that. What `Channel` says of order, threads and event loops
-    holds here, too.
+    Messages published in one iteration of the event loop are sent at its end, or at `flush()`. Each connection gets all
+    of its messages in a single system call and in the order of publishing, whatever their topics. A connection that
+    does not keep up has one queue for all of its topics, and the policy `slow` bounds it. The rules of `Channel` about
+    order, threads and event loops apply here too.
 
     Args:
-        slow: What is done about connections that do not keep up. With `Conflate`, newer messages replace those of the
-            same topic and key.
-        history: Messages of each topic that new subscribers get first. They are kept for every topic that was ever
-            published to, until `forget()` is called for it; so are last values.
-        last_values: Keys of each topic whose last message new subscribers get first; the least recently published is
-            evicted first. Messages without a key are not kept.
-        name: Its name in log records and metrics.
+        slow: Policy for connections that do not keep up: `Disconnect`, `DropNewest`, `DropOldest` or `Conflate`. None
+            means `Disconnect()`. With `Conflate`, a newer message replaces a queued one with the same topic and key.
+        history: Number of recent messages of each topic that a new subscriber gets first. They are kept for every topic
+            that was ever published to, until `forget()` is called for it. The same is true of last values.
+        last_values: Number of keys per topic whose last message a new subscriber gets first. The least recently
+            published key is evicted first. Messages without a key are not kept.
+        name: Name for log records and metrics.
         notsent_lowat: See `Channel`.
-        on_join: Called with a user and None soon after the first connection of the user is there, and with a user and a
-            topic after the first one of the user's connections has subscribed to it.
-        on_leave: Called with the same after the last one has left.
-        on_drop: Called with a `HubSubscription` of all topics and the number of messages that were dropped, soon after.
-        on_disconnect: Called with the `HubSubscription` that was the reason to close its connection.
-        on_recover: Called with a `HubSubscription` that had lost messages, when it has kept up for a second.
+        on_join: Called with a user and None soon after the user's first connection is registered, and with a user and a
+            topic after the first of the user's connections has subscribed to the topic.
+        on_leave: Called with the same arguments after the last of the user's connections has left.
+        on_drop: Called with a `HubSubscription` of all of the connection's topics and a number of messages, soon after
+            the policy has dropped them.
+        on_disconnect: Called with a `HubSubscription` when the policy closes its connection.
+        on_recover: Called with a `HubSubscription` that lost messages, once it has kept up for a second.
 
     Raises:
-        TypeError: If `slow` is no policy, `name` no string, a number none, or a callback no plain function.
-        ValueError: If `history` or `last_values` is negative or `notsent_lowat` is not positive.
+        TypeError: If `slow` is not a policy, `name` is not a string, a number is not an integer, or a callback is not
+            callable or is a coroutine function.
+        ValueError: If `history` or `last_values` is negative, or `notsent_lowat` is not positive.
     """
 
     def __init__(
@@ -78,62 +81,63 @@ class Hub(Publishing):
             on_disconnect=on_disconnect,
             on_recover=on_recover,
         )
-        self._has_relay = False  # one that has begun
+        self._has_relay = False  # whether a relay is running
 
     # ---- Subscribing
 
     def subscribe(self, connection: object, *topics: str) -> HubSubscription:
-        """Have a connection get what is published to some topics from now on.
+        """Subscribe a connection to topics and patterns.
 
-        It first gets the history and the last values of those topics whose messages it did not get already, in the
-        order in which they were published, and then what is published; nothing is missing or doubled in between.
+        The connection first gets the history and the last values of those topics whose messages it did not get before,
+        in the order of publishing, and then every new message. No message is missing or repeated in between.
 
         Args:
-            connection: Any that a `Channel` takes.
-            topics: Topics and patterns. It may be subscribed to some of them already.
+            connection: Any connection that a `Channel` accepts.
+            topics: Topics and patterns. The connection may already be subscribed to some of them.
 
         Raises:
-            TypeError: If there are no topics, or one of them is no string, or `connection` is not supported.
-            ValueError: If one of them is neither a topic nor a pattern.
+            TypeError: If there are no topics, a topic is not a string, or `connection` is of an unsupported kind.
+            ValueError: If a name is neither a valid topic nor a valid pattern.
             RuntimeError: If the connection belongs to another event loop, or is not open.
         """
         if not topics:
-            raise TypeError("subscribe() needs at least one topic")
+            raise TypeError("subscribe() needs at least one topic: hub.subscribe(connection, 'news')")
         subscription = HubSubscription(self, tuple(map(check_topic_or_pattern, topics)))
         self._bind()
         self._subscribe(subscription, connection)
         return subscription
 
     def unsubscribe(self, connection: object, *topics: str) -> None:
-        """Have a connection no longer get what is published to some topics; without any, to all of its topics.
+        """Unsubscribe a connection from topics and patterns. Without any, unsubscribe it from all of its topics.
 
-        Topics that it is not subscribed to do not matter. What was published before is sent; but if the connection has
-        nothing left in the hub, neither topic nor user, what waits since it does not keep up is dropped.
+        Topics that the connection is not subscribed to are ignored. Messages published before are still sent. But if
+        the connection then has neither a topic nor a user in the hub, the messages in its queue are dropped.
 
         Raises:
-            TypeError: If one of the topics is no string.
-            ValueError: If one of them is neither a topic nor a pattern.
-            RuntimeError: In another event loop than the hub's, or none.
+            TypeError: If a topic is not a string.
+            ValueError: If a name is neither a valid topic nor a valid pattern.
+            RuntimeError: If it is called outside the hub's event loop.
         """
         self._bind()
         self._unsubscribe(connection, tuple(map(check_topic_or_pattern, topics)))
 
     def register(self, connection: object, user: Hashable) -> Registration:
-        """Have a connection be one of a user's, to which `send()` sends, until it is closed or this is ended.
+        """Register a connection as one of a user's, so that `send()` reaches it, until it is closed or unregistered.
 
         Args:
-            connection: Any that a `Channel` takes.
-            user: Whose it is; hashable, and not None. A user may have several connections. With a relay, a str or an
-                int.
+            connection: Any connection that a `Channel` accepts.
+            user: The user; hashable, and not None. A user may have several connections. With a relay, it must be a str
+                or an int.
 
         Raises:
-            TypeError: If `user` is not hashable or None, or with a relay neither a str nor an int, or `connection` is
-                not supported.
-            RuntimeError: If the connection is another user's, belongs to another event loop, or is not open.
+            TypeError: If `user` is None or not hashable, or with a relay neither a str nor an int, or `connection` is
+                of an unsupported kind.
+            RuntimeError: If the connection is registered for another user, belongs to another event loop, or is not
+                open.
         """
         hash(user)
         if user is None:
-            raise TypeError("user must not be None")
+            raise TypeError("user must not be None; give any other hashable object, such as a name or an id")
         if self._registry.relay is not None:
             self._registry.relay.check("user", (user,), None, ())
         registration = Registration(self, user)
@@ -141,18 +145,18 @@ class Hub(Publishing):
         self._register(registration, connection)
         return registration
 
-    # ---- Looking
+    # ---- Queries
 
     def channel(self, topic: str) -> HubChannel:
-        """Return a topic, or a pattern, as what looks like a channel. To make it, and to have it, costs nothing.
+        """Return a topic or a pattern as an object with the methods of a channel. It is cheap to create and to keep.
 
         Raises:
-            TypeError, ValueError: If it is neither.
+            TypeError, ValueError: If `topic` is neither a valid topic nor a valid pattern.
         """
         return HubChannel(self, check_topic_or_pattern(topic))
 
     def topics(self, connection: object = None) -> list[str]:
-        """Return the topics and patterns that have a subscriber, or that a connection is subscribed to."""
+        """Return the topics and patterns that have a subscriber, or those that a connection is subscribed to."""
         if connection is None:
             return list(self._registry.topics)
         member = self._member_of(connection)
@@ -160,17 +164,17 @@ class Hub(Publishing):
 
     @consistent
     def subscribers(self, topic: str) -> list[Any]:
-        """Return the connections that get what is published to a topic, by its name or by a pattern.
+        """Return the connections that get the messages of a topic, whether subscribed by its name or by a pattern.
 
-        Of a pattern, it is those that are subscribed to it.
+        For a pattern, return the connections that are subscribed to that pattern.
 
         Raises:
-            TypeError, ValueError: If it is neither.
+            TypeError, ValueError: If `topic` is neither a valid topic nor a valid pattern.
         """
         return [member.connection for member in self._members_in(topic)]
 
     def count(self, topic: str) -> int:
-        """Return how many connections get what is published to a topic, or are subscribed to a pattern."""
+        """Return the number of connections that get the messages of a topic, or that are subscribed to a pattern."""
         return len(self._registry.slots(check_topic_or_pattern(topic)))
 
     def _members_in(self, topic: str) -> list[Member]:
@@ -178,7 +182,7 @@ class Hub(Publishing):
 
     @consistent
     def users(self, topic: str | None = None) -> list[Any]:
-        """Return the users who are connected, or those of them who get what is published to a topic."""
+        """Return the users who are connected, or those of them who get the messages of a topic."""
         if topic is None:
             return list(self._registry.users)
         users = dict.fromkeys(member.user for member in self._members_in(topic))
@@ -192,7 +196,7 @@ class Hub(Publishing):
 
     @consistent
     def stats(self) -> HubStats:
-        """Return what became of the messages so far."""
+        """Return the counts of the hub's messages so far."""
         patterns = self._registry.pattern_count
         topics = len(self._registry.topics) - patterns
         return HubStats(*self._counts(), topics, patterns, len(self._registry.users))
@@ -200,16 +204,17 @@ class Hub(Publishing):
     # ---- As a stream
 
     def stream(self, topic: str, *, max_messages: int = STREAM_BOUND) -> Stream:
-        """Return an iterator over what is published to a topic, or to those that match a pattern, from now on.
+        """Return an iterator over the messages published from now on to a topic, or to the topics that match a pattern.
 
         Args:
             topic: Topic or pattern.
-            max_messages: Messages that wait at most, if the iteration does not keep up. Beyond, the oldest are dropped.
+            max_messages: Number of messages that may wait when the iteration does not keep up. The oldest are dropped
+                first.
 
         Raises:
-            TypeError: If `topic` is no string, or `max_messages` no integer.
-            ValueError: If `topic` is neither a topic nor a pattern, or `max_messages` is not positive.
-            RuntimeError: In another event loop than the hub's, or none.
+            TypeError: If `topic` is not a string, or `max_messages` is not an integer.
+            ValueError: If `topic` is neither a valid topic nor a valid pattern, or `max_messages` is not positive.
+            RuntimeError: If it is called outside the hub's event loop.
         """
         name = check_topic_or_pattern(topic)
         stream = HubStream(self, max_messages, self._bind().loop)
@@ -233,35 +238,37 @@ class Hub(Publishing):
 
     @exclusive
     def discard_if_empty(self, group: Group) -> None:
-        """Remove a group, unless somebody is in it."""
+        """Remove a group that has neither connections nor streams."""
         if group.empty and self._registry.topics.get(group.name) is group:
             self._registry.discard(group)
 
     # ---- For relays
 
     def attach(self, relay: Relay | None) -> list[tuple[Kind, Any]]:
-        """Have a relay be told what is published, and which topics, patterns and users come and go; None for none.
+        """Attach a relay; None detaches it. The relay is told about messages, topics, patterns and users.
 
         Returns:
-            Those that there are.
+            The topics, patterns and users that exist now.
 
         Raises:
-            RuntimeError: If there is a relay already, or in another event loop than the hub's, or none.
+            RuntimeError: If the hub has a relay already, or it is called outside the hub's event loop.
         """
         if relay is not None and self._has_relay:
-            raise RuntimeError("the Hub has a relay already")
+            raise RuntimeError(
+                f"{self!r} has a relay already; a hub can have one relay at a time: leave its `async with` block first"
+            )
         self._bind()
         self._registry.relay = relay
         self._has_relay = relay is not None
         return self._registry.names()
 
     def expect(self, stand_in: Relay) -> None:
-        """Have something stand in for a relay that has not begun, unless there is one that has."""
+        """Put a placeholder in the place of a relay that has not started, unless another relay is running."""
         if not self._has_relay:
             self._registry.relay = stand_in
 
     def routes(self, topic: str) -> list[tuple[Kind, str]]:
-        """Return by which topic and patterns somebody gets what is published to a topic."""
+        """Return the topic and the patterns by which this hub has subscribers to a topic."""
         return [(group.kind, group.name) for group in self._registry.route(topic)]
 
     def has_user(self, user: Hashable) -> bool:
@@ -270,7 +277,7 @@ class Hub(Publishing):
 
 
 class HubChannel:
-    """A topic of a hub, or a pattern, with the methods of a `Channel`."""
+    """A topic or a pattern of a hub, with the methods of a `Channel`."""
 
     __slots__ = ("hub", "name")
 
@@ -288,7 +295,7 @@ class HubChannel:
         return hash((self.hub, self.name))
 
     def __len__(self) -> int:
-        """How many connections get its messages."""
+        """Number of connections that get its messages."""
         return self.hub.count(self.name)
 
     def __bool__(self) -> bool:
@@ -334,7 +341,7 @@ class HubChannel:
         self.hub.flush()
 
     def stats(self) -> TopicStats:
-        """Return what was published."""
+        """Return the counts of the topic's messages."""
         group = self.hub._registry.topics.get(self.name)
         return TopicStats(*(0, 0) if group is None else (group.messages, group.bytes), len(self))
 

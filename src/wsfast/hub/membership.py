@@ -1,4 +1,4 @@
-"""Membership: which connections are in which topics, patterns and users of a hub."""
+"""Membership: which connections belong to which topics, patterns and users of a hub."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Membership"]
 
 
 class Membership(Publisher):
-    """The part of a `Hub` that has connections come and go. See there for the arguments.
+    """The part of a `Hub` that adds and removes connections. See `Hub` for the arguments.
 
-    Each method that changes something does so in one go: a call in the middle of another one waits, and what an
+    Each method that changes something is atomic: a re-entrant call waits until it is done, and a change that an
     exception interrupts is undone.
     """
 
@@ -54,14 +54,14 @@ class Membership(Publisher):
         return None
 
     def _members(self, slots: Iterable[int]) -> list[Member]:
-        """Return the members with some slots, of which some may have left."""
+        """Return the members in some slots, without those that have left."""
         return [member for member in list(map(self._subscriptions.get, slots)) if member is not None]
 
     # ---- Topics
 
     @exclusive
     def _subscribe(self, subscription: HubSubscription, connection: Any) -> None:
-        """Have a connection join the topics of a subscription."""
+        """Add a connection to the topics of a subscription."""
         member: Member = self._admit(connection)
         joined: list[Group] = []
         joining = Joining(self.messages)
@@ -78,9 +78,9 @@ class Membership(Publisher):
     def _join(
         self, member: Member, topics: tuple[str, ...], joined: list[Group], joining: Joining
     ) -> tuple[Group, ...]:
-        """Have a connection join topics; return their groups, and add those that it was not in yet to `joined`.
+        """Add a connection to topics, and return their groups. New ones for the connection are appended to `joined`.
 
-        It first gets their retained messages.
+        The connection gets their retained messages first.
         """
         assert member._peer is not None
         slot = member._peer.slot
@@ -104,7 +104,10 @@ class Membership(Publisher):
 
     @exclusive
     def end_subscription(self, subscription: HubSubscription, *, all_holds: bool) -> None:
-        """Have a connection leave the topics of its subscription; unless for all, those that nobody else holds."""
+        """Remove a connection from the topics of its subscription.
+
+        Unless `all_holds` is true, it stays in the topics that another subscription holds.
+        """
         member = subscription.member
         if member is None:
             return
@@ -113,7 +116,7 @@ class Membership(Publisher):
 
     @exclusive
     def _unsubscribe(self, connection: Any, topics: tuple[str, ...]) -> None:
-        """Have a connection leave topics and patterns; without any, all of them."""
+        """Remove a connection from topics and patterns. Without any, remove it from all."""
         member = self._member_of(connection)
         if member is not None:
             self._leave(member, topics or member.topics)
@@ -132,7 +135,7 @@ class Membership(Publisher):
         self._end_if_idle(member)
 
     def _part(self, member: Member, group: Group, slot: int) -> None:
-        """Have a connection leave a group that it is in."""
+        """Remove a connection from a group that it is in."""
         member.leave(group)
         group.members.discard(slot)
         if member.user is not None:
@@ -141,7 +144,7 @@ class Membership(Publisher):
             self._registry.discard(group)
 
     def _end_if_idle(self, member: Member) -> None:
-        """End what has nothing left in the hub, once the call in progress is over: sinks are written to."""
+        """End a member that has nothing left in the hub, once the call in progress is over: ending writes to sinks."""
         if not member.groups and member._peer is not None:
             if self._calls is not None and self._calls.busy:
                 self._calls.after(self._end_if_idle, member)
@@ -149,7 +152,7 @@ class Membership(Publisher):
                 member.unsubscribe()
 
     def remove(self, subscription: Member, peer: core.Peer) -> None:
-        """Remove a connection that has ended."""
+        """Remove a connection whose subscription has ended."""
         super().remove(subscription, peer)
         user = subscription.user
         if subscription.final_groups is None:
@@ -160,7 +163,7 @@ class Membership(Publisher):
                 self._part(subscription, group, peer.slot)
             if user is not None:
                 self._sign_off(subscription, user, peer.slot)
-        except BaseException:  # the slot is going to be another connection's
+        except BaseException:  # the slot will be given to another connection
             subscription.groups.clear()
             subscription.user = None
             for group in groups:
@@ -174,7 +177,7 @@ class Membership(Publisher):
             raise
 
     def _repair(self, member: Member, groups: Iterable[Group | None], user: User | None) -> None:
-        """Make groups agree with those that a connection is in, after an exception in the middle of a change."""
+        """Make groups agree with the member's own list of groups, after an exception in the middle of a change."""
         slot = -1 if member._peer is None else member._peer.slot
         for group in groups:
             if group is None:
@@ -194,7 +197,7 @@ class Membership(Publisher):
 
     @exclusive
     def _register(self, registration: Registration, connection: Any) -> None:
-        """Have a connection be a user's."""
+        """Register a connection for a user."""
         member: Member = self._admit(connection)
         joining: Joining | None = None
         if member.user is None:
@@ -205,7 +208,10 @@ class Membership(Publisher):
                 self._repair_user(member, registration.user)
                 raise
         elif member.user.name != registration.user:
-            raise RuntimeError(f"the connection is registered for {member.user.name!r}")
+            raise RuntimeError(
+                f"the connection is registered for user {member.user.name!r} already, and cannot be registered for "
+                f"{registration.user!r}; unregister it first"
+            )
         assert member.user is not None
         registration.begin(member, (member.user,), joining)
 
@@ -223,7 +229,10 @@ class Membership(Publisher):
 
     @exclusive
     def end_registration(self, registration: Registration, *, all_holds: bool) -> None:
-        """Have a connection not be its user's any more; unless for all, only if nobody else holds that."""
+        """End a connection's registration for its user.
+
+        Unless `all_holds` is true, it goes on if another registration holds it.
+        """
         member = registration.member
         if (
             member is not None
@@ -240,7 +249,7 @@ class Membership(Publisher):
             self._end_if_idle(member)
 
     def _sign_off(self, member: Member, user: User, slot: int) -> None:
-        """Have a connection not be its user's any more."""
+        """Remove a connection from its user."""
         member.leave(user)
         member.user = None
         user.members.discard(slot)
@@ -251,7 +260,7 @@ class Membership(Publisher):
             self.report(self.on_leave, user.name, None)
 
     def _repair_user(self, member: Member, name: Hashable) -> None:
-        """Make a user agree with the connections that are in it, after an exception in the middle of a change."""
+        """Make a user agree with the connections registered for it, after an exception in the middle of a change."""
         user = self._registry.users.get(name)
         self._repair(member, [user], None)
         self._repair(member, list(member.groups), user)
@@ -269,7 +278,7 @@ class Membership(Publisher):
     # ---- For the queues
 
     def report(self, callback: Callable[..., object] | None, *arguments: Any) -> None:
-        """Call back soon, with a `HubSubscription` of all of its topics for a connection."""
+        """Schedule a callback. A member is passed to it as a `HubSubscription` of all of its topics."""
         if callback is not None and arguments and isinstance(arguments[0], Member):
             member = arguments[0]
             about = HubSubscription(self, tuple(member.topics), member, member.connection)

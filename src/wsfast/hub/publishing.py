@@ -1,4 +1,4 @@
-"""Publishing: messages to topics and users of a hub, and what is kept of them."""
+"""Publishing: sends messages to topics and users of a hub, and retains them for new subscribers."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
 _Publication: TypeAlias = tuple[
     Entry, int, set[int], list[tuple[Group, int, int]], list[tuple[Member, int]], list[int], tuple[int, int]
 ]
-"""What a message changes, in absolute numbers, worked out before any of it is changed.
+"""The changes that one message makes, as absolute numbers, computed before any of them is applied.
 
-- The entry, its number in the tick table (-1 if nobody gets it), and the slots that are left out.
-- Groups, each with its messages and bytes thereafter.
-- Members who get it less often than their groups do, each with how many messages were not for it.
-- Slots of those who got it by another group, once for each, as they are found.
-- Messages and bytes of the hub thereafter.
+- The entry, its number in the tick table (-1 if nobody gets it), and the excluded slots.
+- The groups, each with its new counts of messages and bytes.
+- Members who get the message less often than their groups do, each with its count of messages that were not for it.
+- Slots that got the message by another group already, once for each repetition, appended as they are found.
+- The hub's new counts of messages and bytes.
 """
 
 
 class Publishing(Membership):
-    """The part of a `Hub` that publishes. See there for the arguments."""
+    """The part of a `Hub` that publishes. See `Hub` for the arguments."""
 
     def publish(
         self,
@@ -53,18 +53,19 @@ class Publishing(Membership):
         """Send a message to all subscribers of a topic, at the end of this iteration of the event loop.
 
         Args:
-            topic: The topic; or several: a subscriber of more than one of them gets the message once.
+            topic: The topic, or several topics. A subscriber of more than one of them gets the message once.
             message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
-                `PreparedMessage` as what it was prepared for.
-            key: What the message is about, for `Conflate` and `last_values`; with a relay, what JSON can say.
-            exclude: Connections that do not get it; for example the one that it came from.
-            exclude_users: Users who do not get it, in whatever process they are connected.
+                `PreparedMessage` as the frame that it was prepared for.
+            key: What the message is about, for `Conflate` and `last_values`. With a relay, it must be None, a str, a
+                number, a bool or a tuple of these.
+            exclude: Connections that do not get the message, for example the one that sent it.
+            exclude_users: Users who do not get the message, in any process.
 
         Raises:
-            TypeError: If `message` has none of these types, a topic is no string, or `key` is not hashable, or with a
-                relay not one of JSON's.
-            ValueError: If a topic is not valid, or a pattern; or if there is none.
-            RuntimeError: In another event loop than the hub's, or none.
+            TypeError: If `message` has none of these types, a topic is not a string, `key` is not hashable, or with a
+                relay `key` has a type that the relay cannot carry.
+            ValueError: If there is no topic, or a topic is not valid or is a pattern.
+            RuntimeError: If it is called outside the hub's event loop.
         """
         self._bind()
         names = (topic,) if type(topic) is str and topic in self._registry.routes else _topics(topic)
@@ -73,16 +74,17 @@ class Publishing(Membership):
         self._publish((item,), connections_in("exclude", exclude) if exclude != () else (), users)
 
     def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
-        """Publish several messages, which leave together, or none of them if there is an error in one.
+        """Publish several messages, which are sent together. If one of them is wrong, none is published.
 
-        What the comparison of keys raises stops it at that message.
+        If comparing keys raises an exception, publishing stops at that message.
 
         Args:
-            items: For each message its topic, or several, the message, and its key if it has one.
+            items: Tuples of topic and message, or of topic, message and key. In place of a topic, there may be several
+                topics.
 
         Raises:
-            TypeError, RuntimeError: As `publish()` does.
-            ValueError: As `publish()` does; or if an item has not two or three parts.
+            TypeError, RuntimeError: See `publish()`.
+            ValueError: See `publish()`; also if an item does not have two or three parts.
         """
         self._bind()
         checked: list[_Item] = []
@@ -97,16 +99,16 @@ class Publishing(Membership):
 
         Args:
             user: The user.
-            message: As in `publish()`.
-            key: For `Conflate`.
+            message: See `publish()`.
+            key: Conflation key, for `Conflate`.
 
         Returns:
-            To how many connections of this process.
+            The number of the user's connections in this process.
 
         Raises:
-            TypeError: If `message` has another type, `user` or `key` is not hashable, or with a relay not of a type
-                that it can carry.
-            RuntimeError: In another event loop than the hub's, or none.
+            TypeError: If `message` has an unsupported type, `user` or `key` is not hashable, or with a relay either has
+                a type that the relay cannot carry.
+            RuntimeError: If it is called outside the hub's event loop.
         """
         self._bind()
         prepared = publishable(message)
@@ -126,11 +128,11 @@ class Publishing(Membership):
         exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
     ) -> None:
-        """Publish from any thread: soon, in the hub's event loop.
+        """Publish from any thread. The message is published soon, in the hub's event loop.
 
         Raises:
-            TypeError, ValueError: As `publish()` does.
-            RuntimeError: If the hub has not been used in its event loop yet, or that is closed.
+            TypeError, ValueError: See `publish()`.
+            RuntimeError: If the hub has not been used in its event loop yet, or the event loop is closed.
         """
         loop = self._loop_of_thread()
         names, prepared, users = _topics(topic), publishable(message), _users(exclude_users)
@@ -141,18 +143,18 @@ class Publishing(Membership):
     # ---- Retained messages
 
     def last(self, topic: str) -> dict[Hashable, str | bytes]:
-        """Return the last message of each key of a topic that is kept.
+        """Return the last value of each key of a topic, as far as `last_values` keeps them.
 
         Raises:
-            TypeError, ValueError: If it is no topic.
+            TypeError, ValueError: If `topic` is not a valid topic.
         """
         return self._retained.last(check_topic(topic))
 
     def forget(self, topic: str, *, key: Hashable = None) -> None:
-        """Forget the history and the last values of a topic, or the last value of one of its keys alone.
+        """Forget the history and the last values of a topic, or only the last value of one key.
 
         Raises:
-            TypeError, ValueError: If it is no topic.
+            TypeError, ValueError: If `topic` is not a valid topic.
         """
         self._forget(check_topic(topic), key)
 
@@ -172,20 +174,20 @@ class Publishing(Membership):
         exclude_users: Iterable[Hashable] = (),
         exclude_topics: Iterable[str] = (),
     ) -> None:
-        """Send a message of another process to the subscribers of this one.
+        """Send a message from another process to the subscribers in this process.
 
-        Excluded are users, and those who get the messages of some other topics, to which it was published as well.
+        Excluded are some users, and the subscribers of other topics to which the same message was published.
         """
         excluded = self._registry.slots_of_users(exclude_users) | self._registry.slots_of_topics(exclude_topics)
         self._deliver((topic,), message, key, excluded)
 
     def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
-        """Send a message of another process to the connections of a user in this one; return their number."""
+        """Send a message from another process to a user's connections in this process; return their number."""
         group = self._registry.users.get(user)
         self._send(user, message, key)
         return 0 if group is None else len(group.members)
 
-    # ---- Inside
+    # ---- Implementation
 
     def _checked(self, names: tuple[str, ...], message: Message, key: Hashable, users: tuple[Hashable, ...]) -> _Item:
         prepared = publishable(message)
@@ -206,7 +208,7 @@ class Publishing(Membership):
                 relay.forward("topic", names, message, key, users)
 
     def _deliver(self, names: tuple[str, ...], message: PreparedMessage, key: Hashable, excluded: set[int]) -> None:
-        """Send a message to the subscribers of this process, and retain it."""
+        """Send a message to the subscribers in this process, and retain it."""
         groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
         retained = self._retained.prepare(names, key)
         retain = partial(self._retained.add, retained, self.messages + 1, names, key) if retained else None
@@ -214,7 +216,7 @@ class Publishing(Membership):
 
     @exclusive
     def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> None:
-        """Send a message to the connections of a user."""
+        """Send a message to a user's connections."""
         group = self._registry.users.get(user)
         conflated_by = None if key is None else ((user,), "user", key)
         self._enqueue(() if group is None else (group,), message, conflated_by, set())
@@ -229,7 +231,7 @@ class Publishing(Membership):
         excluded: set[int],
         retain: Callable[[Entry], None] | None = None,
     ) -> None:
-        """Have groups get a message at the end of this iteration of the event loop."""
+        """Publish a message to groups; it is sent at the end of this iteration of the event loop."""
         dispatcher = self._dispatcher
         assert dispatcher is not None
         receivers = sum(len(group.members) for group in groups)
@@ -246,20 +248,20 @@ class Publishing(Membership):
         with core.collector_paused:  # finalizers may ask for the counts
             try:
                 self._commit(publication, retain)
-            except BaseException:  # a second time does what the first one has not
+            except BaseException:  # an interrupt: the second call does what the first did not
                 self._commit(publication, retain)
                 raise
         for group in groups:
             if group.streams:
                 group.streams.put(message)
             elif group.empty:
-                self._registry.discard(group)  # of a stream that is gone
+                self._registry.discard(group)  # its stream was garbage collected
 
     def _left_out(self, slots: set[int], groups: Sequence[Group]) -> list[tuple[Member, int]]:
         return [(one, one._since + sum(group in one.groups for group in groups)) for one in self._members(slots)]
 
     def _commit(self, publication: _Publication, retain: Callable[[Entry], None] | None) -> None:
-        """Publish a message, count it, and retain it. A second time changes nothing."""
+        """Publish a message, count it and retain it. Running it twice changes nothing."""
         entry, number, excluded, groups, without, already, counts = publication
         assert self._dispatcher is not None
         table = self._dispatcher.table
@@ -279,17 +281,17 @@ class Publishing(Membership):
 
 
 def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the topics that are published to, each once."""
+    """Return the topics that are published to, without repetitions."""
     if isinstance(topic, str):
         return (check_topic(topic),)
     if not isinstance(topic, Iterable):
-        raise TypeError(f"topic must be a str, or several, not {type(topic).__name__}")
+        raise TypeError(f"topic must be a str or an iterable of str, not {type(topic).__name__}")
     names = tuple(dict.fromkeys(check_topic(name) for name in topic))
     if not names:
-        raise ValueError("there must be at least one topic")
+        raise ValueError("topic must not be empty: give at least one topic")
     return names
 
 
 def _users(users: Iterable[Hashable]) -> tuple[Hashable, ...]:
-    """Return users that are left out."""
+    """Return the excluded users."""
     return tuple(several("exclude_users", "users", users))

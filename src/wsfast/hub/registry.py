@@ -1,4 +1,4 @@
-"""The registry of a hub: its topics, patterns and users, and which of them get what is published to a topic."""
+"""The registry of a hub: its topics, patterns and users, and which of them get the messages of a topic."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Relay(Protocol):
     """Forwards messages of a hub to the hubs of other processes."""
 
     def subscribe(self, kind: Kind, name: Any) -> None:
-        """A topic or a pattern has its first subscriber here, or a user the first connection."""
+        """Called when a topic or a pattern gets its first subscriber in this process, or a user a first connection."""
 
     def unsubscribe(self, kind: Kind, name: Any) -> None:
-        """The last one has left."""
+        """Called when the last of them has left."""
 
     def forward(
         self,
@@ -45,7 +45,7 @@ class Relay(Protocol):
         key: Hashable,
         excluded: tuple[Any, ...],
     ) -> None:
-        """Send a message to other processes, where the excluded users do not get it."""
+        """Send a message to other processes. The excluded users do not get it there."""
 
     def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
         """Check that a message can be forwarded.
@@ -70,7 +70,7 @@ class Group:
 
     @property
     def empty(self) -> bool:
-        """Whether it has neither connections nor streams."""
+        """Whether the group has neither connections nor streams."""
         return not len(self.members) and not self.streams
 
 
@@ -78,7 +78,7 @@ PresenceCallback: TypeAlias = Callable[[Any, str | None], object]
 
 
 class User(Group):
-    """The connections of a user, and how many of them are subscribed to each topic or pattern."""
+    """The connections of a user, with the number of them in each topic or pattern."""
 
     __slots__ = ("_subscribed",)
 
@@ -87,13 +87,13 @@ class User(Group):
         self._subscribed: dict[Group, int] = {}
 
     def enter(self, group: Group) -> bool:
-        """Count one more connection in a group; return whether it is the first one."""
+        """Count one more connection in a group; return whether it is the first."""
         count = self._subscribed.get(group, 0)
         self._subscribed[group] = count + 1
         return not count
 
     def leave(self, group: Group) -> bool:
-        """Count one less; return whether it was the last one."""
+        """Count one connection less in a group; return whether it was the last."""
         count = self._subscribed.get(group, 0)
         if count > 1:
             self._subscribed[group] = count - 1
@@ -102,7 +102,7 @@ class User(Group):
         return count == 1
 
     def recount(self, group: Group, count: int) -> bool | None:
-        """Set how many connections are in a group; return whether any is, or None if that is so as before."""
+        """Set the number of connections in a group; return whether there are any, or None if that has not changed."""
         before = self._subscribed.pop(group, 0)
         if count:
             self._subscribed[group] = count
@@ -114,7 +114,7 @@ class _Owner(Protocol):
     def loop(self) -> asyncio.AbstractEventLoop | None: ...
 
     def discard_if_empty(self, group: Group) -> None:
-        """Remove a group, unless somebody is in it."""
+        """Remove a group that has neither connections nor streams."""
 
 
 class HubStream(Stream):
@@ -127,25 +127,25 @@ class HubStream(Stream):
         super().__init__(max_messages, loop)
 
     def close(self) -> None:
-        """End it."""
+        """End the stream."""
         try:
             super().close()
         finally:
             if self.group is not None:
                 self._hub.discard_if_empty(self.group)
 
-    def __del__(self) -> None:  # in whatever thread
+    def __del__(self) -> None:  # may run in any thread
         if self.group is not None and not self.closed and (loop := self._hub.loop) is not None:
-            with contextlib.suppress(RuntimeError):  # it may be closed
+            with contextlib.suppress(RuntimeError):  # the event loop may be closed
                 loop.call_soon_threadsafe(self._hub.discard_if_empty, self.group)
 
 
 ROUTES = 65536
-"""Topics whose groups are remembered."""
+"""Number of topics whose groups are cached."""
 
 
 class Registry:
-    """Groups that have somebody, by their names. The relay, if there is one, is told which come and go."""
+    """Groups that have connections or streams, by name. A relay is told about each that comes or goes."""
 
     __slots__ = ("_version", "pattern_count", "patterns", "relay", "routes", "topics", "users")
 
@@ -157,15 +157,15 @@ class Registry:
         self.users: dict[Hashable, User] = {}
         self.relay: Relay | None = None
         self.routes: dict[str, tuple[Group, ...]] = {}
-        """Which groups get what is published to a topic."""
-        self._version = 0  # how often topics and patterns have come and gone
+        """Cache of the groups that get the messages of each topic."""
+        self._version = 0  # changes with each topic and pattern that comes or goes
 
     def names(self) -> list[tuple[Kind, Any]]:
         """Return the kind and name of each group."""
         return [(group.kind, group.name) for group in chain(list(self.topics.values()), list(self.users.values()))]
 
     def add_topic(self, name: str) -> Group:
-        """Add a topic or pattern that is not there."""
+        """Add a topic or pattern that does not exist yet."""
         if is_pattern(name):
             group = Group("pattern", name)
             self.patterns.put(name, group)
@@ -178,13 +178,13 @@ class Registry:
         return group
 
     def add_user(self, name: Hashable) -> User:
-        """Add a user who is not there."""
+        """Add a user that does not exist yet."""
         user = self.users[name] = User(name)
         self._tell(user, True)
         return user
 
     def discard(self, group: Group) -> None:
-        """Remove a group that has nobody any more, unless that was done already."""
+        """Remove an empty group, unless it has been removed already."""
         if isinstance(group, User):
             if self.users.pop(group.name, None) is None:
                 return
@@ -199,7 +199,7 @@ class Registry:
         self._tell(group, False)
 
     def route(self, topic: str) -> tuple[Group, ...]:
-        """Return the groups that get what is published to a topic."""
+        """Return the groups that get the messages of a topic."""
         route = self.routes.get(topic)
         if route is None:
             version = self._version
@@ -207,23 +207,23 @@ class Registry:
             route = (*([] if group is None else [group]), *self.patterns.matching(topic))
             if len(self.routes) >= ROUTES:
                 self.routes.clear()
-            if version == self._version:  # else the groups are others already
+            if version == self._version:  # else the groups have changed meanwhile
                 self.routes[topic] = route
         return route
 
     def routes_of(self, topics: tuple[str, ...]) -> tuple[Group, ...]:
-        """Return the groups that get what is published to any of some topics, each once."""
+        """Return the groups that get the messages of any of some topics, each once."""
         return tuple(dict.fromkeys(chain.from_iterable(map(self.route, topics))))
 
     def slots(self, name: str) -> list[int]:
-        """Return the slots of the connections that get what is published to a topic, or are subscribed to a pattern."""
+        """Return the slots of the connections that get the messages of a topic, or that are subscribed to a pattern."""
         if is_pattern(name):
             group = self.topics.get(name)
             return [] if group is None else list(group.members.slots)
         return list(dict.fromkeys(slot for group in self.route(name) for slot in group.members.slots))
 
     def slots_of_topics(self, topics: Iterable[str]) -> set[int]:
-        """Return the slots of the connections that get what is published to any of some topics."""
+        """Return the slots of the connections that get the messages of any of some topics."""
         return {slot for topic in topics for group in self.route(topic) for slot in group.members.slots}
 
     def slots_of_users(self, users: Iterable[Hashable]) -> set[int]:
@@ -231,7 +231,7 @@ class Registry:
         return {slot for user in users if (group := self.users.get(user)) for slot in group.members.slots}
 
     def _forget_routes(self, group: Group) -> None:
-        # At the end, when nobody can find the old groups any more.
+        # Called last, when the old groups can no longer be found.
         self._version += 1
         if group.kind == "pattern":
             self.routes.clear()

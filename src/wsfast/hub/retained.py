@@ -1,4 +1,4 @@
-"""Retained messages: what new subscribers of a topic get first."""
+"""Retained messages: the messages that new subscribers of a topic get first."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Retained:
     __slots__ = ("entry", "key", "number", "replayed", "topics")
 
     def __init__(self, number: int, entry: Entry, topics: tuple[str, ...], key: Hashable) -> None:
-        self.number: int = number  # messages of the hub up to this one
+        self.number: int = number  # count of the hub's messages, this one included
         self.entry: Entry = entry
         self.topics: tuple[str, ...] = topics
         self.key: Hashable = key
-        self.replayed: WeakSet[object] | None = None  # new subscribers that got it, with several topics
+        self.replayed: WeakSet[object] | None = None  # for a message to several topics: the new subscribers that got it
 
 
 class RetainedTopic:
-    """What new subscribers of one topic get."""
+    """The messages that new subscribers of one topic get."""
 
     __slots__ = ("history", "values")
 
@@ -42,8 +42,8 @@ class RetainedMessages:
     """The history and the last values of all topics of a hub.
 
     Args:
-        history: Messages of each topic.
-        last_values: Keys of each topic whose last message is kept; the least recently published is evicted first.
+        history: Number of messages per topic.
+        last_values: Number of keys per topic whose last message is kept; the least recently published is evicted first.
     """
 
     __slots__ = ("_history", "_last_values", "topics")
@@ -54,7 +54,7 @@ class RetainedMessages:
         self.topics: dict[str, RetainedTopic] = {}
 
     def prepare(self, topics: tuple[str, ...], key: Hashable) -> list[RetainedTopic]:
-        """Return where a message is to be added, if it is to be. Whatever a key's comparison raises comes from here."""
+        """Return where to add a message; empty if it is not retained. Raises any exception from comparing keys."""
         if not self._history and (key is None or not self._last_values):
             return []
         retained = [self.topics.get(topic) or RetainedTopic(self._history) for topic in topics]
@@ -66,7 +66,7 @@ class RetainedMessages:
     def add(
         self, retained: list[RetainedTopic], number: int, topics: tuple[str, ...], key: Hashable, entry: Entry
     ) -> None:
-        """Retain a message, of which it is known by `prepare()` where. A second time changes nothing."""
+        """Retain a message in the topics that `prepare()` has returned. Running it twice changes nothing."""
         message = Retained(number, entry, topics, key)
         for name, topic in zip(topics, retained, strict=True):
             self.topics[name] = topic
@@ -86,14 +86,14 @@ class RetainedMessages:
         route: Callable[[str], tuple[Group, ...]],
         replayed: dict[int, Entry],
     ) -> None:
-        """Add what a new subscriber of a topic or pattern is to get first, and has not got by other topics.
+        """Add the retained messages of a topic or pattern that a new subscriber did not get by other topics.
 
         Args:
             subscriber: The subscriber.
-            joined: What it has of each of its groups.
+            joined: The groups that it has joined, with the call that joined each.
             name: The topic or pattern.
-            route: Returns which groups get what is published to a topic.
-            replayed: Messages by their numbers, to which is added.
+            route: Returns the groups that get the messages of a topic.
+            replayed: Messages by number; the messages found are added to it.
         """
         if is_pattern(name):
             topics = [topic for topic in self.topics if matches(name, topic)]
@@ -137,7 +137,7 @@ class RetainedMessages:
         }
 
     def forget(self, topic: str, key: Hashable) -> None:
-        """Forget all of a topic, or with a key that is not None its last value."""
+        """Forget everything about a topic, or only the last value of a key that is not None."""
         retained = self.topics.get(topic)
         if retained is None:
             return

@@ -1,4 +1,4 @@
-"""What a connection has in a hub, and the handles of it that are given out."""
+"""A connection's membership of a hub, and the subscriptions and registrations that users hold."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["HubSubscription", "Member", "Registration"]
 
 
 class Joining:
-    """One call by which a connection has joined groups."""
+    """One call that made a connection join groups."""
 
     __slots__ = ("more", "since")
 
     def __init__(self, since: int) -> None:
-        self.since: int = since  # messages of the hub before it
-        self.more: dict[Group, int] | None = None  # of its groups, how many more than one hold them
+        self.since: int = since  # count of the hub's messages before this call
+        self.more: dict[Group, int] | None = None  # holders of each group beyond the first
 
     def hold(self, group: Group) -> None:
-        """Have one more hold a group."""
+        """Add a holder of a group."""
         if self.more is None:
             self.more = {}
         self.more[group] = self.more.get(group, 0) + 1
 
     def release(self, group: Group) -> bool:
-        """Have one less hold a group; return whether nobody does any more."""
+        """Remove a holder of a group; return whether none is left."""
         if self.more is None or group not in self.more:
             return True
         self.more[group] -= 1
@@ -51,16 +51,16 @@ class Member(Subscription):
     def __init__(self, hub: Publisher, peer: core.Peer, calls: Calls) -> None:
         self._calls = calls
         self.groups: dict[Group, Joining] = {}
-        """Its groups, each with the call by which it was joined."""
-        self.final_groups: dict[Group, Joining] | None = None  # those at its end
+        """The member's groups, each with the call that joined it."""
+        self.final_groups: dict[Group, Joining] | None = None  # the groups at the end
         self.user: User | None = None
-        super().__init__(hub, peer, 0)  # after which the connection has it
+        super().__init__(hub, peer, 0)  # last: makes it known to the connection
 
     def _published(self) -> int:
         return sum(group.messages for group in list(self.groups)) - self._since
 
     def part(self) -> None:
-        """Do nothing: it has parted from all groups before it is ended."""
+        """Do nothing: a member leaves all of its groups before it is ended."""
 
     def join(self, group: Group, joining: Joining) -> None:
         """Get the messages of a group from now on."""
@@ -68,7 +68,7 @@ class Member(Subscription):
         self.groups[group] = joining
 
     def leave(self, group: Group) -> None:
-        """Not get them any more; those until now still count."""
+        """Get no more messages of a group. Those published until now still count."""
         self.wake()
         self.exclude(-group.messages)
         del self.groups[group]
@@ -76,51 +76,51 @@ class Member(Subscription):
     @property
     @consistent
     def lag(self) -> Lag:
-        """What waits for it, messages of this tick included."""
+        """The messages that wait, those of this tick included."""
         return super().lag
 
     @consistent
     def stats(self) -> SubscriptionStats:
-        """Return what became of the messages for it so far; once it has ended, until then."""
+        """Return the counts of the connection's messages so far. They are final once it has left the hub."""
         return super().stats()
 
     @property
     def topics(self) -> list[str]:
-        """Its topics and patterns."""
+        """The member's topics and patterns."""
         return [group.name for group in list(self.groups) if group is not self.user]
 
     @exclusive
     def end(self, why: Ended = Ended.UNSUBSCRIBED) -> None:
-        """End it. What has not been sent is dropped."""
+        """End the membership. Messages that have not been sent are dropped."""
         super().end(why)
 
     def end_now(self) -> None:
-        """End it, in the middle of a call."""
+        """End the membership at once, inside another call."""
         super().end()
 
 
 class Ends(Protocol):
-    """Ends what handles stand for."""
+    """Ends subscriptions and registrations; implemented by the hub."""
 
     @property
     def _calls(self) -> Calls | None: ...
 
     def end_subscription(self, subscription: HubSubscription, *, all_holds: bool) -> None:
-        """Have a connection leave the topics of its subscription; unless for all, those that nobody else holds."""
+        """Remove a connection from the subscription's topics; unless `all_holds`, not from those that others hold."""
 
     def end_registration(self, registration: Registration, *, all_holds: bool) -> None:
-        """Have a connection not be its user's any more; unless for all, only if nobody else holds that."""
+        """End a registration; unless `all_holds`, only if no other registration holds it."""
 
 
 class Handle(Local):
-    """Something that a connection has in a hub, until the connection is closed or this is ended."""
+    """A subscription or registration of a connection in a hub. Ends when the connection is closed, or on request."""
 
     __slots__ = ("_entered", "_hub", "_others", "_own", "_why", "groups", "member")
 
     member: Member | None
-    """What the connection has; None if it was asked for in the middle of another call, until that is over."""
+    """The connection's membership. None while the call that asked for it waits for another one to finish."""
     groups: tuple[Group, ...]
-    """What it stands for."""
+    """The groups that this subscription or registration covers."""
 
     def __init__(self, hub: Ends) -> None:
         self._hub = hub
@@ -132,12 +132,12 @@ class Handle(Local):
         self.groups = ()
 
     def begin(self, member: Member, groups: tuple[Group, ...], own: Joining | None) -> None:
-        """Stand for groups that a connection is in.
+        """Cover groups that a connection is in.
 
         Args:
-            member: What it has in the hub.
+            member: The connection's membership of the hub.
             groups: The groups.
-            own: What was made for those that it has joined for this; None if these are others' as well.
+            own: The call that joined those groups that were joined for this; None if others hold all of them as well.
         """
         self._others = {group: member.groups[group] for group in groups if member.groups[group] is not own}
         self._own = own
@@ -156,7 +156,7 @@ class Handle(Local):
         self._entered += 1
 
     def groups_of_its_own(self) -> list[Group]:
-        """Give its groups back; return those that nobody else holds."""
+        """Release the groups, and return those that no other subscription or registration holds."""
         mine = [group for group in dict.fromkeys(self.groups) if self._is_in(group)]
         return [group for group in mine if self._joining(group).release(group)]
 
@@ -171,20 +171,22 @@ class Handle(Local):
         return groups.get(group) is self._joining(group)
 
     def why(self) -> Ended | None:
-        """Return why it has ended; None if it has not."""
+        """Return why it has ended; None while it is active."""
         if self._why is None and self.member is not None:
             is_in = any(map(self._is_in, self.groups))
             self._why = self.member.why if is_in else Ended.UNSUBSCRIBED
         return self._why
 
     async def ended(self) -> Ended:
-        """Wait until it has ended, and return why. Any number of tasks may wait, also when it has ended already.
+        """Wait until it has ended, and return the reason.
+
+        Any number of tasks may wait. If it has ended already, the call returns at once.
 
         Raises:
-            RuntimeError: In another event loop than the hub's.
+            RuntimeError: If it is called outside the hub's event loop.
         """
         while (why := self.why()) is None:
-            if self.member is None:  # it was asked for in the middle of another call, and then refused
+            if self.member is None:  # the call that asked for it waited for another one, and then failed
                 return Ended.LOST
             await self.member.changed()
         return why
@@ -218,11 +220,10 @@ class Handle(Local):
 class HubSubscription(Handle):
     """One connection's subscription to topics of a hub. Ends when the connection is closed, or by `unsubscribe()`.
 
-    It is a context manager. If there are several `with` for one connection and topic, the connection leaves it with the
-    last of them; if it was subscribed before, without `with`, it stays.
+    It is a context manager. If several `with` blocks subscribe the same connection to the same topic, the connection
+    leaves the topic with the last of them. If it was already subscribed without `with`, it stays subscribed.
 
-    The queue belongs to the connection: the numbers are of all that the
-    connection gets from the hub.
+    The queue belongs to the connection: the counts cover all messages that the connection gets from the hub.
     """
 
     __slots__ = ("_connection", "_topics")
@@ -242,9 +243,9 @@ class HubSubscription(Handle):
         return tuple(group.name for group in self.groups) if self.groups else self._topics
 
     def begin(self, member: Member, groups: tuple[Group, ...], own: Joining | None) -> None:
-        """Stand for groups that a connection is in."""
+        """Cover groups that a connection is in."""
         super().begin(member, groups, own)
-        self._topics = ()  # the groups have their names already
+        self._topics = ()  # the groups have the names
 
     def __enter__(self) -> HubSubscription:
         self._enter()
@@ -261,35 +262,35 @@ class HubSubscription(Handle):
 
     @property
     def active(self) -> bool:
-        """Whether it has not ended: the connection is still subscribed to any of the topics."""
+        """Whether the connection is still subscribed to at least one of the topics."""
         return self.member is not None and self.why() is None
 
     @property
     def lag(self) -> Lag:
-        """What waits for the connection, messages of this tick included."""
+        """The messages that wait for the connection, those of this tick included."""
         return Lag(0, 0, 0.0) if self.member is None else self.member.lag
 
     @property
     def dropped(self) -> int:
-        """Messages dropped."""
+        """Messages dropped by the policy, or because the connection was closed."""
         return 0 if self.member is None else self.member.dropped
 
     @property
     def conflated(self) -> int:
-        """Messages that were replaced by newer ones of the same key."""
+        """Messages replaced by newer ones with the same key."""
         return 0 if self.member is None else self.member.conflated
 
     @property
     def queued(self) -> int:
-        """Messages that wait for the connection, those of this tick not included."""
+        """Messages waiting for the connection, those of this tick not included."""
         return 0 if self.member is None else self.member.queued
 
     def stats(self) -> SubscriptionStats:
-        """Return what became of all messages for the connection so far; once it has left the hub, until then."""
+        """Return the counts of all of the connection's messages so far. They are final once it has left the hub."""
         return SubscriptionStats(0, 0, 0, 0, 0) if self.member is None else self.member.stats()
 
     def unsubscribe(self) -> None:
-        """End it, as `Hub.unsubscribe()` does, whatever `with` is around it. A second time does nothing."""
+        """End the subscription like `Hub.unsubscribe()`, even inside a `with` block. Calling it again does nothing."""
         self._leave(all_holds=True)
 
     def _end(self, *, all_holds: bool) -> None:
@@ -297,10 +298,10 @@ class HubSubscription(Handle):
 
 
 class Registration(Handle):
-    """One connection's registration as a user's. Ends when the connection is closed, or by `unregister()`.
+    """One connection's registration for a user. Ends when the connection is closed, or by `unregister()`.
 
-    It is a context manager. If there are several `with` for one connection, it ends with the last of them; if it was
-    there before, without `with`, it goes on.
+    It is a context manager. If several `with` blocks register the same connection, the registration ends with the last
+    of them. If the connection was already registered without `with`, it stays registered.
     """
 
     __slots__ = ("user",)
@@ -320,7 +321,7 @@ class Registration(Handle):
         return f"<Registration of {self.user!r} in {self._hub!r}>"
 
     def unregister(self) -> None:
-        """End it, whatever `with` is around it. A second time does nothing."""
+        """End the registration, even inside a `with` block. Calling it again does nothing."""
         self._leave(all_holds=True)
 
     def _end(self, *, all_holds: bool) -> None:

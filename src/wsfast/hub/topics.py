@@ -1,6 +1,6 @@
-"""Names of topics, and patterns of them: tokens between dots, as subjects of NATS.
+"""Names of topics, and patterns: tokens between dots, like the subjects of NATS.
 
-In a pattern, the token `*` stands for any one token, and `>` at the end for one or more.
+In a pattern, the token `*` matches any one token, and `>` at the end matches one or more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 __all__ = ["LONGEST", "PatternTree", "check_topic", "check_topic_or_pattern", "is_pattern", "matches"]
 
 LONGEST = 1024
-"""Characters of the longest name."""
+"""Maximum number of characters of a name."""
 
 T = TypeVar("T")
 
@@ -20,51 +20,63 @@ def is_pattern(name: str) -> bool:
     return "*" in name or ">" in name
 
 
-def check_topic_or_pattern(name: Any) -> str:
-    """Return a name if it is that of a topic, or a pattern.
+def check_topic_or_pattern(name: Any, argument: str = "topic") -> str:
+    """Return a name if it is a valid topic or a valid pattern.
+
+    Args:
+        name: The name.
+        argument: What error messages call it.
 
     Raises:
-        TypeError: If it is no string.
+        TypeError: If it is not a string.
         ValueError: If it is empty or too long, has an empty token, white space or a control character, or has a
-            wildcard that is not a token of its own, or `>` elsewhere than at the end.
+            wildcard that is only a part of a token, or `>` before the end.
     """
     if type(name) is not str:
         if not isinstance(name, str):
-            raise TypeError(f"topic must be a str, not {type(name).__name__}")
-        name = str.__str__(name)  # of a member of an Enum, its value
+            raise TypeError(f"{argument} must be a str, not {type(name).__name__}")
+        name = str.__str__(name)  # the value of an Enum member
     if not 0 < len(name) <= LONGEST:
-        raise ValueError(f"topic must have 1 to {LONGEST} characters, not {len(name)}")
+        raise ValueError(f"{argument} must have 1 to {LONGEST} characters, not {len(name)}")
     if not name.isprintable() or " " in name:
-        raise ValueError(f"topic {name!r} has white space or a character that cannot be printed")
+        raise ValueError(
+            f"{argument} {name!r} has white space or a character that cannot be printed; separate tokens by dots"
+        )
     tokens = name.split(".")
     if "" in tokens:
-        raise ValueError(f"topic {name!r} has an empty token: dots stand between tokens only")
+        raise ValueError(
+            f"{argument} {name!r} has an empty token; it must not begin or end with a dot, nor have two in a row"
+        )
     if is_pattern(name):
         for token in tokens:
             if token not in ("*", ">") and is_pattern(token):
                 raise ValueError(
-                    f"in {name!r}, * or > is only a part of a token; it must stand for itself, as in a.*.b"
+                    f"pattern {name!r} has * or > as a part of a token; a wildcard must be a whole token, as in a.*.b"
                 )
         if ">" in tokens[:-1]:
-            raise ValueError(f"in {name!r}, > is not at the end")
+            raise ValueError(f"pattern {name!r} has > before its end; use * for one token in the middle")
     return str(name)
 
 
-def check_topic(name: Any) -> str:
-    """Return a name if it is that of a topic.
+def check_topic(name: Any, argument: str = "topic") -> str:
+    """Return a name if it is a valid topic.
+
+    Args:
+        name: The name.
+        argument: What error messages call it.
 
     Raises:
-        TypeError: If it is no string.
-        ValueError: If it is none, or a pattern: nothing can be published to all topics that match.
+        TypeError: If it is not a string.
+        ValueError: If it is not valid, or is a pattern: nothing can be published to a pattern.
     """
-    topic = check_topic_or_pattern(name)
+    topic = check_topic_or_pattern(name, argument)
     if is_pattern(topic):
-        raise ValueError(f"cannot publish to {topic!r}: it is a pattern")
+        raise ValueError(f"{argument} {topic!r} is a pattern; only subscribe() takes those: use a name without * and >")
     return topic
 
 
 def matches(pattern: str, topic: str) -> bool:
-    """Whether a topic matches a pattern, or has that name."""
+    """Whether a topic matches a pattern, or equals it."""
     wanted, tokens = pattern.split("."), topic.split(".")
     if wanted[-1] == ">":
         wanted.pop()
@@ -84,20 +96,20 @@ class _Node(Generic[T]):
 
 
 class PatternTree(Generic[T]):
-    """Patterns, each with a value, by their tokens: a topic is not compared with each of them."""
+    """Patterns with their values, in a tree of tokens, so that a topic need not be compared with each pattern."""
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
 
     def put(self, pattern: str, value: T) -> None:
-        """Add a pattern that is not there."""
+        """Add a pattern that is not in the tree yet."""
         node = self._root
         for token in pattern.split("."):
             node = node.children.setdefault(token, _Node())
         node.value = value
 
     def remove(self, pattern: str) -> None:
-        """Remove a pattern, if it is there."""
+        """Remove a pattern, if it is in the tree."""
         path = [self._root]
         tokens = pattern.split(".")
         for token in tokens:

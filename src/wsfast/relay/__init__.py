@@ -1,13 +1,13 @@
-"""Relays: what is published in a hub reaches the subscribers of the hubs of other processes, through a broker.
+"""Relays: connect the hubs of several processes through a broker, so that a message published in one reaches all.
 
     async with wsfast.relay.redis(hub, "redis://localhost"):
         ...
 
-A process subscribes at the broker only to the topics, patterns and users that somebody is subscribed to, or registered
-as, in its hub. Messages of one topic arrive in the order in which a process has published them. While the broker is
-slow or away, local subscribers get local messages as ever; messages for other processes wait in a bounded queue, and
-the relay reconnects with exponential back-off. What is lost is counted and reported, by the process that misses it. A
-process does not get the history and the last values that others have.
+A process subscribes at the broker only to the topics, patterns and users that have a subscriber or a connection in its
+hub. Messages of one topic from one process arrive in the order of publishing. While the broker is slow or unreachable,
+local subscribers still get local messages; messages for other processes wait in a bounded queue, and the relay
+reconnects with exponential back-off. A process that misses messages counts and reports them. A process does not get the
+history and the last values that other processes keep.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .wire import Keyring
 __all__ = ["Gap", "Relay", "RelayStats", "nats", "redis"]
 
 SLOW = DropOldest(max_messages=100_000, max_bytes=64 << 20)
-"""What is done when the broker is slow or away."""
+"""Default policy for messages that wait for the broker."""
 
 
 def redis(
@@ -41,32 +41,33 @@ def redis(
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
 ) -> Relay:
-    """Return a relay through Redis, by PUBLISH and SUBSCRIBE; needs the extra `redis`.
+    """Return a relay through Redis (PUBLISH and SUBSCRIBE). Needs the extra `redis`: `pip install "wsfast[redis]"`.
 
     Args:
-        hub: The hub.
-        url: `redis://`, `rediss://` or `unix://`, as redis.Redis.from_url() takes it.
-        prefix: What the names of channels begin with; hubs with the same one, at the same broker, hear each other.
-        slow: What is done about messages that wait for the broker.
-        on_gap: Called when messages of another process are missing.
+        hub: The hub to connect.
+        url: `redis://`, `rediss://` or `unix://` URL, in the form that redis.Redis.from_url() accepts.
+        prefix: Beginning of the names of the broker's channels. Hubs with the same prefix at the same broker are
+            connected.
+        slow: Policy for messages that wait for the broker: `DropOldest` or `DropNewest`.
+        on_gap: Called with a `Gap` when messages of another process are missing.
         timeout: Seconds without an answer after which a connection to the broker counts as lost.
-        secret: What messages are signed with, at least 16 bytes, and the same in all processes; messages that are not
-            are ignored. Or several: the first signs, the signatures of all are accepted. Without one, whoever may
-            publish at the broker may publish here.
-        ssl: How to encrypt the connections, and whom to trust; for `rediss://`. Else it is what `url` and
-            the system's defaults say.
+        secret: Secret of at least 16 bytes that signs messages, the same in all processes. Messages that are not signed
+            with it are ignored. With several secrets, the first signs, and signatures of all of them are accepted.
+            Without a secret, everyone who may publish at the broker may publish to this hub.
+        ssl: Settings of the encryption and of the certificates to trust, for `rediss://`. None means the settings in
+            `url` and the system's defaults.
 
     Raises:
-        ModuleNotFoundError: Without redis.
-        TypeError: If `hub` is no Hub, `slow` another policy, `url` no string, `on_gap` no plain function, or `secret`
-            has not type bytes.
-        ValueError: If `url` begins otherwise or is ambiguous, `prefix` is no topic, `timeout` is not positive, or
-            `secret` is too short.
+        ModuleNotFoundError: If redis is not installed.
+        TypeError: If `hub` is not a Hub, `slow` is another policy, `url` is not a string, `on_gap` is not callable or
+            is a coroutine function, or `secret` is not bytes.
+        ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
+            positive, or `secret` is too short.
     """
     with needs("wsfast[redis]", "redis"):
         from .redis_broker import RedisBroker
 
-    broker = RedisBroker(url, check_topic(prefix), timeout, ssl)
+    broker = RedisBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
     keyring = None if secret is None else Keyring(secret, prefix)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
 
@@ -82,31 +83,31 @@ def nats(
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
 ) -> Relay:
-    """Return a relay through NATS; needs the extra `nats`.
+    """Return a relay through NATS. Needs the extra `nats`: `pip install "wsfast[nats]"`.
 
     Args:
-        hub: The hub.
-        url: `nats://`, `tls://`, `ws://` or `wss://`; or several, of the servers of a cluster.
-        prefix: What subjects begin with; hubs with the same one, at the same broker, hear each other.
-        slow: What is done about messages that wait for the broker.
-        on_gap: Called when messages of another process are missing.
+        hub: The hub to connect.
+        url: `nats://`, `tls://`, `ws://` or `wss://` URL, or several URLs of the servers of a cluster.
+        prefix: Beginning of the broker's subjects. Hubs with the same prefix at the same broker are connected.
+        slow: Policy for messages that wait for the broker: `DropOldest` or `DropNewest`.
+        on_gap: Called with a `Gap` when messages of another process are missing.
         timeout: Seconds without an answer after which a connection to the broker counts as lost.
-        secret: What messages are signed with, at least 16 bytes, and the same in all processes; messages that are not
-            are ignored. Or several: the first signs, the signatures of all are accepted. Without one, whoever may
-            publish at the broker may publish here.
-        ssl: How to encrypt the connections, and whom to trust; for `tls://` and `wss://`. Else it is the
+        secret: Secret of at least 16 bytes that signs messages, the same in all processes. Messages that are not signed
+            with it are ignored. With several secrets, the first signs, and signatures of all of them are accepted.
+            Without a secret, everyone who may publish at the broker may publish to this hub.
+        ssl: Settings of the encryption and of the certificates to trust, for `tls://` and `wss://`. None means the
             system's defaults.
 
     Raises:
-        ModuleNotFoundError: Without nats-py.
-        TypeError: If `hub` is no Hub, `slow` another policy, `url` no string, `on_gap` no plain function, or `secret`
-            has not type bytes.
-        ValueError: If `url` begins otherwise or is ambiguous, `prefix` is no topic, `timeout` is not positive, or
-            `secret` is too short.
+        ModuleNotFoundError: If nats-py is not installed.
+        TypeError: If `hub` is not a Hub, `slow` is another policy, `url` is not a string, `on_gap` is not callable or
+            is a coroutine function, or `secret` is not bytes.
+        ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
+            positive, or `secret` is too short.
     """
     with needs("wsfast[nats]", "nats"):
         from .nats_broker import NatsBroker
 
-    broker = NatsBroker(url, check_topic(prefix), timeout, ssl)
+    broker = NatsBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
     keyring = None if secret is None else Keyring(secret, prefix)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
