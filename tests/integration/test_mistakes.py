@@ -458,17 +458,17 @@ def test_relay_that_has_not_begun(caplog: pytest.LogCaptureFixture) -> None:
                 hub.publish("a", "x", key=object())  # which no relay could carry
             hub.send("ann", "x")
         (record,) = caplog.records
-        assert "has not begun" in record.getMessage()
+        assert "was not started" in record.getMessage()
         assert "async with" in record.getMessage()
         caplog.clear()
         for wait in (relay.connected, relay.subscribed):
-            with pytest.raises(RuntimeError, match="does not run: write `async with"):
+            with pytest.raises(RuntimeError, match="is not running; start it with `async with"):
                 await wait(TIMEOUT)
         del wait, relay
         relay_of(hub)
         gc.collect()
         (record,) = caplog.records
-        assert "has never begun: write `async with" in record.getMessage()
+        assert "was garbage collected without having been started; start it with `async with" in record.getMessage()
         caplog.clear()
         hub.publish("a", "x")
         assert not caplog.records

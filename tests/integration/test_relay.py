@@ -905,7 +905,7 @@ def test_publish_many(shared: Broker, prefix: str) -> None:
             assert await take(streams["a"], 3) == ["1", "3", "4"]
             assert await take(streams["b"], 2) == [b"2", "3"]
             for wrong in (("a", "x", object()), ("a", "x", frozenset())):
-                with pytest.raises(TypeError, match="with a relay, a key must be"):
+                with pytest.raises(TypeError, match="with a relay, key must be"):
                     a.hub.publish_many([("a", "5"), wrong])
             assert here(local) == ["1", "3", "4"]
             assert a.published == 5
@@ -1322,7 +1322,7 @@ def test_malformed(shared: Broker, prefix: str, caplog: pytest.LogCaptureFixture
 
     with caplog.at_level(logging.WARNING):
         go(main)
-    assert [record.getMessage() for record in caplog.records if "does not know" in record.getMessage()]
+    assert [record.getMessage() for record in caplog.records if "ignored a malformed message" in record.getMessage()]
     assert len(caplog.records) == 2  # one of each relay
 
 
@@ -1398,12 +1398,12 @@ def test_wrong_arguments(kind: str) -> None:
         with pytest.raises(ValueError, match="timeout must be positive"):
             relay(good, timeout=timeout)
     for prefix in ("", "a b", "a.*", ".", "a..b", "\n"):
-        with pytest.raises(ValueError, match=r"topic|publish"):
+        with pytest.raises(ValueError, match=r"^prefix "):
             relay(good, prefix=prefix)
     with pytest.raises(TypeError):
         relay(good, prefix=5)
     if kind == "nats":
-        with pytest.raises(ValueError, match="at least one url"):
+        with pytest.raises(ValueError, match="url must not be empty"):
             wsfast.relay.nats(wsfast.Hub(), [])
         with pytest.raises(ValueError, match="url must begin with"):
             wsfast.relay.nats(wsfast.Hub(), [good, "redis://localhost"])

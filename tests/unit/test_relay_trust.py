@@ -370,7 +370,7 @@ def test_rejected_messages_are_counted(secret: bytes | None, caplog: pytest.LogC
         go(act)
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 2
-    assert "has rejected a message: it is signed" in texts[0]
+    assert "has rejected a message of another process: it is signed" in texts[0]
     assert SECRET.decode() not in "".join(texts)
 
 

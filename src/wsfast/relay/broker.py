@@ -1,4 +1,4 @@
-"""What a broker must be able to do, and how connections to it are made again."""
+"""What a broker must provide, and how a relay subscribes and reconnects to it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.05, 5.0
-"""Seconds to wait before connecting again, after the first and after many failures."""
+"""Seconds before reconnecting, after the first failure and after many failures."""
 
 Interest = tuple[Kind, Any]
-"""A topic, a pattern or a user that has somebody in this process."""
+"""A topic, a pattern or a user that has a subscriber or a connection in this process."""
 
 
 Channel = bytes | str
-"""What the broker calls the place where messages of one topic or user are published."""
+"""The broker's name for the place where messages of one topic or user are published."""
 
 Receive = Callable[[bytes, Channel], None]
 
@@ -46,57 +46,57 @@ class Closable(Protocol):
     """A connection to a broker."""
 
     async def close(self) -> None:
-        """Close it, whether it works or not."""
+        """Close the connection, whether it works or not."""
 
 
 class Sending(Protocol):
-    """A connection to a broker that publishes."""
+    """A connection to a broker for publishing."""
 
     async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-        """Publish in this order, and wait until the broker has confirmed it; return how many it refuses."""
+        """Publish in this order, and wait until the broker has confirmed it; return the number of refused messages."""
 
     async def close(self) -> None:
-        """Close it, whether it works or not."""
+        """Close the connection, whether it works or not."""
 
 
 class Receiving(Protocol):
-    """A connection to a broker that subscribes."""
+    """A connection to a broker for subscribing."""
 
     async def subscribe(self, interests: Sequence[Interest | None]) -> None:
-        """Subscribe; None is what all relays are told. Wait until the broker has confirmed it."""
+        """Subscribe, and wait for the broker's confirmation. None stands for the channel of all relays."""
 
     async def unsubscribe(self, interests: Sequence[Interest]) -> None:
         """Unsubscribe."""
 
     async def run(self) -> None:
-        """Receive until the connection is lost, or nothing is heard for too long; return, or raise, then."""
+        """Receive until the connection is lost or nothing is heard for too long; then return or raise."""
 
     async def close(self) -> None:
-        """Close it, whether it works or not."""
+        """Close the connection, whether it works or not."""
 
 
 class Broker(Protocol):
     """How to connect to a broker."""
 
     name: str
-    """Its name in log records, without a password."""
+    """Name for log records, without a password."""
 
     async def open_sending(self) -> Sending:
-        """Connect to publish."""
+        """Connect for publishing."""
 
     async def open_receiving(self, receive: Receive) -> Receiving:
-        """Connect to subscribe; call `receive` with each message and the channel that it came by."""
+        """Connect for subscribing; call `receive` with each message and the channel that it came by."""
 
     def channel(self, interest: Interest | None) -> Channel:
-        """Return the channel of a topic or a user, or the pattern of a pattern's; of None, that of all relays."""
+        """Return the channel of a topic or a user, or the broker's pattern for a pattern; None: that of all relays."""
 
 
 def public_name(url: object, example: str, *schemes: str) -> str:
     """Return a URL without user, password and query, for log records.
 
     Raises:
-        TypeError: If it is no string.
-        ValueError: If it has another scheme, or none, or characters in the password leave it unclear where that ends.
+        TypeError: If it is not a string.
+        ValueError: If it has another scheme or none, or if characters in the password make its end ambiguous.
     """
     check_str("url", url)
     assert isinstance(url, str)
@@ -106,23 +106,24 @@ def public_name(url: object, example: str, *schemes: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # whose message may have the password
+    except ValueError:  # its message may contain the password
         parts, port = None, -1
     if parts is None or port == -1 or ("@" not in parts.netloc and "@" in url and parts.scheme != "unix"):
         raise ValueError(
-            "url is not valid; characters such as / ? # @ in a password must be percent-encoded, and a port is a number"
+            "url is not valid: percent-encode characters such as / ? # @ in the password, and give the port as a "
+            f"number, as in {example}"
         )
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 class Backoff:
-    """The time between attempts to connect, which grows with each."""
+    """The time between attempts to connect, which grows with each attempt."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: an attempt has succeeded."""
+        """Start again with the shortest time: an attempt has succeeded."""
         self._seconds = FIRST_BACKOFF
 
     async def wait(self) -> None:
@@ -132,7 +133,7 @@ class Backoff:
 
 
 async def stop(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks, until they have ended: clients of brokers have swallowed a cancellation."""
+    """Cancel tasks until they have ended: some client libraries of brokers swallow a cancellation."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
@@ -141,7 +142,7 @@ async def stop(*tasks: asyncio.Task[None]) -> None:
 
 
 async def while_running(running: asyncio.Task[None], request: Coroutine[Any, Any, None]) -> None:
-    """Wait for the answer to a request, which may come behind many messages, unless the connection is lost."""
+    """Wait for the answer to a request, which may come after many messages; raise if the connection is lost."""
     task = asyncio.ensure_future(request)
     try:
         await asyncio.wait((task, running), return_when=asyncio.FIRST_COMPLETED)
@@ -153,7 +154,7 @@ async def while_running(running: asyncio.Task[None], request: Coroutine[Any, Any
 
 
 async def close(connection: Closable) -> None:
-    """Close a connection that may be broken, also if this is cancelled meanwhile: half closed, it would stay open."""
+    """Close a connection that may be broken, even if this is cancelled meanwhile: half closed, it would stay open."""
     closing = asyncio.create_task(connection.close())
     try:
         await asyncio.wait((closing,), timeout=1)
@@ -165,18 +166,18 @@ async def close(connection: Closable) -> None:
 
 
 CHUNK = 500
-"""Topics that are subscribed to at once."""
+"""Number of topics in one subscribe command."""
 
 
 class BrokerSubscriptions:
-    """Subscribes at the broker to the interests of a hub, and receives.
+    """Keeps the subscriptions at the broker in step with a hub, and receives messages.
 
     Args:
         broker: The broker.
         timeout: Seconds without an answer after which the connection counts as lost.
         receive: Called with each message and its channel.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
-        on_reconnected: Called after connecting again, when messages may be missing.
+        on_reconnected: Called after reconnecting, when messages may be missing.
     """
 
     def __init__(
@@ -193,14 +194,14 @@ class BrokerSubscriptions:
         self._receive = receive
         self._on_connected = on_connected
         self._on_reconnected = on_reconnected
-        self._interests: dict[Interest | None, None] = {None: None}  # None is what all relays are told
-        self._outdated: dict[Interest | None, None] = {}  # those that may have changed
+        self._interests: dict[Interest | None, None] = {None: None}  # None is the channel of all relays
+        self._outdated: dict[Interest | None, None] = {}  # interests that may have changed
         self._subscribed: set[Interest | None] = set()
         self._changed = asyncio.Event()
         self._updated = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many interests are subscribed to."""
+        """Number of topics, patterns and users subscribed to."""
         return len(self._subscribed - {None})
 
     def add(self, interest: Interest) -> None:
@@ -216,17 +217,17 @@ class BrokerSubscriptions:
 
     @property
     def up_to_date(self) -> bool:
-        """Whether the broker has confirmed all."""
+        """Whether the broker has confirmed all subscriptions."""
         return self._interests.keys() == self._subscribed
 
     async def confirmed(self) -> None:
-        """Wait until the broker has confirmed all."""
+        """Wait until the broker has confirmed all subscriptions."""
         while not self.up_to_date:
             self._updated.clear()
             await self._updated.wait()
 
     async def run(self) -> None:
-        """Keep the subscriptions at the broker up to date, for ever, whether the broker is there or not."""
+        """Keep the subscriptions at the broker up to date, forever, and reconnect when the connection is lost."""
         backoff = Backoff()
         again = False
         while True:
@@ -257,7 +258,7 @@ class BrokerSubscriptions:
             await backoff.wait()
 
     async def _keep_updated(self, receiving: Receiving, running: asyncio.Task[None]) -> None:
-        """Follow the interests until the connection is lost, and raise then."""
+        """Update the subscriptions until the connection is lost, and then raise."""
         while not running.done():
             self._changed.clear()
             changed = asyncio.create_task(self._changed.wait())

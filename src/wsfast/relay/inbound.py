@@ -1,4 +1,4 @@
-"""Messages of other processes: each is delivered once, and what is missing is counted and reported."""
+"""Messages from other processes: delivers each once; counts and reports those that are missing."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ __all__ = ["Gap", "Inbound"]
 logger: logging.Logger = logging.getLogger("wsfast")
 
 PUBLISHERS = 1024
-"""Publishers of one address whose position is known."""
+"""Publishers per address whose position is kept."""
 
 POSITIONS = 1 << 18
-"""Positions of publishers and addresses in all; beyond, those of the addresses that were heard of least recently go."""
+"""Positions in total. Beyond that, the address that was heard from least recently is forgotten first."""
 
 PUBLICATIONS = 4096
-"""Messages to several topics of which it is known by which they have been delivered."""
+"""Messages to several topics for which the topics delivered so far are kept."""
 
 DELIVERED = 65536
-"""Topics by which they have been."""
+"""Such topics, in total."""
 
 PAST_PATTERNS = 256
-"""Patterns that have ended of which it is known when."""
+"""Ended patterns whose beginning and end are kept."""
 
 
 RUNS = 4
-"""Runs of one publisher and address that are known, without a secret."""
+"""Runs kept per publisher and address, without a secret."""
 
 RESENT = 8 * BATCH
-"""How far behind the last message of a run another one may be, and be one that is sent again.
+"""How far a message may be behind the last message of a run and still count as sent again.
 
-A publisher sends again the batch that the broker has not confirmed. The other batches are for what a broker that was
-away takes from an old connection and from a new one at the same time.
+A publisher sends the batch again that the broker has not confirmed. The other batches allow for a broker that, after an
+outage, takes messages from an old connection and from a new one at the same time.
 """
 
 Position = tuple[int, int]
@@ -54,23 +54,24 @@ Position = tuple[int, int]
 def follow(
     last: Sequence[Position], position: Position, before: int, ordered: bool
 ) -> tuple[list[Position], int] | None:
-    """Return the last messages of a publisher after another one, and how many are missing before it.
+    """Return a publisher's last messages after another one has arrived, and how many are missing before it.
 
-    Without signatures, anybody at the broker may send any position in the name of any publisher. So a position says
-    nothing of messages that are far away from it: it begins a *run* of its own, and the runs that there are go on. A
-    message that follows upon a run exactly belongs to it, whatever the others say. A forged message can therefore hide
-    only messages of its own epoch and the next `RESENT` numbers.
+    Without signatures, anyone at the broker can send any position in the name of any publisher. So a position says
+    nothing about messages that are far away from it: it begins a *run* of its own, and the existing runs go on. A
+    message that directly follows a run belongs to it, whatever the other runs say. A forged message can therefore hide
+    only messages of its own epoch and of the next `RESENT` numbers.
 
-    With signatures, a position is the publisher's, so everything before it counts as received, also what is replayed.
+    With signatures, a position really comes from the publisher. Everything before it counts as received, so a message
+    that is replayed is not delivered again.
 
     Args:
         last: The last message of each run, the latest first.
-        position: The position of the other one.
-        before: The number of the message that it follows upon; its own if it only tells a position.
+        position: The position of the message that has arrived.
+        before: The number of the message that it follows; its own number if it only announces a position.
         ordered: Whether positions are signed.
 
     Returns:
-        None if it was received already.
+        The last message of each run, and the number of missing messages; None if the message was received already.
     """
     epoch, number = position
     if ordered:
@@ -82,7 +83,7 @@ def follow(
         if any(number <= end < number + RESENT for end in numbers):
             return None
         near = max((end for end in numbers if number - RESENT <= end < before), default=None)
-        if near is None:  # so many are missing, or it is somebody else's
+        if near is None:  # many messages are missing, or the message is forged
             missing = before - numbers[0] if numbers and numbers[0] < before else 0
             return [position, *last[: RUNS - 1]], missing
     else:
@@ -92,16 +93,16 @@ def follow(
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Messages of another process that will never arrive here."""
+    """Messages of another process that will never arrive in this one."""
 
     publisher: str
-    """The process, as `Relay.id` of its relay."""
+    """The `Relay.id` of the relay that published them."""
     kind: Kind
     """`"topic"` or `"user"`."""
     name: Any
-    """The topic, or the user."""
+    """The topic or the user."""
     messages: int
-    """How many are missing."""
+    """Number of missing messages."""
 
 
 class _Seen:
@@ -110,25 +111,26 @@ class _Seen:
     __slots__ = ("clock", "positions")
 
     def __init__(self) -> None:
-        self.positions: OrderedDict[int, list[Position]] = OrderedDict()  # of each publisher, the end of each run
-        self.clock = 0  # when the last one came
+        self.positions: OrderedDict[int, list[Position]] = OrderedDict()  # by publisher: the end of each run
+        self.clock = 0  # when the last message came
 
 
 class Inbound:
-    """Delivers messages of other processes to a hub.
+    """Delivers messages from other processes to a hub.
 
-    A position counts only as long as the hub has had somebody for the address without interruption: what comes after
-    that follows upon nothing. Many addresses may match a pattern, so when it ends, that is only noted; it is looked at
-    when the next message of an address comes. Time is counted in interests that begin and end.
+    A position is valid only while the hub has a subscriber or a connection for the address without interruption. After
+    an interruption, the next message follows nothing. Many addresses may match a pattern. So the end of a pattern is
+    only recorded, and it is taken into account when the next message of an address arrives. The clock counts interests
+    that begin and end.
 
     Args:
-        publisher: The number of the relay itself, whose messages come back.
+        publisher: The number of this relay, whose own messages come back.
         hub: The hub.
         name: The repr of the relay, for log records.
         on_gap: Called with a `Gap`.
         on_request: Called when another process asks for positions.
-        channel: Returns the channel of an address; of None, that of all relays.
-        keyring: What messages must be signed with, if they must be.
+        channel: Returns the channel of an address; for None, the channel of all relays.
+        keyring: The secrets that messages must be signed with; None if they are not signed.
     """
 
     def __init__(
@@ -155,24 +157,24 @@ class Inbound:
         self._channel = channel
         self._keyring = keyring
         self._seen: OrderedDict[Address, _Seen] = OrderedDict()
-        self._addresses: dict[int, set[Address]] = {}  # of each publisher, those with a position
+        self._addresses: dict[int, set[Address]] = {}  # by publisher: the addresses with a position
         self._positions = 0  # in all
         self._delivered: OrderedDict[tuple[int, int], set[str]] = OrderedDict()
         self._delivered_names = 0
         self._clock = 0
         self._interests: dict[Interest, int] = {}  # when each began
         self._past_patterns: deque[tuple[str, int, int]] = deque(maxlen=PAST_PATTERNS)  # when each began and ended
-        self._last_end = 0  # of a pattern
+        self._last_end = 0  # when a pattern last ended
 
     # ---- Interests
 
     def begin(self, interest: Interest) -> None:
-        """The hub has somebody for a topic, a pattern or a user."""
+        """Record that a topic, a pattern or a user has a subscriber or a connection in the hub."""
         self._clock += 1
         self._interests[interest] = self._clock
 
     def end(self, interest: Interest) -> None:
-        """It has nobody any more."""
+        """Record that it has none any more."""
         kind, name = interest
         self._clock += 1
         began = self._interests.pop(interest, self._clock)
@@ -201,12 +203,12 @@ class Inbound:
         return min(self._interests.get(interest, self._clock) for interest in interests)
 
     def _is_continuous(self, topic: str, seen: _Seen, began: int) -> bool:
-        """Whether the hub has had somebody for a topic ever since its last message.
+        """Whether the hub has had a subscriber to a topic ever since the topic's last message.
 
         Args:
             topic: The topic.
             seen: Its last messages.
-            began: When the first of those began that it has, or had until now.
+            began: When the oldest of its current interests began, or of those that have just ended.
         """
         for pattern, first, last in reversed(self._past_patterns):
             if began <= seen.clock or last < began:
@@ -218,23 +220,29 @@ class Inbound:
     # ---- Messages
 
     def receive(self, data: bytes, channel: Channel) -> None:
-        """Deal with a message of the broker's, and the channel that it came by."""
+        """Process a message from the broker, given the channel that it came by."""
         if data[PUBLISHER] == self._own:
             return
         try:
             envelope = unpack(data, self._keyring)
             message = envelope.message() if envelope.kind == MESSAGE else None
-            if channel != self._channel(envelope.address):  # the broker may permit a publisher some channels only
-                raise RejectedError("it came by another channel than that of its topic or user")
+            if channel != self._channel(envelope.address):  # the broker may limit a publisher to some channels
+                raise RejectedError("it came by the channel of another topic or user")
         except RejectedError as exc:
             self.rejected += 1
             if self.rejected == 1:
-                logger.warning("%s has rejected a message: %s", self._name, exc)
+                logger.warning(
+                    "%s has rejected a message of another process: %s; stats().rejected counts further ones",
+                    self._name,
+                    exc,
+                )
             return
         except ValueError as exc:
             self.malformed += 1
             if self.malformed == 1:
-                logger.warning("%s has received a message that it does not know: %s", self._name, exc)
+                logger.warning(
+                    "%s has ignored a malformed message: %s; stats().malformed counts further ones", self._name, exc
+                )
             return
         if envelope.kind == REQUEST:
             self._on_request()
@@ -247,11 +255,11 @@ class Inbound:
                 self._receive(envelope, envelope.address, message, self._last_seen(envelope.address, routes))
 
     def _last_seen(self, address: Address, routes: list[Interest]) -> _Seen:
-        """Return the last messages of an address; none if it is not certain that there were no others."""
+        """Return the last messages of an address; none if others may have been missed."""
         seen = self._seen.get(address)
         if seen is None:
             seen = self._seen[address] = _Seen()
-            if len(self._seen) > len(self._interests) + ADDRESSES:  # those of patterns have no end
+            if len(self._seen) > len(self._interests) + ADDRESSES:  # patterns may match any number of addresses
                 self._forget_oldest()
         else:
             self._seen.move_to_end(address)
@@ -261,7 +269,7 @@ class Inbound:
         return seen
 
     def _receive(self, envelope: Envelope, address: Address, message: PreparedMessage | None, seen: _Seen) -> None:
-        """Deliver a message unless it was received already; report what is missing before it."""
+        """Deliver a message unless it was received already, and report those missing before it."""
         publisher = envelope.publisher
         position = envelope.epoch, envelope.number
         before = envelope.number - (message is not None)
@@ -273,13 +281,13 @@ class Inbound:
             self._deliver(envelope, address, message)
             self.received += 1
         positions, missing = following
-        # Noted not before: else what could not be delivered would not count.
+        # Recorded only now: otherwise a message that could not be delivered would not be counted as missing.
         self._note(address, seen, publisher, positions)
         if missing:
             self._report(Gap(f"{publisher:016x}", *address, missing))
 
     def _note(self, address: Address, seen: _Seen, publisher: int, positions: list[Position]) -> None:
-        """Note the last messages of a publisher and address."""
+        """Record the last messages of a publisher and address."""
         known = publisher in seen.positions
         self._addresses.setdefault(publisher, set()).add(address)
         seen.positions[publisher] = positions
@@ -303,7 +311,7 @@ class Inbound:
                     del self._addresses[publisher]
 
     def _forget_oldest(self) -> None:
-        """Forget the address that was heard of least recently."""
+        """Forget the address that was heard from least recently."""
         address = next(iter(self._seen))
         self._forget(address)
         del self._seen[address]

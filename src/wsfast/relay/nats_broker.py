@@ -1,4 +1,4 @@
-"""NATS as a broker: core NATS, by nats-py."""
+"""NATS as a broker: core NATS, through nats-py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .wire import Address
 __all__ = ["NatsBroker"]
 
 PENDING_MESSAGES = 1 << 20
-"""Messages of a subject that wait for this process, at most; beyond, they are missing."""
+"""Messages of a subject that may wait for this process; beyond that, messages are lost."""
 
 PENDING_BYTES = 256 << 20
 
@@ -27,14 +27,14 @@ NEVER = 1 << 24
 """Seconds."""
 
 LONGEST_TOKEN = 64
-"""Bytes of the longest token that stands in a subject as it is: a line of the protocol has at most 4096."""
+"""Bytes of the longest token that is put into a subject as it is: a line of the protocol has at most 4096 bytes."""
 
 LONGEST_PREFIX = 100
 """Bytes of the longest prefix."""
 
 
 class _Client(Client):
-    """A client that tells no password to a server that does not encrypt, if the URL says `tls://`."""
+    """A client that sends no password to a server without encryption, if the URL says `tls://`."""
 
     def _connect_command(self) -> bytes:
         assert self._current_server is not None
@@ -48,20 +48,22 @@ class NatsBroker:
 
     Args:
         url: See `wsfast.relay.nats()`.
-        prefix: What subjects begin with.
+        prefix: Beginning of the subjects.
         timeout: Seconds without an answer after which a connection counts as lost.
-        ssl: How to encrypt connections; None for the system's defaults.
+        ssl: Settings of the encryption; None for the system's defaults.
     """
 
     def __init__(self, url: str | Sequence[str], prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:
-            raise ValueError("there must be at least one url")
+            raise ValueError("url must not be empty: give at least one, as in nats://localhost:4222")
         names = [public_name(one, "nats://localhost:4222", "nats", "tls", "ws", "wss") for one in urls]
         if ssl is not None and not all(one.startswith(("tls:", "wss:")) for one in urls):
-            raise ValueError("with ssl, url must begin with tls:// or wss://")
+            raise ValueError("with ssl, url must begin with tls:// or wss://; leave ssl out, or change the scheme")
         if len(prefix.encode()) > LONGEST_PREFIX:
-            raise ValueError(f"prefix must not have more than {LONGEST_PREFIX} bytes, but is {prefix!r}")
+            raise ValueError(
+                f"prefix must not have more than {LONGEST_PREFIX} bytes, but {prefix!r} has {len(prefix.encode())}"
+            )
         self.name: str = ",".join(names)
         self._urls = urls
         self._ssl = ssl
@@ -69,40 +71,39 @@ class NatsBroker:
         self._timeout = timeout
 
     async def connect(self, lost: asyncio.Future[None]) -> Client:
-        """Connect; a connection that is lost is told to the relay, which knows what to do."""
+        """Connect. The relay is told when the connection is lost, and reconnects."""
 
         async def on_closed() -> None:
             if not lost.done():
                 lost.set_result(None)
 
         async def on_error(_: Exception) -> None:
-            """Do nothing: what is missing is found by its number."""
+            """Do nothing: missing messages are noticed by their numbers."""
 
         client = _Client()
         try:
             await client.connect(
                 self._urls,
                 allow_reconnect=False,
-                connect_timeout=2 * max(1, round(self._timeout)),  # the relay's comes first
-                ping_interval=NEVER,  # its answers would come behind all messages; we look whether these come
+                connect_timeout=2 * max(1, round(self._timeout)),  # longer than the relay's own timeout
+                ping_interval=NEVER,  # answers to pings would wait behind all messages; we watch the messages instead
                 closed_cb=on_closed,
                 disconnected_cb=on_closed,
                 error_cb=on_error,
                 tls=self._ssl,
             )
         except BaseException:
-            await close(
-                client
-            )  # it has a socket, if the server was there; after a failed handshake, that takes for ever
+            # The client may have a socket already. Its own close() may never end after a failed handshake.
+            await close(client)
             raise
         return client
 
     def channel(self, interest: Address | Interest | None) -> str:
-        """Return the subject of an address, or of a pattern, which has the same form there."""
+        """Return the subject of an address, or of a pattern, which has the same form in NATS."""
         if interest is None:
             return f"{self._prefix}.all"
         kind, name = interest
-        if kind == "user":  # which may be any string, also an empty one
+        if kind == "user":  # a user may be any string, even an empty one
             token = f"u.{_short('=' + name.encode().hex())}" if isinstance(name, str) else f"n.{name}"
             return f"{self._prefix}.{token}"
         if len(name.encode()) > LONGEST_TOKEN:
@@ -110,24 +111,24 @@ class NatsBroker:
         return f"{self._prefix}.t.{name}"
 
     async def open_sending(self) -> Sending:
-        """Connect to publish."""
+        """Connect for publishing."""
         lost = asyncio.get_running_loop().create_future()
         return _Sending(self, await self.connect(lost), lost, self._timeout)
 
     async def open_receiving(self, receive: Receive) -> Receiving:
-        """Connect to subscribe."""
+        """Connect for subscribing."""
         lost = asyncio.get_running_loop().create_future()
         return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)
 
 
 def _short(token: str) -> str:
-    """Return what stands for a token; a long one's digest, so that no subject is too long for the server."""
+    """Return a token, or its digest if it is long, so that no subject is too long for the server."""
     data = token.encode()
     return token if len(data) <= LONGEST_TOKEN else hashlib.sha256(data).hexdigest()[:32]
 
 
 async def _flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
-    """Wait until the server has dealt with all that was sent; raise at once when the connection is lost."""
+    """Wait until the server has processed everything sent; raise at once when the connection is lost."""
     flushing = asyncio.ensure_future(client.flush(max(1, round(timeout))))
     try:
         await asyncio.wait((flushing, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -200,7 +201,7 @@ class _Receiving:
                 await self._flush()
 
     async def _flush(self) -> None:
-        """Wait until the server has dealt with all that was sent, as long as it is heard of."""
+        """Wait until the server has processed everything sent, as long as it keeps sending."""
         flushing = asyncio.ensure_future(self._client.flush(NEVER))
         try:
             while not flushing.done():

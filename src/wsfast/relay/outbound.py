@@ -1,8 +1,8 @@
-"""Messages for other processes: numbered for each topic and user, queued within bounds, published in batches.
+"""Messages for other processes: numbered per topic and user, queued within bounds, published in batches.
 
-What the broker has not confirmed is sent again; who has it already sees that by its number. Others find what is missing
-when the next message comes. If there is none, they are told *positions*, the number of the last message of each
-address: after a connection was lost, after messages were dropped, and on request.
+Messages that the broker has not confirmed are sent again. A receiver that has them already recognizes their numbers.
+Other relays notice missing messages when the next message comes. When there is none, they are sent *positions*, the
+number of the last message of each address: after a connection was lost, after messages were dropped, and on request.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .wire import GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, Keyrin
 __all__ = ["ADDRESSES", "Outbound"]
 
 BATCH = 512
-"""Messages of a batch, which the broker must confirm before the next one is sent."""
+"""Messages per batch. The broker must confirm a batch before the next one is sent."""
 
 BATCH_BYTES = 1 << 20
-"""Bytes of a batch, or one message."""
+"""Bytes per batch, unless it is a single message."""
 
 ADDRESSES = 65536
-"""Topics and users whose position is known."""
+"""Topics and users whose position is kept."""
 
 POSITION_INTERVAL = 1.0
-"""Seconds between two times that positions are sent, at least."""
+"""Minimum number of seconds between two announcements of positions."""
 
 POSITIONS = 4096
-"""Positions for which that is enough; with more, the time grows with their number."""
+"""Positions up to which that interval holds; with more, it grows in proportion."""
 
 
 class _Position:
@@ -62,10 +62,10 @@ class Outbound:
     Args:
         publisher: The number of the relay.
         broker: The broker.
-        slow: What is done about messages that wait for the broker.
+        slow: Policy for messages that wait for the broker.
         timeout: Seconds without an answer after which the connection counts as lost.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
-        keyring: What messages are signed with, if they are.
+        keyring: The secrets that messages are signed with; None if they are not signed.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Outbound:
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
         self._batch: list[_Queued] = []
-        self._most = BATCH  # messages of the next batch
+        self._most = BATCH  # maximum number of messages in the next batch
         self._positions: OrderedDict[Address, _Position] = OrderedDict()
         self._epoch = 0
         self._positions_due = self._request_due = self._goodbye_due = False
-        self._positions_sent = 0.0  # when
+        self._positions_sent = 0.0  # time of the last announcement
         self._changed = asyncio.Event()
         self._finished = asyncio.Event()
 
@@ -111,7 +111,7 @@ class Outbound:
         """Enqueue a message for other processes, as far as the policy allows."""
         publication = None
         if len(names) > 1:
-            publication = secrets.randbits(63), names  # which nobody can guess before it is published
+            publication = secrets.randbits(63), names  # cannot be guessed before it is published
         for name in names:
             address = kind, name
             position = self._position_of(address)
@@ -130,7 +130,7 @@ class Outbound:
             )
             try:
                 data = pack(envelope, self._keyring)
-            except ValueError:  # it is too large
+            except ValueError:  # the message is too large
                 data = None
             position.number += 1
             self.published += 1
@@ -171,20 +171,20 @@ class Outbound:
         self.dropped += count
         self._positions_due = True
 
-    # ---- What others ask for
+    # ---- Announcements to other relays
 
     def announce(self) -> None:
-        """Tell others soon the positions."""
+        """Announce the positions to other relays soon."""
         self._positions_due = True
         self._changed.set()
 
     def resynchronize(self) -> None:
-        """Tell others soon the positions, and ask for theirs."""
+        """Announce the positions to other relays soon, and ask for theirs."""
         self._request_due = True
         self.announce()
 
     async def finish(self) -> None:
-        """Wait until all is sent, also the positions, and that nothing more will come."""
+        """Wait until everything is sent: messages, positions, and the announcement that no more will come."""
         self._goodbye_due = True
         self._changed.set()
         while self._goodbye_due:
@@ -194,7 +194,7 @@ class Outbound:
     # ---- To the broker
 
     async def run(self) -> None:
-        """Publish what is queued, for ever, whether the broker is there or not."""
+        """Publish queued messages, forever, and reconnect when the connection is lost."""
         backoff = Backoff()
         again = False
         while True:
@@ -220,7 +220,7 @@ class Outbound:
             await backoff.wait()
 
     async def _publish(self, sending: Sending) -> None:
-        """Publish the next batch, and when nothing is queued what others must be told."""
+        """Publish the next batch. When the queue is empty, publish what other relays must be told."""
         if not self._batch:
             await self._next_batch()
         if self._batch:
@@ -235,7 +235,7 @@ class Outbound:
             await self._publish_control(sending)
 
     def _shorten_batch(self) -> None:
-        """Put half of the batch back: it may be its size that has taken too long. Those that follow grow slowly."""
+        """Put half of the batch back, since its size may have caused the timeout. Later batches grow slowly."""
         half = (len(self._batch) + 1) // 2
         self._most = half or self._most
         for item in reversed(self._batch[half:]):
@@ -244,7 +244,7 @@ class Outbound:
         del self._batch[half:]
 
     async def _next_batch(self) -> None:
-        """Wait until there is a batch, or something to tell."""
+        """Wait until there is a batch, or something to announce."""
         while not self._batch:
             self._changed.clear()
             if not self._queue:
@@ -271,7 +271,7 @@ class Outbound:
                 size += len(item.data)
 
     async def _publish_control(self, sending: Sending) -> None:
-        """Send what is due of: a request for positions, positions, goodbye."""
+        """Send what is due: a request for positions, the positions, a goodbye."""
         if self._request_due:
             async with asyncio.timeout(self._timeout):
                 await sending.publish([(None, pack(Envelope(REQUEST, self._publisher), self._keyring))])
@@ -293,7 +293,7 @@ class Outbound:
             if position is not None:
                 envelope = Envelope(POSITION, self._publisher, position.epoch, position.number, address)
                 positions.append((address, pack(envelope, self._keyring)))
-        if self._queue:  # these have numbers already, which must not be told before they come
+        if self._queue:  # these messages have numbers that must not be announced before the messages are sent
             return
         self._positions_sent = time.monotonic()
         self._positions_due = False
@@ -302,6 +302,6 @@ class Outbound:
                 await sending.publish(positions[start : start + BATCH])
 
     def _positions_delay(self) -> float:
-        """Return after how many seconds positions may be sent again."""
+        """Return the seconds until positions may be sent again."""
         interval = POSITION_INTERVAL * max(1.0, len(self._positions) / POSITIONS)
         return self._positions_sent + interval - time.monotonic()

@@ -1,4 +1,4 @@
-"""Redis as a broker: PUBLISH, SUBSCRIBE and PSUBSCRIBE, by redis.asyncio."""
+"""Redis as a broker: PUBLISH, SUBSCRIBE and PSUBSCRIBE, through redis.asyncio."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ _SPECIAL = re.compile(r"[\\*?\[\]^-]")
 
 
 class _TLSConnection(redis.asyncio.SSLConnection):
-    """A connection that is encrypted as an `ssl.SSLContext` says."""
+    """A connection encrypted according to an `ssl.SSLContext`."""
 
     def __init__(self, *, context: SSLContext, **options: Any) -> None:
         super().__init__(**options)
-        self.ssl_context.context = context  # else it would make one
+        self.ssl_context.context = context  # otherwise it would create its own
 
 
 class RedisBroker:
-    """A Redis server, or what speaks its protocol.
+    """A Redis server, or another server that speaks its protocol.
 
     Args:
         url: See `wsfast.relay.redis()`.
-        prefix: What the names of channels begin with.
+        prefix: Beginning of the names of channels.
         timeout: Seconds without an answer after which a connection counts as lost.
-        ssl: How to encrypt connections; None for what `url` says.
+        ssl: Settings of the encryption; None for those in `url`.
     """
 
     def __init__(self, url: str, prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
         self.name: str = public_name(url, "redis://localhost:6379", "redis", "rediss", "unix")
         if ssl is not None and not url.startswith("rediss:"):
-            raise ValueError("with ssl, url must begin with rediss://")
+            raise ValueError("with ssl, url must begin with rediss://; leave ssl out, or change the scheme")
         if ssl is None and url.startswith("rediss:") and "ssl_" not in url:
-            ssl = create_default_context()  # redis-py before 6 would not check the name of the host
+            ssl = create_default_context()  # redis-py before 6 does not check the host name
         self._url = url
         self._ssl = ssl
         self._prefix = prefix
         self._timeout = timeout
 
     def _client(self) -> redis.asyncio.Redis:
-        # A connection that is lost is told to the relay at once, which knows what to do.
+        # No retries here: the relay hears of a lost connection at once, and reconnects.
         client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
             self._url,
-            # With errors to be retried, a PubSub would connect again before it raises them.
+            # For an error in supported_errors, a PubSub would reconnect before it raises the error.
             retry=Retry(NoBackoff(), 0, supported_errors=()),
-            socket_timeout=None,  # else there would be a timer for each reply; the relay has one for all
+            socket_timeout=None,  # otherwise each reply would need a timer; the relay has one for all
             socket_connect_timeout=self._timeout,
             decode_responses=False,
         )
@@ -65,7 +65,7 @@ class RedisBroker:
         return client
 
     def channel(self, interest: Address | Interest | None) -> bytes:
-        """Return the channel of an address, or the pattern of channels of a pattern."""
+        """Return the channel of an address, or Redis's pattern of channels for a pattern."""
         if interest is None:
             return f"{self._prefix}.all".encode()
         kind, name = interest
@@ -73,12 +73,12 @@ class RedisBroker:
             return f"{self._prefix}.{'u' if isinstance(name, str) else 'n'}.{name}".encode()
         if kind == "topic":
             return f"{self._prefix}.t.{name}".encode()
-        # More than matches the pattern may match this; the hub looks once more.
+        # Redis's pattern may match more topics than the hub's pattern; the hub filters them.
         tokens = ["*" if token == "*" else "?*" if token == ">" else _escaped(token) for token in name.split(".")]
         return f"{_escaped(self._prefix)}.t.{'.'.join(tokens)}".encode()
 
     async def open_sending(self) -> Sending:
-        """Connect to publish."""
+        """Connect for publishing."""
         client = self._client()
         try:
             await client.ping()
@@ -88,7 +88,7 @@ class RedisBroker:
         return _Sending(self, client)
 
     async def open_receiving(self, receive: Receive) -> Receiving:
-        """Connect to subscribe."""
+        """Connect for subscribing."""
         client = self._client()
         receiving = _Receiving(self, client, receive, self._timeout)
         try:
@@ -100,7 +100,7 @@ class RedisBroker:
 
 
 def _escaped(text: str) -> str:
-    """Return a pattern of Redis's that stands for itself."""
+    """Return a pattern of Redis that matches only this text."""
     return _SPECIAL.sub(lambda match: "\\" + match[0], text)
 
 
@@ -163,13 +163,13 @@ class _Receiving:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for future in self._awaited.values():  # nobody is to wait for what will not come
+            for future in self._awaited.values():  # these confirmations will not come
                 if not future.done():
                     future.set_exception(ConnectionResetError("the broker has closed the connection"))
-                    future.exception()  # whether anybody waits or not
+                    future.exception()  # marks it as retrieved, even if no task waits
 
     async def _watch(self) -> None:
-        """Raise TimeoutError when nothing is heard of the broker."""
+        """Raise TimeoutError when nothing is heard from the broker."""
         while True:
             heard, self._heard = self._heard, False
             if not heard:

@@ -1,4 +1,4 @@
-"""A relay: a hub, a broker, and what goes out and comes in."""
+"""A relay: connects a hub to a broker, in both directions."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ __all__ = ["Relay", "RelayStats"]
 logger: logging.Logger = logging.getLogger("wsfast")
 
 
-HOW_TO_BEGIN = "write `async with wsfast.relay...(hub, url):` around what it is for"
+HOW_TO_START = "start it with `async with wsfast.relay.redis(hub, url):` (or `nats`) around the code of your server"
 
 
 @dataclass(frozen=True, slots=True)
 class RelayStats:
-    """What became of messages for other processes and from them: published = sent + dropped + queued."""
+    """Counts of the messages for other processes and from them: published = sent + dropped + queued."""
 
     published: int
-    """Messages for other processes, one for each topic of those that were published to several."""
+    """Messages for other processes. A message to several topics counts once per topic."""
     sent: int
     """Messages that the broker has confirmed."""
     dropped: int
-    """Messages that were dropped since too many waited, or that were too large for the broker."""
+    """Messages dropped because too many waited, or because they were too large for the broker."""
     queued: int
     """Messages that wait, or that the broker has not confirmed yet."""
     received: int
     """Messages from other processes."""
     duplicates: int
-    """Messages that were received once more, and not delivered again."""
+    """Messages received again, and not delivered again."""
     malformed: int
-    """Messages that no relay of this version has sent; they were ignored."""
+    """Messages ignored because no relay of this version can have sent them."""
     rejected: int
-    """Messages that were ignored since they were not signed as they must be, or came by another channel than theirs."""
+    """Messages ignored because they were not signed correctly, or came by the channel of another topic or user."""
     gaps: int
-    """How often something was missing."""
+    """How often messages were missing."""
     lost: int
     """Messages from other processes that are missing."""
     reconnects: int
-    """How often the broker was connected to again, to publish or to subscribe."""
+    """How often the relay has reconnected to the broker, to publish or to subscribe."""
     subscriptions: int
-    """Topics, patterns and users that are subscribed to at the broker."""
+    """Topics, patterns and users that the relay is subscribed to at the broker."""
     connected: bool
-    """Whether it is connected to the broker, both to publish and to subscribe."""
+    """Whether the relay is connected to the broker, both to publish and to subscribe."""
 
 
 class Condition:
-    """What is so or not, and can be waited for: `if relay.connected: ...`, and `await relay.connected(timeout)`.
+    """A condition that can be tested and awaited: `if relay.connected: ...`, and `await relay.connected(timeout)`.
 
-    Calling it raises a TimeoutError if that takes longer than so many seconds; with None, it waits for ever.
+    The call takes a number of seconds, after which it raises TimeoutError. With None, it waits forever.
     """
 
     def __init__(self, holds: Callable[[], bool], wait: Callable[[], Awaitable[object]]) -> None:
@@ -80,14 +80,14 @@ class Condition:
         return f"<Condition {bool(self)}>"
 
     async def __call__(self, timeout: float | None = None) -> None:
-        """Wait until it is so."""
+        """Wait until the condition is true."""
         check_seconds("timeout", timeout, optional=True)
         async with asyncio.timeout(timeout):
             await self._wait()
 
 
 class _Unused:
-    """Stands in a hub for a relay that was made and has not begun: what is published goes to no other process."""
+    """Placeholder in a hub for a relay that was created and not started. It forwards nothing, and warns about that."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = ref(relay)
@@ -104,17 +104,18 @@ class _Unused:
     def forward(
         self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
     ) -> None:
-        """Warn, once, as long as the relay is there."""
+        """Log a warning once, as long as the relay exists."""
         relay = self._relay()
         if relay is not None and not self.warned:
             self.warned = True
-            logger.warning("%r has not begun, so nothing reaches other processes: %s", relay, HOW_TO_BEGIN)
+            logger.warning("%r was not started, so no message reaches other processes; %s", relay, HOW_TO_START)
 
 
 class Relay(Local):
-    """Forwards what is published in a hub to those of other processes, and what is published there to this one.
+    """Forwards messages of a hub to the hubs of other processes, and their messages to this hub.
 
-    An asynchronous context manager: it runs until it is left. See `wsfast.relay.redis()` and `wsfast.relay.nats()`.
+    It is an asynchronous context manager: it starts when `async with` is entered, and stops when it is left. Create it
+    with `wsfast.relay.redis()` or `wsfast.relay.nats()`.
     """
 
     hub: Hub
@@ -158,24 +159,28 @@ class Relay(Local):
         hub.expect(self._unused)
 
     def __del__(self) -> None:
-        unused: _Unused | None = getattr(self, "_unused", None)  # arguments may have been wrong
+        unused: _Unused | None = getattr(self, "_unused", None)  # None if __init__ has raised
         if unused is not None and not unused.warned:
-            logger.warning("%r is gone and has never begun: %s", self, HOW_TO_BEGIN)
+            logger.warning("%r was garbage collected without having been started; %s", self, HOW_TO_START)
 
     def __repr__(self) -> str:
         return f"<Relay of {self.hub!r} by {self._broker.name}>"
 
     @property
     def id(self) -> str:
-        """The name of this process in other ones, unique and random."""
+        """Random unique name of this relay. Other processes see it as `Gap.publisher`."""
         return f"{self._id:016x}"
 
     async def __aenter__(self) -> Relay:
-        """Begin. If the broker is not there within the timeout, a warning is logged; it goes on trying to connect.
+        """Start the relay.
+
+        If the broker cannot be reached within the timeout, a warning is logged, and the relay goes on trying to
+        connect.
 
         Raises:
-            RuntimeError: If the hub has a relay, or belongs to another event loop, or this was used before.
-            TypeError, ValueError: If one of the users of the hub is neither a str nor an int.
+            RuntimeError: If the hub has a relay already, the hub belongs to another event loop, or this relay was used
+                before.
+            TypeError, ValueError: If the hub has a user that is neither a str nor an int.
         """
         if self._tasks:
             raise RuntimeError("a Relay cannot be reused; create a new one")
@@ -199,7 +204,7 @@ class Relay(Local):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End. What waits is sent, if the broker takes it within the timeout."""
+        """Stop the relay. Waiting messages are sent, if the broker takes them within the timeout."""
         try:
             self._detach()
             if exc_type is None:
@@ -210,7 +215,7 @@ class Relay(Local):
             await self._end()
 
     def _detach(self) -> None:
-        if self._attached:  # else the hub may have another relay
+        if self._attached:  # otherwise the hub may have another relay
             self._attached = False
             self.hub.attach(None)
 
@@ -221,30 +226,34 @@ class Relay(Local):
         self._connected.clear()
 
     def _on_connected(self, which: str, connected: bool, reason: BaseException | None = None) -> None:
-        """Note a connection that was made or lost; log when that changes, or when there is none at the beginning."""
+        """Note that a connection was made or lost. Log when that changes, and when the first attempt fails."""
         before = self._connected.is_set()
         self._connections[which] = connected
         if all(self._connections.values()):
             self._connected.set()
             self._warned = False
             if not before:
-                logger.info("%r is connected", self)
+                logger.info("%r is connected to the broker", self)
             return
         self._connected.clear()
         if not connected and not self._warned:
             self._warned = True
-            # Not its repr, which of some redis-py has no text.
-            logger.warning("%r is not connected: %s", self, f"{type(reason).__name__}: {reason}".removesuffix(": "))
+            # Not the repr: exceptions of some releases of redis-py have a repr without a text.
+            logger.warning(
+                "%r is not connected to the broker and keeps trying: %s",
+                self,
+                f"{type(reason).__name__}: {reason}".removesuffix(": "),
+            )
 
     # ---- For users
 
     @property
     def connected(self) -> Condition:
-        """Whether it is connected to the broker; `await relay.connected(timeout)` waits until it is.
+        """Whether the relay is connected to the broker; `await relay.connected(timeout)` waits until it is.
 
         Raises:
-            RuntimeError: From `await`, before the relay has begun, or after its end.
-            TimeoutError: From `await`, if that takes longer than so many seconds.
+            RuntimeError: From `await`, before the relay was started or after it was stopped.
+            TimeoutError: From `await`, if that takes longer than `timeout` seconds.
         """
         return Condition(self._connected.is_set, partial(self._while_running, self._connected.wait))
 
@@ -253,19 +262,19 @@ class Relay(Local):
         """Whether the broker has confirmed all subscriptions that the hub needs; `await relay.subscribed()` waits.
 
         Raises:
-            RuntimeError: From `await`, before the relay has begun, or after its end.
-            TimeoutError: From `await`, if that takes longer than so many seconds.
+            RuntimeError: From `await`, before the relay was started or after it was stopped.
+            TimeoutError: From `await`, if that takes longer than `timeout` seconds.
         """
         subscriptions = self._subscriptions
         return Condition(lambda: subscriptions.up_to_date, partial(self._while_running, subscriptions.confirmed))
 
     async def _while_running(self, wait: Callable[[], Awaitable[object]]) -> None:
         if not self._attached:
-            raise RuntimeError(f"{self!r} does not run: {HOW_TO_BEGIN}")
+            raise RuntimeError(f"{self!r} is not running; {HOW_TO_START}")
         await wait()
 
     def stats(self) -> RelayStats:
-        """Return what became of messages so far."""
+        """Return the counts of the relay's messages so far."""
         outbound, inbound, subscriptions = self._outbound, self._inbound, self._subscriptions
         return RelayStats(
             published=outbound.published,
