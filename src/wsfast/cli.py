@@ -1,4 +1,4 @@
-"""The command line: `wsfast doctor`, and `wsfast bench` and `wsfast demo` where wsfast-bench is installed."""
+"""The command line: `wsfast doctor`; also `wsfast bench` and `wsfast demo` if wsfast-bench is installed."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from . import __version__
 __all__ = ["UnfitError", "main"]
 
 COMMANDS = {
-    "bench": ("wsfast_bench.bench", "measure what a broadcast costs, against websockets, picows and a loop of send()"),
-    "demo": ("wsfast_bench.demo.options", "watch broadcast() and a Channel at work, in a browser or in the terminal"),
-    "doctor": ("wsfast.doctor", "tell which core is in use and why, what is installed, and which limits will bite"),
+    "bench": (
+        "wsfast_bench.bench",
+        "measure the cost of a broadcast, compared with websockets, picows and a bare loop of send()",
+    ),
+    "demo": ("wsfast_bench.demo.options", "watch broadcast() and Channel at work, in a browser or in the terminal"),
+    "doctor": ("wsfast.doctor", "check the installation and the limits of this system for a number of clients"),
 }
-"""Each command's module, which has `DESCRIPTION` and `add_arguments()`, and its line in the help."""
+"""For each command, its module, which has `DESCRIPTION` and `add_arguments()`, and its line in the help."""
 
 
 class UnfitError(Exception):
-    """A command cannot do what was asked for; the text says why and what would help."""
+    """A command cannot do what was asked; the text says why, and what would help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: Arguments; None for those of the process.
+        argv: Arguments; None means those of the process.
 
     Returns:
-        The exit status: 0; 1 if the command failed, found a problem or is not installed; 130 if it was interrupted.
+        The exit status: 0 on success; 1 if the command failed, found a problem or is not installed; 130 if it was
+        interrupted.
 
     Raises:
-        SystemExit: With status 2 if the arguments are wrong, with 0 after `--help` and `--version`.
+        SystemExit: With status 2 if the arguments are wrong, and with 0 after `--help` and `--version`.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="wsfast", description="Fan-out over WebSocket connections.")
+    parser = argparse.ArgumentParser(prog="wsfast", description="Send messages to many WebSocket connections.")
     parser.add_argument("--version", action="version", version=f"wsfast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
@@ -49,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ModuleNotFoundError as exc:
             if exc.name != "wsfast_bench":
                 raise
-            print(f'wsfast {name}: not installed; pip install "wsfast[bench]"', file=sys.stderr)
+            install = 'pip install "wsfast[bench]", or in a clone: pip install ./benchmarks'
+            print(f"wsfast {name}: this command needs wsfast-bench, which is not installed; {install}", file=sys.stderr)
             return 1
         subparser.description = command.DESCRIPTION
         command.add_arguments(subparser)
@@ -64,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nwsfast {arguments.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as `head` does. Nor may the interpreter flush any more of it.
+        # The reader of the output has stopped reading, like `head`. The interpreter must not flush the rest either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status

@@ -389,7 +389,7 @@ def test_library_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", refuse)
     (finding,) = software._libraries()
     assert (finding.level, finding.cure) == ("note", "pip install --upgrade uvicorn")
-    assert "connections of uvicorn cannot be sent to: TypeError: takes uvicorn 0.35 or later" in finding.text
+    assert "wsfast cannot send to connections of uvicorn: TypeError: takes uvicorn 0.35 or later" in finding.text
 
 
 def test_free_threading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +400,7 @@ def test_free_threading(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.level, finding.value) == ("note", {"build": True, "gil": False})
     monkeypatch.setattr(sys, "_is_gil_enabled", lambda: True, raising=False)
     (finding,) = software._free_threading()
-    assert finding.text.startswith("a free-threaded build, and the GIL is on")
+    assert finding.text.startswith("a free-threaded build, but the GIL is on")
 
 
 def test_proactor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +430,7 @@ def test_sendfile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
     monkeypatch.setattr(software, "core", _pure)
-    assert found() == ("ok", "the twin leaves all writing to the transports", None)
+    assert found() == ("ok", "the pure-Python core leaves all writing to the transports", None)
     monkeypatch.setattr(software, "core", object())
     why = "sendfile() from memory to a socket fails here: Operation not permitted"
     assert found() == ("note", why, None)
@@ -495,12 +495,12 @@ def test_output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     monkeypatch.setattr(limits, "examine_limits", lambda clients: [])
     assert main(["doctor", "--clients", "7"]) == 0
     assert capsys.readouterr().out == (
-        "ok       long-key  fine\nnote     b         so\n                   cure: do\n"
-        "\nno problems, 1 note, for 7 clients\n"
+        "ok       long-key  fine\nnote     b         so\n                   fix: do\n"
+        "\nno problems, 1 note for 7 clients\n"
     )
     findings.append(Finding(key="c", level="problem", text="bad"))
     assert main(["doctor"]) == 1
-    assert capsys.readouterr().out.endswith("problem  c         bad\n\n1 problem, 1 note, for 10000 clients\n")
+    assert capsys.readouterr().out.endswith("problem  c         bad\n\n1 problem, 1 note for 10000 clients\n")
 
 
 def test_environment() -> None:
@@ -530,7 +530,7 @@ def test_extension_for_another_python(package: Path) -> None:
     finding = run(package=package, code=1)["by key"]["core"]
     assert (finding["level"], finding["value"]["why"]) == ("problem", "another Python")
     assert finding["value"]["strangers"] == [str(stranger)]
-    assert f"{stranger}; this one takes _core{importlib.machinery.EXTENSION_SUFFIXES[0]}" in finding["text"]
+    assert f"{stranger}; this one needs _core{importlib.machinery.EXTENSION_SUFFIXES[0]}" in finding["text"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no extension for Windows")

@@ -1,6 +1,6 @@
-"""`wsfast doctor`: which core is in use and why, what is installed, and which limits of the system will bite.
+"""`wsfast doctor`: checks the core, the installed software, and the limits of the system.
 
-`software` and `limits` look; what they find are objects of `finding`.
+The modules `software` and `limits` do the checks. Each check yields a `Finding`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from .limits import Finding
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
-DESCRIPTION = """Look at the installation and at the system, and say of each thing whether it is fine (ok), good to know
-(note), or will not work, or not for that many clients (problem); and which command cures it. The exit status is 1 if
-there is a problem, else 0."""
+DESCRIPTION = """Check the installation and the limits of this system. Each line begins with a level: ok (fine), note
+(works, but worth knowing) or problem (does not work, or not for that many clients). Where a command fixes it, the next
+line shows the command. The exit status is 1 if there is a problem, and 0 otherwise."""
 
-EPILOG = """--json prints an object with "wsfast" (its version), "clients" (for how many it was judged), "status" (the
-worst level), and "findings": for each, "key", "level" (ok, note, problem), "text", "cure" (a command, or null),
-"enough_for" (clients, or null) and "value" (what was read, an object). Keys are core, sendfile, python, free-threading,
-websockets, loop, asyncio-debug, compression, libraries, open-files, file-max, epoll, somaxconn, tcp_wmem, tcp_rmem,
-tcp_mem, notsent_lowat, ports, memory, processors, threads; those that do not exist on a system are left out."""
+EPILOG = """--json prints an object with "wsfast" (the version), "clients" (the number that limits are checked for),
+"status" (the worst level), and "findings". Each finding has "key", "level" (ok, note, problem), "text", "cure" (a
+command that fixes it, or null), "enough_for" (a number of clients, or null) and "value" (an object with the values that
+were read).
+Keys are core, sendfile, python, free-threading, websockets, loop, asyncio-debug, compression, libraries, open-files,
+file-max, epoll, somaxconn, tcp_wmem, tcp_rmem, tcp_mem, notsent_lowat, ports, memory, processors, threads; a key is
+left out where the system does not have it."""
 
 LEVELS = ("ok", "note", "problem")
 
 
 def positive(value: str) -> int:
-    """Parse an integer that is at least 1."""
+    """Parse an integer of at least 1."""
     if not value.isascii() or not value.isdigit() or int(value) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, not {value!r}")
     return int(value)
@@ -38,15 +40,19 @@ def positive(value: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument(
-        "--clients", type=positive, default=10_000, metavar="N", help="judge the limits for so many (10000)"
+        "--clients",
+        type=positive,
+        default=10_000,
+        metavar="N",
+        help="number of clients to check the limits for (default: 10000)",
     )
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs; its format is described below")
     parser.epilog = EPILOG
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Look at everything and print it; return 1 if there is a problem."""
+    """Run all checks and print the findings; return 1 if there is a problem."""
     from .limits import examine_limits
     from .software import examine_software
 
@@ -64,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(content, indent=1))
     else:
         _print(findings)
-        print(f"\n{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')}, for {clients} clients")
+        print(f"\n{_count(counts['problem'], 'problem')}, {_count(counts['note'], 'note')} for {clients} clients")
     return 1 if counts["problem"] else 0
 
 
@@ -73,7 +79,7 @@ def _print(findings: list[Finding]) -> None:
     for finding in findings:
         print(f"{finding.level:7}  {finding.key:{width}}  {finding.text}")
         if finding.cure is not None:
-            print(f"{'':7}  {'':{width}}  cure: {finding.cure}")
+            print(f"{'':7}  {'':{width}}  fix: {finding.cure}")
 
 
 def _count(number: int, what: str) -> str:

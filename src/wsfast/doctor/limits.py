@@ -1,4 +1,4 @@
-"""Limits of the system that thousands of connections run into, as far as they exist here."""
+"""Limits of the system that matter with thousands of connections. Those that do not exist on a system are left out."""
 
 from __future__ import annotations
 
@@ -20,40 +20,41 @@ Level: TypeAlias = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     key: str
-    """Its name, which stays the same from release to release."""
+    """Name of the check. It is the same in all releases."""
     level: Level
-    """`problem`: it will not work, or not for that many clients; `note`: it works, and one should know."""
+    """`problem`: it does not work, or not for that many clients; `note`: it works, but is worth knowing."""
     text: str
     cure: str | None = None
-    """A command that changes it."""
+    """A command that fixes it."""
     enough_for: int | None = None
-    """How many clients it is enough for, where that can be told."""
+    """Number of clients that it is enough for, where that is known."""
     value: Mapping[str, Any] = field(default_factory=dict)
-    """What was read, for machines."""
+    """The values that were read, for programs."""
 
 
 ROOT = Path("/")
-"""Where `proc` and `sys` are."""
+"""The directory that contains `proc` and `sys`."""
 
 SPARE = 64
-"""Descriptors of a server besides those of its clients: the event loop's, listeners, log files, the interpreter's."""
+"""Descriptors that a server needs besides those of its clients: event loop, listeners, log files, interpreter."""
 
 CLIENT_MEMORY = 64 << 10
-"""Bytes that a client is taken to need: `wsfast bench --memory` found 55 KiB for a stock connection with
-permessage-deflate, and the kernel has its part for the socket."""
+"""Bytes of memory assumed per client. `wsfast bench --memory` found 55 KiB for a stock connection with
+permessage-deflate; the kernel's share for the socket comes on top.
+"""
 
 UNLIMITED = 1 << 60
-"""What is not below this is no limit: version 1 of control groups has a number of pages for that."""
+"""Values from here on mean "no limit": version 1 of control groups has a huge number of pages for that."""
 
 CHANNEL_ROOM = 64 << 10
-"""Largest send buffer, in bytes, below which a socket cannot even hold what other systems hold by default."""
+"""Maximum size of the send buffer in bytes below which a socket holds less than other systems give by default."""
 
 
 def examine_limits(clients: int) -> Iterator[Finding]:
-    """Judge the limits of this system for a server with that many clients."""
+    """Check the limits of this system for a server with that many clients."""
     yield from _open_files(clients)
     yield from _open_files_of_all(clients)
     yield from _epoll(clients)
@@ -69,7 +70,7 @@ def examine_limits(clients: int) -> Iterator[Finding]:
 
 
 def _numbers(path: str) -> list[int] | None:
-    """Return the integers in a file; None if there is no such file, or something else in it."""
+    """Return the integers in a file; None if the file does not exist or contains anything else."""
     try:
         return [int(word) for word in (ROOT / path).read_text().split()] or None
     except (OSError, ValueError):
@@ -86,7 +87,7 @@ def _sysctl(name: str, value: object) -> str:
 
 
 def _power(number: int) -> int:
-    """Return the smallest power of two that is not below a number."""
+    """Return the smallest power of two that is not less than a number."""
     return 1 << max(number - 1, 0).bit_length()
 
 
@@ -110,7 +111,7 @@ def _open_files(clients: int) -> Iterator[Finding]:
     unlimited = resource.RLIM_INFINITY
     needed = clients + SPARE
     value = {"soft": None if soft == unlimited else soft, "hard": None if hard == unlimited else hard}
-    told = f"soft limit {_limit(value['soft'])}, hard limit {_limit(value['hard'])}"
+    told = f"open files per process: soft limit {_limit(value['soft'])}, hard limit {_limit(value['hard'])}"
     if value["soft"] is None:
         yield Finding(key="open-files", level="ok", text=f"{told}: enough", value=value)
         return
@@ -121,7 +122,7 @@ def _open_files(clients: int) -> Iterator[Finding]:
         return
     cure: str | None = f"ulimit -n {needed}"
     if hard != unlimited and hard < needed:
-        # The hard limit is root's to raise, by prlimit for the shell in which the server is started next.
+        # Only root can raise the hard limit: by prlimit, for the shell in which the server is started next.
         cure = f"sudo prlimit --pid $$ --nofile={needed}:{needed}" if sys.platform == "linux" else None
         largest = _number("proc/sys/fs/nr_open")
         if cure is not None and largest is not None and largest < needed:
@@ -144,7 +145,7 @@ def _open_files_of_all(clients: int) -> Iterator[Finding]:
     yield Finding(
         key="file-max",
         level="ok" if enough >= clients else "problem",
-        text=f"all processes together may have {most} files open, and have {used}: enough for {enough} clients",
+        text=f"open files of all processes: {used} of at most {most}; enough for {enough} clients",
         cure=None if enough >= clients else _sysctl("fs.file-max", _power(used + clients + SPARE)),
         enough_for=enough,
         value={"max": most, "allocated": used},
@@ -155,13 +156,13 @@ def _epoll(clients: int) -> Iterator[Finding]:
     most = _number("proc/sys/fs/epoll/max_user_watches")
     if most is None:
         return
-    # The event loop watches each connection, and a channel those once more whose buffers are full.
+    # The event loop watches each connection. A channel watches those with full buffers a second time.
     enough = most // 2
     level: Level = "ok" if enough >= clients else "note" if most >= clients + SPARE else "problem"
     yield Finding(
         key="epoll",
         level=level,
-        text=f"{most} sockets may be watched: enough for {enough} clients, all of them slow",
+        text=f"epoll can watch {most} sockets: enough for {enough} clients, even if all are slow (two watches each)",
         cure=None if level == "ok" else _sysctl("fs.epoll.max_user_watches", _power(2 * (clients + SPARE))),
         enough_for=enough,
         value={"max_user_watches": most},
@@ -175,9 +176,11 @@ def _backlog(clients: int) -> Iterator[Finding]:
     most = _number("proc/sys/net/core/somaxconn")
     if most is None:
         return
-    text = f"{most} connections may wait to be accepted, if serve(..., backlog={most}) asks for them (asyncio: 100)"
+    text = (
+        f"up to {most} connections can wait to be accepted, with serve(..., backlog={most}); asyncio's default is 100"
+    )
     if most < clients:
-        text += f"; of {clients} clients that come back at once, the others try again after a second or more"
+        text += f"; if all {clients} clients reconnect at once, the rest retry after a second or more"
     yield Finding(
         key="somaxconn",
         level="ok" if most >= clients else "note",
@@ -197,8 +200,8 @@ def _send_buffers() -> Iterator[Finding]:
     yield Finding(
         key="tcp_wmem",
         level="note" if small else "ok",
-        text=f"a send buffer begins with {_size(first)} and grows to {_size(most)}"
-        + (": a longer message never leaves in one system call" if small else ""),
+        text=f"send buffers: {_size(first)}, growing to {_size(most)}"
+        + ("; a larger message always needs several system calls" if small else ""),
         cure=_sysctl("net.ipv4.tcp_wmem", f'"{least} {max(first, 16384)} 4194304"') if small else None,
         value={"min": least, "default": first, "max": most},
     )
@@ -212,8 +215,8 @@ def _receive_buffers() -> Iterator[Finding]:
     yield Finding(
         key="tcp_rmem",
         level="ok",
-        text=f"a receive buffer begins with {_size(first)} and grows to {_size(most)}: what the kernel keeps of "
-        "messages that nobody reads",
+        text=f"receive buffers: {_size(first)}, growing to {_size(most)}; the kernel keeps that much unread data per "
+        "socket",
         value={"min": least, "default": first, "max": most},
     )
 
@@ -230,8 +233,8 @@ def _tcp_memory(clients: int) -> Iterator[Finding]:
     yield Finding(
         key="tcp_mem",
         level="ok" if enough >= clients else "note",
-        text=f"all sockets together may hold {_size(pressure)} before the kernel cuts their buffers: enough for "
-        f"{enough} clients with {_size(buffers[1])} each on its way",
+        text=f"buffers of all sockets together: {_size(pressure)} before the kernel shrinks them; enough for {enough} "
+        f"clients with {_size(buffers[1])} each in flight",
         cure=None
         if enough >= clients
         else _sysctl("net.ipv4.tcp_mem", f'"{pages * 3 // 4} {pages} {max(pages * 3 // 2, numbers[2])}"'),
@@ -253,9 +256,9 @@ def _notsent_lowat() -> Iterator[Finding]:
         except OSError:
             pass
     if works:
-        text = "there is TCP_NOTSENT_LOWAT: a channel notices a slow client when 16 KiB have not left, not megabytes"
+        text = "TCP_NOTSENT_LOWAT is available: a channel notices a slow client at 16 KiB of unsent data, not megabytes"
     else:
-        text = "there is no TCP_NOTSENT_LOWAT: a channel notices a slow client only when the kernel's buffer is full"
+        text = "TCP_NOTSENT_LOWAT is missing: a channel notices a slow client only when the kernel's buffer is full"
     yield Finding(key="notsent_lowat", level="ok" if works else "note", text=text, value={"available": works})
 
 
@@ -266,11 +269,14 @@ def _ports(clients: int) -> Iterator[Finding]:
     low, high = numbers
     enough = max(high - low + 1, 0) - _reserved(low, high)
     level: Level = "ok" if enough >= clients else "note"
-    # The ports below 1024 are not for everybody.
+    # Ports below 1024 need privileges.
     helps = level == "note" and clients <= 65535 - 1024 + 1
-    text = f"ports {low} to {high}: enough for {enough} clients on this machine of one server, as in wsfast bench"
+    text = (
+        f"local ports {low} to {high}: enough for {enough} clients that run on this machine, as in wsfast bench; "
+        "clients elsewhere need none"
+    )
     if level == "note" and not helps:
-        text += "; let more come from other addresses (127.0.0.2) or machines"
+        text += "; connect more from other addresses (127.0.0.2) or machines"
     yield Finding(
         key="ports",
         level=level,
@@ -282,7 +288,7 @@ def _ports(clients: int) -> Iterator[Finding]:
 
 
 def _reserved(low: int, high: int) -> int:
-    """Return how many ports of a range are not given to clients."""
+    """Return the number of ports in a range that are reserved, and so not given to clients."""
     try:
         text = (ROOT / "proc/sys/net/ipv4/ip_local_reserved_ports").read_text()
     except OSError:
@@ -310,10 +316,10 @@ def _memory(clients: int) -> Iterator[Finding]:
         key="memory",
         level="ok" if enough >= clients else "note",
         text=f"{owner} has {_size(limit)}: enough for {enough} clients of {_size(CLIENT_MEMORY)} each (stock "
-        "connections with compression), and for nothing else",
+        "connections with compression), if nothing else needs memory",
         cure=None
         if enough >= clients
-        else "wsfast bench --memory only --compression none,deflate   (tells what they need)",
+        else "wsfast bench --memory only --compression none,deflate   (measures the memory per client)",
         enough_for=enough,
         value={"bytes": limit, "of": source},
     )
@@ -334,16 +340,16 @@ def _processors() -> Iterator[Finding]:
         yield Finding(
             key="processors",
             level="note",
-            text=f"this control group has {share:.2g} of a processor: after that part of each period, all of the "
-            "server stands still",
-            cure="docker update --cpus 1 CONTAINER   (or whatever sets cpu.max of the control group)",
+            text=f"the CPU quota of this control group is {share:.2g} processors: once it is used up, the whole server "
+            "stops until the next period",
+            cure="docker update --cpus 1 CONTAINER   (or another way to raise cpu.max of the control group)",
             value=value,
         )
         return
     told = f"{count} processor{'s' * (count > 1)} for this process"
-    told += "" if share is None else f", {share:.3g} of a processor's time for its control group"
+    told += "" if share is None else f"; its control group has a CPU quota of {share:.3g} processors"
     if count < 2:
-        text = f"{told}; in wsfast bench, server and clients are in each other's way"
+        text = f"{told}; in wsfast bench, server and clients share it and slow each other down"
         yield Finding(key="processors", level="note", text=text, value=value)
     else:
         yield Finding(key="processors", level="ok", text=told, value=value)
@@ -351,18 +357,18 @@ def _processors() -> Iterator[Finding]:
 
 def _threads() -> Iterator[Finding]:
     default = default_threads(ROOT)
-    threads = "1 thread sends" if default.number == 1 else f"{default.number} threads send"
-    told = f"{threads} to 256 connections or more: {default.reason}"
+    threads = f"{default.number} thread{'s' * (default.number != 1)}"
+    told = f"{threads} for sending to 256 connections or more: {default.reason}"
     yield Finding(key="threads", level="ok", text=told, value=default._asdict())
 
 
 def _cgroup_limit(controller: str, second: str, first: str) -> int | None:
-    """Return the least of the limits of all groups that this process is in."""
+    """Return the lowest limit of all control groups that this process is in."""
     limits = []
     for version, group in control_groups(controller, ROOT):
         try:
             limit = int((group / (second if version == 2 else first)).read_text())
-        except (OSError, ValueError):  # "max", or there is none here
+        except (OSError, ValueError):  # "max", or no such file
             continue
         if 0 <= limit < UNLIMITED:
             limits.append(limit)

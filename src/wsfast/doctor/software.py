@@ -1,4 +1,4 @@
-"""What is installed: the core, Python, the event loop, libraries."""
+"""The installed software: the core, Python, the event loop, libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .limits import Finding
 __all__ = ["examine_software"]
 
 REBUILD = "WSFAST_REQUIRE_EXT=1 pip install --force-reinstall --no-cache-dir --no-deps ."
-"""In a clone. What keeps the extension from being built is an error then."""
+"""For a clone. With this variable, an error of the build stops the installation."""
 
 LIBRARIES: dict[str, str | None] = {
     "aiohttp": "aiohttp",
@@ -41,14 +41,16 @@ LIBRARIES: dict[str, str | None] = {
     "uvicorn": "uvicorn",
     "wsproto": "wsproto",
 }
-"""Libraries whose connections can be sent to, each with the adapter that knows its private names if it is its own."""
+"""Libraries whose connections wsfast can send to, each with the adapter that knows its private names; None if it uses
+another library's.
+"""
 
 RELATED = ("redis", "nats-py", "prometheus-client")
-"""What the extras of wsfast are for."""
+"""Packages that wsfast's extras install."""
 
 
 def examine_software() -> Iterator[Finding]:
-    """Look at everything that is installed."""
+    """Check everything that is installed."""
     yield from _core()
     yield from _sendfile()
     yield from _python()
@@ -65,14 +67,14 @@ def examine_software() -> Iterator[Finding]:
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """What there is of the extension."""
+    """The compiled extension that was found."""
 
     file: str | None = None
-    """The one that this Python would import."""
+    """The file that this Python would import."""
     error: str | None = None
-    """Why that does not load."""
+    """Why it does not load."""
     strangers: tuple[str, ...] = ()
-    """Files that look like the extension and are for another Python."""
+    """Files that look like the extension, but are for another Python."""
 
 
 def _core() -> Iterator[Finding]:
@@ -82,7 +84,7 @@ def _core() -> Iterator[Finding]:
         yield Finding(
             key="core",
             level="ok",
-            text=f"the extension, {file}",
+            text=f"C extension: {file}",
             value={"in_use": "extension", "why": "built", "file": file},
         )
         return
@@ -93,7 +95,8 @@ def _core() -> Iterator[Finding]:
         yield Finding(
             key="core",
             level="note" if broken is None else "problem",
-            text="the twin in plain Python, since WSFAST_PURE is set" + (f"; and {broken}" if broken else ""),
+            text="pure-Python core, which is slower, because WSFAST_PURE is set"
+            + (f"; also, {broken}" if broken else ""),
             cure="unset WSFAST_PURE" if broken is None else REBUILD,
             value={**value, "why": "WSFAST_PURE"},
         )
@@ -101,19 +104,19 @@ def _core() -> Iterator[Finding]:
         yield Finding(
             key="core",
             level="problem",
-            text=f"the twin in plain Python, since {broken}",
+            text=f"pure-Python core, which is slower, because {broken}",
             cure=REBUILD,
             value={**value, "why": "broken" if extension.error else "another Python"},
         )
     elif sys.platform == "win32":
-        text = "the twin in plain Python: there is no extension for Windows"
+        text = "pure-Python core, which is slower: there is no C extension for Windows"
         yield Finding(key="core", level="note", text=text, value={**value, "why": "Windows"})
     else:
         directory = Path(_pure.__file__).parent
         yield Finding(
             key="core",
             level="note",
-            text=f"the twin in plain Python, since no extension was built: there is none in {directory}",
+            text=f"pure-Python core, which is slower, because no C extension was built: {directory} has none",
             cure=f"{REBUILD}   (in a clone, with a C compiler)",
             value={**value, "why": "not built"},
         )
@@ -121,11 +124,11 @@ def _core() -> Iterator[Finding]:
 
 def _describe_broken(extension: Extension) -> str | None:
     if extension.error is not None:
-        return f"the extension does not load: {extension.error} ({extension.file})"
+        return f"the C extension does not load: {extension.error} ({extension.file})"
     if extension.file is None and extension.strangers:
         suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
         files = ", ".join(extension.strangers)
-        return f"the extension was built for another Python: {files}; this one takes _core{suffix}"
+        return f"the C extension was built for another Python: {files}; this one needs _core{suffix}"
     return None
 
 
@@ -147,11 +150,11 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location("wsfast._core._core", sys.argv[1])
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 """
-"""Loads that very file, whatever else is installed; the extension imports nothing of wsfast."""
+"""Loads exactly that file, whatever else is installed; the extension imports nothing of wsfast."""
 
 
 def _try_to_load(file: str) -> str | None:
-    """Load the extension in a process of its own, since it may crash; return why it does not."""
+    """Load the extension in a separate process, since it may crash; return why it does not load."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", LOAD, file],
         stdout=subprocess.DEVNULL,
@@ -170,7 +173,7 @@ def _sendfile() -> Iterator[Finding]:
         return
     why, cure = None, None
     if core is _pure:
-        why = "the twin leaves all writing to the transports"
+        why = "the pure-Python core leaves all writing to the transports"
     elif os.environ.get("WSFAST_SENDFILE") == "0":
         why, cure = "WSFAST_SENDFILE is 0", "unset WSFAST_SENDFILE"
     else:
@@ -178,12 +181,12 @@ def _sendfile() -> Iterator[Finding]:
             _try_sendfile()
         except OSError as exc:
             why = f"sendfile() from memory to a socket fails here: {exc.strerror}"
-    text = "large frames for many leave by sendfile(), from memory that all sockets share"
+    text = "large frames to many connections are sent by sendfile(), from memory that all sockets share"
     if why is not None:
-        text = f"large frames are copied for each connection, since {why}"
+        text = f"large frames are copied for each connection, because {why}"
     yield Finding(
         key="sendfile",
-        level="ok" if why is None or core is _pure else "note",  # that of the twin is noted already
+        level="ok" if why is None or core is _pure else "note",  # the pure-Python core has a note of its own
         text=text,
         cure=cure,
         value={"in_use": why is None, "why": why},
@@ -209,7 +212,7 @@ def _python() -> Iterator[Finding]:
         matches = (re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in lines)
         tested = [match[1] for match in matches if match is not None]
     except importlib.metadata.PackageNotFoundError:
-        text = f"{name} {version}; wsfast is not installed, so nothing tells which ones it is tested with"
+        text = f"{name} {version}; unknown whether wsfast is tested with it (wsfast is not installed)"
         yield Finding(key="python", level="note", text=text, value=value)
         return
     value["tested"] = tested
@@ -223,11 +226,11 @@ def _free_threading() -> Iterator[Finding]:
     free = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
     enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     if not free:
-        text = "no: this Python has its GIL"
+        text = "no: this Python has a GIL"
     elif enabled:
-        text = "a free-threaded build, and the GIL is on: some module, or PYTHON_GIL, has it so, and not wsfast"
+        text = "a free-threaded build, but the GIL is on: another module or PYTHON_GIL has enabled it, not wsfast"
     else:
-        text = "a free-threaded build without the GIL: there may be an event loop in each of several threads"
+        text = "a free-threaded build without the GIL: several threads can each run an event loop"
     value = {"build": free, "gil": enabled}
     yield Finding(key="free-threading", level="note" if free else "ok", text=text, value=value)
 
@@ -245,7 +248,9 @@ def _websockets() -> Iterator[Finding]:
         pass
     value = {"version": version, "supported": wanted}
     if wanted is None:
-        yield Finding(key="websockets", level="note", text=f"{version}; not known whether supported", value=value)
+        yield Finding(
+            key="websockets", level="note", text=f"{version}; unknown whether wsfast supports it", value=value
+        )
         return
     least, below = (re.search(rf"{sign}(\d+)", wanted) for sign in (">=", "<"))
     major = int(version.partition(".")[0])
@@ -253,7 +258,7 @@ def _websockets() -> Iterator[Finding]:
     yield Finding(
         key="websockets",
         level="ok" if right else "problem",
-        text=version if right else f"{version} is not supported, but {wanted}",
+        text=version if right else f"{version} is not supported; wsfast needs {wanted}",
         cure=None if right else f'pip install "websockets{wanted}"',
         value=value,
     )
@@ -271,7 +276,7 @@ def _loop() -> Iterator[Finding]:
         yield Finding(
             key="loop",
             level="note",
-            text=f"{name}, asyncio's default here: each connection is sent to by websockets' own method",
+            text=f"{name}, asyncio's default here: wsfast sends through websockets' own method, and is no faster",
             value=value,
         )
         return
@@ -279,21 +284,25 @@ def _loop() -> Iterator[Finding]:
     if isinstance(loop, asyncio.SelectorEventLoop):
         text += f" ({selectors.DefaultSelector.__name__})"
     if value["uvloop"] is not None:
-        text += f"; uvloop {value['uvloop']} is installed, and used by who runs uvloop.run()"
+        text += f"; uvloop {value['uvloop']} is installed: use it with uvloop.run()"
     elif sys.platform != "win32":
-        text += "; uvloop, which is optional, is not installed"
+        text += "; uvloop is not installed (optional)"
     yield Finding(key="loop", level="ok", text=text, value=value)
 
 
 def _debug() -> Iterator[Finding]:
     variable = not sys.flags.ignore_environment and bool(os.environ.get("PYTHONASYNCIODEBUG"))
     on = bool(sys.flags.dev_mode) or variable
-    why = "PYTHONASYNCIODEBUG is set" if variable else "Python runs in development mode (-X dev, PYTHONDEVMODE)"
+    why = "PYTHONASYNCIODEBUG is set" if variable else "Python runs in development mode (-X dev or PYTHONDEVMODE)"
     yield Finding(
         key="asyncio-debug",
         level="note" if on else "ok",
-        text=f"on, since {why}: event loops check more and are slower" if on else "off",
-        cure=None if not on else "unset PYTHONASYNCIODEBUG" if variable else "unset PYTHONDEVMODE   (or no -X dev)",
+        text=f"on, because {why}: event loops make more checks and are slower" if on else "off",
+        cure=None
+        if not on
+        else "unset PYTHONASYNCIODEBUG"
+        if variable
+        else "unset PYTHONDEVMODE   (or run without -X dev)",
         value={"on": on},
     )
 
@@ -309,11 +318,11 @@ def _compression() -> Iterator[Finding]:
     value = {"default": default, "zlib": zlib.ZLIB_RUNTIME_VERSION}
     if default == "deflate":
         text = (
-            "serve() negotiates permessage-deflate by default: broadcast() compresses a message once for all, "
-            f"by zlib {zlib.ZLIB_RUNTIME_VERSION}; serve(..., compression=None) does without"
+            "serve() negotiates permessage-deflate by default: broadcast() compresses a message once for all clients, "
+            f"with zlib {zlib.ZLIB_RUNTIME_VERSION}; serve(..., compression=None) turns it off"
         )
     else:
-        text = f"serve() compresses nothing by default; zlib {zlib.ZLIB_RUNTIME_VERSION}"
+        text = f"serve() does not compress by default; zlib {zlib.ZLIB_RUNTIME_VERSION}"
     yield Finding(key="compression", level="ok", text=text, value=value)
 
 
@@ -326,9 +335,12 @@ def _libraries() -> Iterator[Finding]:
                 importlib.import_module(f"wsfast.connections.{adapter}")
             except Exception as exc:
                 refused[name] = f"{type(exc).__name__}: {exc}"
-    text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "none of those with adapters"
+    text = (
+        ", ".join(f"{name} {version}" for name, version in versions.items())
+        or "none of the libraries that wsfast supports"
+    )
     for name, reason in refused.items():
-        text += f"; connections of {name} cannot be sent to: {reason}"
+        text += f"; wsfast cannot send to connections of {name}: {reason}"
     yield Finding(
         key="libraries",
         level="note" if refused else "ok",
