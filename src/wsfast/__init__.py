@@ -1,6 +1,6 @@
-"""Fan-out over WebSocket connections as fast as the kernel allows.
+"""Send messages to many WebSocket connections, as fast as the kernel allows.
 
-Say `wsfast.broadcast(connections, message)` instead of `websockets.broadcast(connections, message)`.
+Call `wsfast.broadcast(connections, message)` in place of `websockets.broadcast(connections, message)`.
 """
 
 import importlib
@@ -62,7 +62,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs another package when it is first asked for."""
+    """Import modules that need another package when they are first used."""
     if name in ("prometheus", "trio", "uvicorn"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
