@@ -1,4 +1,4 @@
-"""What the public classes and functions ask of their arguments, so that a mistake is told where it is made."""
+"""Checks of the arguments of public classes and functions, so that a mistake raises an error where it is made."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _described(value: object) -> str:
 
 
 def check_integer(name: str, value: Any, *, least: int = 1, most: int | None = None, optional: bool = False) -> None:
-    """Check the number of something.
+    """Check an integer argument.
 
     Raises:
-        TypeError: If it is no integer, nor None if that is allowed.
+        TypeError: If it is not an integer, nor None if that is allowed.
         ValueError: If it is less than `least`, which is 0 or 1, or more than `most`.
     """
     if value is None and optional:
@@ -51,8 +51,8 @@ def check_seconds(name: str, value: Any, *, optional: bool = False) -> None:
     """Check a duration.
 
     Raises:
-        TypeError: If it is no number, nor None if that is allowed.
-        ValueError: If it is not positive, as NaN, or infinite.
+        TypeError: If it is not a number, nor None if that is allowed.
+        ValueError: If it is not positive (NaN included), or infinite.
     """
     if value is None and optional:
         return
@@ -66,10 +66,10 @@ def check_seconds(name: str, value: Any, *, optional: bool = False) -> None:
 
 
 def check_str(name: str, value: object) -> None:
-    """Check a text.
+    """Check a string argument.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not a string.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {_described(value)}")
@@ -85,10 +85,10 @@ def _is_coroutine_function(function: Any) -> bool:
 
 
 def check_callback(name: str, callback: object, *, optional: bool = True) -> None:
-    """Check what is to be called back.
+    """Check a callback.
 
     Raises:
-        TypeError: If it cannot be called, or is a coroutine function: nobody would wait for what that returns.
+        TypeError: If it is not callable, or is a coroutine function, whose result would never be awaited.
     """
     if callback is None and optional:
         return
@@ -96,8 +96,8 @@ def check_callback(name: str, callback: object, *, optional: bool = True) -> Non
         raise TypeError(f"{name} must be a function, not {_described(callback)}")
     if _is_coroutine_function(callback):
         raise TypeError(
-            f"{name} must be a plain function, not a coroutine function, which nobody would await: "
-            "have it call asyncio.create_task()"
+            f"{name} must be a plain function, not a coroutine function, whose result would never be awaited; "
+            "give a function that calls asyncio.create_task()"
         )
 
 
@@ -105,31 +105,31 @@ def several(name: str, what: str, values: Iterable[Any]) -> list[Any]:
     """Return several values as a list.
 
     Raises:
-        TypeError: If it is a single one.
+        TypeError: If it is a single value.
     """
     if type(values) is not tuple and (isinstance(values, (str, bytes)) or not isinstance(values, Iterable)):
         raise TypeError(
-            f"{name} must be several {what}, not a {type(values).__name__}; write [...] around a single one"
+            f"{name} must be an iterable of {what}, not {type(values).__name__}; write [...] around a single one"
         )
     return list(values)
 
 
 def connections_in(name: str, values: Iterable[Any]) -> list[Any]:
-    """Return several connections as a list. Some may never have been subscribed.
+    """Return several connections as a list. Some of them may never have been subscribed.
 
     Raises:
-        TypeError: If it is a single one, or one of them is the name of a user, or a number.
+        TypeError: If it is a single connection, or one of the values is the name of a user or a number.
     """
     connections = several(name, "connections", values)
     for connection in connections:
         if isinstance(connection, (str, bytes, int)):
-            raise TypeError(f"{name} must be connections, not {_described(connection)}")
+            raise TypeError(f"{name} must contain only connections, not {_described(connection)}")
     return connections
 
 
 @contextlib.contextmanager
 def needs(install: str, *modules: str) -> Iterator[None]:
-    """Have an import of what is not installed tell how to install it.
+    """Wrap the import of an optional package: if it is missing, the error says how to install it.
 
     Raises:
         ModuleNotFoundError: If one of the modules is missing.
@@ -140,20 +140,22 @@ def needs(install: str, *modules: str) -> Iterator[None]:
         missing = (exc.name or "").partition(".")[0]
         if missing not in modules:
             raise
-        raise ModuleNotFoundError(f'{missing} is missing or too old; pip install "{install}"', name=exc.name) from None
+        raise ModuleNotFoundError(
+            f'{missing} is not installed, or is too old; install it with: pip install "{install}"', name=exc.name
+        ) from None
 
 
 class Local:
-    """What belongs to one process: it is neither pickled, nor copied."""
+    """Base class of objects that belong to one process, and can be neither pickled nor copied."""
 
     __slots__ = ()
 
-    _instead = "create one in each process, and connect their hubs by a relay, as wsfast.relay.redis(hub, url)"
-    """What to do instead."""
+    _instead = "create one in each process, and connect the hubs by a relay, for example wsfast.relay.redis(hub, url)"
+    """What the error message recommends instead."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
-            f"cannot pickle or copy a {name}: its connections belong to this process, and a copy of it would reach "
-            f"nobody; {self._instead}"
+            f"cannot pickle or copy a {name}: its connections belong to this process, and a copy could not send to "
+            f"them; {self._instead}"
         )

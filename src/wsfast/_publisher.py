@@ -1,4 +1,4 @@
-"""What channels and hubs have in common: publishers, their counts, and streams of what they publish."""
+"""The parts that channels and hubs share: publishers, their counts, and streams of their messages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .policies import Disconnect, Policy
 __all__ = ["NOTSENT_LOWAT", "STREAM_BOUND", "Publisher", "Stream", "Streams"]
 
 NOTSENT_LOWAT = 16384
-"""Bytes that the kernel keeps for a subscriber and has not sent yet: beyond, it takes no more."""
+"""Bytes of unsent data that the kernel buffers for a subscriber; beyond that, it takes no more."""
 
 STREAM_BOUND = 1024
-"""Messages that wait in a stream."""
+"""Maximum number of messages that wait in a stream."""
 
 
 class Publisher(Local):
-    """Publishes messages to connections that are subscribed: what a `Channel` and a `Hub` have in common."""
+    """Publishes messages to subscribed connections: the common base of `Channel` and `Hub`."""
 
     def __init__(
         self,
@@ -61,25 +61,25 @@ class Publisher(Local):
         self.on_disconnect = on_disconnect
         self.on_recover = on_recover
         self._notsent_lowat = notsent_lowat
-        self._subscriptions: dict[int, Any] = {}  # of each slot
+        self._subscriptions: dict[int, Any] = {}  # by slot
         self._dispatcher: Dispatcher | None = None
-        self._left = 0, 0, 0, 0  # published, sent, dropped, conflated of those that have left
+        self._left = 0, 0, 0, 0  # counts of former subscribers: published, sent, dropped, conflated
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}{f' {self.name!r}' if self.name else ''}>"
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop that it belongs to; None if it has not been used yet."""
+        """The event loop that it belongs to; None before the first use."""
         return None if self._dispatcher is None else self._dispatcher.loop
 
     def __len__(self) -> int:
-        """How many connections are subscribed."""
+        """Number of subscribed connections."""
         return len(self._subscriptions)
 
     @property
     def _calls(self) -> Calls | None:
-        """The calls of its event loop, if it has one yet."""
+        """The calls of its event loop; None before the first use."""
         return None if self._dispatcher is None else self._dispatcher.calls
 
     def _bind(self) -> Dispatcher:
@@ -89,7 +89,10 @@ class Publisher(Local):
             loop = None
         if self._dispatcher is None:
             if loop is None:
-                raise RuntimeError(f"a {type(self).__name__} must be used in a running event loop")
+                raise RuntimeError(
+                    f"a {type(self).__name__} must be used in a running event loop; call it in a coroutine, for "
+                    "example one that asyncio.run() runs"
+                )
             self._dispatcher = Dispatcher.of(loop)
         elif loop is not self._dispatcher.loop or self._dispatcher.calls.forked:
             self._check_process(self._dispatcher)
@@ -102,19 +105,21 @@ class Publisher(Local):
     def _check_process(self, dispatcher: Dispatcher) -> None:
         if dispatcher.calls.forked:
             raise RuntimeError(
-                f"the {type(self).__name__} was used before os.fork(), and its connections are the parent's: "
-                f"{self._instead}"
+                f"the {type(self).__name__} was used before os.fork(), so its connections belong to the parent "
+                f"process; {self._instead}"
             )
 
     def _loop_of_thread(self) -> asyncio.AbstractEventLoop:
         """Return the event loop that another thread may call."""
         if self._dispatcher is None:
-            raise RuntimeError(f"the {type(self).__name__} has no event loop yet: subscribe or publish in it first")
+            raise RuntimeError(
+                f"the {type(self).__name__} has no event loop yet; subscribe or publish once in its event loop first"
+            )
         self._check_process(self._dispatcher)
         return self._dispatcher.loop
 
     def _prepare_socket(self, connection: Any) -> None:
-        """Have the kernel not take megabytes for a client that reads nothing."""
+        """Keep the kernel from buffering megabytes for a client that reads nothing."""
         if self._notsent_lowat is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             sock = connection.transport.get_extra_info("socket")
             if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -125,7 +130,7 @@ class Publisher(Local):
         """Return the subscription of a connection: a new one if it has none."""
         dispatcher = self._bind()
         connection = adapt(connection)
-        with core.collector_paused:  # finalizers may subscribe it as well
+        with core.collector_paused:  # finalizers may subscribe the connection as well
             peer = dispatcher.admit(connection)
             try:
                 subscription = self._subscriptions.get(peer.slot)
@@ -149,12 +154,12 @@ class Publisher(Local):
         raise NotImplementedError
 
     def _begin(self, subscription: Any, peer: core.Peer) -> None:
-        """Have a new subscription get what is published."""
+        """Start publishing to a new subscription."""
 
     def _withdraw(self, peer: core.Peer) -> None:
-        """End the subscription of a connection, though it may have come into being in part only."""
+        """End the subscription of a connection, even if it was created only in part."""
         dispatcher = self._bind()
-        dispatcher.flush_for(peer)  # it may have got history, which cannot be taken back
+        dispatcher.flush_for(peer)  # the history may have been sent, and cannot be taken back
         for subscription in peer.subscriptions:
             if subscription.publisher is self:
                 subscription.end_alone()
@@ -162,13 +167,13 @@ class Publisher(Local):
             dispatcher.release(peer)
 
     def exclude(self, slot: int) -> None:
-        """Have no more messages be published to a slot."""
+        """Publish no more messages to a slot."""
         raise NotImplementedError
 
     def _slots_of(self, connections: Iterable[object]) -> set[int]:
-        """Return the slots of those of some connections that are subscribed."""
+        """Return the slots of connections, without those that are not subscribed."""
         slots: set[int] = set()
-        for connection in list(connections):  # which may run code of the caller's
+        for connection in list(connections):  # may run the caller's code
             peer: core.Peer | None = getattr(adapt(connection), PEER, None)
             if peer is not None and peer.dispatcher is self._dispatcher and peer.slot in self._subscriptions:
                 slots.add(peer.slot)
@@ -181,7 +186,7 @@ class Publisher(Local):
         return self._subscriptions.get(peer.slot)
 
     def remove(self, subscription: Any, peer: core.Peer) -> None:
-        """Forget a subscription that has ended, but for its counts."""
+        """Forget a subscription that has ended, and keep its counts."""
         if peer.slot not in self._subscriptions or self._subscriptions[peer.slot] is not subscription:
             return
         stats = subscription.stats()
@@ -199,18 +204,18 @@ class Publisher(Local):
             self._left = left
 
     def report(self, callback: Callable[..., object] | None, *arguments: Any) -> None:
-        """Call back soon: not in the middle of sending."""
+        """Schedule a callback, so that it does not run in the middle of sending."""
         if callback is not None and self._dispatcher is not None:
             self._dispatcher.loop.call_soon(callback, *arguments)
 
-    # ---- For everybody
+    # ---- Public methods
 
     def flush(self) -> None:
-        """Send now what was published in this iteration of the event loop, by all of its channels and hubs."""
+        """Send now everything published in this iteration of the event loop, by all of its channels and hubs."""
         self._bind().flush()
 
     def _counts(self) -> tuple[int, int, int, int, int, int, int, int, int, int]:
-        """Return what became of the messages so far, in the order of `ChannelStats`."""
+        """Return the counts of the messages so far, in the order of `ChannelStats`."""
         with core.collector_paused:  # finalizers may unsubscribe
             published, sent, dropped, conflated = self._left
             queued = lagging = 0
@@ -237,34 +242,35 @@ class Publisher(Local):
 
 
 class Streams(WeakValueDictionary[int, "Stream"]):
-    """The streams of a channel or a topic, which does not keep them alive."""
+    """The streams of a channel or a topic. They are not kept alive by it."""
 
     def add(self, stream: Stream) -> None:
-        """Have a stream get what is published from now on."""
+        """Add a stream, which gets the messages published from now on."""
         if not stream.closed:
             stream.streams = self
             self[id(stream)] = stream
 
     def put(self, message: PreparedMessage) -> None:
-        """Add a message to each."""
-        for reference in self.valuerefs():  # a copy: streams may come and go meanwhile
+        """Add a message to each stream."""
+        for reference in self.valuerefs():  # a copy: streams may be added and removed meanwhile
             stream = reference()
             if stream is not None:
                 stream.put(message)
 
 
 class Stream(Local, AsyncIterator[str | bytes]):
-    """The messages of a channel, as they are published.
+    """The messages of a channel or a topic, as they are published.
 
-    It ends when it is closed, which ends the iteration after what waits, or when nobody refers to it any more.
+    The stream ends when `close()` is called: the iteration then stops after the messages that wait. It also ends when
+    it is no longer referenced.
     """
 
     def __init__(self, max_messages: int, loop: asyncio.AbstractEventLoop) -> None:
         check_integer("max_messages", max_messages)
         self.dropped: int = 0
-        """Messages that were dropped since too many waited."""
+        """Messages dropped because too many waited."""
         self.closed: bool = False
-        """Whether it was closed."""
+        """Whether the stream was closed."""
         self.streams: Streams | None = None
         self._messages: deque[PreparedMessage] = deque()
         self._max_messages = max_messages
@@ -278,7 +284,7 @@ class Stream(Local, AsyncIterator[str | bytes]):
         self.close()
 
     def close(self) -> None:
-        """End it."""
+        """End the stream."""
         self.closed = True
         if self.streams is not None:
             self.streams.pop(id(self), None)

@@ -1,8 +1,8 @@
-"""Re-entrant calls wait: what one event loop's channels and hubs know is changed by one call at a time.
+"""Re-entrant calls wait: one call at a time changes the channels and hubs of an event loop.
 
-Wherever Python makes an object or calls a function, it may collect garbage or run a signal handler. A finalizer or a
-handler that publishes, subscribes or unsubscribes then runs in the middle of another such call, whose changes are
-half done. Its call is queued, and runs right after the other one.
+Wherever Python creates an object or calls a function, it may collect garbage or run a signal handler. A finalizer or
+signal handler that publishes, subscribes or unsubscribes then runs in the middle of another such call, whose changes
+are half done. The inner call is queued, and runs right after the outer one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Calls:
-    """The calls that change what is subscribed or published in one event loop; see `exclusive()` and `consistent()`."""
+    """The calls that change subscriptions or publish in one event loop; see `exclusive()` and `consistent()`."""
 
     __slots__ = ("__weakref__", "_loop", "_runs", "begun", "busy", "forked", "waiting")
 
@@ -30,28 +30,31 @@ class Calls:
         self.busy: bool = False
         """Whether such a call is in progress."""
         self.begun: int = 0
-        """How many calls that change something have begun."""
+        """Number of calls that have begun to change something."""
         self.forked: bool = False
-        """Whether this is a copy in a child process, whose connections are the parent's."""
+        """Whether this is a copy in a child process, while the connections belong to the parent."""
         _all.add(self)
         self._loop = loop
-        self._runs = False  # whether calls that have waited are being made
+        self._runs = False  # whether run() is in progress
         self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        """Calls to be made after it."""
+        """Calls to make after the one in progress."""
 
     @property
     def here(self) -> bool:
-        """Whether the event loop is that of this thread: no other one has anything to wait for."""
+        """Whether this thread runs the event loop. Calls of other threads do not wait."""
         return asyncio._get_running_loop() is self._loop
 
     def check_thread(self) -> None:
         """Check that no other thread runs the event loop.
 
         Raises:
-            RuntimeError: If one does.
+            RuntimeError: If another thread runs it.
         """
         if not self.here and self._loop.is_running():
-            raise RuntimeError("use it in the thread of its event loop; from others, use loop.call_soon_threadsafe()")
+            raise RuntimeError(
+                "this must be called in the thread of its event loop; from another thread, use "
+                "loop.call_soon_threadsafe()"
+            )
 
     def after(self, call: Callable[..., object], *arguments: Any) -> None:
         """Make a call right after the one in progress."""
@@ -71,13 +74,13 @@ class Calls:
                     self.waiting.popleft()
                 except BaseException as exc:
                     waits = self.waiting and self.waiting[0] is waiting
-                    # One that was interrupted before it has begun waits still; none is made twice.
+                    # A call that was interrupted before it began still waits. No call is made twice.
                     if waits and (isinstance(exc, Exception) or self.begun != begun):
                         self.waiting.popleft()
                     if not isinstance(exc, Exception):
                         raise
-                    # Whoever asked for the call has gone on.
-                    message = f"Exception in {call!r}, which had to wait"
+                    # The caller has already continued, so the exception goes to the event loop's handler.
+                    message = f"exception in {call!r}, which was delayed until another call was done"
                     self._loop.call_exception_handler({"message": message, "exception": exc})
         finally:
             self._runs = False
@@ -106,18 +109,18 @@ S = TypeVar("S", bound=_Owner)
 
 
 def exclusive(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[S, P], None]:
-    """Decorate a method that changes something: in the middle of another one, a call of it waits until that is over."""
+    """Decorate a method that changes something: inside another such method, the call waits until that is done."""
 
     @wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
         calls = self._calls
-        if calls is None:  # it belongs to no event loop yet
+        if calls is None:  # not bound to an event loop yet
             method(self, *args, **kwargs)
             return
         if calls.busy:
             calls.after(partial(call, self, *args, **kwargs))
             return
-        calls.busy = True  # not by a context manager, whose exit may be interrupted before it begins
+        calls.busy = True  # without a context manager: its exit could be interrupted before it begins
         calls.begun += 1
         try:
             method(self, *args, **kwargs)
@@ -130,7 +133,7 @@ def exclusive(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate
 
 
 def consistent(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Decorate a method that only reads: in the middle of it, calls that change something wait."""
+    """Decorate a method that only reads: calls that change something wait until it is done."""
 
     @wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:

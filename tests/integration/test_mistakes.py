@@ -165,11 +165,36 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("one connection", lambda s: lib.broadcast(s.connection, "x"), TypeError, "not iterable"),
     ("names", lambda s: lib.broadcast({"ann": s.connection}, "x"), TypeError, "cannot broadcast to str"),
     ("several", lambda s: s.channel.subscribe([s.connection]), TypeError, "cannot subscribe list"),
-    ("exclude one", lambda s: s.channel.publish("x", exclude=s.connection), TypeError, "^exclude must be several conn"),
-    ("exclude str", lambda s: s.hub.publish("a", "x", exclude="ann"), TypeError, "^exclude must be several conn"),
-    ("exclude users", lambda s: s.hub.publish("a", "x", exclude=["ann"]), TypeError, "^exclude must be connections"),
-    ("exclude number", lambda s: s.channel.publish("x", exclude=[1]), TypeError, "^exclude must be connections"),
-    ("users one", lambda s: s.hub.publish("a", "x", exclude_users=7), TypeError, "^exclude_users must be several"),
+    (
+        "exclude one",
+        lambda s: s.channel.publish("x", exclude=s.connection),
+        TypeError,
+        "^exclude must be an iterable of conn",
+    ),
+    (
+        "exclude str",
+        lambda s: s.hub.publish("a", "x", exclude="ann"),
+        TypeError,
+        "^exclude must be an iterable of conn",
+    ),
+    (
+        "exclude users",
+        lambda s: s.hub.publish("a", "x", exclude=["ann"]),
+        TypeError,
+        "^exclude must contain only connections",
+    ),
+    (
+        "exclude number",
+        lambda s: s.channel.publish("x", exclude=[1]),
+        TypeError,
+        "^exclude must contain only connections",
+    ),
+    (
+        "users one",
+        lambda s: s.hub.publish("a", "x", exclude_users=7),
+        TypeError,
+        "^exclude_users must be an iterable of users",
+    ),
     # Topics
     ("topics in a list", lambda s: s.hub.subscribe(s.connection, ["a"]), TypeError, "^topic must be a str, not list"),
     ("turned round", lambda s: s.hub.subscribe("a", s.connection), TypeError, "^topic must be a str"),
@@ -526,7 +551,7 @@ def test_not_installed(module: str, use: Any, cure: str, monkeypatch: pytest.Mon
             monkeypatch.delattr(wsfast, name)
     with pytest.raises(ModuleNotFoundError) as info:
         use()
-    assert str(info.value) == f"{module} is missing or too old; {cure}"
+    assert str(info.value) == f"{module} is not installed, or is too old; install it with: {cure}"
     assert (info.value.name or "").partition(".")[0] == module
 
 
