@@ -1,7 +1,7 @@
-"""The queues of slow connections, with their counts. Policies decide what is dropped.
+"""The queues of slow connections, with their counts. Policies decide which messages are dropped.
 
-All counts and links of one change are made by assignments with no call in between, so that no signal handler and no
-finalizer can find half of it: CPython looks for these at calls and at the ends of loops only.
+All counts and links of one change are set by assignments with no call in between. So no signal handler or finalizer can
+see a half-done change: CPython runs them only at calls and at the ends of loops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Backlog", "Entry", "Item", "Queue", "Source", "Subscriber", "unlink"
 
 
 class Source(Protocol):
-    """Where an entry comes from: a channel or a hub."""
+    """The publisher of an entry: a channel or a hub."""
 
     @property
     def slow(self) -> Any:
@@ -29,7 +29,7 @@ class Source(Protocol):
 
 
 class Subscriber(Protocol):
-    """Whom an entry is for: one connection's subscription."""
+    """The receiver of an entry: one connection's subscription."""
 
     dropped: int
     conflated: int
@@ -37,26 +37,26 @@ class Subscriber(Protocol):
 
     @property
     def active(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the subscription has not ended yet."""
 
     def report_drops(self, count: int) -> None:
-        """Tell that messages were dropped."""
+        """Report that messages were dropped."""
 
     def trim_soon(self, queue: Queue) -> None:
-        """Have the policy go on with what is beyond its bounds, when others have had their turn."""
+        """Have the policy continue with messages beyond its bounds, after other connections have been served."""
 
     def report(self, what: str) -> None:
-        """Tell what a policy has done."""
+        """Report what a policy has done."""
 
     def disconnect(self, code: int, reason: str) -> None:
         """Close the connection."""
 
     def recover(self) -> None:
-        """Tell that the connection has kept up for a while."""
+        """Report that the connection has kept up for a while."""
 
 
 class Entry:
-    """A message that was published: held once, whoever waits for it."""
+    """A published message. There is one entry, however many connections it waits for."""
 
     __slots__ = ("encodings", "key", "message", "publisher", "time")
 
@@ -69,14 +69,14 @@ class Entry:
 
 
 class Item:
-    """An entry that waits in a queue. It has two places: among all that waits for the connection, and in the queue."""
+    """An entry that waits in a queue. It is in two linked lists: all that waits for the connection, and the queue."""
 
     __slots__ = ("entry", "following", "newer", "number", "older", "preceding", "queue", "time")
 
     def __init__(self, entry: Entry, now: float) -> None:
         self.entry: Entry = entry
-        self.time: float = now  # since when it waits
-        self.number: int = 0  # of its place in the order in which the connection is sent what waits
+        self.time: float = now  # when it began to wait
+        self.number: int = 0  # its place in the connection's sending order
         self.queue: Queue | None = None  # None while it does not wait
         self.preceding: Item | None = None
         self.following: Item | None = None
@@ -85,7 +85,7 @@ class Item:
 
 
 class Queue:
-    """What waits for one subscription: the newest message at the end, also if it has replaced an older one."""
+    """The messages that wait for one subscription. The newest is at the end, even if it has replaced an older one."""
 
     __slots__ = ("backlog", "bytes", "keys", "messages", "newest", "oldest", "subscription")
 
@@ -109,7 +109,7 @@ class Queue:
         Args:
             entry: The entry.
             now: The time.
-            keyed: Whether it is to be found by its key.
+            keyed: Whether it can be found by its key.
         """
         item = Item(entry, now)
         if keyed:
@@ -137,8 +137,8 @@ class Queue:
         backlog.admitted += 1
 
     def replace(self, item: Item, entry: Entry, now: float) -> None:
-        """Have the next entry of the inbox take the place of a waiting one in the order of what is sent."""
-        replaced = item.entry  # kept until the end: its finalizers are not to find half of this
+        """Replace a waiting entry by the next entry of the inbox, which takes its place in the sending order."""
+        replaced = item.entry  # kept until the end: its finalizers must not see a half-done change
         grows = entry.message.size - replaced.message.size
         older, newer = item.older, item.newer
         subscription, backlog = self.subscription, self.backlog
@@ -172,7 +172,7 @@ class Queue:
         self.remove(item, dropped=1)
 
     def remove(self, item: Item, dropped: int = 0) -> None:
-        """Have an item not wait any more."""
+        """Remove an item from the queue."""
         entry, subscription, backlog = item.entry, self.subscription, self.backlog
         size = entry.message.size
         preceding, following = item.preceding, item.following
@@ -198,7 +198,7 @@ class Queue:
         self.messages -= 1
         self.bytes -= size
         subscription.dropped += dropped
-        # To forget the key may call a comparison, which may raise: an item that does not wait is not found anyway.
+        # Removing the key may compare keys, which may raise. That is harmless: find() ignores items that do not wait.
         if self.keys:
             try:
                 if self.keys.get(entry.key) is item:
@@ -208,7 +208,7 @@ class Queue:
 
 
 class Backlog:
-    """All that waits for one connection, in the order in which it is to be sent."""
+    """Everything that waits for one connection, in the order in which it will be sent."""
 
     __slots__ = (
         "admitted",
@@ -230,27 +230,27 @@ class Backlog:
     def __init__(self, peer: core.Peer) -> None:
         self.peer: core.Peer = peer
         self.inbox: list[Entry] = []
-        """Entries that the connection has not taken, for the policies to look at."""
+        """Entries that the connection has not taken, and that the policies will process."""
         self.admitted: int = 0
-        """How many of these have been dealt with."""
+        """Number of these entries that have been processed."""
         self.admitting: bool = False
-        """Whether a policy is dealing with the next one."""
+        """Whether a policy is processing the next one."""
         self.first: Item | None = None
         self.last: Item | None = None
         self.queues: dict[Any, Queue] = {}
-        """Of each subscription."""
+        """By subscription."""
         self.fd: int = -1
         """Descriptor that is watched."""
         self.watched: bool = False
         self.draining: bool = False
         self.sending: Source | None = None
-        """Where the first message comes from, while methods of the connection's own send it."""
+        """The publisher of the first message, while the connection's own methods send it."""
         self.overflows: bool = False
-        """Whether a close frame follows, which does not wait: what waits is given to the transport, room or not."""
+        """Whether a close frame follows, which does not wait: the transport then gets everything, even without room."""
         self.appended: int = 0
-        """How many items have waited so far."""
+        """Number of items that have ever waited."""
         self.waiters: dict[int, asyncio.Future[None]] = {}
-        """Futures that are done when no item up to that number waits any more, in the order of the numbers."""
+        """Futures by item number, in ascending order. Each is done when no item up to its number waits any more."""
 
     def queue_of(self, subscription: Subscriber) -> Queue:
         """Return the queue of a subscription."""
@@ -260,7 +260,7 @@ class Backlog:
         return queue
 
     def arrived(self) -> list[Entry]:
-        """Return the entries of the inbox that have not been dealt with."""
+        """Return the entries of the inbox that have not been processed."""
         return self.inbox[self.admitted :]
 
     def _inbox(self) -> Iterator[Entry]:
@@ -268,16 +268,16 @@ class Backlog:
             yield self.inbox[index]
 
     def empty_inbox(self) -> None:
-        """Forget the entries that have been dealt with."""
+        """Forget the entries that have been processed."""
         before, rest = self.inbox, self.inbox[self.admitted :]
-        # From here on, nothing is called; nor does a finalizer run, as long as `before` keeps all entries.
+        # From here on, nothing is called. No finalizer runs either, because `before` keeps all entries.
         self.inbox = rest
         self.admitted = 0
         del before
 
     @property
     def bytes(self) -> int:
-        """Bytes of the payloads of all that waits, but for the inbox."""
+        """Size of the payloads of all that waits in bytes, without the inbox."""
         return sum(queue.bytes for queue in self.queues.values())
 
     @property
@@ -286,7 +286,7 @@ class Backlog:
         return self.first is None and self.admitted == len(self.inbox)
 
     def wake(self) -> None:
-        """Set the futures whose items do not wait any more."""
+        """Set the futures whose items no longer wait."""
         while self.waiters:
             number = next(iter(self.waiters))
             if self.first is not None and self.first.number <= number:
@@ -297,11 +297,11 @@ class Backlog:
             del self.waiters[number]
 
     def head(self, size: float, *, single: bool) -> list[Entry]:
-        """Return what is to be sent next.
+        """Return the entries to send next.
 
         Args:
-            size: Bytes of payload that it may have, if it is more than one message.
-            single: Whether it must be one message.
+            size: Maximum number of bytes of payload, if it is more than one message.
+            single: Whether to return one message only.
         """
         entries: list[Entry] = []
         item = self.first
@@ -313,7 +313,7 @@ class Backlog:
         return entries
 
     def taken(self, count: int, *, dropped: bool = False) -> None:
-        """Have the first messages not wait any more, since they were sent or cannot be."""
+        """Remove the first messages, because they were sent or cannot be sent."""
         for _ in range(count):
             item = self.first
             if item is not None and item.queue is not None:
@@ -327,11 +327,11 @@ class Backlog:
             self.admitted += 1
 
     def recover(self, outcome: Any, entries: list[Entry]) -> None:
-        """Note what was sent before an exception came out of nowhere; abort the connection if nobody knows.
+        """Record what was sent before an unexpected exception; abort the connection if that is unknown.
 
         Args:
             outcome: The `Outcome` of the delivery.
-            entries: What was being sent.
+            entries: The entries that were being sent.
         """
         if outcome.doubtful is not None:
             outcome.abort()
@@ -352,7 +352,7 @@ class Backlog:
             self.taken(max(0, outcome.counts[0] - noted))
 
     def clear(self) -> Item | None:
-        """Forget all of it, and count none of it; return the first item, for `unlink()`."""
+        """Forget everything, without counting; return the first item, for `unlink()`."""
         first = self.first
         self.first = self.last = None
         self.inbox = []
@@ -362,7 +362,7 @@ class Backlog:
 
 
 def unlink(item: Item | None, count: int) -> Item | None:
-    """Take items apart, which refer to each other, that are forgotten; return the first that is left after so many."""
+    """Unlink up to `count` items that are no longer needed; return the first remaining one. The items form cycles."""
     while item is not None and count > 0:
         following = item.following
         item.queue = item.preceding = item.following = item.older = item.newer = None

@@ -1,11 +1,12 @@
-"""What leaves an event loop in one tick.
+"""The dispatcher: sends everything that is published in an event loop in one tick.
 
-Whatever channels and hubs publish in one iteration of the loop is noted in the dispatcher's tick table and leaves
-together: what all of them have for a connection goes out in one system call, in the order in which it was published,
-and is put together once for all connections that get the same. What a connection does not take waits in its backlog.
+Messages that channels and hubs publish in one iteration of the loop are recorded in the dispatcher's tick table and
+sent together. Each connection gets all of its messages in one system call and in the order of publishing. Their frames
+are joined once for all connections that get the same messages. Messages that a connection does not take wait in its
+backlog.
 
-All that must still be sent is in the table or in a backlog at any moment; nothing of it is in a local variable. So
-whatever raises an exception on the way, signal handlers included, the next flush goes on from there.
+Every message still to be sent is in the table or in a backlog at any moment, and never only in a local variable. So if
+anything on the way raises an exception, a signal handler included, the next flush continues from there.
 """
 
 from __future__ import annotations
@@ -43,20 +44,20 @@ __all__ = ["Dispatcher"]
 logger = logging.getLogger("wsfast")
 
 SLICE = 500
-"""Connections that are sent to before the clock is looked at."""
+"""Connections to send to before the clock is read again."""
 
 BUDGET = 0.02
-"""Seconds after which a flush that nobody asked for lets the event loop do something else."""
+"""Seconds after which an automatic flush returns to the event loop and continues later."""
 
 
 class Dispatcher(Draining):
-    """Sends what was published in one event loop."""
+    """Sends the messages published in one event loop."""
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[Dispatcher]]] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Dispatcher:
-        """Return that of an event loop."""
+        """Return the dispatcher of an event loop."""
         reference = cls._all.get(loop)
         dispatcher = None if reference is None else reference()
         if dispatcher is None:
@@ -65,14 +66,16 @@ class Dispatcher(Draining):
         return dispatcher
 
     _has_detached: ClassVar[bool] = False
-    """Whether threads have ever sent for one of them while its event loop went on."""
+    """Whether threads have ever sent for any dispatcher while its event loop went on."""
 
     _under_way: ClassVar[set[Dispatcher]] = set()
-    """Those for which threads are sending. While they do, no connection may be freed, and its descriptor be closed."""
+    """Dispatchers for which threads are sending. Until they are done, no connection may be freed: its descriptor would
+    close.
+    """
 
     @classmethod
     def finish(cls, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Have all be sent that was published in an event loop, if threads are at it: something is to follow it."""
+        """Flush an event loop for which threads are sending, so that something else can be sent after it."""
         if cls._has_detached and loop is not None and (reference := cls._all.get(loop)) is not None:
             dispatcher = reference()
             if dispatcher is not None and dispatcher._detached is not None:
@@ -80,7 +83,7 @@ class Dispatcher(Draining):
 
     @classmethod
     def calls_in(cls, loop: asyncio.AbstractEventLoop | None) -> Calls | None:
-        """Return the calls of an event loop, if it has a dispatcher, and none of them is in progress."""
+        """Return the calls of an event loop, if it has a dispatcher and no such call is in progress."""
         reference = None if loop is None or not cls._all else cls._all.get(loop)
         dispatcher = None if reference is None else reference()
         return None if dispatcher is None or dispatcher.calls.busy else dispatcher.calls
@@ -90,12 +93,12 @@ class Dispatcher(Draining):
         self.calls = Calls(loop)
         self._tasks: set[asyncio.Task[None]] = set()
         self._handle: asyncio.Handle | None = None
-        self._scheduled = 0.0  # when that was
-        self._sequences: dict[int, core.Encodings] = {}  # of each node that is being sent
+        self._scheduled = 0.0  # when the handle was scheduled
+        self._sequences: dict[int, core.Encodings] = {}  # by node that is being sent
         self._turn = 0
         self._flushing = False
-        self._detached: Outcome | None = None  # of what threads are sending
-        self._done: Notification | None = None  # that they have sent it
+        self._detached: Outcome | None = None  # outcome of the batch that threads are sending
+        self._done: Notification | None = None  # tells that the threads are done
 
     # ---- Connections
 
@@ -103,7 +106,7 @@ class Dispatcher(Draining):
         """Return the peer of a connection that subscribes, with a slot.
 
         Raises:
-            TypeError: If it is none that is supported.
+            TypeError: If the connection is of an unsupported kind.
             RuntimeError: If it belongs to another event loop, or is not open.
         """
         check_subscriber(connection, self.loop)
@@ -121,11 +124,11 @@ class Dispatcher(Draining):
         return peer
 
     def release(self, peer: core.Peer) -> None:
-        """Take the slot of a peer back: it has no subscriptions any more."""
+        """Free the slot of a peer without subscriptions."""
         connection, backlog = peer.connection, peer.backlog
         try:
             self._forget_peer(peer, connection, backlog)
-        except BaseException:  # the connection may be lost, and the descriptor another one's
+        except BaseException:  # the connection may be lost, and its descriptor reused
             self._forget_peer(peer, connection, backlog)
             raise
 
@@ -143,7 +146,7 @@ class Dispatcher(Draining):
             when_lost(connection).remove_done_callback(Lost(peer))
 
     def end(self, peer: core.Peer, why: Ended | None = None) -> None:
-        """End all subscriptions of a connection, which is lost unless `why` says otherwise."""
+        """End all subscriptions of a connection. The reason is that it is lost, unless `why` says otherwise."""
         if why is None and peer.subscriptions:
             why = why_lost(peer.connection)
         for subscription in tuple(peer.subscriptions):
@@ -158,14 +161,13 @@ class Dispatcher(Draining):
         task.add_done_callback(self._tasks.discard)
 
     def enter(self, entry: Entry) -> int:
-        """Return the number of an entry in the tick table, from which it is sent at the end of this tick."""
+        """Return the number of an entry in the tick table. Entries in the table are sent at the end of this tick."""
         self._schedule()
         return self.table.enter(entry)
 
     def _schedule(self) -> None:
-        if (
-            self._handle is None or self.loop.time() - self._scheduled > LATE
-        ):  # it may have been interrupted before it began
+        # A handle that is late may have been interrupted before it began.
+        if self._handle is None or self.loop.time() - self._scheduled > LATE:
             self._scheduled = self.loop.time()
             self._handle = self.loop.call_soon(self._on_tick)
 
@@ -173,17 +175,18 @@ class Dispatcher(Draining):
         handle, self._handle = self._handle, None
         try:
             if handle is not None:
-                handle.cancel()  # another one, if this was late and not lost: one at a time goes on
+                handle.cancel()  # if this handle was late and not lost, there is a second one; keep only one
             self.flush(BUDGET)
         except BaseException:
             self._schedule()
             raise
 
     def flush(self, budget: float | None = None) -> None:
-        """Send all that was published so far.
+        """Send everything published so far.
 
         Args:
-            budget: Seconds after which to go on in the next iteration of the event loop; None to send all now.
+            budget: Seconds after which to continue in the next iteration of the event loop; None to send everything
+                now.
         """
         table = self.table
         idle = not (table.published or table.sending or self._detached)
@@ -220,19 +223,19 @@ class Dispatcher(Draining):
             self._end_flush()
 
     def _end_flush(self) -> None:
-        """Have the rest be sent later, and make the calls that had to wait."""
+        """Schedule the rest, and make the calls that have waited."""
         table = self.table
-        if (table.published or table.sending) and self._detached is None:  # there was no time, or an exception
+        if (table.published or table.sending) and self._detached is None:  # out of time, or an exception
             self._schedule()
         if self.calls.waiting:
             self.calls.run()
 
     def _detach(self) -> None:
-        """Have threads send to those that need not be asked, if they can, while the event loop goes on."""
+        """Let threads send to the peers that are known to be ready, if possible, while the event loop goes on."""
         table = self.table
         try:
             done = self._done = self._done or Notification()
-        except OSError:  # as when there are no more descriptors
+        except OSError:  # for example, out of descriptors
             return
         for other in tuple(self._under_way):
             if other.loop.is_closed():
@@ -259,7 +262,7 @@ class Dispatcher(Draining):
         self._under_way.discard(self)
 
     def _may_go_on(self, budget: float | None) -> bool:
-        """Whether no threads are sending any more; without a budget, wait until that is so."""
+        """Whether threads have finished sending; without a budget, wait until they have."""
         if self._detached is None:
             return True
         if budget is not None and self._done is not None and not self._detached.batch.is_sent:
@@ -278,28 +281,28 @@ class Dispatcher(Draining):
             raise
 
     def _settle_early(self) -> None:
-        """Note what threads have sent, and write the ends of frames; somebody is about to do something else."""
+        """Record what threads have sent and write the ends of frames, before something else touches a connection."""
         if self.loop.is_running() and asyncio._get_running_loop() is not self.loop:
-            return  # another thread has looked at a connection, and must not write to any
-        self._schedule()  # to deal with the rest: nobody else may tell
+            return  # another thread has accessed a connection, and must not write to any
+        self._schedule()  # processes the rest, in case that no notification arrives
         if self._detached is not None:
             settle(self._detached)
 
     def _settle(self) -> None:
-        """Note what threads have sent, and deal with what was not taken."""
+        """Record what threads have sent, and process what was not taken."""
         outcome = self._detached
         if outcome is None:
             return
         try:
             settle(outcome)
         finally:
-            if not self.table.detached:  # else it was interrupted before it began
+            if not self.table.detached:  # otherwise settle() was interrupted before it began
                 self._detached = self.table.settle = None
                 self._under_way.discard(self)
         self._conclude(outcome)
 
     def flush_for(self, peer: core.Peer) -> None:
-        """Send what was published so far, if some of it is for this peer."""
+        """Send everything published so far, if some of it is for this peer."""
         if peer.slot < 0:
             return
         self.table.wait(peer.slot)
@@ -307,14 +310,14 @@ class Dispatcher(Draining):
             return
         if not self._flushing:
             self.flush()
-        elif peer.backlog is None or not peer.backlog.draining:  # in the middle of a flush, which has not come to it
+        elif peer.backlog is None or not peer.backlog.draining:  # inside a flush that has not reached this peer
             self.table.take(peer.slot, self._backlog_of(peer).inbox, published=True)
             self.drain(peer)
 
     def flush_last(self, peer: core.Peer) -> None:
-        """Send what was published so far for a peer whose close frame is to follow, and does not wait.
+        """Send everything published so far to a peer before its close frame, which does not wait.
 
-        The transport is given what the kernel does not take, unless more than BATCH bytes have waited before.
+        Data that the kernel does not take is given to the transport, unless more than BATCH bytes were waiting before.
         """
         lags = peer.backlog is not None and peer.backlog.bytes > BATCH
         self.flush_for(peer)
@@ -324,7 +327,7 @@ class Dispatcher(Draining):
         try:
             backlog.overflows = True
             self.drain(peer)
-            self.drain(peer)  # what is behind a frame that the kernel has cut
+            self.drain(peer)  # again, for what follows a frame that the kernel took in part
         finally:
             backlog.overflows = False
 
@@ -341,24 +344,24 @@ class Dispatcher(Draining):
         return sequence
 
     def _send_some(self, count: int) -> None:
-        """Send to some of those for whom something was published.
+        """Send to some of the peers that something was published for.
 
-        No code of the user's runs before all frames are whole; connections with methods of their own come last.
+        None of the user's code runs before all frames are complete; connections with methods of their own come last.
         """
         table = self.table
         outcome = Outcome()
         try:
-            self.calls.busy = True  # what a signal handler changes now was not looked at
+            self.calls.busy = True  # a change by a signal handler would be missed now
             deliver(outcome, lambda batch: batch.collect(table, count, self._sequence_of))
         finally:
             self.calls.busy = False
         self._conclude(outcome)
 
     def _conclude(self, outcome: Outcome) -> None:
-        """Deal with what was not taken."""
+        """Process what was not taken."""
         batch = outcome.batch
         for exc in outcome.failures.values():
-            self.log(logging.WARNING, "could not write: %r", exc)
+            self.log(logging.WARNING, "could not write to a connection: %r", exc)
         report_lost(batch, lambda _, peer: peer.connection)
         for _, peer in batch.refused:
             self._take(peer, direct=peer.masked)
@@ -370,17 +373,17 @@ class Dispatcher(Draining):
             self._take(peer, direct=True)
 
     def hold_back(self, peer: core.Peer) -> None:
-        """Have what is to be sent to a connection wait, so that what is not for it any more is left out."""
+        """Move a connection's pending messages to its backlog, so that messages no longer for it can be left out."""
         if self.table.is_pending(peer.slot):
             self.table.take(peer.slot, self._backlog_of(peer).inbox, published=True)
         self._tend(peer)
 
     def _take(self, peer: core.Peer, *, direct: bool) -> None:
-        """Have a connection's messages of this tick wait, as far as it does not take them.
+        """Move a connection's messages of this tick to its backlog, except for those that it takes now.
 
         Args:
             peer: Its peer.
-            direct: Whether to offer them to it, rather than to have them wait at once.
+            direct: Whether to offer the messages to the connection first.
         """
         if peer.slot < 0 or not self.table.node(peer.slot):
             return
@@ -388,7 +391,7 @@ class Dispatcher(Draining):
         if peer.backlog is not None:
             direct = False
         elif direct and not peer.masked:
-            message = self._sequence_of(self.table.node(peer.slot))  # what all get who get the same
+            message = self._sequence_of(self.table.node(peer.slot))  # shared by all peers that get the same messages
         backlog = self._backlog_of(peer)
         self.table.take(peer.slot, backlog.inbox)
         while direct and self._drain(peer, backlog, math.inf, message):
@@ -397,7 +400,7 @@ class Dispatcher(Draining):
         self._tend(peer)
 
     def _drop_all(self, peer: core.Peer) -> None:
-        """Drop a connection's messages of this tick: it is not open any more."""
+        """Drop a connection's messages of this tick, because it is no longer open."""
         if peer is None:
             return
         backlog = self._backlog_of(peer)

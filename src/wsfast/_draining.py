@@ -1,7 +1,7 @@
-"""What waits for connections that do not keep up: it leaves when they have room, and policies bound it.
+"""Draining: sends the messages that wait for slow connections as soon as they have room. Policies bound the queues.
 
-What waits is in backlogs at any moment. Whoever is interrupted leaves a backlog that nobody watches; that is looked at
-again soon, with all others for which something waits.
+Messages that wait are in backlogs at any moment. A call that is interrupted may leave a backlog that is not watched.
+All connections with something waiting are checked regularly, so that such a backlog is found soon.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ __all__ = ["BATCH", "Draining"]
 logger = logging.getLogger("wsfast")
 
 BATCH = 65536
-"""Bytes of payload that are put together for a connection that is drained."""
+"""Bytes of payload that are joined for a connection that is drained."""
 
 BATCHES = 4
-"""How many of these it is sent before others have their turn."""
+"""Number of such batches that a connection gets before others have their turn."""
 
 AGE_INTERVAL = 0.1
-"""Seconds between two looks at how long messages have waited."""
+"""Seconds between two checks of how long messages have waited."""
 
 TRIMMING = 0.002
-"""Seconds in one iteration of the event loop for what was dropped, or forgotten, in large numbers."""
+"""Seconds per iteration of the event loop for removing large numbers of messages."""
 
 SLICE = 1024
-"""Items that are taken apart at once."""
+"""Items that are unlinked at once."""
 
 EPISODE_GAP = 1.0
-"""Seconds for which a connection must keep up before it counts as recovered."""
+"""Seconds for which a connection must keep up to count as recovered."""
 
 
 class Episode:
-    """A time during which policies have had to do something about a connection."""
+    """A time during which policies have acted on a connection."""
 
     __slots__ = ("last", "subscriptions")
 
@@ -54,12 +54,12 @@ class Episode:
 
 
 class SlowConsumers:
-    """Looks from time to time at those for whom something waits, though nothing may be published any more.
+    """Checks regularly the connections with something waiting, even when nothing is published any more.
 
     Args:
         loop: The event loop.
-        log: Function that logs, with a level, a message and its arguments.
-        tend: Function that has what waits for a peer be drained, in case that an interrupt has prevented that.
+        log: Function that logs, given a level, a message and its arguments.
+        tend: Function that resumes the draining of a peer, in case that an interrupt has stopped it.
     """
 
     def __init__(
@@ -72,30 +72,30 @@ class SlowConsumers:
         self._episodes: dict[core.Peer, Episode] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._excesses: dict[Queue, None] = {}  # queues that are beyond their bounds
-        self._forgotten: list[Item] = []  # the first items of what is to be taken apart
+        self._forgotten: list[Item] = []  # first items of the lists to unlink
         self._trimming: asyncio.Handle | None = None
 
     def watch(self, peer: core.Peer) -> None:
-        """Look at a peer as long as something waits for it."""
+        """Check a peer as long as something waits for it."""
         self._peers.add(peer)
         self.check()
 
     def check(self) -> None:
-        """Have the timer run if there is something to look at: a signal handler may have interrupted the last look."""
+        """Run the timer if there is something to check. A signal handler may have interrupted the last check."""
         if (self._peers or self._episodes or self._excesses or self._forgotten) and (
             self._timer is None or self._loop.time() - self._timer.when() > AGE_INTERVAL
         ):
             if self._timer is not None and self._timer.when() <= self._loop.time():
-                self._timer.cancel()  # it may be late, rather than lost
+                self._timer.cancel()  # the timer may be late, and not lost
             self._timer = self._loop.call_later(AGE_INTERVAL, self._look)
 
     def trim_soon(self, queue: Queue) -> None:
-        """Have a policy go on with a queue that is far beyond its bounds."""
+        """Have a policy continue with a queue that is far beyond its bounds."""
         self._excesses[queue] = None
         self._trim_soon()
 
     def dismantle(self, item: Item | None) -> None:
-        """Take what is forgotten apart, which may be much."""
+        """Unlink items that are no longer needed, which may be many."""
         item = unlink(item, SLICE)
         if item is not None:
             self._forgotten.append(item)
@@ -106,7 +106,7 @@ class SlowConsumers:
             self._trimming = self._loop.call_soon(self._trim)
 
     def _trim(self) -> None:
-        """Do what others would have to wait for, a bit of it at a time."""
+        """Do some of the work that would make other connections wait if it were done at once."""
         self._trimming = None
         try:
             now = time.monotonic()
@@ -126,12 +126,12 @@ class SlowConsumers:
                 self._trim_soon()
 
     def forget(self, peer: core.Peer) -> None:
-        """Do not look at a peer any more."""
+        """Stop checking a peer."""
         self._peers.discard(peer)
         self._episodes.pop(peer, None)
 
     def begin_episode(self, peer: core.Peer, subscription: Subscriber) -> bool:
-        """Note that a policy has done something; return whether an episode begins with that."""
+        """Record that a policy has acted; return whether that begins an episode."""
         episode = self._episodes.get(peer)
         begins = episode is None
         if episode is None:
@@ -149,13 +149,13 @@ class SlowConsumers:
                     queue.subscription.publisher.slow.expire(queue, now)
             if peer.backlog is not None:
                 peer.backlog.wake()
-        except Exception as exc:  # the others are looked at all the same
-            self._loop.call_exception_handler({"message": "a policy has failed", "exception": exc})
+        except Exception as exc:  # continue with the other peers
+            self._loop.call_exception_handler({"message": "exception in a slow-consumer policy", "exception": exc})
 
     def _look(self) -> None:
         self._timer = None
         try:
-            if self._trimming is not None:  # in case that it was interrupted before it began
+            if self._trimming is not None:  # the handle may have been interrupted before it began
                 self._trimming.cancel()
                 self._trimming = self._loop.call_soon(self._trim)
             now = time.monotonic()
@@ -177,7 +177,7 @@ class SlowConsumers:
 
 
 class Turn:
-    """Those who wait until what waits for a connection has left, in the order in which they came."""
+    """The tasks that wait until a connection's waiting messages have been sent, in the order in which they came."""
 
     __slots__ = ("lock", "waiting")
 
@@ -201,25 +201,30 @@ class Draining:
         raise NotImplementedError
 
     def fail(self, peer: core.Peer, exc: Exception) -> None:
-        """End all subscriptions of a connection that cannot even be asked whether it has room."""
-        self.log(logging.WARNING, "could not ask %s whether it has room: %r", peer.connection.id, exc)
+        """End all subscriptions of a connection that raises an exception when it is asked whether it has room."""
+        self.log(
+            logging.WARNING,
+            "could not find out whether connection %s has room, and ended its subscriptions: %r",
+            peer.connection.id,
+            exc,
+        )
         self.end(peer, Ended.LOST)
 
     def log(self, level: int, message: str, *arguments: object) -> None:
-        """Log soon: what handlers do must not get in between."""
+        """Log soon, so that logging handlers do not run in the middle of a change."""
         self.loop.call_soon(logger.log, level, message, *arguments)
 
     def _backlog_of(self, peer: core.Peer) -> Backlog:
-        """Return what waits for a connection, which is looked at from now on, in case that this is interrupted."""
+        """Return the backlog of a connection; create it if needed, and check it regularly in case of an interrupt."""
         if peer.backlog is None:
             self.slow.watch(peer)
-            self.table.set_aside(peer.slot, True)  # first: nothing may be sent past what waits
+            self.table.set_aside(peer.slot, True)  # first, so that nothing overtakes the backlog
             peer.backlog = Backlog(peer)
         backlog: Backlog = peer.backlog
         return backlog
 
     def _admit(self, peer: core.Peer, backlog: Backlog) -> None:
-        """Have the policies deal with what a connection has not taken."""
+        """Have the policies process what a connection has not taken."""
         if backlog.draining or backlog.admitting or backlog.admitted == len(backlog.inbox):
             return
         opened = self._is_open(peer)
@@ -235,10 +240,13 @@ class Draining:
                 try:
                     backlog.admitting = True
                     entry.publisher.slow.admit(backlog.queue_of(subscription), entry)
-                except Exception as exc:  # as what the comparison of keys raises
+                except Exception as exc:  # for example, from comparing keys
                     if peer.backlog is backlog and backlog.admitted == admitted:
                         backlog.queue_of(subscription).append(entry, time.monotonic())
-                    context = {"message": f"the policy of {entry.publisher!r} has failed", "exception": exc}
+                    context = {
+                        "message": f"exception in the slow-consumer policy of {entry.publisher!r}",
+                        "exception": exc,
+                    }
                     self.loop.call_exception_handler(context)
                 finally:
                     backlog.admitting = False
@@ -253,7 +261,7 @@ class Draining:
             return False
 
     def _tend(self, peer: core.Peer) -> None:
-        """Have what waits for a connection be drained when there is room, as long as something does."""
+        """Watch a connection as long as something waits for it, and clean up when nothing does."""
         backlog = peer.backlog
         if backlog is None or peer.slot < 0:
             return
@@ -274,7 +282,7 @@ class Draining:
             self._watch(peer, backlog, later=is_sending(peer.connection))
 
     def _watch(self, peer: core.Peer, backlog: Backlog, *, later: bool = False) -> None:
-        """Drain when the socket has room, or a bit later if it cannot be told when."""
+        """Drain when the socket has room, or after a short time if the socket cannot be watched."""
         if not later and peer.direct:
             backlog.fd = peer.transport.get_extra_info("socket").fileno()
         if not later and backlog.fd >= 0:
@@ -294,19 +302,19 @@ class Draining:
         self._tend(peer)
 
     async def drained(self, peer: core.Peer) -> None:
-        """Wait until what waits for a connection now has left. What is published meanwhile does not count."""
+        """Wait until everything that waits for a connection now has been sent, but not for later messages."""
         backlog = peer.backlog
         if backlog is None and peer not in self._turns:
             return
         future = None
         if backlog is not None:
-            self._admit(peer, backlog)  # what an interruption has left
+            self._admit(peer, backlog)  # entries that an interrupt has left
             if backlog.last is not None:
                 future = backlog.waiters.setdefault(backlog.last.number, self.loop.create_future())
         turn = self._turns.setdefault(peer, Turn())
         turn.waiting += 1
         try:
-            async with turn.lock:  # who comes while the one before is about to go on stays behind it
+            async with turn.lock:  # keeps the order: a task that comes now stays behind one about to continue
                 if future is not None:
                     await asyncio.shield(future)
         finally:
@@ -324,7 +332,7 @@ class Draining:
             if not self._is_open(peer):
                 self._drop_waiting(peer, backlog)
                 return
-            if backlog.fd < 0 and not backlog.overflows and self._is_full(peer):  # looked at again and again
+            if backlog.fd < 0 and not backlog.overflows and self._is_full(peer):  # checked on a timer
                 self._tend(peer)
                 return
             turn = 0
@@ -336,11 +344,11 @@ class Draining:
             raise
 
     def _is_full(self, peer: core.Peer) -> bool:
-        """Whether a connection has no room, which costs less to ask than to put together what waits."""
+        """Whether a connection has no room. Asking is cheaper than joining the waiting messages."""
         try:
             return is_sending(peer.connection) or is_buffering(peer.connection.transport)
         except Exception:
-            return False  # to send will raise it again, and tell
+            return False  # sending will raise it again, and report it
 
     def _drain(
         self,
@@ -351,13 +359,13 @@ class Draining:
         *,
         insist: bool = False,
     ) -> bool:
-        """Offer a connection what is to be sent next; return whether it has taken all of that.
+        """Offer a connection the messages to send next; return whether it has taken all of them.
 
         Args:
             peer: Its peer.
-            backlog: What waits for it.
-            size: Bytes of payload of what it is offered, if that is more than one message.
-            message: All that waits, if it has been put together already.
+            backlog: Its backlog.
+            size: Maximum number of bytes of payload, if it is more than one message.
+            message: All that waits, if it has been joined already.
             insist: See `offer()`.
         """
         if backlog.draining:
@@ -395,9 +403,9 @@ class Draining:
                 return False
             backlog.sending = None
             for failure in failures:
-                self.log(logging.WARNING, "could not write to %s: %r", peer.connection.id, failure)
+                self.log(logging.WARNING, "could not write to connection %s: %r", peer.connection.id, failure)
             if peer.backlog is not backlog or backlog.head(0, single=True) != [entry]:
-                return False  # its subscription was ended meanwhile
+                return False  # the subscription was ended meanwhile
             if count == GONE:
                 backlog.taken(len(entries) - index, dropped=True)
                 return False
