@@ -839,7 +839,7 @@ def nothing(*_: object) -> list[Any]:
     ("owner", "name", "fault"),
     [
         (Member, "exclude", ignore),
-        (Member, "part", lambda self, group: self.groups.pop(group)),
+        (Member, "leave", lambda self, group: self.groups.pop(group)),
         (RetainedMessages, "_has_got", never),
         (RetainedMessages, "replay", ignore),
         (User, "enter", always),
