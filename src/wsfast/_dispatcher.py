@@ -138,7 +138,7 @@ class Dispatcher(Draining):
             self.table.remove(peer)
         peer.backlog = peer.connection = peer.dispatcher = None
         if backlog is not None:
-            self.slow.dismantle(backlog.clear())
+            self.slow.unlink_soon(backlog.clear())
             self._forget(backlog)
         if connection is not None:
             unhook_closers(connection)
@@ -299,7 +299,7 @@ class Dispatcher(Draining):
             if not self.table.detached:  # otherwise settle() was interrupted before it began
                 self._detached = self.table.settle = None
                 self._under_way.discard(self)
-        self._conclude(outcome)
+        self._process_leftovers(outcome)
 
     def flush_for(self, peer: core.Peer) -> None:
         """Send everything published so far, if some of it is for this peer."""
@@ -355,30 +355,30 @@ class Dispatcher(Draining):
             deliver(outcome, lambda batch: batch.collect(table, count, self._sequence_of))
         finally:
             self.calls.busy = False
-        self._conclude(outcome)
+        self._process_leftovers(outcome)
 
-    def _conclude(self, outcome: Outcome) -> None:
+    def _process_leftovers(self, outcome: Outcome) -> None:
         """Process what was not taken."""
         batch = outcome.batch
         for exc in outcome.failures.values():
             self.log(logging.WARNING, "could not write to a connection: %r", exc)
         report_lost(batch, lambda _, peer: peer.connection)
         for _, peer in batch.refused:
-            self._take(peer, direct=peer.masked)
+            self._move_to_backlog(peer, direct=peer.masked)
         for slot in batch.closed:
             self._drop_all(self.table.peers[slot])
         for _, peer in batch.waiting:
-            self._take(peer, direct=True)
+            self._move_to_backlog(peer, direct=True)
         for _, peer in batch.own:
-            self._take(peer, direct=True)
+            self._move_to_backlog(peer, direct=True)
 
-    def hold_back(self, peer: core.Peer) -> None:
+    def move_pending(self, peer: core.Peer) -> None:
         """Move a connection's pending messages to its backlog, so that messages no longer for it can be left out."""
         if self.table.is_pending(peer.slot):
             self.table.take(peer.slot, self._backlog_of(peer).inbox, published=True)
-        self._tend(peer)
+        self._update_backlog(peer)
 
-    def _take(self, peer: core.Peer, *, direct: bool) -> None:
+    def _move_to_backlog(self, peer: core.Peer, *, direct: bool) -> None:
         """Move a connection's messages of this tick to its backlog, except for those that it takes now.
 
         Args:
@@ -397,7 +397,7 @@ class Dispatcher(Draining):
         while direct and self._drain(peer, backlog, math.inf, message):
             pass
         self._admit(peer, backlog)
-        self._tend(peer)
+        self._update_backlog(peer)
 
     def _drop_all(self, peer: core.Peer) -> None:
         """Drop a connection's messages of this tick, because it is no longer open."""
@@ -406,4 +406,4 @@ class Dispatcher(Draining):
         backlog = self._backlog_of(peer)
         self.table.take(peer.slot, backlog.inbox)
         backlog.taken(len(backlog.arrived()), dropped=True) if backlog.first is None else self._admit(peer, backlog)
-        self._tend(peer)
+        self._update_backlog(peer)

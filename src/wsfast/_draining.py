@@ -59,15 +59,15 @@ class SlowConsumers:
     Args:
         loop: The event loop.
         log: Function that logs, given a level, a message and its arguments.
-        tend: Function that resumes the draining of a peer, in case that an interrupt has stopped it.
+        update_backlog: Function that resumes the draining of a peer, in case that an interrupt has stopped it.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, log: Callable[..., None], tend: Callable[[core.Peer], None]
+        self, loop: asyncio.AbstractEventLoop, log: Callable[..., None], update_backlog: Callable[[core.Peer], None]
     ) -> None:
         self._loop = loop
         self._log = log
-        self._tend = tend
+        self._update_backlog = update_backlog
         self._peers: set[core.Peer] = set()
         self._episodes: dict[core.Peer, Episode] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -94,7 +94,7 @@ class SlowConsumers:
         self._excesses[queue] = None
         self._trim_soon()
 
-    def dismantle(self, item: Item | None) -> None:
+    def unlink_soon(self, item: Item | None) -> None:
         """Unlink items that are no longer needed, which may be many."""
         item = unlink(item, SLICE)
         if item is not None:
@@ -143,7 +143,7 @@ class SlowConsumers:
     def _look_at(self, peer: core.Peer, now: float) -> None:
         try:
             if not peer.backlog.watched:
-                self._tend(peer)
+                self._update_backlog(peer)
             for queue in list(() if peer.backlog is None else peer.backlog.queues.values()):
                 if queue.subscription.active:
                     queue.subscription.publisher.slow.expire(queue, now)
@@ -176,7 +176,7 @@ class SlowConsumers:
             self.check()
 
 
-class Turn:
+class DrainWaiters:
     """The tasks that wait until a connection's waiting messages have been sent, in the order in which they came."""
 
     __slots__ = ("lock", "waiting")
@@ -192,9 +192,9 @@ class Draining:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.table = core.TickTable()
-        self.slow = SlowConsumers(loop, self.log, self._tend)
+        self.slow = SlowConsumers(loop, self.log, self._update_backlog)
         self._writable = Writable(loop)
-        self._turns: dict[core.Peer, Turn] = {}
+        self._drain_waiters: dict[core.Peer, DrainWaiters] = {}
 
     def end(self, peer: core.Peer, why: Ended | None = None) -> None:
         """End all subscriptions of a connection."""
@@ -260,7 +260,7 @@ class Draining:
             self.fail(peer, exc)
             return False
 
-    def _tend(self, peer: core.Peer) -> None:
+    def _update_backlog(self, peer: core.Peer) -> None:
         """Watch a connection as long as something waits for it, and clean up when nothing does."""
         backlog = peer.backlog
         if backlog is None or peer.slot < 0:
@@ -299,28 +299,28 @@ class Draining:
         """Drop what waits for a connection that takes nothing any more, though it may not be lost for a while."""
         while not backlog.draining and not backlog.empty:
             backlog.taken(1, dropped=True)
-        self._tend(peer)
+        self._update_backlog(peer)
 
     async def drained(self, peer: core.Peer) -> None:
         """Wait until everything that waits for a connection now has been sent, but not for later messages."""
         backlog = peer.backlog
-        if backlog is None and peer not in self._turns:
+        if backlog is None and peer not in self._drain_waiters:
             return
         future = None
         if backlog is not None:
             self._admit(peer, backlog)  # entries that an interrupt has left
             if backlog.last is not None:
                 future = backlog.waiters.setdefault(backlog.last.number, self.loop.create_future())
-        turn = self._turns.setdefault(peer, Turn())
-        turn.waiting += 1
+        waiters = self._drain_waiters.setdefault(peer, DrainWaiters())
+        waiters.waiting += 1
         try:
-            async with turn.lock:  # keeps the order: a task that comes now stays behind one about to continue
+            async with waiters.lock:  # keeps the order: a task that comes now stays behind one about to continue
                 if future is not None:
                     await asyncio.shield(future)
         finally:
-            turn.waiting -= 1
-            if not turn.waiting:
-                self._turns.pop(peer, None)
+            waiters.waiting -= 1
+            if not waiters.waiting:
+                self._drain_waiters.pop(peer, None)
 
     def drain(self, peer: core.Peer) -> None:
         """Send what waits for a connection, as much as it takes."""
@@ -333,14 +333,16 @@ class Draining:
                 self._drop_waiting(peer, backlog)
                 return
             if backlog.fd < 0 and not backlog.overflows and self._is_full(peer):  # checked on a timer
-                self._tend(peer)
+                self._update_backlog(peer)
                 return
-            turn = 0
-            while self._drain(peer, backlog, BATCH, insist=turn == 0) and (turn < BATCHES - 1 or backlog.overflows):
-                turn += 1
-            self._tend(peer)
+            batches = 0
+            while self._drain(peer, backlog, BATCH, insist=batches == 0) and (
+                batches < BATCHES - 1 or backlog.overflows
+            ):
+                batches += 1
+            self._update_backlog(peer)
         except BaseException:
-            self.loop.call_soon(self._tend, peer)
+            self.loop.call_soon(self._update_backlog, peer)
             raise
 
     def _is_full(self, peer: core.Peer) -> bool:

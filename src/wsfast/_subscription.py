@@ -259,11 +259,11 @@ class Subscription(Local):
         if calls.busy:
             calls.after(self.unsubscribe)
         else:
-            self.part()
+            self.stop_publishing()
             dispatcher.flush_for(peer)
             self.end_alone()
 
-    def part(self) -> None:
+    def stop_publishing(self) -> None:
         """Publish no more messages to this subscriber."""
         peer = self._peer
         if peer is not None and self._until is None:
@@ -326,7 +326,7 @@ class Subscription(Local):
             self.end()
         finally:
             if peer is not None and peer.slot >= 0:
-                peer.dispatcher.hold_back(peer)
+                peer.dispatcher.move_pending(peer)
 
     def _leave(self, peer: core.Peer, queue: Queue | None) -> None:
         """Remove the subscription from the publisher and the dispatcher. Running it twice changes nothing."""

@@ -753,11 +753,11 @@ def test_out_of_descriptors(loop_kind: str, kind: str) -> None:
 MOMENTS: dict[str, Any] = {
     "sent": None,
     "write": (Outcome, "write"),
-    "take": (Dispatcher, "_take"),
+    "take": (Dispatcher, "_move_to_backlog"),
     "admit": (Dispatcher, "_admit"),
     "append": (Queue, "append"),
     "taken": (Backlog, "taken"),
-    "tend": (Dispatcher, "_tend"),
+    "tend": (Dispatcher, "_update_backlog"),
     "watch": (Dispatcher, "_watch"),
     "join": (Joined, "_join"),
 }

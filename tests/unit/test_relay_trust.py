@@ -56,7 +56,7 @@ class Receiver:
         self.relay = Relay(self.hub, Nowhere(), slow=slow, on_gap=None, timeout=0.01, keyring=keyring)
         self.stream = self.hub.stream(">", max_messages=10**6)
         self.hub.attach(self.relay)
-        self.relay._unused = None  # as if it had begun: it would warn when it is collected, maybe in another test
+        self.relay._placeholder = None  # as if it had begun: it would warn when it is collected, maybe in another test
 
     def take(self, data: bytes, address: Address | None = TOPIC) -> None:
         self.relay._inbound.receive(data, repr(address))

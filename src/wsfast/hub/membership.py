@@ -128,13 +128,13 @@ class Membership(Publisher):
         try:
             for group in groups:
                 assert group is not None
-                self._part(member, group, member._peer.slot)
+                self._leave_group(member, group, member._peer.slot)
         except BaseException:
             self._repair(member, groups, member.user)
             raise
         self._end_if_idle(member)
 
-    def _part(self, member: Member, group: Group, slot: int) -> None:
+    def _leave_group(self, member: Member, group: Group, slot: int) -> None:
         """Remove a connection from a group that it is in."""
         member.leave(group)
         group.members.discard(slot)
@@ -160,9 +160,9 @@ class Membership(Publisher):
         groups = [group for group in subscription.groups if group is not user]
         try:
             for group in groups:
-                self._part(subscription, group, peer.slot)
+                self._leave_group(subscription, group, peer.slot)
             if user is not None:
-                self._sign_off(subscription, user, peer.slot)
+                self._leave_user(subscription, user, peer.slot)
         except BaseException:  # the slot will be given to another connection
             subscription.groups.clear()
             subscription.user = None
@@ -203,7 +203,7 @@ class Membership(Publisher):
         if member.user is None:
             try:
                 joining = Joining(self.messages)
-                self._sign_on(member, registration.user, joining)
+                self._join_user(member, registration.user, joining)
             except BaseException:
                 self._repair_user(member, registration.user)
                 raise
@@ -215,7 +215,7 @@ class Membership(Publisher):
         assert member.user is not None
         registration.begin(member, (member.user,), joining)
 
-    def _sign_on(self, member: Member, name: Hashable, joining: Joining) -> None:
+    def _join_user(self, member: Member, name: Hashable, joining: Joining) -> None:
         assert member._peer is not None
         user = self._registry.users.get(name)
         if user is None:
@@ -242,13 +242,13 @@ class Membership(Publisher):
             and (all_holds or registration.groups_of_its_own())
         ):
             try:
-                self._sign_off(member, member.user, member._peer.slot)
+                self._leave_user(member, member.user, member._peer.slot)
             except BaseException:
                 self._repair_user(member, registration.user)
                 raise
             self._end_if_idle(member)
 
-    def _sign_off(self, member: Member, user: User, slot: int) -> None:
+    def _leave_user(self, member: Member, user: User, slot: int) -> None:
         """Remove a connection from its user."""
         member.leave(user)
         member.user = None

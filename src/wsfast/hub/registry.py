@@ -174,13 +174,13 @@ class Registry:
             group = Group("topic", name)
         self.topics[name] = group
         self._forget_routes(group)
-        self._tell(group, True)
+        self._notify_relay(group, True)
         return group
 
     def add_user(self, name: Hashable) -> User:
         """Add a user that does not exist yet."""
         user = self.users[name] = User(name)
-        self._tell(user, True)
+        self._notify_relay(user, True)
         return user
 
     def discard(self, group: Group) -> None:
@@ -196,7 +196,7 @@ class Registry:
                 self.pattern_count -= 1
             del self.topics[group.name]
             self._forget_routes(group)
-        self._tell(group, False)
+        self._notify_relay(group, False)
 
     def route(self, topic: str) -> tuple[Group, ...]:
         """Return the groups that get the messages of a topic."""
@@ -238,6 +238,6 @@ class Registry:
         else:
             self.routes.pop(group.name, None)
 
-    def _tell(self, group: Group, present: bool) -> None:
+    def _notify_relay(self, group: Group, present: bool) -> None:
         if self.relay is not None:
             (self.relay.subscribe if present else self.relay.unsubscribe)(group.kind, group.name)

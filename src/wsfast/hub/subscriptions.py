@@ -59,7 +59,7 @@ class Member(Subscription):
     def _published(self) -> int:
         return sum(group.messages for group in list(self.groups)) - self._since
 
-    def part(self) -> None:
+    def stop_publishing(self) -> None:
         """Do nothing: a member leaves all of its groups before it is ended."""
 
     def join(self, group: Group, joining: Joining) -> None:

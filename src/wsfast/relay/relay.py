@@ -86,7 +86,7 @@ class Condition:
             await self._wait()
 
 
-class _Unused:
+class _NotStarted:
     """Placeholder in a hub for a relay that was created and not started. It forwards nothing, and warns about that."""
 
     def __init__(self, relay: Relay) -> None:
@@ -155,12 +155,12 @@ class Relay(Local):
         self._warned = False
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._unused: _Unused | None = _Unused(self)
-        hub.expect(self._unused)
+        self._placeholder: _NotStarted | None = _NotStarted(self)
+        hub.expect(self._placeholder)
 
     def __del__(self) -> None:
-        unused: _Unused | None = getattr(self, "_unused", None)  # None if __init__ has raised
-        if unused is not None and not unused.warned:
+        placeholder: _NotStarted | None = getattr(self, "_placeholder", None)  # None if __init__ has raised
+        if placeholder is not None and not placeholder.warned:
             logger.warning("%r was garbage collected without having been started; %s", self, HOW_TO_START)
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ class Relay(Local):
         """
         if self._tasks:
             raise RuntimeError("a Relay cannot be reused; create a new one")
-        self._unused = None
+        self._placeholder = None
         present = self.hub.attach(self)
         self._attached = True
         try:
