@@ -62,9 +62,13 @@ class ChannelStats:
     published: int
     """Messages counted once per subscriber that they were for: published = sent + dropped + conflated + queued."""
     sent: int
+    """Messages taken by the kernel or the transport, counted once per subscriber."""
     dropped: int
+    """Messages dropped by the policy, or because a connection was closed, counted once per subscriber."""
     conflated: int
+    """Messages replaced by newer ones with the same key, counted once per subscriber."""
     queued: int
+    """Messages waiting, those of this tick included, counted once per subscriber."""
     lagging: int
     """Subscribers with messages waiting."""
     disconnected: int
@@ -88,6 +92,7 @@ class TopicStats:
     """Counts of the messages published to a topic since it got its first subscriber by name."""
 
     messages: int
+    """Messages published to the topic."""
     bytes: int
     """Size of their payloads in bytes."""
     subscribers: int
