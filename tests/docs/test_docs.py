@@ -56,6 +56,7 @@ from helpers.ports import free_port
 from helpers.processes import run
 from unit.test_import_graph import LAYERS
 from wsfast.cli import UnfitError
+from wsfast.connections.uvicorn import UvicornConnection
 from wsfast_bench.brokers import broker
 
 drivers.load()
@@ -574,8 +575,10 @@ def check_command(command: str, page: str, directory: Path) -> None:
     elif name == "uvicorn":
         (what,) = re.findall(r"(\w+):app", " ".join(arguments))
         copy(page, directory, PORT)
-        assert (directory / f"{what}.py").exists() or "uvicorn.run" in block_with(f"{what} = ", page)
-        look_up(uvicorn_command.make_context("uvicorn", arguments).params["ws"].replace(":", "."))
+        options = uvicorn_command.make_context("uvicorn", arguments).params
+        place = ROOT / options["app_dir"] if options["app_dir"] else directory
+        assert (place / f"{what}.py").exists() or "uvicorn.run" in block_with(f"{what} = ", page)
+        assert issubclass(look_up(options["ws"].replace(":", ".")), UvicornConnection)
     elif name == "pip":
         kind, *what = arguments
         assert kind == "install"

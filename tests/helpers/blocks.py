@@ -8,12 +8,14 @@ import contextlib
 import os
 import re
 import shlex
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+import uvicorn
 import websockets.asyncio.server
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -42,6 +44,7 @@ __all__ = [
     "receive",
     "runs",
     "serving",
+    "serving_app",
 ]
 
 PORT = 8765
@@ -217,3 +220,18 @@ def address_in(page: Path) -> str:
     match = re.search(r"new WebSocket\(\"(ws:[^\"]+)\"\)", page.read_text())
     assert match is not None
     return match[1]
+
+
+@contextlib.asynccontextmanager
+async def serving_app(app: Any, **options: Any) -> AsyncIterator[int]:
+    """Run an ASGI application by uvicorn; yield its port."""
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **options))
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await until(lambda: server.started or task.done(), "uvicorn")
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task
