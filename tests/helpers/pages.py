@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ __all__ = [
     "Link",
     "anchors_of",
     "blocks_of",
+    "digest_of",
     "in_repository",
     "inline_code_of",
     "links_of",
@@ -99,6 +101,11 @@ def blocks_of(page: str) -> list[Block]:
         blocks.append(Block(page, start + 1, language, before and before[1], file and file[1], code))
         number += 1
     return blocks
+
+
+def digest_of(code: str) -> str:
+    """Return what tells a block that was tried by hand from one that was changed since."""
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def prose_of(page: str) -> str:
