@@ -1,4 +1,4 @@
-"""The drop-in for `websockets.broadcast()`: types, skips, errors and logging are upstream's."""
+"""The drop-in for `websockets.broadcast()`, with the same types, skips, errors and log records."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from .connections.websockets import connection_layout, is_connection
 __all__ = ["SEND_TIMEOUT", "Delivery", "Reporter", "broadcast", "check_timeout"]
 
 SEND_TIMEOUT = 10.0
-"""Seconds that connections of websockets.sync and .trio have to take a message. If this very object is the argument, no
-other one was given."""
+"""Default time limit, in seconds, for connections of websockets.sync and .trio to take a message. An argument that is
+this very object means that the caller gave none."""
 
 
 class Delivery(NamedTuple):
-    """What became of a broadcast: how many connections there were of each kind.
+    """The result of a broadcast: the number of connections with each outcome.
 
     A connection that was given twice counts twice.
     """
 
     sent: int
-    """The kernel has taken the whole message (with TLS, or if the transport does not tell, the transport)."""
+    """The kernel took the whole message. With TLS, or with a transport that does not report this, the transport did."""
     buffered: int
-    """The message, or its end, waits in the transport's write buffer; for websockets.sync, in a queue."""
+    """The message, or the end of it, waits in the transport's write buffer; for websockets.sync, in a queue."""
     skipped: int
-    """The connection is not open, or a fragmented message is being sent on it."""
+    """The connection is not open, or is in the middle of sending a fragmented message."""
     failed: int
-    """The message could not be written, or the transport is closing and has discarded it."""
+    """The message could not be written, or the transport is closing and discarded it."""
 
 
-# Iterating over these runs no code of the user's, so all that they hold may be sent to in one delivery. Between the
-# items of anything else, code may run that writes to a connection or closes it, and it must find the message sent.
+# Iterating over these types runs no user code, so one delivery can send to all of their items. Iterating over any other
+# type can run user code between two items. That code may write to a connection or close it, so the message must have
+# been sent to the items before it.
 _INERT = frozenset({list, tuple, set, frozenset, dict, type({}.keys()), type({}.values()), deque, WeakSet})
 
 
@@ -61,45 +62,47 @@ def broadcast(
 ) -> Delivery:
     """Broadcast a message to several WebSocket connections.
 
-    A drop-in for `websockets.broadcast()`: it takes the same arguments, delivers the same messages, logs the same
-    records and raises the same exceptions. Like that it is synchronous, pushes the message even to connections whose
-    write buffers overflow, silently skips connections that are not open, and goes on when one of them fails. When it
-    returns, the message is in the kernel or in the transport's write buffer. Connections of `websockets.sync` have
-    none: what they have no room for is sent later, by a thread.
+    This function is a drop-in for `websockets.broadcast()`: it takes the same arguments, delivers the same messages,
+    logs the same records and raises the same exceptions. Like that function, it is synchronous, pushes the message even
+    to connections whose write buffers overflow, silently skips connections that are not open, and continues when one
+    fails. When it returns, the message is in the kernel or in the transport's write buffer. Connections of
+    `websockets.sync` have no write buffer: a background thread sends later what they have no room for now.
 
-    For connections that have negotiated permessage-deflate (RFC 7692, the default of websockets), it is not compressed
-    anew for each of them: all that were sent the same messages before, and nothing else, get one frame, which refers
-    to these messages (context takeover, section 7.1.1). Others, as one that was sent something for itself, get a frame
-    that is compressed by itself. A message is compressed three times at most for each set of parameters.
+    Connections that negotiated permessage-deflate (RFC 7692, the default of websockets) share compressed frames. All
+    connections that were sent the same messages before, and nothing else, get one frame, which refers to those messages
+    (context takeover, section 7.1.1). Other connections, for example one that was sent a private message, get a frame
+    that is compressed on its own. A message is compressed at most three times for each set of parameters.
 
-    It is fastest where `connections` is a list, tuple, set, frozenset, dict, dict view, deque or WeakSet. Anything
-    else, as a generator, is iterated over lazily, and each connection is sent to before the next one is asked for.
+    Broadcasting is fastest when `connections` is a list, tuple, set, frozenset, dict, dict view, deque or WeakSet. Any
+    other iterable, such as a generator, is consumed lazily: each connection is sent the message before the iterable
+    yields the next one.
 
     Args:
-        connections: Connections of `websockets.asyncio`, server or client side. One that is given twice is sent the
-            message twice.
-        message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame (RFC 6455,
-            section 5.6); a `PreparedMessage` as what it was prepared for.
-        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning. Those of messages
-            that are sent later, to connections of `websockets.sync`, are always logged.
+        connections: Connections of `websockets.asyncio`, server or client side, or of another supported library. A
+            connection that is given twice is sent the message twice.
+        message: A `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame (RFC 6455,
+            section 5.6). A `PreparedMessage` is sent as it was prepared.
+        raise_exceptions: Whether to raise failures at the end instead of logging each as a warning. Failures of
+            messages that are sent later, to connections of `websockets.sync`, are always logged.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
         compress: None to compress the message, where the connection allows it, if it has at least 16 bytes and
-            shrinks; False not to compress it.
-        timeout: Seconds for which a connection of `websockets.sync` may lag: from the first message that it has no room
-            for until it has taken that and all that follow. Then it is aborted, with a warning. None for no limit; of
-            several calls, the earliest limit counts. It cannot be given for other connections.
+            shrinks; False to never compress it.
+        timeout: Seconds that a connection of `websockets.sync` may lag: from the first message that it has no room
+            for until it has taken that message and all that follow it. After that time, it is aborted and a warning is
+            logged. None for no limit. If several calls set limits, the earliest one counts. Not allowed for other
+            connections.
 
     Returns:
         How many connections the message was sent to, buffered for, skipped and not written to.
 
     Raises:
-        TypeError: If `message` has none of these types, or `text` or `compress` is given with a `PreparedMessage`; then
-            nothing was sent. Or if one of `connections` is no supported connection, or `timeout` is given for one that
-            is none of websockets.sync; then the message was sent to those ahead of it, at most.
-        UnicodeEncodeError: If `message` is a string with a lone surrogate; then nothing was sent.
-        ValueError: If `compress` is neither None nor False, or `timeout` is not positive; then nothing was sent.
-        RuntimeError: If one of `connections` belongs to an event loop that is running in another thread; then the
-            message was sent to those ahead of it. Use `loop.call_soon_threadsafe(wsfast.broadcast, ...)`.
+        TypeError: If `message` has another type, or `text` or `compress` is given with a `PreparedMessage`; nothing was
+            sent then. Also if one of `connections` is not supported, or if `timeout` is given and one of them is not a
+            connection of websockets.sync; at most the connections ahead of it were sent the message then.
+        UnicodeEncodeError: If `message` is a string with a lone surrogate; nothing was sent then.
+        ValueError: If `compress` is neither None nor False, or `timeout` is not positive; nothing was sent then.
+        RuntimeError: If one of `connections` belongs to an event loop that runs in another thread; the connections
+            ahead of it were sent the message then. Use `loop.call_soon_threadsafe(wsfast.broadcast, ...)`.
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
     prepared = prepare(message, text, compress)
@@ -117,7 +120,7 @@ def broadcast(
 
 
 def check_timeout(timeout: object) -> None:
-    """Raise TypeError or ValueError if it is no time limit."""
+    """Raise TypeError or ValueError if `timeout` is not a valid time limit."""
     if timeout is None:
         return
     if not isinstance(timeout, (int, float)):
@@ -127,7 +130,7 @@ def check_timeout(timeout: object) -> None:
 
 
 class Reporter:
-    """Counts what becomes of a broadcast, and records or logs what goes wrong."""
+    """Counts the outcomes of a broadcast, and records or logs its failures."""
 
     def __init__(self, raise_exceptions: bool) -> None:
         self.raise_exceptions = raise_exceptions
@@ -135,7 +138,7 @@ class Reporter:
         self.sent = self.buffered = self.skipped = self.failed = 0
 
     def report(self, connection: Any, outcome: Exception | bool | None) -> None:
-        """Count what became of a message: see `connections.sync`."""
+        """Count the outcome of a message for one connection: see `Outcome` in `connections.sync`."""
         if outcome is True:
             self.sent += 1
         elif outcome is False:
@@ -148,7 +151,7 @@ class Reporter:
             self.report_failure(connection, outcome)
 
     def report_fragmented(self, connection: Any, exception: ConcurrencyError) -> None:
-        """Record or log that a connection was skipped, since a fragmented message is being sent on it."""
+        """Record or log that a connection was skipped because it is sending a fragmented message."""
         self.skipped += 1
         if self.raise_exceptions:
             self.exceptions.append(exception)
@@ -170,7 +173,7 @@ class Reporter:
 
 
 class _FanOut(Reporter):
-    """One call of `broadcast()` on its way."""
+    """One call of `broadcast()` in progress."""
 
     def __init__(
         self, message: PreparedMessage, encodings: core.Encodings, raise_exceptions: bool, timeout: float | None
@@ -186,7 +189,10 @@ class _FanOut(Reporter):
         Dispatcher.finish(self.running_loop)
 
     def send(self, collection: Collection[Any]) -> None:
-        """Send the message to all connections, as many as possible in one delivery. To iterate runs no user's code."""
+        """Send the message to all connections, as many as possible in one delivery.
+
+        Iterating over `collection` must run no user code.
+        """
         connections: Any = collection
         if self.timeout is not SEND_TIMEOUT:
             connections = list(connections)
@@ -209,21 +215,24 @@ class _FanOut(Reporter):
             start = stop
 
     def refuse_timeout(self, connections: list[Any]) -> None:
-        """Raise TypeError if there are connections of another kind than websockets.sync."""
+        """Raise TypeError if some of the connections are not of websockets.sync."""
         for connection in connections:
             if not is_sync(type(connection)):
                 raise TypeError(
-                    f"timeout is for connections of websockets.sync; broadcast() does not limit "
-                    f"{name_of(type(connection))}: what it does not take is buffered, or bounded by a Channel"
+                    f"timeout applies only to connections of websockets.sync, not to {name_of(type(connection))}; "
+                    f"omit it, or use a Channel to bound what waits for a slow client"
                 )
 
     def adapt(self, connections: list[Any], start: int) -> bool:
-        """Replace connections of other libraries by what stands for them, as far as that goes; tell whether it did."""
+        """Replace connections of other libraries, from `start` on, by their `Foreign`; return whether any was replaced.
+
+        It stops without an error at a connection that cannot be adapted.
+        """
         kind = type(connections[start])
         if adapter_of(kind) is None:
             return False
         connections[start] = adapt(connections[start])
-        with contextlib.suppress(TypeError, RuntimeError):  # of which we are told when it is the turn of that one
+        with contextlib.suppress(TypeError, RuntimeError):  # raised again when that connection's turn comes
             for position in range(start + 1, len(connections)):
                 connection = connections[position]
                 known = getattr(connection, "_wsfast_adapted", None) if type(connection) is kind else None
@@ -231,19 +240,19 @@ class _FanOut(Reporter):
         return True
 
     def send_synchronously(self, connections: list[Any]) -> None:
-        """Send the message to connections of websockets.sync. What they have no room for is sent later."""
+        """Send the message to connections of websockets.sync; a thread sends later what they have no room for."""
         from .connections.sync import Call, limit_after, send_to_all
 
         limit, report_later = limit_after(self.timeout), Reporter(False).report
         send_to_all(connections, Call(self.message, self.encodings, self.report, report_later, limit))
 
     def deliver(self, connections: Collection[Any], start: int) -> core.Batch:
-        """Send the message to as many connections as possible at once; return the batch, which knows how many."""
+        """Send the message to as many connections as possible at once; the batch that is returned knows how many."""
         outcome = Outcome()
         calls = Dispatcher.calls_in(self.running_loop)
         try:
             if calls is not None:
-                calls.busy = True  # what a signal handler changes now was not looked at
+                calls.busy = True  # gather does not see what a signal handler changes now
             batch = deliver(
                 outcome,
                 lambda batch: batch.gather(
@@ -261,7 +270,7 @@ class _FanOut(Reporter):
         if not outcome.counts and not batch.waiting and not batch.refused and not batch.own:
             return batch
 
-        # From here on, code of the user's may run.
+        # From here on, user code may run.
         connection_at = batch.connections.__getitem__
         report_lost(batch, lambda place, _: connection_at(place))
         failures = outcome.failures
@@ -280,7 +289,7 @@ class _FanOut(Reporter):
         try:
             buffered, closing = is_buffering(connection.transport), is_closing(connection)
         except Exception:
-            buffered = closing = False  # a transport, or none, that does not tell
+            buffered = closing = False  # there is no transport, or it does not report this
         if buffered:
             self.buffered += 1
         elif closing:
@@ -289,7 +298,7 @@ class _FanOut(Reporter):
             self.sent += 1
 
     def send_by_own_methods(self, connection: Any) -> None:
-        """Send the message as upstream does."""
+        """Send the message the way upstream does."""
         if not isinstance(connection, Foreign) and not is_connection(connection):
             raise unsupported(connection)
         if not is_open(connection):
@@ -299,14 +308,14 @@ class _FanOut(Reporter):
         if loop is not None and loop is not self.running_loop and loop.is_running():
             raise RuntimeError(
                 "broadcast() must be called in the thread of the event loop that runs the connection; "
-                "from elsewhere, use loop.call_soon_threadsafe()"
+                "from another thread, use loop.call_soon_threadsafe(wsfast.broadcast, connections, message)"
             )
         if is_sending(connection):
             self.report_fragmented(connection, ConcurrencyError("sending a fragmented message"))
             return
         try:
             send_message(connection, self.message)
-        except ConcurrencyError as exc:  # one that could not be asked before
+        except ConcurrencyError as exc:  # the connection could not report this beforehand
             self.report_fragmented(connection, exc)
         except Exception as exc:
             self.report_failure(connection, exc)

@@ -1,4 +1,4 @@
-"""Servers whose connections need not be asked before they are sent to."""
+"""`serve()`: servers whose connections report every change of state, so that sending needs no check of each one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["ServeOptions", "ServerConnection", "Serving", "serve"]
 
 
 class ServerConnection(TellingConnection):
-    """A connection of websockets that tells `broadcast()` and channels what happens to it.
+    """A connection of websockets that reports its changes of state to `broadcast()` and channels.
 
-    It is used like that of websockets. Two things differ: `send()` waits until what channels published for this
-    connection before has left; and neither channels nor `broadcast()` need to ask it whether it can be written to.
-    Code of yours that does something to the transport or the protocol must take it from `connection.transport` or
-    `connection.protocol` each time.
+    Use it like the `ServerConnection` of websockets. Two things differ. `send()` first waits until the messages that
+    channels published for this connection have left. And `broadcast()` and channels send to it without checking first
+    whether it can be written to. So code that uses its transport or protocol must read `connection.transport` or
+    `connection.protocol` each time, and must not keep a reference.
     """
 
 
@@ -66,7 +66,10 @@ class ServeOptions(TypedDict, total=False):
 
 
 class Serving(Protocol):
-    """A server that is about to start: await it, or enter it as a context, to start it; the context closes it."""
+    """A server that has not started yet. Await it, or enter it with `async with`, to start it.
+
+    Leaving the `async with` block closes the server.
+    """
 
     def __await__(self) -> Generator[Any, None, Server]:
         """Start the server."""
@@ -86,19 +89,22 @@ def serve(
     port: int | None = None,
     **options: Unpack[ServeOptions],
 ) -> Serving:
-    """Do as `websockets.serve()` does, with connections that are instances of `wsfast.ServerConnection`.
+    """Start a WebSocket server as `websockets.serve()` does, with connections of type `wsfast.ServerConnection`.
+
+    `broadcast()`, channels and hubs send to these connections faster than to those of `websockets.serve()`, because
+    they report every change of state and need not be checked before each message.
 
     Args:
-        handler: Coroutine function that deals with one connection.
+        handler: Coroutine function that handles one connection.
         host: Network interfaces that the server listens on.
-        port: TCP port.
+        port: TCP port that the server listens on.
         options: See `ServeOptions`.
 
     Returns:
-        What is awaited, or entered as a context, to start the server.
+        An object to await, or to enter with `async with`, to start the server.
 
     Raises:
-        TypeError: If `handler` cannot be called, or `create_connection` is given and is no subclass of
+        TypeError: If `handler` is not callable, or `create_connection` is given and is not a subclass of
             `wsfast.ServerConnection`.
     """
     if not callable(handler):
@@ -107,5 +113,5 @@ def serve(
     if not (isinstance(create_connection, type) and issubclass(create_connection, ServerConnection)):
         raise TypeError(f"create_connection must be a subclass of wsfast.ServerConnection, not {create_connection!r}")
     passed: dict[str, Any] = {**options, "create_connection": create_connection}
-    serving: Any = websockets.asyncio.server.serve  # whose signature is not the same in all releases
+    serving: Any = websockets.asyncio.server.serve  # untyped: its signature differs between releases
     return serving(handler, host, port, **passed)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What is done about a subscriber that does not keep up: bounds, and which messages wait within them."""
+"""Slow-consumer policies: how much may wait for a subscriber that does not keep up, and what happens beyond that."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ __all__ = ["Conflate", "Disconnect", "DropNewest", "DropOldest", "Policy"]
 
 
 MOST_DROPS = 64
-"""Messages that a policy drops at once, lest one large message take the time of thousands that wait for each client."""
+"""Most messages that a policy drops at once. Otherwise, one large message could cost the dropping of thousands of small
+messages for each client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Bounds of what waits for one subscriber of a channel; None for no bound.
+    """Bounds on what may wait for one subscriber. None means no bound. Base class of the policies.
 
     Raises:
-        TypeError: If a bound is no number.
+        TypeError: If a bound is not a number.
         ValueError: If a bound is not positive.
     """
 
     max_messages: int | None = None
-    """Messages."""
+    """Most messages that may wait."""
     max_bytes: int | None = 1 << 20
-    """Bytes of their payloads, not compressed. They are held once, however many subscribers wait for them."""
+    """Most bytes that may wait: uncompressed payloads. Each message is stored once, however many subscribers wait for
+    it."""
     max_age: float | None = None
-    """Seconds that the oldest has waited."""
+    """Most seconds that the oldest message may have waited."""
 
     def __post_init__(self) -> None:
         check_integer("max_messages", self.max_messages, optional=True)
@@ -37,20 +39,20 @@ class Policy:
         check_seconds("max_age", self.max_age, optional=True)
 
     def admit(self, queue: Queue, entry: Entry) -> None:
-        """Deal with a message that a connection has not taken: have it wait, or not, and make room as needed.
+        """Handle a message that the connection did not take: queue it or drop it, and make room as needed.
 
         Args:
-            queue: What waits for the subscription.
+            queue: The messages that wait for the subscription.
             entry: The message, which is the next one in the inbox.
         """
-        raise TypeError(f"{type(self).__name__} is no policy")
+        raise TypeError(f"{type(self).__name__} has no admit(); use Disconnect, DropNewest, DropOldest or Conflate")
 
     def expire(self, queue: Queue, now: float) -> None:
-        """Drop what has waited for too long, or is beyond the other bounds; the rest of it soon, if it is much."""
+        """Drop messages that waited for too long or are beyond the other bounds; if there are many, the rest soon."""
         self._make_room(queue, now)
 
     def _is_full(self, queue: Queue, now: float, messages: int, size: int) -> bool:
-        """Whether there is no room for so much more; one message may always wait."""
+        """Whether so much more exceeds a bound. One message may always wait."""
         return queue.oldest is not None and (
             (self.max_age is not None and queue.oldest.time < now - self.max_age)
             or (
@@ -63,14 +65,14 @@ class Policy:
         )
 
     def _is_far_beyond(self, queue: Queue) -> bool:
-        """Whether twice as much waits as may, the newest message not included."""
+        """Whether more than twice the bound waits, the newest message not included."""
         newest = 0 if queue.newest is None else queue.newest.entry.message.size
         return (self.max_messages is not None and queue.messages > 2 * self.max_messages + 1) or (
             self.max_bytes is not None and queue.bytes - newest > 2 * self.max_bytes
         )
 
     def _make_room(self, queue: Queue, now: float, messages: int = 0, size: int = 0) -> None:
-        """Drop the oldest messages until there is room, but no more than MOST_DROPS now unless it is far too much."""
+        """Drop the oldest messages until there is room: at most MOST_DROPS now, unless far too much waits."""
         dropped = 0
         while self._is_full(queue, now, messages, size):
             if dropped >= MOST_DROPS and not self._is_far_beyond(queue):
@@ -83,36 +85,39 @@ class Policy:
             queue.subscription.report_drops(dropped)
 
     def _append(self, queue: Queue, entry: Entry, now: float, *, keyed: bool = False) -> None:
-        """Have a message wait; the oldest ones make room."""
+        """Queue a message; drop the oldest ones to make room."""
         self._make_room(queue, now, 1, entry.message.size)
         queue.append(entry, now, keyed=keyed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnect(Policy):
-    """Close the connection of a subscriber beyond the bounds: it is better off connecting again.
+    """Close the connection of a subscriber that exceeds a bound, so that the client connects again and starts afresh.
 
     Raises:
-        TypeError: If a bound or `code` is no number, or `reason` no string.
+        TypeError: If a bound or `code` is not a number, or `reason` is not a string.
         ValueError: If a bound is not positive, `code` may not be sent, or `reason` is too long (RFC 6455, section 7.4).
     """
 
     code: int = 1013
-    """Status code of the close frame: "try again later"."""
+    """Status code of the close frame. The default means "try again later"."""
     reason: str = "slow consumer"
-    """Its reason, at most 123 bytes."""
+    """Reason in the close frame, at most 123 bytes."""
 
     def __post_init__(self) -> None:
         super(Disconnect, self).__post_init__()
         check_integer("code", self.code)
         check_str("reason", self.reason)
         if not (self.code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= self.code < 5000):
-            raise ValueError(f"close code {self.code} may not be sent")
+            raise ValueError(
+                "code must be a close code that may be sent (1000 to 1003, 1007 to 1014 or 3000 to 4999), "
+                f"not {self.code}"
+            )
         if len(self.reason.encode()) > 123:
-            raise ValueError("reason of a close frame must not be longer than 123 bytes")
+            raise ValueError(f"reason must not be longer than 123 bytes in UTF-8, but has {len(self.reason.encode())}")
 
     def admit(self, queue: Queue, entry: Entry) -> None:
-        """Have the message wait, or close the connection."""
+        """Queue the message, or close the connection."""
         now = time.monotonic()
         self.expire(queue, now)
         if not queue.subscription.active:
@@ -123,17 +128,17 @@ class Disconnect(Policy):
             queue.append(entry, now)
 
     def expire(self, queue: Queue, now: float) -> None:
-        """Close the connection if something has waited for too long."""
+        """Close the connection if a message has waited for too long."""
         if self.max_age is not None and queue.oldest is not None and queue.oldest.time < now - self.max_age:
             queue.subscription.disconnect(self.code, self.reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropNewest(Policy):
-    """Leave out new messages while what waits is at the bounds."""
+    """Drop new messages while the queue is full, and keep those that wait."""
 
     def admit(self, queue: Queue, entry: Entry) -> None:
-        """Have the message wait, or drop it."""
+        """Queue the message, or drop it."""
         now = time.monotonic()
         if self._is_full(queue, now, 1, entry.message.size):
             queue.refuse()
@@ -142,28 +147,28 @@ class DropNewest(Policy):
             queue.append(entry, now)
 
     def expire(self, queue: Queue, now: float) -> None:
-        """Do nothing: what waits is what is kept."""
+        """Do nothing: this policy keeps the messages that wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropOldest(Policy):
-    """Drop the oldest messages that wait, as many as the bounds need."""
+    """Drop the oldest messages that wait, as many as needed to keep within the bounds."""
 
     def admit(self, queue: Queue, entry: Entry) -> None:
-        """Have the message wait, and drop older ones as needed."""
+        """Queue the message, and drop older ones as needed."""
         self._append(queue, entry, time.monotonic())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conflate(Policy):
-    """Keep the newest message of each key; beyond the bounds, drop those that have waited for longest.
+    """Keep only the newest message of each key. Beyond the bounds, drop the messages that have waited longest.
 
-    A new message takes the place in the queue of the one that it replaces, so that no key has to wait for another that
-    changes more often. Messages without a key are never replaced.
+    A new message takes the place of the message that it replaces in the queue, so that no key has to wait for another
+    key that changes more often. Messages without a key are never replaced.
     """
 
     def admit(self, queue: Queue, entry: Entry) -> None:
-        """Have the message wait, in the place of an older one of the same key if there is one."""
+        """Queue the message, in the place of an older one with the same key if there is one."""
         now = time.monotonic()
         if entry.key is None:
             self._append(queue, entry, now)

@@ -1,4 +1,4 @@
-"""Metrics of channels, hubs and relays for Prometheus; needs the extra `prometheus`."""
+"""Prometheus metrics of channels, hubs and relays. Needs the extra `prometheus`."""
 
 from __future__ import annotations
 
@@ -21,60 +21,61 @@ __all__ = ["Collector"]
 Source: TypeAlias = Channel | Hub | Relay
 
 COUNTERS = {
-    "published": "Messages times the subscribers that they were for.",
-    "sent": "Messages that a kernel, or a transport, has taken.",
-    "dropped": "Messages dropped.",
-    "conflated": "Messages that were replaced by newer ones of the same key.",
-    "disconnected": "Connections that were closed since they did not keep up.",
+    "published": "Messages published, counted once per subscriber.",
+    "sent": "Messages taken by the kernel or a transport, counted once per subscriber.",
+    "dropped": "Messages dropped, counted once per subscriber.",
+    "conflated": "Messages replaced by a newer one with the same key, counted once per subscriber.",
+    "disconnected": "Connections closed because they did not keep up.",
 }
 GAUGES = {
-    "subscribers": "Connections that are subscribed.",
-    "lagging": "Subscribers for which something waits.",
-    "queued": "Messages that wait.",
+    "subscribers": "Subscribed connections.",
+    "lagging": "Subscribers for which messages wait.",
+    "queued": "Messages that wait, counted once per subscriber.",
 }
 HUB_GAUGES = {
-    "topics": "Topics that have a subscriber by their names.",
-    "patterns": "Patterns that have a subscriber.",
-    "users": "Users who are connected.",
+    "topics": "Topics with at least one subscriber, patterns not counted.",
+    "patterns": "Patterns with at least one subscriber.",
+    "users": "Connected users.",
 }
 RELAY_COUNTERS = {
-    "published": "Messages for other processes.",
-    "sent": "Messages that the broker has confirmed.",
+    "published": "Messages published for other processes.",
+    "sent": "Messages confirmed by the broker.",
     "dropped": "Messages for other processes that were dropped.",
-    "received": "Messages from other processes.",
-    "duplicates": "Messages that were received once more, and not delivered again.",
+    "received": "Messages received from other processes.",
+    "duplicates": "Messages received a second time and not delivered again.",
     "malformed": "Messages that no relay of this version has sent.",
-    "rejected": "Messages not signed as they must be, or of another channel.",
-    "gaps": "How often something was missing.",
+    "rejected": "Messages with a missing or wrong signature, or from another channel.",
+    "gaps": "Gaps in the messages from other processes.",
     "lost": "Messages from other processes that are missing.",
-    "reconnects": "How often the broker was connected to again.",
+    "reconnects": "Reconnections to the broker.",
 }
 RELAY_GAUGES = {
     "queued": "Messages that wait, or that the broker has not confirmed yet.",
-    "subscriptions": "Topics, patterns and users that are subscribed to at the broker.",
-    "connected": "1 if the broker is connected to, else 0.",
+    "subscriptions": "Topics, patterns and users subscribed to at the broker.",
+    "connected": "1 while connected to the broker, else 0.",
 }
 METRICS: list[tuple[type[Source], str, str, dict[str, str], dict[str, str]]] = [
     (Channel, "channel", "channel", COUNTERS, GAUGES),
     (Hub, "hub", "hub", COUNTERS, GAUGES | HUB_GAUGES),
     (Relay, "relay", "hub", RELAY_COUNTERS, RELAY_GAUGES),
 ]
-"""For each kind, what its metrics are called after `wsfast_`, the label, the counters and the gauges."""
+"""For each type of source: the prefix of its metrics after `wsfast_`, its label, its counters and its gauges."""
 
 
 class Collector(prometheus_client.registry.Collector):
-    """Collects the statistics of channels, hubs and relays; register it with a `prometheus_client.CollectorRegistry`.
+    """Exports the statistics of channels, hubs and relays to Prometheus.
 
-    Metrics are called `wsfast_channel_...`, with the name of the channel as label `channel`; `wsfast_hub_...`, with the
-    name of the hub as label `hub`; and `wsfast_relay_...`, with the name of the relay's hub as label `hub`. It may be
-    asked from any thread; each source is asked in its event loop.
+    Register it with a `prometheus_client.CollectorRegistry`. Metrics are named `wsfast_channel_...`, with the name of
+    the channel as label `channel`; `wsfast_hub_...`, with the name of the hub as label `hub`; and `wsfast_relay_...`,
+    with the name of the relay's hub as label `hub`. `collect()` may be called from any thread; it reads the statistics
+    of each source in the event loop of that source.
 
     Args:
         sources: The channels, hubs and relays, or a function that returns them.
         timeout: Seconds to wait for an event loop that is busy.
 
     Raises:
-        TypeError: If one of the sources is something else, or `timeout` no number.
+        TypeError: If one of the sources is something else, or `timeout` is not a number.
         ValueError: If `timeout` is not positive.
     """
 
@@ -84,7 +85,7 @@ class Collector(prometheus_client.registry.Collector):
             check_callback("sources", sources)
             self._sources: Callable[[], Iterable[Source]] = sources
         else:
-            # What an iterator yields is there once; other collections may change.
+            # An iterator yields its items only once; other collections may change later.
             collection = tuple(sources) if isinstance(sources, Iterator) else sources
             self._sources = lambda: collection
             _checked(collection)
@@ -124,11 +125,11 @@ class Collector(prometheus_client.registry.Collector):
 def _checked(sources: Iterable[Source]) -> list[Source]:
     """Return the sources as a list."""
     if not isinstance(sources, Iterable):
-        raise TypeError(f"sources must be several; write [...] around {sources!r}")
+        raise TypeError(f"sources must be an iterable of channels, hubs and relays; write [...] around {sources!r}")
     sources = list(sources)
     for source in sources:
         if not isinstance(source, (Channel, Hub, Relay)):
-            raise TypeError(f"cannot collect metrics of {source!r}: it is neither a Channel nor a Hub nor a Relay")
+            raise TypeError(f"cannot collect metrics of {source!r}: sources must be channels, hubs and relays")
     return sources
 
 

@@ -39,24 +39,24 @@ async def broadcast(
 ) -> Delivery:
     """Broadcast a message to several connections of websockets.trio.
 
-    A drop-in for `websockets.trio.server.broadcast()`: it returns when all connections have taken the message, or have
-    failed. The message is framed, and compressed, once. Connections that have room are sent to at once; only for what
-    they do not take is a task made, so that nobody waits for anybody else.
+    This function is a drop-in for `websockets.trio.server.broadcast()`: it returns when each connection has taken the
+    message or failed. The message is framed and compressed once. Connections that have room get it at once. Only a
+    connection that does not take all of it gets a task of its own, so that no connection waits for another.
 
     Args:
         connections: Connections of `websockets.trio`, server or client side.
         message: As in `wsfast.broadcast()`.
-        raise_exceptions: Whether to raise failures at the end rather than to log each as a warning.
+        raise_exceptions: Whether to raise failures at the end instead of logging each as a warning.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
-        compress: None to compress the message where the connection allows it; False not to.
-        timeout: Seconds that all connections have to take the message, side by side; None for no limit. One that has
-            not is closed, which is a failure.
+        compress: None to compress the message where the connection allows it; False to never compress it.
+        timeout: Seconds that each connection has to take the message; all of them have the same deadline. None for no
+            limit. A connection that is late is closed and counts as a failure.
 
     Returns:
-        How many connections the message was sent to, skipped and not written to. None is ever buffered for.
+        How many connections the message was sent to, skipped and not written to. `buffered` is always 0.
 
     Raises:
-        TypeError: If `message` has another type, or one of `connections` is none of websockets.trio.
+        TypeError: If `message` has another type, or one of `connections` is not a connection of websockets.trio.
         ValueError: If `timeout` is not positive.
         ExceptionGroup: With `raise_exceptions`, if the message could not be written to some of the connections.
     """
@@ -66,7 +66,10 @@ async def broadcast(
     fan_out = _FanOut(encodings_of(prepared, len(connections)), prepared, raise_exceptions, timeout)
     for connection in connections:
         if not isinstance(connection, websockets.trio.connection.Connection):
-            raise TypeError(f"cannot broadcast to {name_of(type(connection))}: it is no connection of websockets.trio")
+            raise TypeError(
+                f"cannot broadcast to {name_of(type(connection))}: wsfast.trio.broadcast() is for connections of "
+                "websockets.trio only; use wsfast.broadcast() for others"
+            )
     async with trio.open_nursery() as nursery:
         await fan_out.send(connections, nursery)
     if fan_out.exceptions:
@@ -75,7 +78,7 @@ async def broadcast(
 
 
 class _FanOut(Reporter):
-    """One call of `broadcast()` on its way."""
+    """One call of `broadcast()` in progress."""
 
     def __init__(self, encodings: Any, message: Any, raise_exceptions: bool, timeout: float | None) -> None:
         super().__init__(raise_exceptions)
@@ -85,16 +88,16 @@ class _FanOut(Reporter):
         self.encodings = encodings
 
     async def send(self, connections: list[Any], nursery: trio.Nursery) -> None:
-        """Send to each connection what it takes at once, and start tasks for the rest."""
+        """Send to each connection what it takes at once; start a task for each that does not take all of it."""
         held: set[Any] = set()
-        # A lock can only be released by the task that has acquired it: this one, when it is told to.
+        # Only the task that acquired a lock can release it: this one does so when another task is finished.
         finished, wait_finished = trio.open_memory_channel[Any](len(connections))
         for connection in connections:
             if not self._is_fit(connection):
                 continue
             try:
                 connection.send_lock.acquire_nowait()
-            except (trio.WouldBlock, RuntimeError):  # another task sends, or this one, to a connection given twice
+            except (trio.WouldBlock, RuntimeError):  # another task is sending; or the connection was given twice
                 nursery.start_soon(self._send_in_turn, connection)
                 continue
             rest: memoryview | None = None
@@ -119,7 +122,7 @@ class _FanOut(Reporter):
                 held.remove(connection)
                 connection.send_lock.release()
         finally:
-            for connection in held:  # it was cancelled: a frame was cut off, and nothing may follow that
+            for connection in held:  # this call was cancelled: part of a frame is out, and nothing may follow it
                 connection.stream.socket.close()
                 connection.send_lock.release()
 
@@ -133,7 +136,10 @@ class _FanOut(Reporter):
         return True
 
     def _begin(self, connection: Any) -> memoryview | None:
-        """Send what goes out at once, with the lock held; return the rest, or None if that is all of it."""
+        """Send what the kernel takes at once; return the rest of the frame, or None if sending directly is impossible.
+
+        The connection's lock must be held.
+        """
         if sys.platform == "win32":  # no dup() of a socket's descriptor there, and no MSG_DONTWAIT
             return None
         protocol = connection.protocol
@@ -143,7 +149,7 @@ class _FanOut(Reporter):
         frame, window = frame_for(encoder, self.encodings, masked=protocol.side.name == "CLIENT")
         try:
             sock = socket.socket(fileno=os.dup(connection.stream.socket.fileno()))
-        except OSError:  # as when there are no more descriptors
+        except OSError:  # for example, when there are no more descriptors
             return None
         try:
             taken = sock.send(frame, socket.MSG_DONTWAIT)
@@ -162,7 +168,7 @@ class _FanOut(Reporter):
             finished.send_nowait(connection)
 
     async def _in_time(self, connection: Any, send: Callable[[], Awaitable[object]]) -> None:
-        """Send, and tell what became of it. A connection that is late is closed: half a frame may be out."""
+        """Send, and report the outcome. A connection that is late is closed, because half a frame may be out."""
         try:
             with trio.CancelScope(deadline=self.deadline) as scope:
                 await send()
@@ -172,7 +178,7 @@ class _FanOut(Reporter):
         if not scope.cancelled_caught:
             self.sent += 1
             return
-        with trio.CancelScope(shield=True):  # which waits for nothing
+        with trio.CancelScope(shield=True):  # closing forcefully waits for nothing
             await trio.aclose_forcefully(connection.stream)
         self.report_failure(connection, TimeoutError(f"the client has not taken the message within {self.timeout} s"))
 

@@ -1,12 +1,14 @@
-"""Protocols for uvicorn, by which a framework's WebSocket leads to its connection.
+"""WebSocket protocols for uvicorn, needed to send to the WebSockets of FastAPI, Starlette, Litestar and Quart.
 
-    uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol")  # in place of ws="websockets-sansio" or "auto"
-    uvicorn.run(app, ws="wsfast.uvicorn:WSProtocol")  # in place of ws="wsproto", which must be installed
+    uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol")  # instead of ws="websockets-sansio" or "auto"
+    uvicorn.run(app, ws="wsfast.uvicorn:WSProtocol")  # instead of ws="wsproto"; needs wsproto
 
-uvicorn 0.35 takes only the class itself: `ws=WebSocketsProtocol`.
+uvicorn 0.35 accepts only the class itself: `ws=WebSocketsProtocol`.
 
-They are uvicorn's own. Two things differ: a message that the application sends by itself never overtakes what channels
-have published before, and neither `broadcast()` nor channels need to ask them whether they can be written to.
+With these protocols, wsfast finds the connection behind a framework's WebSocket. They are subclasses of uvicorn's own
+protocols and behave like them, with two differences. A message that the application sends never overtakes messages that
+channels published before. And `broadcast()` and channels send to them without checking first whether they can be
+written to.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ __all__ = ["WSProtocol", "WebSocketsProtocol"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import wsproto only for those who use it."""
+    """Import wsproto only when `WSProtocol` is used."""
     if name != "WSProtocol":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with needs("wsproto", "wsproto"):

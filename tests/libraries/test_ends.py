@@ -316,7 +316,7 @@ def test_limits_are_for_those_that_are_waited_for(play: Any, name: str) -> None:
         connection, client = await connect()
         kind = type(connection).__qualname__
         for timeout in (5.0, None):
-            with pytest.raises(TypeError, match=rf"^timeout is for connections of websockets\.sync; .*{kind}"):
+            with pytest.raises(TypeError, match=rf"^timeout applies only to connections of websockets\.sync, .*{kind}"):
                 wsfast.broadcast([connection], "no", timeout=timeout)
         wsfast.broadcast([connection], "yes")
         assert await client.recv() == "yes"

@@ -376,14 +376,14 @@ def test_bounds_are_positive(kind: type[Policy], name: str, bound: float) -> Non
 @pytest.mark.parametrize("code", [999, 1004, 1005, 1006, 1015, 2999, 5000])
 def test_close_codes_that_may_not_be_sent(code: int) -> None:
     """Disconnect with a code that RFC 6455 keeps from close frames raises ValueError."""
-    with pytest.raises(ValueError, match=f"^close code {code} may not be sent$"):
+    with pytest.raises(ValueError, match=rf"^code must be a close code that may be sent \(.*\), not {code}$"):
         Disconnect(code=code)
 
 
 def test_reasons_fit_in_a_close_frame() -> None:
     """Disconnect with a reason of more than 123 bytes raises ValueError."""
     assert Disconnect(reason="\xe9" * 61 + "x").reason == "\xe9" * 61 + "x"
-    with pytest.raises(ValueError, match=r"^reason of a close frame must not be longer than 123 bytes$"):
+    with pytest.raises(ValueError, match=r"^reason must not be longer than 123 bytes in UTF-8, but has 124$"):
         Disconnect(reason="\xe9" * 62)
 
 
@@ -391,7 +391,7 @@ def test_policy_itself_is_none(clock: Clock) -> None:
     """Policy has bounds, and does nothing about them."""
     connection = Connection(Policy())
     connection.arrive(0)
-    with pytest.raises(TypeError, match=r"^Policy is no policy$"):
+    with pytest.raises(TypeError, match=r"^Policy has no admit\(\); use Disconnect, .*Conflate$"):
         connection.admit()
     assert len(connection.backlog.arrived()) == 1
 
