@@ -213,7 +213,7 @@ CALLS: list[tuple[str, Call, type[Exception], str]] = [
     ("queue", lambda s: lib.attach(asyncio.Queue()), TypeError, r"it has no write\(\)"),
     ("sink class", lambda s: lib.attach(Sink), TypeError, "Sink is a class: wsfast.attach"),
     ("async sink", lambda s: lib.attach(AsyncSink()), TypeError, r"^write\(\) of .*must be a plain function"),
-    ("transport", lambda s: lib.attach(asyncio.Transport()), TypeError, "comes with its connection"),
+    ("transport", lambda s: lib.attach(asyncio.Transport()), TypeError, "^connection is missing: use wsfast.attach"),
     # Relays and metrics
     ("relay round", lambda s: lib.relay.redis("redis://localhost", s.hub), TypeError, "url must be a str"),
     ("relay of", lambda s: lib.relay.redis(s.channel), TypeError, "^hub must be a wsfast.Hub"),

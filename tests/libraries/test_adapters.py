@@ -304,7 +304,7 @@ def test_attach_checks_its_arguments(run: Run) -> None:
     async def main() -> None:
         with pytest.raises(TypeError, match=r"object is neither an asyncio transport nor a wsfast.Sink"):
             wsfast.attach(object())  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="connection must be one of wsproto, not int"):
+        with pytest.raises(TypeError, match="connection must be a connection of wsproto, not int"):
             wsfast.attach(object(), 5)  # type: ignore[arg-type]
         import wsproto
 

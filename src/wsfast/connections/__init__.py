@@ -1,7 +1,8 @@
-"""What each library calls the things that a fan-out has to ask a connection and its transport.
+"""Adapters: where each library keeps the state of its connections and transports that a fan-out reads.
 
-This package is the only place that knows private names of other libraries. It resolves them once for each type and
-hands them over as data, a `ConnectionLayout` or a `TransportLayout`; the core asks by these names and knows none.
+This package is the only place that knows private names of other libraries. It looks them up once for each type and
+passes them on as data, in a `ConnectionLayout` or a `TransportLayout`. The core reads the attributes with these names
+and contains no such name itself.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 
 def cache_by_type(function: Callable[[type], T]) -> Callable[[type], T]:
-    """Ask a function about each type only once, and do not keep types alive for that."""
+    """Cache the results of a function of a type, without keeping the types alive."""
     answers: WeakKeyDictionary[type, T] = WeakKeyDictionary()
 
     @functools.wraps(function)
@@ -55,110 +56,113 @@ def cache_by_type(function: Callable[[type], T]) -> Callable[[type], T]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConnectionLayout:
-    """Where one type of connections keeps what must be known before a frame may be written to its descriptor.
+    """Where one type of connections keeps the state that must be known before writing a frame to its descriptor.
 
-    All of them are attributes whose reading runs no code of the user's, and has no peer be invalidated.
+    Reading any of these attributes runs no user code and does not invalidate a peer.
     """
 
     protocol: str
     """Attribute of the connection: the sans-I/O protocol. Never changes."""
     protocol_type: type
-    """The exact type that the protocol must have: one whose way of sending is known."""
+    """The exact type that the protocol must have, because wsfast knows how this type sends."""
     transport: str
     """Attribute of the connection: its transport. Does not change while the connection is open."""
     loop: str
     """Attribute of the connection: the event loop that runs it. Never changes."""
     send_in_progress: str
-    """Attribute of the connection, or of its `gate`: what `idle` is, unless something is being sent that must not be
+    """Attribute of the connection, or of its `gate`. Equals `idle`, unless something is being sent that must not be
     interrupted."""
     state: str
     """Attribute of the protocol: the state of the connection."""
     open_state: object
-    """What `state` is while messages may be sent."""
+    """The value of `state` while messages may be sent."""
     debug: str | None
     """Attribute of the protocol: False, unless frames are logged. Does not change while the connection is open. None
-    if there is no such thing, as below."""
+    if the library has no such attribute; the same holds for the fields below."""
     extensions: str | None
-    """Attribute of the protocol: what `encoder` is given, and does not change while the connection is open; None to
-    give it the connection."""
+    """Attribute of the protocol: the argument for `encoder`. Does not change while the connection is open. None to pass
+    the connection to `encoder`."""
     encoder: Callable[[Any], Encoder | Literal[False] | None]
-    """Function of the extensions, or of the connection: what compresses messages; None if nothing does; False if what
-    they do to a message is not known, or depends on the connection. A `LazyEncoder` is put in the place of an encoder
-    that is not one."""
+    """Function of the extensions, or of the connection. Returns the encoder that compresses messages, None if nothing
+    compresses them, or False if it is unknown what the extensions do to a message or that depends on the connection.
+    It replaces an encoder of another type by a `LazyEncoder`."""
     expect_continuation: str | None
     """Attribute of the protocol: False, unless the next data frame must be a continuation."""
     writes: str | None
-    """Attribute of the protocol: list of what is to be written before anything else."""
+    """Attribute of the protocol: list of data that must be written before anything else."""
     methods: Mapping[str, object]
-    """Methods of the connection that send, as functions. One that was replaced on the connection itself must be called;
-    whether there is one is asked when the connection is first sent to."""
+    """Methods of the connection that send, as functions. If one was replaced on the connection itself, the replacement
+    must be called. wsfast checks this when it first sends to the connection."""
     protocol_methods: Mapping[str, object]
-    """The same, for the protocol."""
+    """The same for the protocol."""
     masked: bool
     """Whether frames must be masked: True on the client side (RFC 6455, section 5.3)."""
     gate: str | None = None
-    """Attribute of the connection: what has `send_in_progress`, and never changes; None if the connection has it."""
+    """Attribute of the connection: the object that has `send_in_progress`. Never changes. None if the connection has
+    it itself."""
     idle: object = None
-    """What `send_in_progress` is while nothing is being sent."""
+    """The value of `send_in_progress` while nothing is being sent."""
     tells: bool = False
-    """Whether the connection invalidates its peer whenever any of this may have changed."""
+    """Whether the connection reports changes: it invalidates its peer whenever any of these values may have changed."""
     watch: Callable[[Any, ref[Any]], None] | None = None
-    """Function of the protocol and of a reference to the peer: has the protocol invalidate the peer whenever `state`,
-    `send_in_progress`, `expect_continuation` or `writes` may have changed. None if that is not possible, or no use."""
+    """Function of the protocol and of a reference to the peer. It makes the protocol invalidate the peer whenever
+    `state`, `send_in_progress`, `expect_continuation` or `writes` may have changed. None if that is impossible or
+    useless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportLayout:
-    """How one type of transports tells what gather must know before it may write to the descriptor."""
+    """Where one type of transports keeps the state that gather must know before writing to the descriptor."""
 
     direct: bool
     """Whether the socket carries exactly the bytes that are written. If not, only the transport may write."""
     descriptor: str | None
-    """Attribute that holds the descriptor; None to ask `get_extra_info("socket")`."""
+    """Attribute that holds the descriptor; None to use `get_extra_info("socket")`."""
     closing: str | None
-    """Attribute that tells whether it is closing; None to call `is_closing()`."""
+    """Attribute that is true while the transport is closing; None to call `is_closing()`."""
     clear: tuple[str, ...]
     """Attributes that must be None."""
     methods: Mapping[str, object]
-    """Methods that write, as functions; one that was replaced on the transport itself must be called."""
+    """Methods that write, as functions. If one was replaced on the transport itself, the replacement must be called."""
     try_write: bool
-    """Whether `write(b"")` must be called, since only that tells that the transport was shut down for writing."""
+    """Whether `write(b"")` must be called, because nothing else shows that the transport was shut down for writing."""
     is_closing: Callable[[Any], bool] | None = None
-    """Function of the transport that tells whether it is closing; None for its own method."""
+    """Function of the transport that returns whether it is closing; None to use the transport's own method."""
     buffer: str | None = None
-    """Attribute that is empty unless something waits to be written; None to call `get_write_buffer_size()`."""
+    """Attribute that is empty unless data waits to be written; None to call `get_write_buffer_size()`."""
     encrypted: EncryptedLayout | None = None
-    """How to encrypt a frame for it and write that to the descriptor beneath; None if only its `write()` may."""
+    """How to encrypt a frame and write the result to the descriptor beneath; None if only `write()` may do this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncryptedLayout:
-    """How one type of transports encrypts, by attributes whose reading runs no code of Python's.
+    """How one type of transports encrypts. Reading any of these attributes runs no Python code.
 
-    What is encrypted is in a queue, which whoever sends next on this connection sends first.
+    Encrypted data goes into a queue. The next send on this connection, by any code, sends the queue's contents first.
     """
 
     protocol: str
-    """Attribute of the transport: what encrypts for it, and is the protocol of the transport beneath."""
+    """Attribute of the transport: the object that encrypts for it, which is the protocol of the transport beneath."""
     protocol_type: type
-    """The exact type of that."""
+    """The exact type of that protocol."""
     methods: Mapping[str, object]
-    """Its methods that write, as functions; one that was replaced on the protocol itself must be called."""
+    """Methods of the protocol that write, as functions. If one was replaced on the protocol itself, the replacement
+    must be called."""
     writer: tuple[tuple[str, type], ...]
-    """Attributes that lead from the protocol to what has `write()`, which encrypts, and the exact type of each."""
+    """Path of attributes from the protocol to the object whose `write()` encrypts, with the exact type of each."""
     outgoing: tuple[str, type]
-    """Attribute of the protocol: the queue, which has `pending` and `read()`; its exact type."""
+    """Attribute of the protocol: the queue, which has `pending` and `read()`; and the exact type of the queue."""
     transport: str
-    """Attribute of the protocol: the transport beneath, or None when that is lost."""
+    """Attribute of the protocol: the transport beneath, or None once that is lost."""
     state: str
-    """Attribute of the protocol: what `open_state` is while messages may be encrypted."""
+    """Attribute of the protocol: equals `open_state` while messages may be encrypted."""
     open_state: object
     clear: tuple[str, ...]
     """Attributes of the protocol that must be empty or False."""
     flush: str
-    """Method of the protocol: sends what is in the queue."""
+    """Method of the protocol: sends the contents of the queue."""
     errors: type[Exception]
-    """What `write()` raises if it has encrypted nothing."""
+    """The exception that `write()` raises if it encrypted nothing."""
 
 
 ADAPTERS = {
@@ -172,13 +176,13 @@ ADAPTERS = {
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
     ("werkzeug.local", "LocalProxy"): "foreign:adapt_proxy",
 }
-"""By the module and the name of each class of connections of other libraries, the module here that adapts them, and its
-function if that is not `adapt`."""
+"""Maps the module and name of each class of foreign connections to the module here that adapts them, followed by the
+function in it if that is not `adapt`."""
 
 
 @cache_by_type
 def adapter_of(kind: type) -> Callable[[Any], Any] | None:
-    """Return what makes connections of this type known to a fan-out; None if they are, or nothing can."""
+    """Return the function that adapts connections of this type; None if they need none, or if there is none."""
     for base in kind.__mro__:
         name = ADAPTERS.get((base.__module__, base.__qualname__))
         if name is not None:
@@ -197,34 +201,34 @@ def is_sync(kind: type) -> bool:
 
 
 def adapt(connection: Any) -> Any:
-    """Return a connection in the shape in which a fan-out knows it.
+    """Return an object that a fan-out can send to: the connection itself, or a `Foreign` that represents it.
 
     Raises:
-        TypeError: If it is of a library that is supported, but not as it is used here.
-        RuntimeError: If it has not been opened yet.
+        TypeError: If its library is supported, but not the way in which it is used here.
+        RuntimeError: If the connection has not been opened yet.
     """
     adapter = adapter_of(type(connection))
     return connection if adapter is None else adapter(connection)
 
 
 def name_of(kind: type) -> str:
-    """Return the name of a type, as it stands in messages."""
+    """Return the name of a type for use in messages."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
-    """Return the error that tells that `connection` is none, and what is supported."""
+    """Return an error that says that `connection` is not supported, and which connections are."""
     if type(connection).__module__.startswith("websockets.trio"):
         return TypeError(f"cannot {what} connections of websockets.trio; use await wsfast.trio.broadcast()")
     return TypeError(
-        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, WebSockets of "
-        "Starlette, FastAPI, Litestar and Quart under uvicorn, of aiohttp and picows, and what wsfast.attach() returns"
+        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, aiohttp and picows, "
+        "WebSockets of FastAPI, Starlette, Litestar and Quart under uvicorn, and objects that wsfast.attach() returns"
     )
 
 
-# asyncio. A transport that was shut down for writing needs no question: send() then fails with EPIPE, the frame goes
-# to write(), and that raises the right error. `_empty_waiter` is set while loop.sendfile() owns the socket. `_buffer`
-# is a bytearray, and since Python 3.12 a deque, of which get_write_buffer_size() adds up all that is in it.
+# asyncio. There is no need to check whether the transport was shut down for writing: send() then fails with EPIPE, the
+# frame goes to write(), and write() raises the right error. `_empty_waiter` is set while loop.sendfile() owns the
+# socket. `_buffer` is a bytearray; since Python 3.12, it is a deque, and get_write_buffer_size() sums up all its items.
 ASYNCIO = TransportLayout(
     direct=True,
     descriptor="_sock_fd",
@@ -238,20 +242,20 @@ ASYNCIO = TransportLayout(
 # uvloop. write_eof() does not reach the socket before the end of the loop's iteration; until then send() succeeds.
 UVLOOP = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
 
-# aiofastnet, which picows puts in the place of asyncio's transports.
+# aiofastnet, which picows uses instead of asyncio's transports.
 AIOFASTNET = TransportLayout(direct=True, descriptor=None, closing=None, clear=(), methods={}, try_write=True)
 
 
 def _is_closing_tls(transport: Any) -> bool:
-    """Whether a TLS transport of asyncio is closing, or the one beneath, which that of Python 3.11 does not tell."""
+    """Whether a TLS transport of asyncio, or the transport beneath, is closing. Python 3.11 reports only the first."""
     if transport.is_closing():
         return True
     beneath = transport._ssl_protocol._transport
     return beneath is None or bool(beneath.is_closing())
 
 
-# asyncio's protocol encrypts into a MemoryBIO (`_outgoing`) and empties that at the end of whatever it does, unless the
-# transport beneath has had it pause. `_write_backlog` is what is not encrypted yet; only write() resets
+# asyncio's protocol encrypts into a MemoryBIO (`_outgoing`) and empties it at the end of each operation, unless the
+# transport beneath asked it to pause. `_write_backlog` holds data that is not encrypted yet. Only write() resets
 # `_app_writing_paused`. The names are those of CPython 3.11 to 3.14.
 ENCRYPTED = EncryptedLayout(
     protocol="_ssl_protocol",
@@ -277,7 +281,7 @@ TLS = TransportLayout(
     methods={"write": getattr(asyncio.sslproto, "_SSLProtocolTransport").write},  # noqa: B009
     try_write=False,
     is_closing=_is_closing_tls,
-    encrypted=ENCRYPTED if sys.version_info < (3, 15) else None,  # what later ones do has not been read
+    encrypted=ENCRYPTED if sys.version_info < (3, 15) else None,  # later versions have not been reviewed
 )
 UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
@@ -297,10 +301,10 @@ KNOWN = {
 
 @cache_by_type
 def transport_layout(kind: type) -> TransportLayout | None:
-    """Return how to ask transports of exactly this type, or None if they may do anything."""
+    """Return the layout of transports of exactly this type, or None if the type is unknown."""
     name = (kind.__module__, kind.__qualname__)
     layout = KNOWN.get(name)
-    # Anybody may call a class as they like: it must also be the one that stands under this name.
+    # Any class can have this name: it must also be the class that the module has under this name.
     if layout is None or getattr(sys.modules.get(name[0]), name[1], None) is not kind:
         return None
     if any(not hasattr(kind, method) for method in ("is_closing", "get_write_buffer_size", "write")):
@@ -316,17 +320,17 @@ def is_closing(transport: Any) -> bool:
 
 
 def is_buffering(transport: Any) -> bool:
-    """Whether something waits in the write buffer of a transport."""
+    """Whether data waits in the write buffer of a transport."""
     layout = transport_layout(type(transport))
     name = None if layout is None else layout.buffer
     return bool(transport.get_write_buffer_size() if name is None else getattr(transport, name))
 
 
 def discards(transport: Any) -> bool:
-    """Whether a transport throws away what it is given from now on. asyncio logs a warning for each write then."""
+    """Whether a transport discards everything written to it from now on. asyncio then logs a warning for each write."""
     layout = transport_layout(type(transport))
     if layout is None or not is_closing(transport):
         return False
     if layout.direct and is_buffering(transport):
-        return False  # it still takes more, until that is written
+        return False  # it accepts more data until its buffer is written
     return all(getattr(getattr(transport, name), "__func__", None) is method for name, method in layout.methods.items())

@@ -4,16 +4,16 @@
 |----------------------------------------|-------------------------------------------------------------|--------------|
 | `ws._writer`                           | a `WebSocketWriter` once it is prepared                     | 3.9 to 3.14  |
 | `ws._closed`, `ws._closing`            | whether a close frame was sent, or received                 | 3.9 to 3.14  |
-| `ws._timeout`                          | how long the peer has to close, or an object that knows     | 3.9 to 3.14  |
-| `ws._close_code`, `ws._exception`      | the code that came; why it has failed, as no pong           | 3.9 to 3.14  |
-| `ws._waiting`                          | not None while somebody receives                            | 3.9          |
-| `ws._close_wait`                       | what `close()` waits for, rather than for the handler       | 3.10 to 3.14 |
+| `ws._timeout`                          | how long the peer has to close, or an object that has that  | 3.9 to 3.14  |
+| `ws._close_code`, `ws._exception`      | the code received; why it failed (no pong, for example)     | 3.9 to 3.14  |
+| `ws._waiting`                          | not None while a task receives                              | 3.9          |
+| `ws._close_wait`                       | what `close()` waits for, instead of for the handler        | 3.10 to 3.14 |
 | `writer.transport`, `writer.use_mask`  | asyncio's; True on the client side                          | 3.9 to 3.14  |
 | `writer._closing`                      | whether a close frame was sent                              | 3.9 to 3.14  |
 | `writer._send_lock`                    | held while a message is compressed, maybe in another thread | 3.13, 3.14   |
 | `writer._compressobj._compress_lock`   | the same                                                    | 3.9 to 3.12  |
 | `asyncio.Lock._locked`                 | whether it is held                                          |              |
-| `writer.compress`, `writer.notakeover` | window bits or 0; whether each message stands by itself     | 3.9 to 3.14  |
+| `writer.compress`, `writer.notakeover` | window bits or 0; whether there is no context takeover      | 3.9 to 3.14  |
 | `writer._compressobj._compressor`      | a `zlib.compressobj` in a wrapper, made when needed         | 3.9 to 3.14  |
 | `writer._get_compressor(None)`         | makes the wrapper                                           | 3.13, 3.14   |
 | `writer._make_compress_obj(bits)`      | returns a new one                                           | 3.9 to 3.12  |
@@ -49,7 +49,7 @@ class _Connection(Foreign):
 
     library = "aiohttp"
     exact: ClassVar[bool] = True
-    """Whether the WebSocket is of aiohttp's own type, rather than of a subclass."""
+    """Whether the WebSocket has aiohttp's own type, not a subclass of it."""
 
     def __init__(self, origin: Any) -> None:
         self._origin = origin
@@ -78,14 +78,14 @@ class _Connection(Foreign):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See `Foreign`. `_closed` is set right before the close frame is sent; nothing may follow that."""
+        """See `Foreign`. `_closed` is set right before the close frame is sent, and nothing may follow that frame."""
         if not cls.exact:
             return layout_of(cls)
         kind = ClientWebSocketResponse if cls.masked else WebSocketResponse
         return layout_of(cls, protocol="_origin", protocol_type=kind, state="_closed", open_state=False)
 
     def closers(self) -> Sequence[Closer]:
-        """See `Foreign`. This is what aiohttp calls, too, when a handler returns."""
+        """See `Foreign`. aiohttp also calls this method when a handler returns."""
         return ((self._origin, "close", lambda **_: True),)
 
     def why_lost(self) -> Ended:
@@ -100,7 +100,7 @@ class _Connection(Foreign):
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection, whether its client reads or not."""
         if not self.masked and not hasattr(self._origin, "_close_wait") and self._origin._waiting is not None:
-            # close() of 3.9 would first let the handler end, and that closes the connection with code 1000.
+            # In 3.9, close() would first let the handler end, and that closes the connection with code 1000.
             if not self._origin._closed:
                 self._origin._closed = True
                 with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ class _Connection(Foreign):
 
 
 class _Compressing(_Connection):
-    """One that compresses its own messages, large ones in another thread."""
+    """A WebSocket that compresses its own messages; large ones in another thread."""
 
     def __init__(self, origin: Any) -> None:
         super().__init__(origin)
@@ -118,7 +118,7 @@ class _Compressing(_Connection):
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """See `Foreign`. While a message is compressed, the ordinary path sends frames that need no encoder."""
+        """See `Foreign`. While a message is being compressed, `send_message()` sends frames that are not compressed."""
         layout = super().layout()
         return layout and dataclasses.replace(layout, gate="_lock", send_in_progress="_locked", idle=False)
 
@@ -145,7 +145,7 @@ class _Compressing(_Connection):
 
 
 class _Writer(WebSocketWriter):
-    """A writer that has its encoder take note of messages sent with `compress=`, each of which has one of its own."""
+    """A writer that tells its encoder about messages sent with `compress=`; each of these has an encoder of its own."""
 
     def _get_compressor(self, compress: int | None) -> Any:
         return self._noted(super()._get_compressor(compress))
@@ -161,7 +161,7 @@ class _Writer(WebSocketWriter):
 
 
 class _SingleEncoder:
-    """The encoder of one message, with which the receiver's window ends then: the lasting one cannot know it."""
+    """The encoder of a single message. The receiver's window ends with this message, unknown to the lasting encoder."""
 
     def __init__(self, encoder: Any, lasting: LazyEncoder) -> None:
         self._encoder = encoder
@@ -173,14 +173,14 @@ class _SingleEncoder:
         return compressed
 
     def flush(self, mode: int, /) -> bytes:
-        """Return what is left of it. Before anything else happens, aiohttp writes the message."""
+        """Return the rest of the message. aiohttp writes the message before anything else happens."""
         self._lasting.forget()
         rest: bytes = self._encoder.flush(mode)
         return rest
 
 
 def _lock_of(writer: Any) -> asyncio.Lock | None:
-    """Return what is held while a message is compressed and not yet written; None if that is not known."""
+    """Return the lock that is held from compressing a message until it is written; None if it is not known."""
     lock = getattr(writer, "_send_lock", None)
     if lock is None and hasattr(writer, "_make_compress_obj"):
         if writer._compressobj is None:
@@ -190,7 +190,7 @@ def _lock_of(writer: Any) -> asyncio.Lock | None:
 
 
 class _Ordinary(_Connection):
-    """One of a subclass that sends otherwise: who knows what its methods would do."""
+    """A WebSocket of a subclass that overrides methods that send; what they do is unknown."""
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
@@ -204,15 +204,17 @@ KINDS: dict[tuple[type[_Connection], bool, bool], type[_Connection]] = {
     for masked in (False, True)
     for exact in (False, True)
 }
-"""What stands for a WebSocket, for what it is like, whether it masks, and whether its type is aiohttp's own."""
+"""The class that represents a WebSocket, by the base class, by whether it masks, and by whether it has aiohttp's own
+type."""
 
-# What a subclass must leave alone if it is to be written to directly: what sends, and the attributes that gather reads.
+# A subclass is written to directly only if it does not override these: methods that send, and attributes that gather
+# reads.
 _KEPT = ("send_frame", "send_str", "send_bytes", "_closed", "_writer", "__getattribute__", "__getattr__", "__setattr__")
 
 
 @cache_by_type
 def _is_overridden(kind: type) -> bool:
-    """Whether a type of WebSockets sends otherwise than that of aiohttp."""
+    """Whether a type of WebSockets overrides any of these."""
     original = ClientWebSocketResponse if issubclass(kind, ClientWebSocketResponse) else WebSocketResponse
     return any(
         inspect.getattr_static(kind, name, None) is not inspect.getattr_static(original, name, None) for name in _KEPT
@@ -220,11 +222,11 @@ def _is_overridden(kind: type) -> bool:
 
 
 def adapt(origin: Any) -> _Connection:
-    """Return what stands for a WebSocket of aiohttp."""
+    """Return the object that represents a WebSocket of aiohttp."""
     connection: _Connection | None = getattr(origin, "_wsfast_adapted", None)
     if connection is None:
         if origin._writer is None:
-            raise RuntimeError("the WebSocketResponse is not open yet: await its prepare() first")
+            raise RuntimeError("the WebSocketResponse is not open yet; await its prepare() first")
         base = _Connection
         if _is_overridden(type(origin)):
             base = _Ordinary

@@ -1,7 +1,7 @@
-"""Connections of other libraries: the one shape in which the rest of wsfast knows them.
+"""The common interface to connections of other libraries.
 
-A library's module has a subclass of `Foreign`, whose objects stand for its connections, and a `ConnectionLayout`, which
-says where these keep what must be known before a frame is written to the descriptor.
+The module of a library defines a subclass of `Foreign`, whose instances represent its connections, and a
+`ConnectionLayout`, which says where they keep the state that must be known before a frame is written to the descriptor.
 """
 
 from __future__ import annotations
@@ -38,35 +38,36 @@ __all__ = [
 ]
 
 CLOSING_INTERVAL = 1.0
-"""Seconds between two looks at connections that are to end."""
+"""Seconds between two checks of connections that are closing."""
 
 CLOSE_TIMEOUT = 10.0
-"""Seconds that a client has to take a close frame, and to answer it. A connection that is not lost then is aborted."""
+"""Seconds that a client has to read a close frame and to answer it. A connection still open after that is aborted."""
 
 
 Closer: TypeAlias = tuple[Any, str, Callable[..., bool]]
-"""A method that sends close frames: its owner, its name, and a function of its arguments that tells whether it does."""
+"""A method that sends close frames: its owner, its name, and a function of its arguments that returns whether a call
+with these arguments sends one."""
 
 
 class Ended(enum.Enum):
-    """Why a subscription, or a registration, has ended: the first thing that has ended it."""
+    """Why a subscription or a registration ended. If there are several reasons, the first one counts."""
 
     UNSUBSCRIBED = "unsubscribed"
-    """By `unsubscribe()` or `unregister()`, or at the end of `with`."""
+    """`unsubscribe()` or `unregister()` was called, or the `with` block ended."""
     CLOSED_BY_PEER = "closed by peer"
-    """The client has sent a close frame."""
+    """The client sent a close frame."""
     CLOSED_HERE = "closed here"
-    """The server, or the application, has closed the connection."""
+    """The server or the application closed the connection."""
     SLOW_CONSUMER = "slow consumer"
-    """A policy has closed the connection, since it did not keep up."""
+    """A policy closed the connection because it did not keep up."""
     KEEPALIVE = "keepalive timeout"
-    """The client has not answered a ping in time."""
+    """The client did not answer a ping in time."""
     LOST = "connection lost"
-    """The connection was lost without a close frame; or its library does not tell."""
+    """The connection was lost without a close frame, or its library does not report the reason."""
 
 
 def why_closed(protocol: Any) -> Ended:
-    """Return why a connection is lost whose close frames are kept as websockets keeps them."""
+    """Return why a connection was lost, for a protocol that keeps its close frames as websockets does."""
     sent, received = protocol.close_sent, protocol.close_rcvd
     if sent is not None and (sent.code, sent.reason) == (1011, "keepalive ping timeout"):
         return Ended.KEEPALIVE
@@ -81,30 +82,30 @@ class Foreign:
     library: ClassVar[str] = ""
     masked: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
-    """Whether it tells if there is room for more, which channels must know."""
+    """Whether it reports if it has room for more, which channels need to know."""
     tells_loss: ClassVar[bool] = False
-    """Whether `lose()` is called when the connection is lost; if not, it is looked at from time to time."""
+    """Whether `lose()` is called when the connection is lost. If not, wsfast checks the connection periodically."""
     close_timeout: float | None = None
-    """Seconds that the library itself allows for closing; None if it has no such thing."""
+    """Seconds that the library itself allows for closing; None if it has no such timeout."""
     logger: Any = logging.getLogger("wsfast")
 
     _wsfast_peer: Any = None
     _lost: asyncio.Future[None] | None = None
 
     transport: Any
-    """The asyncio transport, or what stands in for one."""
+    """The asyncio transport, or an object with the same methods."""
     loop: asyncio.AbstractEventLoop
     send_in_progress: Any = None
     """None, unless something that must not be interrupted is being sent."""
 
     @property
     def origin(self) -> Any:
-        """What the user knows as the connection."""
+        """The connection as the user knows it."""
         return self
 
     @property
     def itself(self) -> Any:
-        """What knows the state, if no other object does: see `layout_of()`."""
+        """The object that has the state, if no other object has it: see `layout_of()`."""
         return self
 
     @property
@@ -120,28 +121,28 @@ class Foreign:
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
-        """Return where connections of this type keep what must be known; None to send by `send_message()` alone."""
+        """Return the layout of connections of this type; None to send only with `send_message()`."""
         return layout_of(cls)
 
     def encoder(self) -> Encoder | Literal[False] | None:
-        """Return what compresses messages; None if they need not, or cannot, be compressed."""
+        """Return the encoder that compresses messages; None if they need not or cannot be compressed."""
         return None
 
     def send_message(self, message: PreparedMessage) -> None:
-        """Send a message by the library's own means, or by a frame that is not compressed."""
+        """Send a message through the library's own methods, or as a frame that is not compressed."""
         key = os.urandom(4) if self.masked else None
         self.transport.write(core.encode_frame(0x80 | message.opcode, message.data, key))
 
     def keep_reason(self, exc: BaseException) -> None:
-        """Keep the reason why the connection was lost, if there is a place for it."""
+        """Store the reason why the connection was lost, if the library has a place for it."""
 
     def why_lost(self) -> Ended:
-        """Return why the connection is lost, as far as that is known."""
+        """Return why the connection was lost, as far as that is known."""
         return Ended.LOST
 
     @property
     def connection_lost_waiter(self) -> asyncio.Future[None]:
-        """A future that is done when the connection is lost. Unless the library tells, it is a second late."""
+        """A future that is done when the connection is lost; up to a second late if the library does not report it."""
         if self._lost is None:
             self._lost = self.loop.create_future()
             if not self.tells_loss:
@@ -149,12 +150,12 @@ class Foreign:
         return self._lost
 
     def lose(self) -> None:
-        """Say that the connection is lost."""
+        """Report that the connection is lost."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
 
     def closers(self) -> Sequence[Closer]:
-        """Return the methods that send close frames, as far as the library lets them be replaced on an object."""
+        """Return the methods that send close frames, as far as they can be replaced on an object of the library."""
         return ()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
@@ -163,7 +164,7 @@ class Foreign:
 
 
 def socket_of(transport: Any) -> Any:
-    """Return the socket of a transport; None if it has none, or does not know it any more."""
+    """Return the socket of a transport; None if it has none, or no longer knows it."""
     try:
         return transport.get_extra_info("socket")
     except AttributeError:  # asyncio's over TLS, once it is closed
@@ -171,23 +172,23 @@ def socket_of(transport: Any) -> Any:
 
 
 def abort(transport: Any) -> None:
-    """Abort a transport, unless it has closed its socket: somebody else may have the descriptor now."""
+    """Abort a transport, unless it has closed its socket: another connection may have the descriptor now."""
     sock = socket_of(transport)
     if sock is None or sock.fileno() >= 0:
         transport.abort()
 
 
 def look_after(connection: Any) -> None:
-    """Have a connection that does not tell be `lose()`d when it is lost, and aborted if closing takes too long."""
+    """Check a connection periodically: call `lose()` when it is lost, and abort it if closing takes too long."""
     if not connection.loop.is_closed():
         _Ends.of(connection.loop).add_connection(connection)
 
 
 def abort_later(transport: Any, loop: asyncio.AbstractEventLoop, close_timeout: float | None = None) -> float:
-    """Abort a transport that is not lost after CLOSE_TIMEOUT, or the connection's own timeout if that is longer.
+    """Abort a transport if it is not lost after CLOSE_TIMEOUT, or after the connection's own timeout if that is longer.
 
     Returns:
-        Seconds after which that has happened. It does, whatever becomes of the tasks that close the connection.
+        Seconds after which this has happened. It happens whatever becomes of the tasks that close the connection.
     """
     seconds = max(CLOSE_TIMEOUT, close_timeout or 0)
     _Ends.of(loop).add_transport(transport, loop, loop.time() + seconds)
@@ -195,17 +196,17 @@ def abort_later(transport: Any, loop: asyncio.AbstractEventLoop, close_timeout: 
 
 
 class _Ends:
-    """Looks from time to time after connections that are to end.
+    """Checks closing connections periodically.
 
-    It finds out which connections have been lost that do not tell, and aborts those whose closing takes too long, as
-    for a client that never takes the close frame. What is lost is forgotten. Its timer keeps it alive.
+    It finds connections that were lost without reporting it, and aborts those whose closing takes too long, for example
+    because the client never reads the close frame. It forgets connections that are lost. Its timer keeps it alive.
     """
 
     _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Ends]]] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> _Ends:
-        """Return that of an event loop."""
+        """Return the instance of an event loop."""
         reference = cls._all.get(loop)
         ends = None if reference is None else reference()
         if ends is None:
@@ -214,25 +215,25 @@ class _Ends:
         return ends
 
     def __init__(self) -> None:
-        # Not weakly: a library may forget a connection before its transport, which the event loop keeps, has closed.
+        # Not weak: a library may drop a connection while its transport, which the event loop keeps, is still open.
         self._connections: set[Any] = set()
         self._transports: dict[int, tuple[Any, Any, float]] = {}  # with sockets, and when to abort them
         self._timer: asyncio.TimerHandle | None = None
 
     def add_connection(self, connection: Any) -> None:
-        """Look at a connection until it is lost."""
+        """Check a connection until it is lost."""
         self._connections.add(connection)
         self._schedule(connection.loop)
 
     def add_transport(self, transport: Any, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-        """Abort a transport at a time, unless it is lost by then; what was said before holds."""
-        # A transport over TLS that is lost does not know its socket any more.
+        """Abort a transport at `deadline`, unless it is lost by then. An earlier call for the same transport wins."""
+        # A TLS transport that is lost no longer knows its socket.
         sock = socket_of(transport)
         self._transports.setdefault(id(transport), (transport, sock, deadline))
         self._schedule(loop)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A signal handler may have interrupted the last look before it began.
+        # A signal handler may have interrupted the last check before it began.
         if self._timer is None or loop.time() - self._timer.when() > CLOSING_INTERVAL:
             if self._timer is not None and self._timer.when() <= loop.time():
                 self._timer.cancel()  # it may be late, rather than lost
@@ -253,7 +254,7 @@ class _Ends:
                 self._schedule(loop)
 
     def _look_after(self, connection: Any) -> None:
-        lost = True  # if it cannot be asked, nobody can send to it
+        lost = True  # nobody can send to a connection whose state cannot be read
         try:
             state, closing = connection.state, connection.transport.is_closing()
             lost = state is CLOSED or closing
@@ -268,12 +269,12 @@ class _Ends:
     def _try(self, loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
         try:
             function(*arguments)
-        except Exception as exc:  # the others are looked after all the same
+        except Exception as exc:  # continue with the others
             loop.call_exception_handler({"message": f"{function!r} has failed", "exception": exc})
 
 
 def layout_of(kind: type, **changes: Any) -> ConnectionLayout:
-    """Return the layout of a subclass of `Foreign`, which keeps all that must be known itself but for `changes`."""
+    """Return the layout of a subclass of `Foreign` that keeps all of the state itself, except for `changes`."""
     values: dict[str, Any] = {
         "protocol": "itself",
         "protocol_type": kind,
@@ -301,29 +302,29 @@ def _encoder(connection: Foreign) -> Encoder | Literal[False] | None:
 # ---- WebSockets of ASGI frameworks
 
 EXTENSION = "wsfast"
-"""Under this name, the ASGI scope's extensions hold the connection of the server."""
+"""Name of the ASGI extension, in the scope, that holds the server's connection."""
 
 
 def adapt_asgi(websocket: Any) -> Any:
-    """Return the connection of a WebSocket of Starlette, FastAPI, Litestar or Quart, which does not know it itself."""
+    """Return the server's connection behind a WebSocket of Starlette, FastAPI, Litestar or Quart."""
     connection = (websocket.scope.get("extensions") or {}).get(EXTENSION)
     if connection is None:
         raise TypeError(
-            f"cannot reach the connection of {name_of(type(websocket))}: run its server as "
+            f"cannot find the connection behind {name_of(type(websocket))}; start the server with "
             'uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol"), '
             "or uvicorn --ws wsfast.uvicorn:WebSocketsProtocol"
         )
     if connection.websocket is None:
         connection.websocket = websocket
-    with contextlib.suppress(AttributeError):  # that of Litestar has no room for it, and is asked each time
+    with contextlib.suppress(AttributeError):  # Litestar's has no attribute for it, so the scope is read each time
         websocket._wsfast_adapted = connection
     return connection
 
 
 def adapt_proxy(proxy: Any) -> Any:
-    """Return what stands for the connection for which a proxy stands now.
+    """Return the connection that a proxy refers to now.
 
     Raises:
-        RuntimeError: If it stands for nothing, as outside of a request.
+        RuntimeError: If it refers to nothing, for example outside of a request.
     """
     return adapt(proxy._get_current_object())

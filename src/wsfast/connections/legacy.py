@@ -1,4 +1,4 @@
-"""Connections of websockets.legacy, which is deprecated and deployed."""
+"""Connections of websockets.legacy, which is deprecated but still in use."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class _Connection(Foreign):
             self._origin.write_frame_sync(True, message.opcode, message.data)
 
     def lose(self) -> None:
-        """Do nothing: the library tells, if late."""
+        """Do nothing: the library reports the loss itself, if late."""
 
     @property
     def connection_lost_waiter(self) -> Any:
         """A future that is done when the connection is lost."""
         waiter = self._origin.connection_lost_waiter
         if not waiter.done():
-            look_after(self)  # its close() fails if the application waits in send() then
+            look_after(self)  # its close() fails if the application is waiting in send() at that time
         return waiter
 
     def closers(self) -> Sequence[Closer]:
@@ -99,7 +99,7 @@ class _ClientConnection(_Connection):
 
 
 def adapt(origin: Any) -> _Connection:
-    """Return what stands for a connection of websockets.legacy."""
+    """Return the object that represents a connection of websockets.legacy."""
     connection: _Connection | None = getattr(origin, "_wsfast_adapted", None)
     if connection is None:
         connection = origin._wsfast_adapted = (_ClientConnection if origin.is_client else _Connection)(origin)

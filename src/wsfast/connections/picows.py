@@ -1,15 +1,15 @@
-"""Connections of picows: a `WSTransport`, server or client side, which never compresses by itself.
+"""Connections of picows: a `WSTransport`, server or client side, which never compresses messages itself.
 
 | moving name                   | what                                    | versions  |
 |-------------------------------|-----------------------------------------|-----------|
-| `underlying_transport`        | asyncio's, or that of aiofastnet from 2 | 1.0 to 2  |
-| `is_close_frame_sent`         | nothing may follow that                 | 1.15 to 2 |
+| `underlying_transport`        | of asyncio, or of aiofastnet from 2 on  | 1.0 to 2  |
+| `is_close_frame_sent`         | nothing may follow a close frame        | 1.15 to 2 |
 | `close_handshake`             | the close frames, and which came first  | 1.19 to 2 |
 | `is_disconnected`             | whether the connection was lost         | 1.20 to 2 |
 
-A WSTransport keeps its event loop to itself, and nothing at all of a message that it is sending in fragments. So its
-user has to see to it that nothing is sent to it between `send(..., fin=False)` and the last fragment: its client would
-take that for a violation of the protocol (RFC 6455, section 5.4).
+A WSTransport does not expose its event loop. It does not record that it is in the middle of sending a fragmented
+message, either. So the user must not send anything else to it between `send(..., fin=False)` and the last fragment: the
+client would treat that as a violation of the protocol (RFC 6455, section 5.4).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["adapt", "adapt_websockets", "loop_of"]
 
 
 class _Connection(Foreign):
-    """A WSTransport. It is not kept alive: asyncio's transport does that as long as it is open."""
+    """A WSTransport. This object does not keep it alive; asyncio's transport does, as long as it is open."""
 
     library = "picows"
 
@@ -76,7 +76,7 @@ class _ClientConnection(_Connection):
 
 
 def loop_of(hidden: Any) -> asyncio.AbstractEventLoop:
-    """Return the event loop of an object of picows, which keeps it in a field that only the garbage collector sees."""
+    """Return the event loop of an object of picows, kept in a field that only the garbage collector can see."""
     for value in gc.get_referents(hidden):
         if isinstance(value, asyncio.AbstractEventLoop):
             return value
@@ -87,22 +87,22 @@ _connections: WeakKeyDictionary[WSTransport, _Connection] = WeakKeyDictionary()
 
 
 def adapt(transport: WSTransport) -> _Connection:
-    """Return what stands for a WSTransport.
+    """Return the object that represents a WSTransport.
 
     Raises:
-        TypeError: If this picows does not tell whether a close frame was sent, which nothing may follow.
+        TypeError: If this release of picows does not report whether a close frame, which nothing may follow, was sent.
     """
     connection = _connections.get(transport)
     if connection is None:
         if not hasattr(transport, "is_close_frame_sent"):
-            raise TypeError("cannot send to a WSTransport of this picows: it takes picows 1.15 or later")
+            raise TypeError("cannot send to a WSTransport of this release of picows; upgrade to picows 1.15 or later")
         kind = _ClientConnection if transport.is_client_side else _Connection
         connection = _connections[transport] = kind(transport)
     return connection
 
 
 class _HiddenTransport:
-    """What can be known of the transport."""
+    """Stands in for the transport, which picows.websockets does not expose."""
 
     def __init__(self, connection: _WebSocketsConnection) -> None:
         self._connection = connection
@@ -112,7 +112,7 @@ class _HiddenTransport:
         return self._connection.state is not OPEN
 
     def get_write_buffer_size(self) -> int:
-        """Return 0: nobody knows."""
+        """Return 0: the size is unknown."""
         return 0
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -144,12 +144,12 @@ class _WebSocketsConnection(Foreign):
     def send_message(self, message: PreparedMessage) -> None:
         """Send a message, compressed if that was negotiated."""
         if message.compress is False and "Sec-WebSocket-Extensions" in self._origin.response.headers:
-            raise TypeError("picows.websockets compresses all messages of this connection, also with compress=False")
+            raise TypeError("cannot send with compress=False: picows.websockets compresses all messages it sends here")
         self._send(message.data.decode() if message.text else message.data)
 
     def _send(self, message: str | bytes) -> None:
-        """Send a message, or raise what was raised for it."""
-        import picows.websockets  # which older releases do not have
+        """Send a message, or raise the exception that picows raised for it."""
+        import picows.websockets  # imported here because older releases do not have it
 
         try:
             picows.websockets.broadcast([self._origin], message, raise_exceptions=True)
@@ -161,5 +161,5 @@ class _WebSocketsConnection(Foreign):
 
 
 def adapt_websockets(origin: Any) -> _WebSocketsConnection:
-    """Return what stands for a connection of picows.websockets."""
+    """Return an object that represents a connection of picows.websockets."""
     return _WebSocketsConnection(origin)

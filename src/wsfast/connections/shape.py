@@ -57,11 +57,11 @@ PEER = "_wsfast_peer"
 
 
 def peer_of(connection: Any) -> core.Peer:
-    """Return the peer of an open connection, made when it is first asked for."""
+    """Return the peer of an open connection; create it at the first call."""
     peer: core.Peer | None = getattr(connection, PEER, None)
     if peer is None:
         peer = core.Peer(connection, connection_layout(type(connection)), transport_layout)
-        known: core.Peer | None = getattr(connection, PEER, None)  # a finalizer may have asked meanwhile
+        known: core.Peer | None = getattr(connection, PEER, None)  # a finalizer may have created one meanwhile
         if known is not None:
             return known
         setattr(connection, PEER, peer)
@@ -74,14 +74,14 @@ def transport_of(peer: core.Peer) -> Any:
 
 
 def is_open(connection: Any) -> bool:
-    """Whether messages may be sent; most libraries do not tell their protocols that a connection was lost."""
+    """Whether messages may be sent. In most libraries, the protocol does not know that its connection was lost."""
     if isinstance(connection, Foreign):
         return connection.state is OPEN and not is_closing(connection)
     return connection.protocol.state is OPEN
 
 
 def is_closing(connection: Any) -> bool:
-    """Whether the transport of a connection discards what it is given."""
+    """Whether the transport of a connection is closing and discards what is written to it."""
     return is_transport_closing(connection.transport)
 
 
@@ -93,7 +93,7 @@ def is_sending(connection: Any) -> bool:
 
 
 def send_message(connection: Any, message: PreparedMessage) -> None:
-    """Send a message by the connection's own methods.
+    """Send a message through the connection's own methods.
 
     Raises:
         ConcurrencyError: If a fragmented message is being sent.
@@ -108,39 +108,42 @@ def check_subscriber(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     """Check that a connection can be subscribed to a channel of an event loop.
 
     Raises:
-        TypeError: If it is none that is supported.
-        RuntimeError: If it belongs to another event loop, or is not open.
+        TypeError: If the connection is not supported.
+        RuntimeError: If the connection belongs to another event loop, or is not open.
     """
     if not isinstance(connection, Foreign) and not (is_connection(connection) and hasattr(connection, LOST)):
         raise unsupported(connection, "subscribe")
     if isinstance(connection, Foreign) and not connection.bounded:
         raise TypeError(
-            f"cannot subscribe connections of {connection.library}: they do not tell whether there is room; "
-            "broadcast() can send to them"
+            f"cannot subscribe connections of {connection.library}: they do not report whether they have room; "
+            "use broadcast() for them"
         )
     if connection.loop is not loop:
-        raise RuntimeError("the connection belongs to another event loop than the channel")
+        raise RuntimeError("the connection belongs to another event loop; use a channel or hub of that event loop")
     if not is_open(connection):
         raise RuntimeError("the connection is not open")
 
 
 def when_lost(connection: Any) -> Any:
-    """Return a future that is done when a subscribed connection is lost, which has an end from now on."""
+    """Return a future that is done when a subscribed connection is lost.
+
+    From now on, the connection is aborted if closing it takes too long.
+    """
     waiter = getattr(connection, LOST)
     if isinstance(connection, Connection) and connection.close_timeout is not None and not waiter.done():
-        look_after(connection)  # its close() waits for room in the transport, for however long that takes
+        look_after(connection)  # its close() waits for room in the transport, without a limit
     return waiter
 
 
 def origin_of(connection: Any) -> Any:
-    """Return what the user knows as the connection."""
+    """Return the connection as the user knows it."""
     return connection.origin if isinstance(connection, Foreign) else connection
 
 
 async def close(connection: Any, code: int, reason: str) -> None:
-    """Close a connection; abort it if that fails or takes too long. Nobody waits for this, and each has an end."""
+    """Close a connection; abort it if that fails or takes too long. Nothing waits for this, and it always ends."""
     transport = connection.transport
-    seconds = None  # a sink has closed when its close() returns
+    seconds = None  # a sink is closed when its close() returns
     if not isinstance(transport, SinkTransport):
         seconds = abort_later(transport, connection.loop, getattr(connection, "close_timeout", None))
     try:
@@ -154,7 +157,7 @@ async def close(connection: Any, code: int, reason: str) -> None:
 
 
 def keep_reason(connection: Any, errno: int) -> None:
-    """Keep what the kernel has told, once, as the reason why a connection was lost."""
+    """Store an error, which the kernel reports only once, as the reason why a connection was lost."""
     exc = OSError(errno, os.strerror(errno))
     if isinstance(connection, Foreign):
         connection.keep_reason(exc)
@@ -163,7 +166,7 @@ def keep_reason(connection: Any, errno: int) -> None:
 
 
 class FlushFirst:
-    """Stands for a method that sends close frames: what was published for the connection leaves first."""
+    """Replaces a method that sends close frames: messages published for the connection leave before the close frame."""
 
     __slots__ = ("closes", "method", "peer")
 
@@ -182,7 +185,7 @@ class FlushFirst:
 
 
 def hook_closers(peer: core.Peer, connection: Any) -> None:
-    """Have what is published for a connection leave before its close frame, whoever sends that, and however."""
+    """Make messages published for a connection leave before its close frame, whatever code sends the close frame."""
     for owner, name, closes in closers_of(connection):
         method = getattr(owner, name)
         if type(method) is not FlushFirst:
@@ -190,7 +193,7 @@ def hook_closers(peer: core.Peer, connection: Any) -> None:
 
 
 def unhook_closers(connection: Any) -> None:
-    """Undo that: nothing is published for the connection any more."""
+    """Undo `hook_closers()`, when nothing is published for the connection any more."""
     for owner, name, _ in closers_of(connection):
         method = getattr(owner, name)
         if type(method) is FlushFirst:
@@ -205,10 +208,10 @@ def closers_of(connection: Any) -> Sequence[Closer]:
 
 
 def why_lost(connection: Any) -> Ended:
-    """Return why a connection is lost, as far as that is known."""
+    """Return why a connection was lost, as far as that is known."""
     try:
         return connection.why_lost() if isinstance(connection, Foreign) else why_closed(connection.protocol)
-    except Exception:  # what stands in for a connection, or another release of a library, may know nothing
+    except Exception:  # a stand-in for a connection, or another release of a library, may not have this information
         return Ended.LOST
 
 
@@ -233,29 +236,33 @@ class Lost:
 
 
 def attach(transport: asyncio.Transport | Sink, connection: object = None) -> Foreign:
-    """Return what stands for a connection in `broadcast()` and `Channel.subscribe()`.
+    """Return an object that represents a connection of your own in `broadcast()` and `Channel.subscribe()`.
 
-    - `attach(sink)`: a connection of your own, server side, that can write frames, say whether it has room, and close:
+    - `attach(sink)`: a server-side connection of your own that can write frames, report whether it has room, and close:
       see `Sink`. Messages are not compressed.
-    - `attach(transport, connection)`: a connection of wsproto, either side, after its handshake, and the asyncio
-      transport that its bytes are written to. What it returns from `send()` must be written before anything is
-      broadcast or flushed, and before the event loop goes on: what is compressed later must not go out before it.
-      Messages are compressed, once for all, if it has negotiated permessage-deflate.
-    - `attach(sink, connection)`: the same, its bytes going elsewhere, as into the DATA frames of a stream of HTTP/2
-      (RFC 8441). `close()` of the sink is to send the close frame.
+    - `attach(transport, connection)`: a connection of wsproto, server or client side, after its handshake, and the
+      asyncio transport that its bytes are written to. The bytes that its `send()` returns must be written before
+      anything is broadcast or flushed, and before control returns to the event loop, because data that is compressed
+      later must not leave earlier. If the connection negotiated permessage-deflate, messages are compressed, once for
+      all connections.
+    - `attach(sink, connection)`: the same, but the bytes go to a sink, for example into the DATA frames of an HTTP/2
+      stream (RFC 8441). `close()` of the sink must send the close frame.
 
     Args:
         transport: An asyncio transport or a `Sink`.
         connection: A `wsproto.WSConnection` or `wsproto.connection.Connection`; None for a sink alone.
 
+    Returns:
+        The object to pass to `broadcast()` and `subscribe()`.
+
     Raises:
-        TypeError: If an argument is none of these.
+        TypeError: If an argument has another type.
         RuntimeError: If no event loop is running, or the handshake is not complete.
     """
     if connection is None:
         return SinkConnection(transport, asyncio.get_running_loop())
     if not type(connection).__module__.startswith("wsproto"):
-        raise TypeError(f"connection must be one of wsproto, not {name_of(type(connection))}")
+        raise TypeError(f"connection must be a connection of wsproto, not {name_of(type(connection))}")
     from .wsproto import attach
 
     return attach(transport, connection)

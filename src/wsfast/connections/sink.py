@@ -1,4 +1,4 @@
-"""Connections of no library: a user says how to write."""
+"""Sinks: connections that belong to no library, written to by code of the user."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ logger: logging.Logger = logging.getLogger("wsfast")
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where the frames of one connection go, if that is no transport of asyncio: what `wsfast.attach()` takes.
+    """The destination of one connection's frames, if it is not an asyncio transport. Pass it to `wsfast.attach()`.
 
-    Its methods are called in the event loop's thread and must not block. If `write()` or `writable()` raises an
-    exception, that is logged once, and the connection is closed with code 1006: no other connection takes harm, and
-    none of its methods is called any more. What `close()` raises is logged.
+    The methods are called in the event loop's thread and must not block. If `write()` or `writable()` raises an
+    exception, it is logged once and the connection is closed with code 1006. Other connections are not affected, and no
+    method of this sink is called any more. An exception of `close()` is logged.
     """
 
     def write(self, data: bytes, /) -> object:
-        """Take whole frames (RFC 6455, section 5.2), to be sent after all that was taken before.
+        """Accept whole frames (RFC 6455, section 5.2), and send them after all earlier ones.
 
-        `broadcast()` calls it whether it is writable or not; channels only when it is, or right before `close()` of the
-        connection calls that of the sink. What it raises is raised by `broadcast(raise_exceptions=True)` rather than
-        logged.
+        `broadcast()` calls this method whether the sink is writable or not. Channels call it only when the sink is
+        writable, or right before the connection's `close()` calls that of the sink. With
+        `broadcast(raise_exceptions=True)`, an exception is raised by `broadcast()` instead of logged.
         """
 
     def writable(self) -> bool:
-        """Whether there is room: if not, messages of channels wait, as long as the policy lets them."""
+        """Return whether there is room. If not, messages of channels wait, as far as the policy allows."""
 
     def close(self, code: int, reason: str, /) -> object:
-        """Close the connection, with a close frame (section 5.5.1), or without one if the code is 1006.
+        """Close the connection with a close frame (section 5.5.1), or without one if the code is 1006.
 
-        It is called once, and nothing else is after it: it must see to it that the connection ends, also if its peer
-        does not read.
+        This method is called once, and no other method is called after it. It must make sure that the connection ends,
+        even if its peer does not read.
         """
 
 
 class SinkTransport:
-    """A sink in the shape of a transport."""
+    """A sink with the methods of a transport."""
 
     on_lost: Callable[[], object] | None = None
-    """Called when it is closed, by whomever."""
+    """Called when the sink is closed, by any code."""
 
     def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
         if isinstance(sink, type):
-            raise TypeError(f"{name_of(sink)} is a class: wsfast.attach() takes an object of it")
+            raise TypeError(f"{name_of(sink)} is a class: wsfast.attach() takes an instance of it")
         if isinstance(sink, asyncio.BaseTransport):
-            raise TypeError("a transport comes with its connection: wsfast.attach(transport, wsproto_connection)")
+            raise TypeError("connection is missing: use wsfast.attach(transport, wsproto_connection) for a transport")
         for name in ("write", "writable", "close"):
             method = getattr(sink, name, None)
             if not callable(method):
@@ -82,11 +82,11 @@ class SinkTransport:
             raise
 
     def get_write_buffer_size(self) -> int:
-        """Return 0 if there is room; if that cannot be told, close."""
+        """Return 0 if there is room; close if the sink cannot say so."""
         try:
             return 0 if self._closed or self._sink.writable() else 1
         except Exception as exc:
-            self._log("could not ask %s whether it is writable: %r", exc)
+            self._log("writable() of %s failed, so its connection is closed: %r", exc)
             self.abort()
             return 0
 
@@ -113,7 +113,7 @@ class SinkTransport:
                 self.on_lost()
 
     def _log(self, message: str, exc: Exception) -> None:
-        """Log soon, as channels do: what handlers do must not get in between."""
+        """Log in the next iteration of the event loop, as channels do: log handlers must not run in between."""
         self._loop.call_soon(logger.warning, message, name_of(type(self._sink)), exc)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -122,12 +122,12 @@ class SinkTransport:
 
 
 def closers_of_sink(transport: SinkTransport) -> Sequence[Closer]:
-    """See `Foreign`. A sink that is aborted takes nothing more."""
+    """See `Foreign`. A sink that is aborted accepts nothing more."""
     return ((transport, "sink_close", lambda code, reason: code != 1006),)
 
 
 class SinkConnection(Foreign):
-    """A sink as a connection, of a server: frames are not masked, and messages not compressed."""
+    """A sink as a server-side connection: frames are not masked, and messages are not compressed."""
 
     library = "sink"
     tells_loss = True

@@ -1,16 +1,16 @@
-"""Connections of websockets.sync, each of which is used by threads and has a lock.
+"""Connections of websockets.sync. Threads use them, and each has a lock.
 
 | private or moving name                     | what                                                   | versions |
 |--------------------------------------------|--------------------------------------------------------|----------|
-| `protocol_mutex`                           | a Lock, held by whoever uses `protocol`, or sends      | 14 to 17 |
+| `protocol_mutex`                           | a Lock, held while using `protocol` and while sending  | 14 to 17 |
 | `socket`                                   | a blocking socket, or that of TLS                      | 14 to 17 |
 | `send_in_progress`                         | True between the fragments of a message                | 14 to 17 |
-| `send_data()`                              | sends what `protocol` has to send, with the lock held  | 14 to 17 |
+| `send_data()`                              | sends the output of `protocol`, with the lock held     | 14 to 17 |
 
-A connection that does not take a message at once gets a backlog. One thread of the process sends all backlogs, when
-there is room. A backlog holds the connection's lock until it is empty: nothing gets into the middle of a frame, and
-what the connection sends by itself comes after what was broadcast before. Where nothing says how much a socket takes,
-as with TLS, threads send by the connections' own methods.
+A connection that does not take a message at once gets a backlog. One thread of the process sends all backlogs, as soon
+as there is room. A backlog holds the connection's lock until it is empty. So nothing gets into the middle of a frame,
+and messages of the connection itself come after earlier broadcasts. Where it is unknown how much a socket takes, as
+with TLS, threads send through the connection's own methods.
 """
 
 from __future__ import annotations
@@ -37,45 +37,46 @@ from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["Call", "limit_after", "send_to_all"]
 
-# Windows has neither, and there all connections are sent to by their own methods.
+# Windows has neither, so all connections are sent to through their own methods there.
 MSG_DONTWAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 POLLOUT: int = getattr(select, "POLLOUT", 0)
 
 PATIENCE = 0.05
-"""Seconds that a call waits at most, for connections that other threads are using, and for threads that send by TLS."""
+"""Most seconds that a call waits for connections that other threads are using, and for threads that send over TLS."""
 
 TICK = 0.005
-"""Seconds between two looks at backlogs that are new, late, or wait for the connection's lock."""
+"""Seconds between two checks of backlogs that are new, late, or waiting for the connection's lock."""
 
 IDLE = 1.0
 """Seconds after which a thread without work ends."""
 
 Outcome = Exception | bool | None
-"""What became of a message: True if it was sent, False if the connection is not open, None if it waits in a backlog;
-else why it was not sent."""
+"""The outcome of a message: True if it was sent, False if the connection is not open, None if it waits in a backlog, or
+the exception that explains why it was not sent."""
 
 
 class Call(NamedTuple):
-    """One message on its way to connections."""
+    """One message that is being sent to connections."""
 
     message: PreparedMessage
     encodings: core.Encodings
     report: Callable[[Any, Outcome], None]
-    """Called with each connection and what became of the message, in any order, before the call returns."""
+    """Called with each connection and the outcome of the message, in any order, before the call returns."""
     report_later: Callable[[Any, Outcome], None]
-    """Called in another thread if messages that have waited are not sent."""
+    """Called in another thread if messages that waited cannot be sent."""
     limit: tuple[float, float]
-    """When a connection that does not take the message at once must have taken all, and the seconds until then."""
+    """Time by which a connection that does not take the message at once must have taken all messages, and the seconds
+    until then."""
 
 
 def limit_after(seconds: float | None) -> tuple[float, float]:
-    """Return the limit of a call that begins now."""
+    """Return the time limit of a call that begins now."""
     seconds = math.inf if seconds is None else seconds
     return time.monotonic() + seconds, seconds
 
 
 def send_to_all(connections: Sequence[Any], call: Call) -> None:
-    """Send a message to all connections, without waiting for clients. One that is given twice is sent it twice."""
+    """Send a message to all connections without waiting for clients. A connection given twice gets it twice."""
     threaded: list[_Backlog] = []
     try:
         busy = [connection for connection in connections if not _send_to_one(connection, call, 0, threaded)]
@@ -94,7 +95,7 @@ def send_to_all(connections: Sequence[Any], call: Call) -> None:
 
 
 def _send_to_one(connection: Any, call: Call, seconds: float, threaded: list[_Backlog]) -> bool:
-    """Send a message to a connection; return False if another thread uses that for so long."""
+    """Send a message to a connection; return False if another thread uses the connection for longer than `seconds`."""
     if _drainer.append(connection, call):
         call.report(connection, None)
         return True
@@ -104,7 +105,7 @@ def _send_to_one(connection: Any, call: Call, seconds: float, threaded: list[_Ba
     try:
         outcome = _begin(connection, call.message, call.encodings)
         if outcome is not None and not isinstance(outcome, memoryview):
-            held = False  # no call from here to the release, and so no signal handler
+            held = False  # no call from here to the release, so no signal handler can run in between
             connection.protocol_mutex.release()
             call.report(connection, outcome)
             return True
@@ -120,7 +121,7 @@ def _send_to_one(connection: Any, call: Call, seconds: float, threaded: list[_Ba
                 threaded.append(backlog)
                 _drainer.send_by_thread(backlog)
             known.held, held = True, False
-    except BaseException:  # an exception out of nowhere
+    except BaseException:  # an asynchronous exception, for example of a signal handler
         if held:
             _abort(connection)
             connection.protocol_mutex.release()
@@ -136,40 +137,40 @@ class _Backlog:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.messages: deque[PreparedMessage] = deque()
-        self.rest = memoryview(b"")  # of a frame that is out in part
+        self.rest = memoryview(b"")  # of a frame that was sent in part
         self.held = False  # whether it holds the connection's lock
         self.limit = (math.inf, math.inf)
         self.fd = -1  # the descriptor, while it is watched
-        self.working = False  # whether a thread is in the connection's own methods
-        self.report: Callable[[Any, Outcome], None] | None = None  # None if a call looks at the outcome itself
+        self.working = False  # whether a thread is in one of the connection's own methods
+        self.report: Callable[[Any, Outcome], None] | None = None  # None if a call reads the outcome itself
         self.outcome: Outcome = None
         self.ended = threading.Event()
 
 
 class _Drainer:
-    """All backlogs of the process, and the thread that sends them, which is there while there are any.
+    """All backlogs of the process, and the thread that sends them. The thread runs while there are backlogs.
 
-    Finalizers and signal handlers may broadcast in the middle of anything here, in the same thread. So the lock is an
-    RLock, and what belongs together is changed without a call in between. No other code of users runs with it held.
+    Finalizers and signal handlers may broadcast in the middle of any code here, in the same thread. So the lock is an
+    RLock, and related fields are changed without a call in between. No other user code runs while the lock is held.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything, as the child of a fork has to: the connections are the parent's."""
+        """Forget everything. The child of a fork must do this, because the connections belong to the parent."""
         self.lock = threading.RLock()
-        self._backlogs: dict[int, _Backlog] = {}  # by the id() of the connection, which is not used again meanwhile
-        self._unwatched: dict[int, _Backlog] = {}  # those that are new, or wait for the connection's lock
-        self._watched: dict[int, _Backlog] = {}  # those that wait for room, by descriptors
+        self._backlogs: dict[int, _Backlog] = {}  # by the id() of the connection, which the backlog keeps alive
+        self._unwatched: dict[int, _Backlog] = {}  # new backlogs, and those waiting for the connection's lock
+        self._watched: dict[int, _Backlog] = {}  # backlogs waiting for room, by descriptor
         self._poller: Any = select.poll() if hasattr(select, "poll") else None
         self._soonest = math.inf  # no limit is earlier
         self._thread: threading.Thread | None = None
         self._jobs: SimpleQueue[_Backlog] = SimpleQueue()
-        self._free = 0  # threads that wait for a job, less jobs that wait for a thread
+        self._free = 0  # threads that wait for a job, minus jobs that wait for a thread
 
     def append(self, connection: Any, call: Call, *, create: bool = False) -> bool:
-        """Append a message to the backlog of a connection; return False if it has none, and none is to be made."""
+        """Append a message to the backlog of a connection; return False if it has none and `create` is false."""
         key = id(connection)
         with self.lock:
             if create:
@@ -182,7 +183,7 @@ class _Drainer:
         return True
 
     def add(self, new: _Backlog, call: Call) -> _Backlog:
-        """Return the backlog of a connection: the new one, if it had none. The lock must be held."""
+        """Return the backlog of a connection: `new`, if it had none. The lock must be held."""
         key = id(new.connection)
         backlog = self._backlogs.setdefault(key, new)
         if backlog is new:
@@ -195,18 +196,18 @@ class _Drainer:
         self._soonest = min(self._soonest, backlog.limit[0])
 
     def start(self) -> None:
-        """Start the thread, if it is needed and not there."""
+        """Start the thread, if it is needed and not running."""
         with self.lock:
             if self._thread is not None or not self._backlogs:
                 return
             thread = self._thread = threading.Thread(target=self._run, name="wsfast", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # there can be no more threads: this one has to wait
+        except RuntimeError:  # no more threads can be started: this one sends the backlogs itself
             self._thread = threading.current_thread()
             self._run()
         except BaseException:
-            self._thread = None  # if it has started nevertheless, it ends at once
+            self._thread = None  # if it did start, it ends at once
             raise
 
     def _run(self) -> None:
@@ -222,14 +223,14 @@ class _Drainer:
             raise
 
     def _tick(self) -> None:
-        """Wait a moment for connections that have room, and send to them."""
+        """Wait briefly for connections that have room, and send to them."""
         if self._poller is None:
             time.sleep(TICK)
         else:
             for fd, _ in self._poller.poll(1000 * TICK):
                 if fd in self._watched:
                     self._go_on(self._watched[fd])
-        with self.lock:  # else one that is about to be sent by a thread would be among them
+        with self.lock:  # without the lock, a backlog that a thread is about to send would be included
             unwatched = tuple(self._unwatched.values())
         for backlog in unwatched:
             self._go_on(backlog)
@@ -237,7 +238,7 @@ class _Drainer:
             self._abort_late(now)
 
     def _go_on(self, backlog: _Backlog) -> None:
-        """Send what a connection takes now."""
+        """Send as much as a connection takes now."""
         try:
             if not backlog.held:
                 if not backlog.connection.protocol_mutex.acquire(blocking=False):
@@ -246,7 +247,7 @@ class _Drainer:
             self._send(backlog)
         except Exception as exc:
             self._end(backlog, exc)
-        except BaseException:  # where the thread is the caller's
+        except BaseException:  # if this is the caller's thread
             self._end(backlog, ConnectionError("interrupted in the middle of the frame"))
             raise
 
@@ -274,7 +275,7 @@ class _Drainer:
     def _watch(self, backlog: _Backlog) -> None:
         fd = backlog.connection.socket.fileno()
         closed = ConnectionError("the connection was closed in the middle of the frame")
-        if fd in self._watched:  # that socket was closed, and its descriptor is used again
+        if fd in self._watched:  # that socket was closed, and its descriptor was reused
             self._end(self._watched[fd], closed)
         if fd < 0:
             raise closed
@@ -299,7 +300,7 @@ class _Drainer:
                 backlog.messages.clear()
                 _abort(backlog.connection)
             self._soonest = min((backlog.limit[0] for backlog in self._backlogs.values()), default=math.inf)
-            idle = [backlog for backlog in late if not backlog.working]  # else the thread finds out
+            idle = [backlog for backlog in late if not backlog.working]  # a working thread notices this itself
         for backlog in idle:
             self._end(backlog, backlog.outcome)
 
@@ -312,7 +313,7 @@ class _Drainer:
             return backlog.messages.popleft()
 
     def _end(self, backlog: _Backlog, outcome: Outcome) -> bool:
-        """End a backlog and release the connection. Return False if all was sent, but there is more now."""
+        """End a backlog and release the connection. Return False if all was sent, but more messages came meanwhile."""
         connection, key = backlog.connection, id(backlog.connection)
         with self.lock:
             if key not in self._backlogs or self._backlogs[key] is not backlog:
@@ -322,7 +323,7 @@ class _Drainer:
             if failed and not isinstance(outcome, ConcurrencyError):
                 _abort(connection)  # half a frame may be out, and messages are missing
             self._unwatch(backlog)
-            if outcome is True and backlog.messages:  # no call from here to the release
+            if outcome is True and backlog.messages:  # no call from here to the release, so no signal handler
                 return False
             backlog.outcome = outcome
             del self._backlogs[key]
@@ -336,12 +337,12 @@ class _Drainer:
         return True
 
     def send_by_thread(self, backlog: _Backlog) -> None:
-        """Have a thread send a backlog by the connection's own methods, a free one or a new one. Needs the lock."""
+        """Let a free or a new thread send a backlog through the connection's own methods. The lock must be held."""
         self._unwatch(backlog)
         self._jobs.put(backlog)
         self._free -= 1
         if self._free < 0:
-            with contextlib.suppress(RuntimeError):  # there can be no more threads: it has to wait for one of these
+            with contextlib.suppress(RuntimeError):  # no more threads can be started: it waits for one that exists
                 threading.Thread(target=self._work, name="wsfast", daemon=True).start()
                 self._free += 1
 
@@ -372,17 +373,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def _abort(connection: Any) -> None:
-    """Shut the socket down, so that all threads that use it find out; close() would wait for the one that reads."""
+    """Shut the socket down, so that all threads using it notice; close() would wait for the thread that reads."""
     sock = connection.socket
     with contextlib.suppress(OSError):
-        if isinstance(sock, socket.socket):  # SSLSocket.shutdown() would have other threads go on without TLS
+        if isinstance(sock, socket.socket):  # after SSLSocket.shutdown(), other threads would continue without TLS
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
         else:
             sock.shutdown(socket.SHUT_RDWR)
 
 
 def _begin(connection: Any, message: PreparedMessage, encodings: core.Encodings) -> Outcome | memoryview:
-    """Send what goes out at once, with the lock held; return the rest, or None if a thread has to send it."""
+    """Send what the kernel takes at once, with the lock held; return the rest, or None if a thread must send it."""
     refused = _refusal(connection)
     if refused is not None:
         return refused
@@ -401,7 +402,7 @@ def _begin(connection: Any, message: PreparedMessage, encodings: core.Encodings)
 
 
 def _refusal(connection: Any) -> Outcome:
-    """Return why a connection is not sent to, with the lock held; None if it is."""
+    """Return why a connection cannot be sent to, or None if it can. The lock must be held."""
     if connection.protocol.state is not OPEN:
         return False
     if connection.send_in_progress:
@@ -410,7 +411,7 @@ def _refusal(connection: Any) -> Outcome:
 
 
 def _send(sock: Any, data: bytes | memoryview) -> int | Exception:
-    """Send what the kernel takes right now."""
+    """Send as much as the kernel takes right now."""
     try:
         return int(sock.send(data, MSG_DONTWAIT))
     except (BlockingIOError, InterruptedError):
@@ -420,7 +421,7 @@ def _send(sock: Any, data: bytes | memoryview) -> int | Exception:
 
 
 def _send_by_own_methods(connection: Any, message: PreparedMessage) -> None:
-    """Send a message by the connection's own methods, which may wait, with the lock held."""
+    """Send a message through the connection's own methods, which may block, with the lock held."""
     send = connection.protocol.send_text if message.text else connection.protocol.send_binary
     with contextlib.nullcontext() if message.compress is None else without_deflate(connection.protocol):
         send(message.data)

@@ -1,13 +1,13 @@
-"""Protocols for uvicorn, which put themselves into the ASGI scope so that a framework's WebSocket leads to them.
+"""Protocols for uvicorn that put themselves into the ASGI scope, where wsfast finds them from a framework's WebSocket.
 
-`wsfast.uvicorn` is where users find them.
+Users import them from `wsfast.uvicorn`.
 
 | private or moving name                             | what                                        | versions     |
 |----------------------------------------------------|---------------------------------------------|--------------|
 | `conn`, `transport`, `loop`, `queue`, `logger`     | sans-I/O protocol, asyncio's, messages read | 0.35 to 0.54 |
-| `handshake_complete`, `close_sent`                 | what has been sent                          | 0.35 to 0.54 |
-| `read_paused`                                      | whether the transport does not read         | 0.35 to 0.54 |
-| `conn.available_extensions`                        | list, which may be empty, of factories      | 0.35 to 0.54 |
+| `handshake_complete`, `close_sent`                 | whether each was sent                       | 0.35 to 0.54 |
+| `read_paused`                                      | whether reading is paused                   | 0.35 to 0.54 |
+| `conn.available_extensions`                        | list of factories, may be empty             | 0.35 to 0.54 |
 | `close_timer`, `close_timeout`                     | how long the peer has to close              | 0.52 to 0.54 |
 | `disconnected`                                     | whether the connection was lost             | 0.52 to 0.54 |
 | `run_asgi()`, `send()`, `receive()`, `scope`       | ASGI                                        | 0.35 to 0.54 |
@@ -40,20 +40,20 @@ from .websockets import (
 try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 except ModuleNotFoundError:
-    raise TypeError("wsfast.uvicorn takes uvicorn 0.35 or later") from None
+    raise TypeError("wsfast.uvicorn needs uvicorn 0.35 or later") from None
 
 __all__ = ["UvicornConnection", "WebSocketsProtocol"]
 
 
 class UvicornConnection(Telling, Foreign):
-    """What both have in common; it stands before the protocol of uvicorn."""
+    """Base class of both protocols; in the bases of a class, it comes before the protocol of uvicorn."""
 
     library = "uvicorn"
     tells_loss = True
     close_timeout: float = 10.0
 
     websocket: Any = None
-    """The framework's WebSocket by which the connection was first sent to."""
+    """The framework's WebSocket through which the connection was first sent to."""
 
     _wsfast_conn: Any
     _wsfast_transport: Any
@@ -94,24 +94,24 @@ class UvicornConnection(Telling, Foreign):
         self._wsfast_end()
 
     def data_received(self, data: bytes) -> None:
-        """Receive data, which may be a close frame, or an error."""
+        """Receive data, which may contain a close frame or an error."""
         super().data_received(data)
         self._wsfast_end()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell channels, and take leave."""
+        """Report the loss to channels, and wake tasks that wait to send."""
         self.lose()
         super().connection_lost(exc)
         self.disconnected = True
-        self.writable.set()  # before 0.52, uvicorn would have whoever waits to send wait for ever
+        self.writable.set()  # before 0.52, uvicorn would let a task that waits to send wait forever
 
     def keepalive_timeout(self) -> None:
-        """Close the connection, since the client does not answer pings."""
+        """Close the connection because the client does not answer pings."""
         super().keepalive_timeout()  # type: ignore[misc]
         self._wsfast_end()
 
     def shutdown(self) -> None:
-        """Close the connection, since the server ends. Before 0.52, uvicorn would send a second close frame."""
+        """Close the connection because the server shuts down. uvicorn before 0.52 would send a second close frame."""
         if self.close_sent and not hasattr(self, "close_timer"):
             self.transport.close()
         else:
@@ -119,16 +119,16 @@ class UvicornConnection(Telling, Foreign):
         self._wsfast_end()
 
     def _wsfast_end(self) -> None:
-        """Abort the connection if its end has begun and takes too long: uvicorn waits for all that is to be written."""
+        """Abort the connection if it is closing and that takes too long: uvicorn waits until everything is written."""
         if self.close_sent or self._wsfast_transport.is_closing():
             abort_later(self._wsfast_transport, self.loop, self.close_timeout)
 
     async def send(self, message: Any) -> None:
-        """Send what the application sends, after all that was published for this connection before.
+        """Send a message of the application, after all messages that were published for this connection before.
 
         Raises:
-            ClientDisconnected: If the connection was closed here, as by the policy of a channel; from this, frameworks
-                make what they raise when the client has closed it.
+            ClientDisconnected: If the connection was closed by this side, for example by the policy of a channel.
+                Frameworks turn this into the exception that they raise when the client has closed the connection.
         """
         await self._wsfast_flush(wait=message["type"] == "websocket.send")
         await self.writable.wait()
@@ -145,7 +145,7 @@ class UvicornConnection(Telling, Foreign):
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self._send_close(code, reason)
         self.close_sent = self._wsfast_closed = True
-        self.writable.set()  # whoever waits to send is to hear of it
+        self.writable.set()  # wake tasks that wait to send
         self._wsfast_end()
         if not hasattr(self, "close_timer"):  # before 0.52, uvicorn does not wait for the peer's close frame
             self.transport.close()
@@ -160,7 +160,7 @@ class UvicornConnection(Telling, Foreign):
 
 
 class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
-    """uvicorn's WebSocketsSansIOProtocol, which wsfast can send to. It makes no encoder until one is needed."""
+    """uvicorn's `WebSocketsSansIOProtocol`, with support for wsfast. It creates no encoder until one is needed."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""uvicorn's protocol made of wsproto: see `wsfast.connections.uvicorn`."""
+"""uvicorn's protocol based on wsproto: see `wsfast.connections.uvicorn`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["WSProtocol"]
 
 
 class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WSProtocol):
-    """uvicorn's WSProtocol, which wsfast can send to."""
+    """uvicorn's `WSProtocol`, with support for wsfast."""
 
     _wsfast_timed_out = False
 
@@ -52,7 +52,7 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
         return closers_of(self._wsfast_conn)
 
     def keepalive_timeout(self) -> None:
-        """Close the connection, whose client has not answered a ping. uvicorn has this from 0.52 on."""
+        """Close the connection because the client did not answer a ping. uvicorn calls this from 0.52 on."""
         self._wsfast_timed_out = True
         super().keepalive_timeout()
 

@@ -7,11 +7,11 @@
 | `Protocol._state`            | what the property `state` returns             | 14 to 17 |
 | `expect_continuation_frame`  | True between the fragments of a message       | 14 to 17 |
 | `drain()`                    | waits while the transport's buffer is full    | 14 to 17 |
-| `keepalive_task`             | what sends pings, if anything does            | 14 to 17 |
-| `set_recv_exc`               | keeps the reason why a connection was lost    | 14 to 16 |
+| `keepalive_task`             | the task that sends pings, if there is one    | 14 to 17 |
+| `set_recv_exc`               | stores the reason why a connection was lost   | 14 to 16 |
 | `set_connection_exc`         | the same                                      | 17       |
-| `PerMessageDeflate.encoder`  | a `zlib.compressobj`; with no context takeover | 14 to 17 |
-|                              | only while a message is being compressed      |          |
+| `PerMessageDeflate.encoder`  | a `zlib.compressobj`; without context         | 14 to 17 |
+|                              | takeover, only while compressing a message    |          |
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ __all__ = [
 
 
 def watched(name: str) -> property:
-    """Make a property of connections that invalidates their peer; wsfast itself reads the attribute behind it."""
+    """Return a property of connections that invalidates their peer. wsfast itself reads the attribute behind it."""
     private = f"_wsfast_{name}"
 
     def get(connection: Any) -> Any:
@@ -82,14 +82,14 @@ def watched(name: str) -> property:
             peer.invalidate()
         setattr(connection, private, value)
 
-    return property(get, put, doc="Whoever asks for it may do anything with it.")
+    return property(get, put, doc="Reading or setting this invalidates the peer, since the caller may change anything.")
 
 
 class Telling:
-    """A protocol of asyncio that tells what happens to it; it stands before that of a library.
+    """An asyncio protocol that reports its changes of state; in the bases of a class, it precedes a library's protocol.
 
-    A subclass has its sans-I/O protocol `watched`, too, begins what sends for itself with `_wsfast_flush()` and ends it
-    with `_wsfast_check()`.
+    A subclass also makes its sans-I/O protocol a `watched` property. Its methods that send call `_wsfast_flush()` first
+    and `_wsfast_check()` last.
     """
 
     _wsfast_peer: Any = None
@@ -120,7 +120,7 @@ class Telling:
             super().connection_lost(exc)  # type: ignore[misc]
 
     async def _wsfast_flush(self, *, wait: bool = True) -> None:
-        """Send what was published before; wait until it has left, unless a close frame follows."""
+        """Send the messages that were published before; wait until they have left, unless a close frame follows."""
         peer = self._wsfast_peer
         if peer is not None and peer.dispatcher is not None:
             if not wait:
@@ -130,12 +130,12 @@ class Telling:
             await peer.dispatcher.drained(peer)
 
     def _wsfast_check(self) -> None:
-        """Look whether the connection may be written to without a question."""
+        """Check whether the connection may be written to directly, and note the result."""
         peer = self._wsfast_peer
         if peer is None or (not peer.direct and peer.backlog is None):
             return
         if peer.check(self) == core.Verdict.CLOSED and peer.backlog is not None:
-            peer.dispatcher.drain(peer)  # whoever waits to send is to hear of it
+            peer.dispatcher.drain(peer)  # wakes tasks that wait to send
 
 
 _MAJOR = int(websockets.version.version.split(".")[0])
@@ -147,20 +147,20 @@ LOST = "connection_lost_waiter"
 """Attribute of a connection: a future that is done when the connection is lost."""
 
 SET_EXCEPTION = "set_connection_exc" if hasattr(Connection, "set_connection_exc") else "set_recv_exc"
-"""Method of a connection: keeps an exception as the reason why the connection was lost, unless it has one already."""
+"""Method of a connection: stores an exception as the reason why the connection was lost, unless it has one already."""
 
 
 def _original(method: Any, module: ModuleType) -> object:
-    """Return the function if it is the library's own; if another was put in its place, what no method is."""
+    """Return a function if it is the library's own; if it was replaced, return an object that equals no method."""
     return method if getattr(method, "__globals__", None) is vars(module) else object()
 
 
-# Whatever a protocol writes, begins or continues goes by way of the first two, and so does a close frame. In the third,
-# a connection ceases to be open without one.
+# Everything that a protocol writes, close frames included, goes through the first two methods. In the third, a
+# connection stops being open without a close frame.
 _WATCHED = ("send_frame", "send_eof", "receive_eof")
 
-# What a connection must not have replaced, in a subclass or on itself, if it is to be written to directly: what
-# sends, and what the transport calls back in the middle of sending.
+# A connection is written to directly only if neither its class nor the connection itself replaces these methods: those
+# that send, and those that the transport calls in the middle of sending.
 _METHODS = {
     name: _original(getattr(Connection, name), websockets.asyncio.connection)
     for name in ("send_data", "pause_writing", SET_EXCEPTION)
@@ -174,7 +174,7 @@ _ZLIB_ENCODER = type(zlib.compressobj())
 
 
 def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
-    """Return what compresses the messages that a connection with these extensions sends: see ConnectionLayout."""
+    """Return the encoder of a connection with these extensions: see `ConnectionLayout.encoder`."""
     if type(extensions) is not list or len(extensions) > 1:
         return False
     if not extensions:
@@ -185,7 +185,7 @@ def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
     if getattr(extension.encode, "__func__", None) is not _ENCODE:
         return False
     if extension.local_max_window_bits < 9:
-        return None  # zlib cannot compress for so small a window; not to compress is always allowed
+        return None  # zlib has no window that small; sending uncompressed is always allowed
     parameters = Parameters.of(extension.local_max_window_bits, extension.compress_settings)
     if parameters is None:
         return False
@@ -197,7 +197,7 @@ def encoder_of_extensions(extensions: Any) -> Encoder | Literal[False] | None:
 
 
 class Watched:
-    """Stands for a method of a protocol: whenever that is called, the peer is invalidated."""
+    """Replaces a method of a protocol: each call invalidates the peer."""
 
     __slots__ = ("method", "peer")
 
@@ -244,20 +244,20 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
 
 
 class TellingConnection(Telling, ServerConnection):
-    """A connection that tells what happens to it, and whose own messages do not overtake what was published."""
+    """A connection that reports its changes of state, and whose own messages do not overtake published ones."""
 
     protocol: Any = watched("protocol")
 
     _wsfast_protocol: Any
 
     async def send(self, message: Any, *args: Any, **options: Any) -> None:
-        """Send a message, after all that was published for this connection before."""
+        """Send a message, after all messages that were published for this connection before."""
         await self._wsfast_flush()
         await super().send(message, *args, **options)
         self._wsfast_check()
 
     async def drain(self) -> None:
-        """Wait for room, but neither to close nor to ping: for a client that does not read, that would be for ever."""
+        """Wait for room, except when closing or pinging: for a client that does not read, that would wait forever."""
         if self._wsfast_protocol.state is OPEN and asyncio.current_task() is not self.keepalive_task:
             await super().drain()
 
@@ -266,13 +266,13 @@ _TELLING = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
 _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
 
-# What else a subclass must leave alone: the attributes that gather reads.
+# A subclass must not override the attributes that gather reads, either.
 _READ = ("loop", "transport", "protocol", SEND_IN_PROGRESS, "__getattribute__", "__getattr__", "__setattr__")
 
 
 @cache_by_type
 def connection_layout(kind: type) -> ConnectionLayout | None:
-    """Return where connections of this type keep things, or None if they must be sent to by their own methods alone."""
+    """Return the layout of connections of this type, or None if only their own methods may send to them."""
     if issubclass(kind, Foreign):
         layout: ConnectionLayout | None = kind.layout()
         return layout
@@ -292,7 +292,7 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
 
 
 def closers_of_protocol(protocol: Any) -> Sequence[Closer]:
-    """See `Foreign`: the one method by which a sans-I/O protocol sends close frames, whatever they are sent for."""
+    """See `Foreign`: the one method through which a sans-I/O protocol sends all close frames."""
     return ((protocol, "send_frame", _is_close_frame),) if hasattr(protocol, "send_frame") else ()
 
 
@@ -301,7 +301,7 @@ def _is_close_frame(frame: Any) -> bool:
 
 
 def send_by_protocol(connection: Any, message: PreparedMessage) -> None:
-    """Send a message as upstream's `broadcast()` does."""
+    """Send a message the way upstream's `broadcast()` does."""
     protocol = connection.protocol
     with contextlib.nullcontext() if message.compress is None else without_deflate(protocol):
         if message.text:
@@ -314,15 +314,15 @@ def send_by_protocol(connection: Any, message: PreparedMessage) -> None:
         and discards(connection.transport)
     ):
         protocol.data_to_send()
-        connection.transport.write(b"")  # it raises what it would raise, and logs nothing
+        connection.transport.write(b"")  # raises the same exception as a real write, and logs nothing
     else:
         connection.send_data()
 
 
 @contextlib.contextmanager
 def without_deflate(protocol: Any) -> Iterator[None]:
-    """Have a protocol send messages that are not compressed, which is always allowed (RFC 7692, section 6)."""
-    extensions = getattr(protocol, "extensions", [])  # what stands in for a connection may have none
+    """Make a protocol send messages uncompressed, which is always allowed (RFC 7692, section 6)."""
+    extensions = getattr(protocol, "extensions", [])  # a stand-in for a connection may have none
     if extensions:
         protocol.extensions = [extension for extension in extensions if extension.name != PerMessageDeflate.name]
     try:
@@ -333,10 +333,10 @@ def without_deflate(protocol: Any) -> Iterator[None]:
 
 
 def is_connection(connection: Any) -> bool:
-    """Whether upstream's `broadcast()` knows how to send to it: by its type, or by having all the same parts."""
+    """Whether upstream's `broadcast()` can send to it: it has the right type, or all of the attributes used."""
     if isinstance(connection, Connection):
         return True
-    # Stand-ins and wrappers. The connections of websockets.sync and .trio have the first two, but write otherwise.
+    # Stand-ins and wrappers. Connections of websockets.sync and .trio have the first two but write in another way.
     return not type(connection).__module__.startswith("websockets.") and all(
         hasattr(connection, name) for name in ("protocol", SEND_IN_PROGRESS, "send_data", "logger")
     )
@@ -347,26 +347,28 @@ def _static(kind: type, name: str) -> object:
 
 
 class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateFactory):
-    """Negotiates permessage-deflate as that of websockets does, but makes no encoder until one is needed.
+    """Negotiates permessage-deflate as the factory of websockets does, but creates no encoder until one is needed.
 
-    Give it to `websockets.serve(extensions=[wsfast.ServerPerMessageDeflateFactory()])`. A connection that is only
-    broadcast to then never owns an encoder, which saves 32 KiB for each with the defaults. One is made when the
-    connection sends a message for itself.
+    Pass it to `websockets.serve(extensions=[wsfast.ServerPerMessageDeflateFactory()])`. A connection that only gets
+    broadcasts then never owns an encoder, which saves 32 KiB per connection with the defaults. The encoder is created
+    when the connection sends a message of its own with `send()`.
 
     Args:
-        server_no_context_takeover: Compress each message by itself, also those that connections send for themselves.
-        client_no_context_takeover: Have clients compress each message by itself.
-        server_max_window_bits: Base-2 logarithm of the largest window of the server, 9 to 15; None for whatever the
-            client allows.
+        server_no_context_takeover: Whether the server compresses each message on its own, also those that connections
+            send with `send()`.
+        client_no_context_takeover: Whether clients must compress each message on its own.
+        server_max_window_bits: Base-2 logarithm of the largest window of the server, 9 to 15. None for the largest
+            that the client allows.
         client_max_window_bits: The same for clients, 8 to 15.
-        compress_settings: Arguments of `zlib.compressobj` but for `wbits`; None for `{"memLevel": 5}`.
-        require_client_max_window_bits: Do without compression if a client cannot limit its window.
+        compress_settings: Arguments for `zlib.compressobj`, except `wbits`. None for `{"memLevel": 5}`.
+        require_client_max_window_bits: Whether to use no compression if a client cannot limit its window.
 
     The defaults are those of `websockets.serve(compression="deflate")`.
 
     Raises:
-        ValueError: If a number is out of range or settings contain `wbits`.
-        TypeError: If a number is none, or settings contain what `zlib.compressobj` does not know.
+        ValueError: If a number is out of range, or `compress_settings` contains `wbits`.
+        TypeError: If a number has another type, or `compress_settings` contains an argument that `zlib.compressobj`
+            does not accept.
     """
 
     def __init__(
@@ -379,7 +381,7 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
         require_client_max_window_bits: bool = False,
     ) -> None:
         check_integer("server_max_window_bits", server_max_window_bits, optional=True)
-        if client_max_window_bits is not True:  # which upstream takes for any
+        if client_max_window_bits is not True:  # upstream takes True for "any"
             check_integer("client_max_window_bits", client_max_window_bits, optional=True)
         if server_max_window_bits == 8:  # before websockets 17, which refuses it itself
             raise ValueError("server_max_window_bits must be between 9 and 15")
@@ -391,11 +393,11 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
             {"memLevel": 5} if compress_settings is None else compress_settings,
             require_client_max_window_bits,
         )
-        zlib.compressobj(wbits=-15, **(self.compress_settings or {}))  # to find out now whether it can be made
+        zlib.compressobj(wbits=-15, **(self.compress_settings or {}))  # raise now if the settings are wrong
 
     @classmethod
     def _like(cls, factory: Any) -> Any:
-        """Return one with the parameters of upstream's; what is no such factory as it is."""
+        """Return a lazy factory with the parameters of upstream's; anything else is returned as it is."""
         if type(factory) is not permessage_deflate.ServerPerMessageDeflateFactory:
             return factory
         lazy = cls.__new__(cls)
@@ -409,7 +411,7 @@ class ServerPerMessageDeflateFactory(permessage_deflate.ServerPerMessageDeflateF
         no_takeover = ("server_no_context_takeover", None)
         if self.server_no_context_takeover or no_takeover in params:
             return super().process_request_params(params, accepted_extensions)
-        # Without takeover, an encoder is made for each message only; that is not what the response is to say.
+        # Without context takeover, no encoder is created here. The response must not say so: it is removed below.
         frugal = copy.copy(self)
         frugal.server_no_context_takeover = True
         extension: Any

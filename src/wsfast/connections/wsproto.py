@@ -1,12 +1,12 @@
-"""Connections of wsproto, which knows frames and nothing of transports.
+"""Connections of wsproto, which handles frames but no transports.
 
 | private or moving name in wsproto 1.2 and 1.3 | what                                          |
 |-----------------------------------------------|-----------------------------------------------|
 | `WSConnection.connection`                     | a `Connection` once the handshake is complete |
 | `Connection._proto`                           | its `FrameProtocol`                           |
 | `FrameProtocol.extensions`                    | list                                          |
-| `FrameProtocol._outbound_opcode`              | None, but between the fragments of a message  |
-| `PerMessageDeflate._compressor`               | a `zlib.compressobj`, made when needed        |
+| `FrameProtocol._outbound_opcode`              | None, except between fragments of a message   |
+| `PerMessageDeflate._compressor`               | a `zlib.compressobj`, created when needed     |
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ZLIB_ENCODER = type(zlib.compressobj())
 
 
 def state_of(connection: Any) -> State:
-    """Return the state of a connection in the terms of websockets."""
+    """Return the state of a connection as a `State` of websockets."""
     return _STATES[connection.state]
 
 
@@ -53,7 +53,7 @@ def is_fragmented(connection: Any) -> bool:
 
 
 def encoder_of(connection: Any) -> Encoder | Literal[False] | None:
-    """Return what compresses messages: see ConnectionLayout."""
+    """Return the encoder of a connection: see `ConnectionLayout.encoder`."""
     inner = _inner(connection)
     extensions = inner._proto.extensions
     if not extensions:
@@ -63,9 +63,9 @@ def encoder_of(connection: Any) -> Encoder | Literal[False] | None:
     extension: Any = extensions[0]
     bits = int(extension.client_max_window_bits if inner.client else extension.server_max_window_bits)
     if bits < 9:
-        return None  # zlib cannot compress for so small a window; not to compress is always allowed
+        return None  # zlib has no window that small; sending uncompressed is always allowed
     parameters = Parameters.of(bits, {})
-    assert parameters is not None  # those are the defaults of zlib
+    assert parameters is not None  # these are the defaults of zlib
     if extension.client_no_context_takeover if inner.client else extension.server_no_context_takeover:
         return parameters.per_message
     if extension._compressor is None or type(extension._compressor) is _ZLIB_ENCODER:
@@ -79,14 +79,14 @@ def closers_of(connection: Any) -> Sequence[Closer]:
 
 
 def why_lost(connection: Any) -> Ended:
-    """Return why a connection is lost. It does not tell whether the close frame that came was an answer."""
+    """Return why a connection was lost. wsproto does not report whether the received close frame was an answer."""
     if connection.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED):
         return Ended.CLOSED_BY_PEER
     return Ended.CLOSED_HERE if connection.state is ConnectionState.LOCAL_CLOSING else Ended.LOST
 
 
 def _inner(connection: Any) -> Any:
-    """Return the Connection of a WSConnection, or of itself."""
+    """Return the Connection inside a WSConnection; a Connection is returned as it is."""
     return connection if isinstance(connection, wsproto.connection.Connection) else connection.connection
 
 
@@ -125,7 +125,7 @@ class _Attached(Foreign):
         return Ended.CLOSED_HERE if self._closed else why_lost(self.connection)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Send a close frame; that the peer answers, and closes, is seen to by whoever reads, if it does in time."""
+        """Send a close frame. The code that reads must handle the answer; without one, the connection is aborted."""
         self._closed = self.state is OPEN
         if isinstance(self.transport, SinkTransport):
             self.transport.sink_close(code, reason)
@@ -144,7 +144,7 @@ def attach(transport: asyncio.Transport | Sink, connection: Any) -> _Attached:
     if not isinstance(connection, (wsproto.WSConnection, wsproto.connection.Connection)):
         raise TypeError(f"connection must be a wsproto.WSConnection, not {name_of(type(connection))}")
     if _inner(connection) is None:
-        raise RuntimeError("the handshake of the connection is not complete")
+        raise RuntimeError("the handshake of the connection is not complete; call attach() after it")
     loop = asyncio.get_running_loop()
     kind = _AttachedClient if _inner(connection).client else _Attached
     if hasattr(transport, "get_write_buffer_size"):
