@@ -112,7 +112,7 @@ def test_broadcast_rejects_text_for_prepared_messages(ours: Ours, text: bool) ->
     outcome = ours(scenario)
     assert outcome.streams == [b""]
     assert outcome.exceptions == [
-        (("TypeError", "text cannot be chosen for a PreparedMessage: give it when the message is prepared"), None)
+        (("TypeError", "text cannot be given with a PreparedMessage; give it to PreparedMessage() instead"), None)
     ]
 
 

@@ -145,7 +145,7 @@ class Scene:
 
 
 Call = Callable[[Scene], Any]
-JSON = r"^message must be str or bytes, not (dict|list|tuple); give json\.dumps\(\) of it$"
+JSON = r"^message must be str or bytes, not (dict|list|tuple); pass json\.dumps\(message\)$"
 CALLS: list[tuple[str, Call, type[Exception], str]] = [
     # Messages
     ("dict", lambda s: s.channel.publish({"x": 1}), TypeError, JSON),

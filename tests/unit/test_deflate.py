@@ -189,9 +189,9 @@ def test_compress_is_none_or_false(compress: Any) -> None:
 def test_compress_cannot_be_chosen_again() -> None:
     """Compress together with a PreparedMessage raises TypeError."""
     message = PreparedMessage("hello")
-    with pytest.raises(TypeError, match=r"^compress cannot be chosen for a PreparedMessage"):
+    with pytest.raises(TypeError, match=r"^compress cannot be given with a PreparedMessage"):
         prepare(message, None, False)
-    with pytest.raises(TypeError, match="compress cannot be chosen"):
+    with pytest.raises(TypeError, match="compress cannot be given with"):
         wsfast.broadcast([], message, compress=False)
 
 

@@ -187,7 +187,7 @@ def test_prepare_returns_prepared_messages_as_they_are() -> None:
 @pytest.mark.parametrize("text", [True, False])
 def test_prepare_rejects_text_for_prepared_messages(text: bool) -> None:
     """Prepare raises TypeError if text is given for a message that has its opcode already."""
-    with pytest.raises(TypeError, match="text cannot be chosen for a PreparedMessage"):
+    with pytest.raises(TypeError, match="text cannot be given with a PreparedMessage"):
         prepare(PreparedMessage("hello"), text)
 
 

@@ -1,1 +1,1 @@
-"""What a message looks like on the wire: frames, and how they are compressed."""
+"""Encoding of messages for the wire: frames and compression."""

@@ -1,10 +1,11 @@
-"""Who may share a compressed frame (RFC 7692, permessage-deflate).
+"""Which connections can share a compressed frame (RFC 7692, permessage-deflate).
 
-A receiver decompresses with a window: the last bytes of all compressed messages that it has received. A frame made by
-an encoder that knows none of them refers to nothing but itself, so that every receiver whose window is large enough
-decodes it, whatever it holds. The sender's own encoder for that connection, however, does not know of the frame, and
-what it makes next would be decoded wrongly. Hence the rule of this module: whoever puts a shared frame on a connection
-tells the `LazyEncoder` of that connection, which stands in the place of its encoder and lets go of the old one.
+A receiver decompresses with a window: the last bytes of all compressed messages that it has received. A frame from an
+encoder that knows none of these messages refers only to itself. So every receiver whose window is large enough can
+decode it, whatever its window holds. But the sender's own encoder for that connection does not know about the frame,
+and its next output would be decoded wrongly. So this module has one rule: code that sends a shared frame on a
+connection notifies the `LazyEncoder` of that connection. The `LazyEncoder` replaces the connection's own encoder and
+drops the old one when it is notified.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from wsfast._core import core
 __all__ = ["Encoder", "LazyEncoder", "Parameters", "PerMessageEncoder", "Window", "compress_by"]
 
 SYNC_FLUSH_END = b"\x00\x00\xff\xff"
-"""What ends a compressed message and is left out of its last frame (RFC 7692, section 7.2.1)."""
+"""End of each compressed message, which is left out of its last frame (RFC 7692, section 7.2.1)."""
 
 LOOKAHEAD = 262
-"""Bytes of its window that zlib does not use: it refers to nothing that is farther back than the rest."""
+"""Bytes at the far end of its window that zlib does not use: it never refers that far back."""
 
 MOST_KEPT = 1 << 22
-"""Bytes of all that is known of windows, for each set of parameters."""
+"""Most bytes of window contents to keep, for each set of parameters."""
 
 MOST_PRIMED = 4096
-"""Bytes with which an encoder is primed: 32 KiB would cost 30 to 50 us."""
+"""Most bytes to prime an encoder with: priming with 32 KiB would cost 30 to 50 us."""
 
 MOST_ENCODERS = 16
-"""Encoders that are kept for each set of parameters."""
+"""Most encoders to keep for each set of parameters."""
 
 KNOWN_SETTINGS = frozenset({"level", "method", "memLevel", "strategy"})
-"""Arguments of `zlib.compressobj` that every decoder can live with. A preset dictionary is not among them."""
+"""Arguments of `zlib.compressobj` that do not affect the decoder. A preset dictionary would."""
 
 
 class Parameters:
-    """How a connection compresses what it sends. There is one object for each combination: compare them by identity."""
+    """How a connection compresses its messages. There is one object for each combination: compare them by identity."""
 
     __slots__ = ("_encoders", "_new", "_old", "own", "per_message", "settings", "unknown", "window", "window_bits")
 
@@ -53,23 +54,23 @@ class Parameters:
     window: int
     """Bytes of the window."""
     settings: tuple[tuple[str, int], ...]
-    """Arguments of `zlib.compressobj`, sorted by their names."""
+    """Arguments of `zlib.compressobj`, sorted by name."""
     per_message: PerMessageEncoder
-    """Stands for the encoders of all connections that compress each message by itself."""
+    """Represents the encoders of all connections that compress each message on its own."""
     unknown: Window
-    """That of a receiver of which nothing is known."""
+    """The window of a receiver about which nothing is known."""
     own: Window
-    """That of a receiver of which the connection's own encoder knows, and nobody else."""
+    """The window of a receiver whose contents only the connection's own encoder knows."""
     _new: deque[ref[Window]]
     _old: deque[ref[Window]]
     _encoders: deque[ref[Window]]
 
     @classmethod
     def of(cls, window_bits: int, settings: Mapping[str, Any]) -> Parameters | None:
-        """Return those of a connection, or None if nobody can compress so, or its receiver may have to know how.
+        """Return the parameters of a connection, or None if zlib does not accept them or they may affect the decoder.
 
         Raises:
-            ValueError: If zlib has no such window: it must have 9 to 15 bits.
+            ValueError: If zlib has no such window. It must have 9 to 15 bits.
         """
         if not 9 <= window_bits <= 15:
             raise ValueError(f"window_bits must be between 9 and 15, not {window_bits}")
@@ -105,9 +106,9 @@ class Parameters:
         return f"<Parameters window_bits={self.window_bits}{settings}>"
 
     def fit(self, size: int) -> Parameters:
-        """Return those with the smallest window that makes no difference to a message of `size` bytes by itself.
+        """Return the parameters with the smallest window that makes no difference to a message of `size` bytes.
 
-        Connections with larger windows than the message needs thus share one encoding of it.
+        So connections whose windows are larger than the message needs share one encoding of it.
         """
         bits = self.window_bits
         while bits > 9 and size + LOOKAHEAD <= 1 << (bits - 1):
@@ -115,32 +116,33 @@ class Parameters:
         return self._of(bits, self.settings)
 
     def encoder(self, window: bytes = b"") -> zlib._Compress:
-        """Make an encoder whose receivers hold `window` at the end of theirs, if nothing else before it."""
+        """Return a new encoder for receivers whose windows end with `window`."""
         settings: dict[str, Any] = dict(self.settings)
         if window:
             settings["zdict"] = window[-min(self.window, MOST_PRIMED) :]
         return zlib.compressobj(wbits=-self.window_bits, **settings)
 
     def compress(self, data: bytes) -> bytes:
-        """Compress a message by itself, as it stands in a frame."""
+        """Return a message compressed on its own, as the payload of a frame."""
         return compress_by(self.encoder(), data)
 
     def keep(self, window: Window) -> None:
-        """Keep what a new window holds, as long as there is room. Several threads may do this at the same time."""
+        """Keep the contents of a new window, as long as there is room. Several threads may call this at once."""
         self._new.append(ref(window))
         if len(self._new) > self._most // 4:
             self._crowded.add(self)
 
     @classmethod
     def make_room(cls) -> None:
-        """Forget windows, where they have become too many: not while what was chosen is on its way.
+        """Forget the contents of windows if there are too many of them. Call this only between broadcasts.
 
-        The new ones are a quarter of all. What is pushed out of these is forgotten if nobody holds it; of the others,
-        if they are too many, any: the oldest one would always be the one that is needed next, where rooms get messages
-        in turn. Costs as much as windows have been made.
+        The newest windows may be a quarter of all. When one is pushed out of these, it is forgotten if no receiver has
+        it, and otherwise joins the old ones. If there are too many old ones, a random one is forgotten. It is not the
+        oldest, because that would always be the one needed next if rooms get messages in turn. The cost is proportional
+        to the number of windows created since the last call.
         """
         while cls._crowded:
-            with contextlib.suppress(KeyError, IndexError):  # another thread has taken the last one
+            with contextlib.suppress(KeyError, IndexError):  # another thread took the last one
                 cls._crowded.pop()._make_room()
 
     def _make_room(self) -> None:
@@ -169,7 +171,7 @@ class Parameters:
         return MOST_KEPT // self.window
 
     def keep_encoder(self, window: Window) -> None:
-        """Keep the encoder of a window until as many others are kept as there may be."""
+        """Keep the encoder of a window, and drop the oldest one if there are more than MOST_ENCODERS."""
         encoders = self._encoders
         encoders.append(ref(window))
         if len(encoders) > MOST_ENCODERS:
@@ -179,7 +181,7 @@ class Parameters:
 
 
 def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
-    """Compress a whole message, which must not be empty, as it stands in a frame (RFC 7692, section 7.2.1)."""
+    """Compress a whole message, which must not be empty, as the payload of a frame (RFC 7692, section 7.2.1)."""
     compressed = encoder.compress(data) + encoder.flush(zlib.Z_SYNC_FLUSH)
     if not compressed.endswith(SYNC_FLUSH_END):
         raise AssertionError("zlib did not flush")
@@ -187,15 +189,15 @@ def compress_by(encoder: zlib._Compress, data: bytes) -> bytes:
 
 
 class Window(core.WindowBase):
-    """What the window of a receiver ends with, as far as it is known; there is one for all who hold the same.
+    """The known end of a receiver's window. All receivers whose windows end alike share one object.
 
-    It never changes, but for being forgotten. To remember less than there is, even nothing, is always right; to
-    remember anything else never is.
+    The contents never change, except that they can be forgotten. To remember less than the window holds, even nothing,
+    is always correct. To remember anything else never is.
 
     Args:
-        parameters: How messages are compressed for it.
-        tail: What it ends with: no more than it holds.
-        encoder: One that refers to nothing but that; it is copied for each use. None to make one.
+        parameters: How messages are compressed for the receiver.
+        tail: The bytes that the window ends with: no more than it holds.
+        encoder: An encoder that refers only to `tail`. It is copied for each use. None to create one when needed.
     """
 
     __slots__ = ("__weakref__", "known", "parameters")
@@ -203,29 +205,29 @@ class Window(core.WindowBase):
     def __init__(self, parameters: Parameters, tail: bytes = b"", encoder: Any = None) -> None:
         self.parameters: Parameters = parameters
         self.known: tuple[bytes, Any] = tail, encoder
-        """The tail and the encoder. Read both at once: another thread may have them forgotten."""
+        """The tail and the encoder. Read both at once, because another thread may forget them in between."""
         self.count: int = 0
         self.expected: int = 0
 
     @property
     def tail(self) -> bytes:
-        """What it ends with; nothing if that was forgotten."""
+        """The bytes that the window ends with; empty if they were forgotten."""
         return self.known[0]
 
     def forget(self) -> None:
-        """Remember nothing any more."""
+        """Forget the contents."""
         self.known = b"", None
 
 
 class LazyEncoder(core.EncoderBase):
-    """The encoder of one connection, which is made when the connection sends something for itself.
+    """The encoder of one connection, created only when the connection sends a message of its own.
 
-    It stands in for a `zlib.compressobj`. Until then, only `state`, the `Window` of the receiver, is kept: that is what
-    the new encoder is primed with, so that it may refer to it.
+    It replaces a `zlib.compressobj`. Until the encoder is created, only `state`, the `Window` of the receiver, is kept.
+    The new encoder is primed with the contents of that window, so that it can refer to them.
 
     Args:
         parameters: How the connection compresses.
-        encoder: The encoder that the connection has had so far; None if it has compressed nothing yet.
+        encoder: The encoder that the connection had before; None if it has compressed nothing yet.
     """
 
     __slots__ = ()
@@ -242,21 +244,21 @@ class LazyEncoder(core.EncoderBase):
         return parameters
 
     def move_to(self, window: Window) -> None:
-        """Note that the receiver's window holds something else now; an encoder of its own does not fit any more."""
+        """Note the receiver's new window, and drop the connection's own encoder, which no longer fits."""
         if window is not self.state:
             self.state.move_to(window, 1)
             self.state = window
             self.encoder = None
 
     def forget(self) -> None:
-        """Rely on nothing: the receiver may hold something else than was noted."""
+        """Note that the receiver's window is unknown: it may differ from what was noted."""
         self.move_to(self.state.parameters.unknown)
         self.encoder = None
 
     def _own(self) -> Any:
         peer = None if self.peer is None else self.peer()
         if peer is not None:
-            peer.invalidate()  # it has been sent to without being looked at, if somebody has kept its protocol
+            peer.invalidate()  # it may still be ready, if the caller kept a reference to its protocol
         if self.encoder is None:
             encoder = self.state.parameters.encoder(self.state.tail)
             self.move_to(self.state.parameters.own)
@@ -264,28 +266,28 @@ class LazyEncoder(core.EncoderBase):
         return self.encoder
 
     def compress(self, data: Any, /) -> bytes:
-        """Compress a part of a message that the connection sends for itself."""
+        """Compress a part of a message of the connection's own."""
         compressed: bytes = self._own().compress(data)
         return compressed
 
     def flush(self, mode: int = zlib.Z_FINISH, /) -> bytes:
-        """Return what is left of it in the encoder."""
+        """Return the rest of the message from the encoder."""
         rest: bytes = self._own().flush(mode)
         return rest
 
 
 class PerMessageEncoder(core.EncoderBase):
-    """Stands for the encoders of all connections without context takeover, which know nothing of earlier messages."""
+    """Represents the encoders of all connections without context takeover, which know no earlier messages."""
 
     __slots__ = ()
 
     def __init__(self, parameters: Parameters) -> None:
         self.encoder: Any = None
         self.peer: Any = None
-        self.state: Any = Window(parameters)  # and so it stays
+        self.state: Any = Window(parameters)  # never changes
 
     def move_to(self, window: Window) -> None:
-        """Do nothing: nothing is noted."""
+        """Do nothing: there is no state."""
 
     def forget(self) -> None:
         """Do nothing."""

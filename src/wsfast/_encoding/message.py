@@ -1,4 +1,4 @@
-"""Messages that are framed and compressed once, however many connections they are sent to."""
+"""Messages that are framed and compressed once, for any number of connections."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ TEXT, BINARY = 1, 2  # opcodes, RFC 6455, section 11.8
 FIN, RSV1 = 0x80, 0x40
 
 SMALLEST_COMPRESSED = 16
-"""Bytes of the smallest payload that is compressed."""
+"""Size in bytes of the smallest payload that is compressed."""
 
 
 class Encoding:
-    """One way in which a message can stand in a frame, or several frames that leave together.
+    """One encoding of a message as a frame, or several frames that leave together.
 
     Args:
         first: First octet of the frame (RFC 6455, section 5.2).
-        payload: Payload as it stands in the frame, but for the mask.
+        payload: Payload of the frame, before masking.
     """
 
     __slots__ = ("_frame", "ends", "first", "payload")
 
     ends: tuple[int, ...] | None
-    """Where each of several frames ends in `frame`; None if there is only one."""
+    """End offset of each of several frames in `frame`; None if there is only one."""
 
     def __init__(self, first: int, payload: bytes) -> None:
         self.first: int = first
@@ -57,7 +57,7 @@ class Encoding:
 
     @classmethod
     def of_frames(cls, frames: Sequence[bytes]) -> Encoding:
-        """Return what stands for several frames of a server, one behind the other."""
+        """Return an encoding of several frames of a server, one after the other."""
         encoding = cls(0, b"")
         encoding._frame = b"".join(frames)
         encoding.ends = tuple(itertools.accumulate(map(len, frames)))
@@ -65,32 +65,32 @@ class Encoding:
 
     @property
     def frame(self) -> bytes:
-        """The frame that a server sends: unmasked. It is made when first asked for."""
+        """The frame that a server sends, unmasked. It is created on first access."""
         if self._frame is None:
             self._frame = core.encode_frame(self.first, self.payload)
         return self._frame
 
 
 class SelfContained:
-    """The encodings of a message that need no other message to be decoded: each is made once, when first asked for.
+    """The encodings of a message that can be decoded without any other message. Each is created once, when needed.
 
     Args:
         opcode: 1 for text, 2 for binary.
         data: Payload.
-        compress: Whether it may be compressed.
+        compress: Whether the payload may be compressed.
     """
 
     __slots__ = ("_compress", "_compressed", "_data", "_windows", "plain")
 
     plain: Encoding
-    """The message as it is."""
+    """The message, not compressed."""
 
     def __init__(self, opcode: int, data: bytes, compress: bool) -> None:
         self.plain = Encoding(FIN | opcode, data)
         self._data = data
         self._compress = compress and len(data) >= SMALLEST_COMPRESSED
         self._compressed: dict[Parameters, Encoding] = {}
-        self._windows: dict[Parameters, ref[Window]] = {}  # of those who have got it compressed
+        self._windows: dict[Parameters, ref[Window]] = {}  # of receivers of the compressed message, afterwards
 
     def choose(self, window: Window) -> tuple[Encoding, Window]:
         """See `Encodings` in the core."""
@@ -98,8 +98,9 @@ class SelfContained:
             return self.plain, window
         parameters = window.parameters
         encoding = self._compressed_for(parameters)
-        # If nobody knows what it holds, it is to hold this even if that does not shrink: what follows may be alike. The
-        # answer depends on nothing that may change.
+        # If the contents of the window are unknown, send the message compressed even if it does not shrink. Then the
+        # window is known, and the next message, which may be similar, can refer to it. The result depends only on
+        # values that never change.
         first = window in (parameters.unknown, parameters.own) and 2 * len(self._data) <= parameters.window
         if len(encoding.payload) >= len(self._data) and not first:
             return self.plain, window
@@ -121,7 +122,7 @@ class SelfContained:
         return window
 
     def _compressed_for(self, parameters: Parameters) -> Encoding:
-        """Return the message compressed by itself, whether it shrinks or not."""
+        """Return the message compressed on its own, whether it shrinks or not."""
         parameters = parameters.fit(len(self._data))
         encoding = self._compressed.get(parameters)
         if encoding is None:
@@ -131,7 +132,7 @@ class SelfContained:
 
 
 class Joined:
-    """The encodings of several messages, one behind the other."""
+    """The encodings of several messages, one after the other."""
 
     __slots__ = ("_chosen", "_joined", "parts")
 
@@ -177,7 +178,7 @@ class Joined:
 
 
 def frame_for(encoder: Encoder | None, encodings: core.Encodings, *, masked: bool) -> tuple[bytes, Any]:
-    """Return the frame for one connection, and what its receiver's window holds when it was sent."""
+    """Return the frame for one connection, and the receiver's window after it."""
     encoding, window = (encodings.plain, None) if encoder is None else encodings.choose(encoder.state)
     if masked:
         return core.encode_frame(encoding.first, encoding.payload, os.urandom(4)), window
@@ -185,27 +186,28 @@ def frame_for(encoder: Encoder | None, encodings: core.Encodings, *, masked: boo
 
 
 def join(parts: Sequence[core.Encodings]) -> core.Encodings:
-    """Return the encodings of several messages, one behind the other; those of a single one are its own."""
+    """Return the encodings of several messages, one after the other. A single message keeps its own encodings."""
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
 class PreparedMessage:
-    """A message that is framed and compressed at most once per encoding and can be sent any number of times.
+    """A message that is framed, and compressed, once for each encoding, and can be sent any number of times.
 
-    It is accepted wherever a message is, and immutable: later changes to a `bytearray` or `memoryview` that it was
-    made of do not show. Two are equal if they have the same payload, are of the same type, and may be compressed alike.
+    It is accepted wherever a message is. It is immutable: later changes to the `bytearray` or `memoryview` that it was
+    made from have no effect. Two prepared messages are equal if they have the same payload, the same frame type and the
+    same `compress`.
 
     Args:
-        data: `str` for a Text frame; `bytes`, `bytearray` or `memoryview` for a Binary frame. A memoryview counts as
+        data: A `str` for a Text frame; `bytes`, `bytearray` or `memoryview` for a Binary frame. A memoryview counts as
             its bytes in C order, whatever its shape, strides and item size.
         text: True to send bytes, which must be UTF-8, in a Text frame; False to send a string in a Binary frame.
-        compress: Whether connections that have negotiated permessage-deflate (RFC 7692) get it compressed. None to
-            decide: it is sent as it is if it has less than 16 bytes or does not shrink. False never to compress it,
-            as for what is compressed already, or secrets next to what an attacker may choose.
+        compress: Whether to compress the message for connections that negotiated permessage-deflate (RFC 7692). None to
+            compress it if it has at least 16 bytes and shrinks. False to never compress it: use this for data that is
+            compressed already, and for secrets that are sent next to text that an attacker can choose.
 
     Raises:
-        TypeError: If `data` has another type.
-        UnicodeEncodeError: If a string has a lone surrogate and thus no encoding as UTF-8.
+        TypeError: If `data` has another type, or `text` is neither a bool nor None.
+        UnicodeEncodeError: If a string contains a lone surrogate, which has no encoding in UTF-8.
         ValueError: If `compress` is neither None nor False.
     """
 
@@ -224,11 +226,11 @@ class PreparedMessage:
             self._data = data.encode()
             self._opcode = BINARY if text is False else TEXT
         elif isinstance(data, (bytes, bytearray, memoryview)):
-            # Not bytes(data), which calls the __bytes__() of a subclass: upstream sends the octets of the object.
+            # Not bytes(data), which calls the __bytes__() of a subclass. Upstream sends the octets of the object.
             self._data = data if type(data) is bytes else memoryview(data).tobytes()
             self._opcode = TEXT if text is True else BINARY
         else:
-            raise TypeError("data must be str or bytes")  # upstream's, to the letter
+            raise TypeError("data must be str or bytes")  # upstream's exact message
         if text is not None and not isinstance(text, bool):
             raise TypeError(f"text must be True, False or None, not {text!r}")
         self._compress: Literal[False] | None = compress
@@ -236,17 +238,17 @@ class PreparedMessage:
 
     @property
     def data(self) -> bytes:
-        """Payload; of a text, its encoding as UTF-8."""
+        """The payload. For a string, its encoding in UTF-8."""
         return self._data
 
     @property
     def text(self) -> bool:
-        """Whether it is sent in a Text frame; else in a Binary frame."""
+        """Whether the message is sent in a Text frame. Otherwise, it is sent in a Binary frame."""
         return self._opcode == TEXT
 
     @property
     def opcode(self) -> int:
-        """Opcode of its frame: 1 for Text, 2 for Binary (RFC 6455, section 5.2)."""
+        """Opcode of the frame: 1 for Text, 2 for Binary (RFC 6455, section 5.2)."""
         return self._opcode
 
     @property
@@ -256,12 +258,12 @@ class PreparedMessage:
 
     @property
     def frame(self) -> bytes:
-        """The frame that a server sends: unmasked, not compressed. It is made when first asked for."""
+        """The frame that a server sends, unmasked and not compressed. It is created on first access."""
         return self._self_contained.plain.frame
 
     @property
     def compress(self) -> Literal[False] | None:
-        """False if it is never compressed; None if that depends on its size."""
+        """False if the message is never compressed; None if that depends on its size."""
         return self._compress
 
     def __eq__(self, other: object) -> bool:
@@ -273,7 +275,7 @@ class PreparedMessage:
         return hash((self._opcode, self._compress, self._data))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without the encodings that have been made so far.
+        # A pickle does not contain the encodings that have been made so far.
         return functools.partial(PreparedMessage, text=self.text, compress=self._compress), (self._data,)
 
     def __repr__(self) -> str:
@@ -282,39 +284,38 @@ class PreparedMessage:
 
 
 Message: TypeAlias = str | bytes | bytearray | memoryview | PreparedMessage
-"""What can be sent."""
+"""The types of messages that can be sent."""
 
 
 def prepare(
     message: Message | Any, text: bool | None = None, compress: Literal[False] | None = None
 ) -> PreparedMessage:
-    """Return `message` as a PreparedMessage, itself if it is one.
+    """Return `message` as a PreparedMessage; one that is a PreparedMessage already is returned as it is.
 
     Raises:
-        TypeError: If it cannot be sent, or if `text` or `compress` is given for a message that has been prepared
-            already.
+        TypeError: If `message` cannot be sent, or `text` or `compress` is given with a PreparedMessage.
         ValueError: If `compress` is neither None nor False.
     """
     if not isinstance(message, PreparedMessage):
         return PreparedMessage(message, text=text, compress=compress)
     for name, choice in (("text", text), ("compress", compress)):
         if choice is not None:
-            raise TypeError(f"{name} cannot be chosen for a PreparedMessage: give it when the message is prepared")
+            raise TypeError(f"{name} cannot be given with a PreparedMessage; give it to PreparedMessage() instead")
     return message
 
 
 def publishable(message: Message | Any) -> PreparedMessage:
-    """Return a message that is published as a PreparedMessage, itself if it is one.
+    """Return a message to be published as a PreparedMessage, as `prepare()` does, with a clearer error.
 
     Raises:
-        TypeError: If it cannot be sent.
+        TypeError: If `message` cannot be sent.
     """
     if isinstance(message, (PreparedMessage, str, bytes, bytearray, memoryview)):
         return prepare(message)
-    hint = "; give json.dumps() of it" if isinstance(message, (dict, list, tuple)) else ""
+    hint = "; pass json.dumps(message)" if isinstance(message, (dict, list, tuple)) else ""
     raise TypeError(f"message must be str or bytes, not {type(message).__name__}{hint}")
 
 
 def self_contained(message: PreparedMessage) -> SelfContained:
-    """Return the encodings of a message that need no other one."""
+    """Return the encodings of a message that do not refer to other messages."""
     return message._self_contained

@@ -1,4 +1,4 @@
-"""Context takeover that is shared by all connections that hold the same (RFC 7692, section 7.1.1)."""
+"""Context takeover shared by all connections whose receivers have the same window (RFC 7692, section 7.1.1)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from .message import RSV1, SMALLEST_COMPRESSED, Encoding, PreparedMessage, self_
 __all__ = ["MOST_SHARED", "Shared", "closed", "encodings_of"]
 
 MOST_SHARED = 2
-"""Compressions of a message that refer to earlier ones, for each set of parameters. One by itself comes to these."""
+"""Most compressions of a message that refer to earlier messages, for each set of parameters. One compression that does
+not refer to any comes on top."""
 
 LARGE = 4
-"""A quarter of the receivers are many. Of the compressions that refer to earlier messages, one may be for fewer."""
+"""A group of receivers is large from a quarter of all receivers on. Of the compressions that refer to earlier messages,
+one may be for a smaller group."""
 
 WINDOWS = 4
-"""Windows that a message may fill: in a larger one, references to what is before it save nothing that counts."""
+"""A message that fills this many windows is always compressed on its own: references to earlier messages would save
+next to nothing."""
 
 
 class Shared:
-    """The encodings of a message: who gets it compressed with reference to earlier ones, and who by itself.
+    """The encodings of a message: for each receiver, with references to earlier messages or on its own.
 
-    All that there is to know is what a window holds. Those who hold the same get the same frame, which refers to that,
-    and hold the same afterwards. As there are few compressions of a message, some get it by itself; these hold the
-    same as well from then on.
+    Everything depends on the receiver's window. Receivers with the same window get the same frame, which refers to that
+    window, and have the same window afterwards. A message is compressed only a few times, so some receivers get it
+    compressed on its own. From then on, these have the same window as well.
 
     Args:
         message: The message.
-        receivers: How many there are; None if that is not known, and then all who hold the same are many.
+        receivers: Number of receivers. None if it is unknown; then every group with the same window counts as large.
     """
 
     __slots__ = ("_by_itself", "_chosen", "_closed", "_data", "_receivers", "_shared", "_windows", "plain")
@@ -38,9 +41,9 @@ class Shared:
         self._data = message.data
         self._receivers = receivers or 0
         self._chosen: dict[Window, tuple[Encoding, Window]] = {}
-        # Those for whom there is a compression of their own, and whether they were many then.
+        # Windows that got a compression of their own, and whether their group was large at that time.
         self._shared: dict[Parameters, list[tuple[Window, bool]]] = {}
-        self._windows: list[Window] = []  # those of the receivers, afterwards
+        self._windows: list[Window] = []  # windows of the receivers afterwards
         self._closed = False
         self.plain: Encoding = self._by_itself.plain
 
@@ -58,7 +61,7 @@ class Shared:
         return self.choose(window)[1] if count else window
 
     def close(self) -> Shared:
-        """Return what is kept of this once the message was sent, for those who lag: few answers, and no new ones."""
+        """Return a smaller copy to keep for connections that lag, once the message was sent: it compresses no more."""
         kept = Shared.__new__(Shared)
         kept._by_itself, kept._data, kept.plain = self._by_itself, self._data, self.plain
         kept._receivers, kept._shared, kept._windows, kept._closed = 0, {}, [], True
@@ -71,7 +74,7 @@ class Shared:
         tail, encoder = window.known
         if not tail or not self._may_share(window):
             if not tail and window not in (parameters.own, parameters.per_message.state):
-                window = parameters.unknown  # it may be one that was forgotten
+                window = parameters.unknown  # the contents of this window may have been forgotten
             encoding, after = self._by_itself.choose(window)
             return (encoding, window) if after is window else (encoding, self._same(after, self._receivers))
         encoder = parameters.encoder(tail) if encoder is None else encoder.copy()
@@ -89,7 +92,7 @@ class Shared:
         return Encoding(RSV1 | self.plain.first, compressed), same
 
     def _may_share(self, window: Window) -> bool:
-        """Whether one more compression is for those who hold this."""
+        """Whether receivers with this window get one more compression of their own."""
         parameters = window.parameters
         shared = self._shared.setdefault(parameters, [])
         if len(self._data) >= WINDOWS * parameters.window or len(shared) >= MOST_SHARED:
@@ -100,10 +103,10 @@ class Shared:
         return LARGE * (window.count or window.expected) >= self._receivers
 
     def _same(self, after: Window, expected: int) -> Window:
-        """Return the window of all who hold the same afterwards, with the number that is expected to."""
+        """Return the one object for all windows equal to `after`; note how many receivers are expected to have it."""
         tail = after.tail
         for window in self._windows:
-            # One that was forgotten is like no other: what was chosen for it refers to what it held.
+            # A forgotten window equals no other: the frame that was chosen for it refers to what it held.
             if tail and window.parameters is after.parameters and window.tail == tail:
                 return window
         if not after.count:
@@ -113,14 +116,14 @@ class Shared:
 
 
 def closed(encodings: Any) -> Any:
-    """Return what is kept of the encodings of a message once it was sent to all who do not lag."""
+    """Return the encodings to keep for connections that lag, once the message was sent to all others."""
     return encodings.close() if isinstance(encodings, Shared) else encodings
 
 
 def encodings_of(message: PreparedMessage, receivers: int | None) -> Any:
-    """Return the encodings of a message for so many receivers, or None if that is not known.
+    """Return the encodings of a message for `receivers` receivers; None if their number is unknown.
 
-    If there are none yet, those who come later get it by itself.
+    With 0 receivers, any that come later get the message compressed on its own.
     """
     if message.compress is False or message.size < SMALLEST_COMPRESSED or receivers == 0:
         return self_contained(message)
