@@ -1,11 +1,13 @@
 """Delivery: the only module that writes to connections.
 
-Each delivery is one critical section of three phases. *Gather* looks at each connection once and puts what may be
-written directly into dense arrays. *Send* is one tight loop in C over those arrays. *Settle* gives the transports the
-ends of frames that the kernel cut. Transports that encrypt come next, in three phases of their own. Between the two
-halves of a frame, nothing else may write there: so the garbage collector, which calls finalizers, waits, and an
-exception out of nowhere, as from a signal handler, aborts the connections whose frames are not whole. What was not
-taken is left to the caller.
+Each delivery is one critical section with three phases. *Gather* checks each connection once and puts those that can be
+written to directly into dense arrays. *Send* is one tight loop in C over these arrays. *Settle* gives the rest of each
+frame that the kernel took only in part to the connection's transport. Connections with transports that encrypt come
+next, in three phases of their own.
+
+Nothing else may write to a connection between the two parts of a frame. So the garbage collector, which calls
+finalizers, is paused. And an exception that can come at any time, such as one of a signal handler, aborts the
+connections whose frames are incomplete. Messages that were not taken are left to the caller.
 """
 
 from __future__ import annotations
@@ -37,28 +39,29 @@ __all__ = [
 ]
 
 GONE, OWN = -1, -2
-"""What `offer()` says of connections that take nothing any more, or must be sent to by their own methods."""
+"""Results of `offer()`: the connection takes no more messages, or must be sent to through its own methods."""
 
 
 def set_threads(threads: int | None, *, detach: bool = True) -> None:
-    """Say how many threads send what is broadcast or published to 256 connections or more at once.
+    """Set how many threads send a message that goes to 256 connections or more at once.
 
-    Each sends to a part of them, at the same time, the calling thread among them; when a call of `broadcast()` or
-    `flush()` returns, all is sent, as with one. The others are started when they are first needed, and sleep in
-    between. They run no code of Python's.
+    The threads share the connections and send at the same time; the calling thread is one of them. When `broadcast()`
+    or `flush()` returns, everything is sent, as with one thread. The other threads start when they are first needed,
+    and sleep between sends. They run no Python code.
 
     Args:
-        threads: How many, 1 to 64. With 1, no other thread is needed, ever. None for the default, which is what the
-            environment variable WSFAST_THREADS says; else half of the processors that the process may use, and 8 at
-            most. Processors that its affinity, or the quota of its control group, withholds do not count.
-
-        detach: Whether the event loop goes on while they send what channels and hubs have published, to connections of
-            `wsfast.serve()` and others that tell what happens to them. Whatever is done to one of these waits until it
-            was sent to, and `flush()` until all were. False to have the event loop send as well, and wait for them. On
-            a free-threaded build of Python, it always does.
+        threads: Number of threads, 1 to 64. With 1, no other thread is ever started. None for the default: the value of
+            the environment variable WSFAST_THREADS if it is set, else half of the processors that the process may use,
+            at most 8. Processors that the process may not use, because of its affinity or the CPU quota of its control
+            group, do not count.
+        detach: Whether the event loop continues while the threads send what channels and hubs published to connections
+            of `wsfast.serve()` and other connections that report changes of state. Any operation on one of these
+            connections then waits until it was sent its messages, and `flush()` waits for all of them. If False, the
+            event loop thread sends as well, and waits for the others. On a free-threaded build of Python, it always
+            does.
 
     Raises:
-        TypeError: If `threads` is neither an integer nor None, or `detach` is no bool.
+        TypeError: If `threads` is neither an integer nor None, or `detach` is not a bool.
         ValueError: If `threads` is out of range.
     """
     if not isinstance(detach, bool):
@@ -68,30 +71,30 @@ def set_threads(threads: int | None, *, detach: bool = True) -> None:
 
 
 def threads() -> int:
-    """Return how many threads send: see `set_threads()`. Without the extension, it is 1 whatever was said."""
+    """Return how many threads send: see `set_threads()`. Without the C extension, it is always 1."""
     return int(core.threads())
 
 
 class Outcome:
-    """What became of one delivery."""
+    """The outcome of one delivery."""
 
     __slots__ = ("batch", "counts", "doubtful", "encrypted", "failures", "given")
 
     def __init__(self) -> None:
         self.batch = core.Batch()
         self.counts: dict[int, int] = {}
-        """Of places whose frames were cut: how many messages are out with the end of that frame."""
+        """Maps places whose frames were cut to the number of messages sent, including the one that was cut."""
         self.failures: dict[int, Exception] = {}
-        """Of places whose transports could not be written to: what they raised."""
+        """Maps places whose transports could not be written to, to the exception raised."""
         self.doubtful: Any = None
         """The peer that is being written to. If the write is interrupted, its connection is aborted."""
         self.encrypted: core.Encrypted | None = None
-        """Those of which the frames were encrypted here."""
+        """The part of the batch whose frames were encrypted here."""
         self.given = False
-        """Whether a transport, or a connection's own methods, have been given what is not noted yet."""
+        """Whether a transport or a connection's own method was given a message that is not noted yet."""
 
     def write_ends(self) -> None:
-        """Write the ends of the frames that were cut."""
+        """Write the rest of each frame that was cut."""
         cut = self.batch.cut
         while cut:
             place, peer, rest, message, count = cut[-1]
@@ -104,7 +107,7 @@ class Outcome:
             cut.pop()
 
     def send_encrypted(self) -> None:
-        """Send, in parts, to those that wait whose frames can be encrypted here."""
+        """Send, in parts, to the waiting connections whose frames can be encrypted here."""
         encrypted = self.encrypted = core.Encrypted(self.batch)
         while encrypted.send():
             if self.batch.cut:
@@ -122,17 +125,17 @@ class Outcome:
 
     def write_frame(self, place: int, peer: core.Peer, message: core.Encodings) -> None:
         """Write whole frames to a transport."""
-        peer.invalidate()  # it has its own state from here on
+        peer.invalidate()  # from here on, the encoder holds the current state
         encoder = peer.encoder
         frame, window = frame_for(encoder, message, masked=peer.masked)
         if encoder is not None and window is not encoder.state:
-            encoder.forget()  # in case that this is interrupted
+            encoder.forget()  # in case the write is interrupted
         self.write(place, peer, frame)
         if encoder is not None and place not in self.failures:
             encoder.move_to(window)
 
     def write(self, place: int, peer: core.Peer, data: core.Buffer) -> None:
-        """Write to a transport, or keep the exception that this raises."""
+        """Write to a transport; if it raises an exception, store that."""
         peer.invalidate()
         self.doubtful = peer
         try:
@@ -143,7 +146,7 @@ class Outcome:
         self.given = True
 
     def abort(self) -> None:
-        """Abort the connections whose frames may not be whole."""
+        """Abort the connections whose frames may be incomplete."""
         peers = [peer for _, peer, *_ in self.batch.cut]
         if self.doubtful is not None:
             peers.append(self.doubtful)
@@ -161,10 +164,10 @@ def deliver(
     """Gather, send, settle.
 
     Args:
-        outcome: What becomes of it; the caller has it even if this is interrupted.
+        outcome: The object to fill; the caller can read it even if this call is interrupted.
         gather: Function that fills a batch.
-        overflow: The message, if whole frames are to be given to the transports that could not be bypassed, however
-            much waits there; None to leave that to the caller.
+        overflow: The message, to write whole frames to the transports of connections that could not be sent to
+            directly, however much waits there. None to leave these connections to the caller.
 
     Returns:
         The batch.
@@ -180,15 +183,16 @@ def deliver(
 
 
 def detach(outcome: Outcome, gather: Callable[[core.Batch], None], done: object) -> bool:
-    """Gather, and have threads send while the event loop goes on, if they can; then `settle()` is to be called.
-
-    If they cannot, nothing has been done.
+    """Gather, and let threads send while the event loop continues. `settle()` must be called afterwards.
 
     Args:
         outcome: As in `deliver()`.
-        gather: Function that fills a batch with peers that are ready. Whatever is done to one of these from then on
-            invalidates it first, which waits until it is sent to; so the critical section ends with this call.
+        gather: Function that fills a batch with peers that are ready. From then on, any operation on one of these peers
+            first invalidates it, and that waits until it was sent to. So the critical section ends with this call.
         done: See `Batch.detach()`.
+
+    Returns:
+        Whether threads send. If not, nothing was sent.
     """
     with core.collector_paused:
         gather(outcome.batch)
@@ -196,7 +200,10 @@ def detach(outcome: Outcome, gather: Callable[[core.Batch], None], done: object)
 
 
 def settle(outcome: Outcome) -> None:
-    """Send what was gathered, or wait for threads that do; settle. Not for the first time, it goes on."""
+    """Send to the connections gathered, or wait for the threads that do, and settle.
+
+    If an earlier call was interrupted, this one continues where it stopped.
+    """
     with core.collector_paused:
         try:
             _send(outcome, None)
@@ -223,7 +230,7 @@ def _place_of(item: tuple[int, Any]) -> int:
 
 
 def report_lost(batch: core.Batch, connection_of: Callable[[int, core.Peer], Any]) -> None:
-    """Keep the reasons why connections were lost; `connection_of` is given places and peers."""
+    """Store the reason why each connection was lost. `connection_of` maps a place and a peer to the connection."""
     for place, peer, errno in batch.lost:
         connection = connection_of(place, peer)
         if connection is not None:
@@ -239,16 +246,17 @@ def offer(
     insist: bool = False,
     overflow: bool = False,
 ) -> int:
-    """Offer messages to a connection; return how many of them it has taken, GONE, or OWN.
+    """Offer messages to a connection; return how many of them it took, or GONE, or OWN.
 
     Args:
         outcome: As in `deliver()`.
-        peer: Its peer.
-        message: The messages, one behind the other.
-        count: How many they are.
-        insist: Whether to give them to the transport if the kernel takes nothing, although it was said to have room:
-            then it is not for the lack of room, and the transport is to find out what else it is.
-        overflow: Whether to give them to the transport in any case, but for those behind a frame that the kernel cut.
+        peer: The peer of the connection.
+        message: The messages, one after the other.
+        count: Number of messages.
+        insist: Whether to give the messages to the transport if the kernel takes nothing although it reported room. The
+            reason then is not a lack of room, and the transport must find out the real one.
+        overflow: Whether to give the messages to the transport in any case, except those after a frame that the kernel
+            cut.
     """
     connection = peer.connection
     batch = deliver(
@@ -273,7 +281,7 @@ def offer(
 
 
 def give(outcome: Outcome, peer: core.Peer, message: core.Encodings, count: int, *, insist: bool = True) -> int:
-    """Give messages to a transport, if that has nothing to write; return as `offer()` does."""
+    """Give messages to a transport if its write buffer is empty; return the same as `offer()`."""
     refused = peer.direct and core.sends_directly and not insist
     if refused or is_buffering(peer.transport):
         return 0
@@ -289,23 +297,26 @@ def offer_by_own_methods(
     *,
     overflow: bool = False,
 ) -> int:
-    """Send a message by the connection's own methods, if it has room; return 1 if it is done with, 0, or GONE.
+    """Send a message through the connection's own methods, if it has room.
 
     Args:
         outcome: As in `deliver()`.
-        peer: Its peer.
+        peer: The peer of the connection.
         message: The message.
-        failed: Called with what the methods raise; the message is done with then.
-        overflow: Whether to send it though there is no room.
+        failed: Called with the exception if a method raises one.
+        overflow: Whether to send the message even if there is no room.
+
+    Returns:
+        1 if the message was sent or failed, 0 if there is no room, or GONE.
 
     Raises:
-        Exception: If the connection cannot even be asked whether it has room.
+        Exception: If checking whether the connection has room fails.
     """
     connection = peer.connection
     if connection is None or not is_open(connection) or is_closing(connection):
         return GONE
     busy = is_sending(connection) or (is_buffering(connection.transport) and not overflow)
-    if is_closing(connection):  # a sink that could not tell
+    if is_closing(connection):  # a sink whose writable() failed is closed now
         return GONE
     if busy:
         return 0

@@ -1,8 +1,8 @@
-"""Tells when sockets that were full have room again.
+"""Reports when sockets that were full have room again.
 
-The event loop has no say in this: it refuses to watch the sockets of its own transports. It watches one descriptor
-instead, that of an epoll (Linux) or kqueue (BSD, macOS) of our own, in which the sockets are. Elsewhere, and for what
-has no socket of its own, time tells.
+The event loop refuses to watch the sockets of its own transports. So wsfast registers the sockets with an epoll (Linux)
+or kqueue (BSD, macOS) object of its own, and the event loop watches the descriptor of that object. On other platforms,
+and for connections without a socket of their own, wsfast polls.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from weakref import ref
 
 __all__ = ["LATE", "POLL_INTERVAL", "Notification", "Writable"]
 
-select: Any = system_select  # what is in it depends on the platform, and mypy looks at one at a time
+select: Any = system_select  # its contents depend on the platform, and mypy checks one platform at a time
 
 POLL_INTERVAL = 0.01
-"""Seconds between two looks at what cannot be watched."""
+"""Seconds between two polls of connections that cannot be watched."""
 
 LATE = 0.1
-"""Seconds after which something is scheduled anew: a signal handler may have interrupted it before it began."""
+"""Seconds after which an overdue timer is scheduled again: a signal handler may have interrupted it before it began."""
 
 
 class Writable:
-    """Calls back once for each socket that has room for more, and for each thing that is to be looked at again.
+    """Calls a function once when a socket has room, can be read, or must be polled again.
 
     Args:
-        loop: The event loop that calls.
+        loop: The event loop that calls the functions.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -43,27 +43,27 @@ class Writable:
         self._timer: asyncio.TimerHandle | None = None
 
     def once_writable(self, fd: int, key: object, callback: Callable[[], None]) -> None:
-        """Call back, once, when the socket has room; it must be forgotten before another gets its descriptor."""
+        """Call back once when the socket has room. Call `forget()` before another socket gets the same descriptor."""
         self._once(fd, key, callback, write=True)
 
     def once_readable(self, fd: int, key: object, callback: Callable[[], None]) -> None:
-        """Call back, once, when there is something to be read; or earlier."""
+        """Call back once when there is something to read, or earlier."""
         self._once(fd, key, callback, write=False)
 
     def _once(self, fd: int, key: object, callback: Callable[[], None], *, write: bool) -> None:
         try:
             self._watch(fd, write)
-        except OSError:  # as when there are no more descriptors
+        except OSError:  # for example, when there are no more descriptors
             self.once_later(key, callback)
         else:
             self._callbacks[fd] = key, callback
 
     def _watch(self, fd: int, write: bool) -> None:
         if not hasattr(select, "epoll") and not hasattr(select, "kqueue"):
-            raise OSError("there is nothing to watch it with")
+            raise OSError("this platform has neither epoll nor kqueue")
         if self._poller is None:
             poller = select.epoll() if hasattr(select, "epoll") else select.kqueue()
-            reference = ref(self)  # the loop must not keep what is to end when nobody needs it
+            reference = ref(self)  # the event loop must not keep this object alive
 
             def on_ready() -> None:
                 watch = reference()
@@ -88,24 +88,24 @@ class Writable:
             self._poller.control([select.kevent(fd, kind, flags)], 0, 0)
 
     def once_later(self, key: object, callback: Callable[[], None]) -> None:
-        """Call back, once, after a short while."""
+        """Call back once, after POLL_INTERVAL."""
         self._later[key] = callback
         self.check()
 
     def check(self) -> None:
-        """Have the timer run if something is to be called."""
+        """Start the timer if there is something to call."""
         if self._later and (self._timer is None or self._loop.time() - self._timer.when() > LATE):
             if self._timer is not None and self._timer.when() <= self._loop.time():
                 self._timer.cancel()  # it may be late, rather than lost
             self._timer = self._loop.call_later(POLL_INTERVAL, self._on_time)
 
     def forget(self, fd: int, key: object) -> None:
-        """Do not call back for them any more."""
+        """Cancel the callbacks of a descriptor and key."""
         self._later.pop(key, None)
         if fd in self._callbacks and self._callbacks[fd][0] is key:
             del self._callbacks[fd]
             if hasattr(select, "epoll"):
-                with contextlib.suppress(OSError):  # it may be closed
+                with contextlib.suppress(OSError):  # the descriptor may be closed
                     self._poller.unregister(fd)
 
     def __del__(self) -> None:
@@ -129,7 +129,7 @@ class Writable:
                     del self._callbacks[fd]
                     keys.append(key)
             self._call(keys)
-        except BaseException:  # the poller tells once only, and nobody knows of which ones it has told
+        except BaseException:  # the poller reports each socket once, and it is unknown which ones it has reported
             self._later.update(self._callbacks.values())
             raise
         finally:
@@ -143,16 +143,16 @@ class Writable:
             self.check()
 
     def _call(self, keys: list[object]) -> None:
-        """Call back some of those that are in `_later`, though some may fail; who is interrupted stays there."""
+        """Call some of the callbacks in `_later`. One that fails does not stop the others; an interrupted one stays."""
         for key in keys:
             callback = self._later.get(key)
-            if callback is None:  # it was forgotten meanwhile
+            if callback is None:  # it was cancelled meanwhile
                 continue
             try:
                 del self._later[key]
                 callback()
             except Exception as exc:
-                context = {"message": "a subscriber could not catch up", "exception": exc}
+                context = {"message": "sending the messages that wait for a connection failed", "exception": exc}
                 self._loop.call_exception_handler(context)
             except BaseException:
                 self._later[key] = callback
@@ -160,7 +160,7 @@ class Writable:
 
 
 class Notification:
-    """Two sockets: what is written to the descriptor of one can be read from that of the other."""
+    """A pair of connected sockets, to wake the event loop from another thread."""
 
     _sockets: tuple[socket.socket, ...] = ()
 
@@ -171,7 +171,7 @@ class Notification:
         self.reader, self.writer = (one.fileno() for one in self._sockets)
 
     def clear(self) -> None:
-        """Read what was written."""
+        """Read and discard what was written."""
         with contextlib.suppress(BlockingIOError):
             self._sockets[0].recv(4096)
 
