@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-/* One register: SSE2 and NEON are a part of x86-64 and ARM64. Elsewhere, the compiler makes smaller steps of it. */
+/* One register: x86-64 always has SSE2, and ARM64 has NEON. Elsewhere, the compiler splits it into smaller steps. */
 typedef uint32_t words __attribute__((vector_size(16)));
 
 void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key)
@@ -15,7 +15,7 @@ void wsf_mask(uint8_t *dst, const uint8_t *src, size_t size, const uint8_t *key)
     const words repeated = {word, word, word, word};
     for (; i < whole; i += sizeof(words)) {
         words octets;
-        memcpy(&octets, src + i, sizeof octets); /* memcpy: any alignment, no aliasing trouble, one instruction */
+        memcpy(&octets, src + i, sizeof octets); /* one instruction; allows any alignment, no aliasing problem */
         octets ^= repeated;
         memcpy(dst + i, &octets, sizeof octets);
     }

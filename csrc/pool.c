@@ -12,35 +12,35 @@
 #include <unistd.h>
 
 enum {
-    STACK = 256 * 1024, /* octets, of each thread */
-    SPINS = 1000        /* looks at what may change at once, before a thread goes to sleep: about 20 microseconds */
+    STACK = 256 * 1024, /* octets of stack for each thread */
+    SPINS = 1000        /* checks for a change before a thread goes to sleep: about 20 microseconds */
 };
 
 static struct {
     pthread_mutex_t lock;
-    pthread_cond_t offered; /* there is something to send, or a thread is to end */
+    pthread_cond_t offered; /* there is something to send, or a thread must end */
     pthread_cond_t left;    /* the last thread has left the batch */
 
     /* Guarded by the lock. */
-    unsigned threads; /* wanted, the caller's among them */
+    unsigned threads; /* wanted number, including the caller's */
     size_t wanted_chunk;
     unsigned asleep;
     bool started[WSF_MAX_THREADS];
-    const struct wsf_sends *batch; /* the one under way, or NULL */
-    unsigned limit;                /* threads that it was begun with */
-    unsigned forks;                /* of this process and those before it */
-    int notified;                  /* descriptor that is told when it is done, or -1 */
+    const struct wsf_sends *batch; /* the batch in progress, or NULL */
+    unsigned limit;                /* number of threads when it began */
+    unsigned forks;                /* number of forks between the first process and this one */
+    int notified;                  /* descriptor to notify when the batch is done, or -1 */
 
-    /* Written with the lock held, before anything is ready. */
+    /* Written with the lock held, before any descriptor is ready. */
     struct wsf_sends sends;
     size_t chunk;
     bool detached;
 
-    atomic_uint inside;     /* threads that are in the batch; the lock is held to enter and to leave */
-    atomic_size_t ready;    /* how many may be sent to, */
-    atomic_size_t next;     /* have been taken, */
-    atomic_size_t complete; /* and have got all */
-    atomic_bool closed;     /* no more will be ready */
+    atomic_uint inside;     /* threads working on the batch; the lock is held to enter and to leave */
+    atomic_size_t ready;    /* descriptors that may be sent to */
+    atomic_size_t next;     /* descriptors that threads have taken */
+    atomic_size_t complete; /* descriptors that took their whole buffer */
+    atomic_bool closed;     /* no more descriptors will be ready */
 } pool = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .offered = PTHREAD_COND_INITIALIZER,
@@ -61,12 +61,12 @@ static inline void pause_briefly(void)
 
 static size_t left_over(void)
 {
-    const size_t next = atomic_load(&pool.next); /* first: it never passes what is ready */
+    const size_t next = atomic_load(&pool.next); /* load this first: it never exceeds `ready` */
 
     return atomic_load(&pool.ready) - next;
 }
 
-/* Results of a detached batch that are none yet. */
+/* Placeholders for results of a detached batch that are not known yet. */
 enum { UNCLAIMED = INT_MIN, CLAIMED = INT_MIN + 1 };
 
 static size_t send_some(const struct wsf_sends *sends, size_t start, size_t count, ssize_t *results, unsigned thread)
@@ -77,7 +77,7 @@ static size_t send_some(const struct wsf_sends *sends, size_t start, size_t coun
                            sends->firsts, sends->buffers, sends->scratch + thread * sends->scratch_size, results);
 }
 
-/* Send to one that nobody else sends to; return false if somebody does, or did. */
+/* Send to one descriptor, unless another thread sends or has sent to it; then return false. */
 static bool claim(const struct wsf_sends *sends, size_t index, unsigned thread)
 {
     ssize_t result = UNCLAIMED;
@@ -112,13 +112,13 @@ static bool send_chunk(unsigned thread)
     return true;
 }
 
-/* Tell that a detached batch is done; the lock is held. */
+/* Notify the owner that a detached batch is done. The lock must be held. */
 static void notify(void)
 {
     static const uint64_t one = 1;
 
     if (pool.notified >= 0 && write(pool.notified, &one, sizeof one) < 0) {
-        /* It is full of what nobody has read, and so tells already. */
+        /* The descriptor is full of unread data, so its reader is notified already. */
     }
     pool.notified = -1;
 }
@@ -149,7 +149,7 @@ static void *run(void *argument)
         }
         atomic_fetch_add(&pool.inside, 1);
         if (left_over() > pool.chunk && pool.asleep)
-            pthread_cond_signal(&pool.offered); /* each wakes the next: it would take the caller too long */
+            pthread_cond_signal(&pool.offered); /* each thread wakes the next: for the caller, it would take too long */
         pthread_mutex_unlock(&pool.lock);
         for (int spins = 0; spins < SPINS && !(atomic_load(&pool.closed) && left_over() == 0); spins++) {
             while (send_chunk(thread))
@@ -168,7 +168,7 @@ static void *run(void *argument)
     return NULL;
 }
 
-/* Start what is missing; the lock is held. */
+/* Start the threads that are missing. The lock must be held. */
 static void start_threads(void)
 {
     pthread_attr_t attributes;
@@ -188,7 +188,7 @@ static void start_threads(void)
     pthread_attr_destroy(&attributes);
 }
 
-/* The child of a fork has none of the threads, and whatever they were at is the parent's. */
+/* The child of a fork has none of the threads, and their work belongs to the parent. */
 static void forget_threads(void)
 {
     pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
@@ -213,7 +213,7 @@ void wsf_set_threads(unsigned threads, size_t chunk)
     pthread_mutex_lock(&pool.lock);
     pool.threads = threads < 1 ? 1 : threads > WSF_MAX_THREADS ? WSF_MAX_THREADS : threads;
     pool.wanted_chunk = chunk;
-    pthread_cond_broadcast(&pool.offered); /* to those that are to end */
+    pthread_cond_broadcast(&pool.offered); /* to the threads that must end */
     pthread_mutex_unlock(&pool.lock);
 }
 
@@ -253,7 +253,7 @@ void wsf_offer(size_t count)
     pthread_mutex_unlock(&pool.lock);
 }
 
-/* Whether this is the child of a fork that came in between. */
+/* Return whether this is the child of a fork that happened after the batch began. */
 static bool is_forked(const struct wsf_sends *sends)
 {
     pthread_mutex_lock(&pool.lock);
@@ -262,7 +262,7 @@ static bool is_forked(const struct wsf_sends *sends)
     return forked;
 }
 
-/* What would be told if all from `start` on were sent. */
+/* Write the results that `count` descriptors from `start` on would have if everything was sent to them. */
 static size_t pretend(const struct wsf_sends *sends, size_t start, size_t count)
 {
     uint8_t header[WSF_MAX_HEADER];
@@ -335,8 +335,8 @@ ssize_t wsf_claim(const struct wsf_sends *sends, size_t index)
     if (is_forked(sends))
         pretend(sends, index, 1);
     else
-        claim(sends, index, 0); /* which does nothing if the batch was finished meanwhile */
+        claim(sends, index, 0); /* does nothing if the batch was finished meanwhile */
     while ((result = __atomic_load_n(&sends->results[index], __ATOMIC_ACQUIRE)) == CLAIMED)
-        sched_yield(); /* a thread is in the middle of it, which takes microseconds, if nobody is in its way */
+        sched_yield(); /* a thread is sending to it; unless the thread is held up, this takes microseconds */
     return result;
 }

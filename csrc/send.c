@@ -19,7 +19,7 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-/* A non-blocking send is hardly ever interrupted, and never for long; give up rather than spin under a signal storm. */
+/* A non-blocking send is hardly ever interrupted, and never for long. Give up instead of spinning in a signal storm. */
 enum { MAX_INTERRUPTIONS = 16 };
 
 enum wsf_outcome wsf_outcome(ssize_t result, size_t size)
@@ -56,11 +56,11 @@ static inline ssize_t send_one(int fd, const void *data, size_t size)
 
 #ifdef MFD_CLOEXEC
 
-#ifndef MFD_NOEXEC_SEAL /* Linux 6.3, which may refuse, or complain about, files that could be executed */
+#ifndef MFD_NOEXEC_SEAL /* since Linux 6.3, which may refuse, or warn about, files that could be executed */
 #define MFD_NOEXEC_SEAL 8U
 #endif
 
-/* Whether sendfile() was found not to send from a file in memory to a socket. */
+/* Whether sendfile() turned out not to work from a file in memory to a socket. */
 static atomic_bool unusable;
 
 int wsf_open_file(const void *data, size_t size)
@@ -73,7 +73,7 @@ int wsf_open_file(const void *data, size_t size)
     file = memfd_create("wsfast", atomic_load(&flags));
     if (file < 0 && errno == EINVAL && atomic_exchange(&flags, MFD_CLOEXEC) != MFD_CLOEXEC)
         file = memfd_create("wsfast", MFD_CLOEXEC);
-    /* It is not sealed: nobody else has it, and to seal it takes a walk over its pages, and may have to wait. */
+    /* It is not sealed: no other process has it, and sealing would walk over all pages and may have to wait. */
     if (file >= 0 && (file == 0 || write(file, data, size) != (ssize_t)size)) {
         close(file);
         file = 0;
@@ -84,7 +84,7 @@ int wsf_open_file(const void *data, size_t size)
 static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
 {
     for (int tries = 0;; tries++) {
-        off_t offset = 0; /* of this call: the file's own is shared with other threads */
+        off_t offset = 0; /* for this call only: the offset of the file itself is shared with other threads */
         ssize_t sent = sendfile(fd, buffer->file, &offset, buffer->size);
         if (sent >= 0)
             return sent;
@@ -96,22 +96,23 @@ static ssize_t send_file(int fd, const struct wsf_buffer *buffer)
         case EINVAL:
         case ENOSYS:
         case EOPNOTSUPP:
-        case EPERM: /* of seccomp */
+        case EPERM: /* from seccomp */
             sent = send_one(fd, buffer->data, buffer->size);
             if (sent >= 0)
                 atomic_store(&unusable, true);
             return sent;
         default:
-            return -(ssize_t)errno; /* EAGAIN and EWOULDBLOCK are one number on Linux */
+            return -(ssize_t)errno; /* EAGAIN and EWOULDBLOCK are the same number on Linux */
         }
     }
 }
 
-/* ---- No SIGPIPE from sendfile(), which has no MSG_NOSIGNAL; nor is one taken that somebody else waits for ----------
+/*
+ * ---- Suppress SIGPIPE from sendfile(), which has no MSG_NOSIGNAL, without consuming one that others wait for ------
  */
 
 struct pipe_guard {
-    sigset_t before; /* what this thread blocked */
+    sigset_t before; /* signals that this thread blocked before */
     bool holds, pending;
 };
 
@@ -128,8 +129,8 @@ static void hold_sigpipe(struct pipe_guard *guard)
 }
 
 /*
- * The signal goes to the thread that sends, and is there when sendfile() returns; also if that has sent a part of a
- * frame before it met the end of the connection, and returns no error.
+ * The signal goes to the thread that sends, and is pending when sendfile() returns. This holds even if sendfile() sent
+ * a part of a frame before it found the connection closed, and returns no error.
  */
 static void release_sigpipe(const struct pipe_guard *guard)
 {
@@ -150,7 +151,7 @@ static ssize_t send_guarded(int fd, const struct wsf_buffer *buffer, struct pipe
     return send_file(fd, buffer);
 }
 
-#else /* neither memfd_create() nor such a sendfile() */
+#else /* no memfd_create(), and no sendfile() from such a file */
 
 struct pipe_guard {
     bool holds;
