@@ -543,7 +543,7 @@ def test_extension_that_is_broken(package: Path) -> None:
     assert done.returncode == 1
     error, note = done.stderr.splitlines()[-2:]
     assert error.startswith("ImportError: ")
-    assert note == "`WSFAST_PURE=1 wsfast doctor` looks at the whole installation."
+    assert note == "Run `WSFAST_PURE=1 wsfast doctor` to check the whole installation."
     finding = run(package=package, code=1, WSFAST_PURE="1")["by key"]["core"]
     assert finding["level"] == "problem"
     assert finding["value"]["file"] == str(broken)

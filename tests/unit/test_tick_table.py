@@ -358,10 +358,10 @@ def test_what_is_published_meanwhile_is_sent_next(core: Any) -> None:
     assert all(table.is_pending(slot) for slot in range(5))
     with pytest.raises(ValueError, match=r"^3 slots have not been sent to$"):
         table.finish()
-    with pytest.raises(ValueError, match=r"^what was published before is still being sent$"):
+    with pytest.raises(ValueError, match=r"^the entries published before are still being sent$"):
         table.begin(0)
     assert taken(core, table) == {2: ["a"], 3: ["a"], 4: ["a"]}
-    with pytest.raises(ValueError, match=r"^what was published before is still being sent$"):
+    with pytest.raises(ValueError, match=r"^the entries published before are still being sent$"):
         table.begin(0)
     assert table.finish() == ["a"]
     assert tick(core, table) == {slot: ["b"] for slot in range(4)}

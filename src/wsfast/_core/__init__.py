@@ -1,4 +1,4 @@
-"""The core that is in use: the extension, or its twin where that was not built or WSFAST_PURE=1."""
+"""Chooses the core: the C extension, or the pure-Python core if the extension was not built or WSFAST_PURE=1 is set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-# An extension that is there and does not load is a broken installation, and its ImportError should be seen.
+# If the extension exists but does not load, the installation is broken, and the user should see the ImportError.
 if (
     TYPE_CHECKING
     or os.environ.get("WSFAST_PURE", "0") not in ("", "0")
@@ -17,7 +17,7 @@ else:
     try:
         from . import _core as core
     except ImportError as exc:
-        exc.add_note("`WSFAST_PURE=1 wsfast doctor` looks at the whole installation.")
+        exc.add_note("Run `WSFAST_PURE=1 wsfast doctor` to check the whole installation.")
         raise
 
 __all__ = ["core"]

@@ -1,4 +1,4 @@
-# The signatures of the extension are those of its twin, which has the docstrings.
+# The extension has the same signatures as the pure-Python core, which has the docstrings.
 from wsfast._core._pure import Batch as Batch
 from wsfast._core._pure import Buffer as Buffer
 from wsfast._core._pure import Cut as Cut
@@ -21,9 +21,9 @@ from wsfast._core._pure import threads as threads
 sends_directly: bool
 
 def set_files(size: int | None, receivers: int = ...) -> tuple[int | None, int]:
-    """Say which unmasked frames leave by `sendfile()`; return what was said before. The twin leaves all to transports.
+    """Set which unmasked frames are sent with `sendfile()`; return the previous setting. Only the extension has this.
 
     Args:
-        size: Octets of a frame, at least; None for no frame.
-        receivers: How many get it in one batch, at least.
+        size: Smallest frame, in octets; None for no frame.
+        receivers: Smallest number of connections in one batch that get the frame.
     """

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, boundscheck=False, wraparound=False
-"""The fast core: Python objects on one side, wsf.h on the other. `_pure` defines what each function does."""
+"""The fast core: connects Python objects with the C functions of wsf.h. `_pure` defines what each function does."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -56,7 +56,7 @@ cdef void *resized(void *memory, size_t size) except NULL:
 sends_directly = True
 
 cdef enum:
-    # Frames that are smaller, or for fewer, leave sooner by send(): docs/explanation/rules.md has what was measured.
+    # Smaller frames, or frames for fewer connections, are faster with send(): see docs/explanation/rules.md.
     FILE_SIZE = 16384
     FILE_RECEIVERS = 64
 
@@ -64,7 +64,7 @@ cdef enum:
 include "lock.pxi"
 
 
-# ---- The garbage collector, which calls finalizers, waits while frames are not whole
+# ---- The garbage collector, which calls finalizers, is paused while frames are incomplete
 
 cdef int pauses = 0  # the lock guards both
 cdef int collects = 0
@@ -106,11 +106,11 @@ if hasattr(os, "register_at_fork"):
 
 # ---- Threads that send
 
-cdef unsigned wanted_threads = 0    # 0 if nobody has said, nor needed any
-cdef size_t threaded_size = 256     # connections from which on they are worth waking
+cdef unsigned wanted_threads = 0    # 0 until it is set, or first needed
+cdef size_t threaded_size = 256     # smallest number of connections for which waking the threads pays off
 
 
-cdef bint may_detach = True         # whether they send while the event loop goes on
+cdef bint may_detach = True         # whether threads may send while the event loop continues
 
 
 def set_threads(unsigned threads, *, bint detach=True, size_t size=256, size_t chunk=16):
@@ -128,19 +128,20 @@ def threads():
 
 
 cdef bint threaded(size_t count) except -1:
-    """Whether several threads send to so many connections."""
+    """Whether several threads send to `count` connections."""
     return count >= threaded_size and threads() > 1
 
 
 def detaches(size_t count):
-    # Without a GIL never: a thread that looks at a connection would note what was sent beside the event loop's own.
+    # Never without a GIL: a thread that checks a connection would note what was sent, at the same time as the thread of
+    # the event loop.
     return not FREE_THREADED and may_detach and threaded(count)
 
 
-# ---- Large frames, which leave by sendfile()
+# ---- Large frames, which are sent with sendfile()
 
-cdef size_t file_size               # octets of a frame from which on it is put into a file
-cdef size_t file_receivers          # if so many get it
+cdef size_t file_size               # smallest frame, in octets, that is put into a file
+cdef size_t file_receivers          # smallest number of receivers for that
 
 
 def set_files(size, size_t receivers=FILE_RECEIVERS):

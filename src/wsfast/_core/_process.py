@@ -1,7 +1,7 @@
-"""What a process has one of: the switch of the garbage collector, and the pool of threads that send.
+"""State of the whole process: the pause of the garbage collector, and the number of threads that send.
 
-By default, the pool has half as many threads as there are processors for this process, and 8 at most. More would be
-faster still, but the kernel's part of each send, and the clients, need processors as well.
+By default, half as many threads send as there are processors for this process, and 8 at most. More threads would be
+faster still, but the kernel's share of each send and the clients need processors as well.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = [
 ]
 
 MOST_THREADS = 64
-"""WSF_MAX_THREADS of the C library."""
+"""Same as WSF_MAX_THREADS of the C library."""
 
 MOST_BY_DEFAULT = 8
 
 VARIABLE = "WSFAST_THREADS"
 
 ROOT = Path("/")
-"""Where `proc` and `sys` are."""
+"""Directory that contains `proc` and `sys`."""
 
 
 class CollectorPause:
-    """A context in which the garbage collector, which calls finalizers, does not run.
+    """A context manager that pauses the garbage collector, which calls finalizers.
 
-    It is one switch for the whole process, and several event loops may run in several threads: the last one that leaves
-    the context turns it on again. In the extension, to enter and to leave it are one step each; here, a signal handler
-    that raises an exception right then leaves the collector off.
+    The collector has one switch for the whole process, and several event loops may run in several threads. So the last
+    one that leaves the context turns it on again. In the extension, entering and leaving are atomic. Here, a signal
+    handler that raises an exception at that moment leaves the collector off.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class CollectorPause:
             self._pauses += 1
             try:
                 gc.disable()
-            except BaseException:  # of a signal handler
+            except BaseException:  # raised by a signal handler
                 self.__exit__()
                 raise
 
@@ -70,7 +70,7 @@ class CollectorPause:
                 gc.enable()
 
     def end(self) -> None:
-        """End all pauses: in a forked child, the threads that would do it are not there."""
+        """End all pauses. A forked child needs this, because the threads that would end them do not exist there."""
         self._lock = threading.RLock()
         if self._pauses:
             self._pauses = 0
@@ -84,38 +84,38 @@ if hasattr(os, "register_at_fork"):
 
 
 def set_threads(threads: int, *, detach: bool = True, size: int = 256, chunk: int = 16) -> None:
-    """Say how many threads send; without the extension, transports write, in the event loop's own.
+    """Set how many threads send. Without the extension, it has no effect: transports write in the event loop's thread.
 
     Args:
-        threads: How many, the caller's among them.
-        detach: Whether they may send while the event loop goes on.
-        size: To how many connections at least; to fewer, the caller sends alone.
-        chunk: How many connections a thread takes at a time.
+        threads: Number of threads, including the caller's.
+        detach: Whether they may send while the event loop continues.
+        size: Smallest number of connections for several threads. To fewer connections, the caller sends alone.
+        chunk: Number of connections that a thread takes at a time.
     """
 
 
 def threads() -> int:
-    """Return how many threads send; without the extension, it is always 1."""
+    """Return how many threads send; without the extension, always 1."""
     return 1
 
 
 def detaches(count: int) -> bool:
-    """Whether threads send to so many connections while the event loop goes on; without the extension, never."""
+    """Whether threads send to `count` connections while the event loop continues; without the extension, never."""
     return False
 
 
 class Threads(NamedTuple):
-    """A number of threads, and where it comes from."""
+    """A number of threads, and the reason for it."""
 
     number: int
     reason: str
 
 
 def check_threads(count: object) -> int:
-    """Return a number of threads.
+    """Return `count` if it is a valid number of threads.
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If it is out of range.
     """
     if not isinstance(count, int) or isinstance(count, bool):
@@ -136,11 +136,11 @@ def _given_threads() -> int | None:
 
 
 GIVEN_THREADS = _given_threads()
-"""What WSFAST_THREADS says; None if it says nothing. If that is no number, wsfast cannot be imported."""
+"""Value of WSFAST_THREADS; None if it is not set. An invalid value makes the import of wsfast fail."""
 
 
 def default_threads(root: Path = ROOT) -> Threads:
-    """Return what WSFAST_THREADS says, or else what suits the processors."""
+    """Return the value of WSFAST_THREADS, or else a number that suits the processors."""
     if GIVEN_THREADS is not None:
         return Threads(GIVEN_THREADS, VARIABLE)
     usable, quota = float(usable_processors()), processor_quota(root)
@@ -156,7 +156,7 @@ def usable_processors() -> int:
 
 
 def processor_quota(root: Path = ROOT) -> float | None:
-    """Return how many processors' time the control group of this process may use; None if as much as there is."""
+    """Return how many processors the CPU quota of this process's control group is worth; None if there is no quota."""
     quotas = []
     for version, group in control_groups("cpu", root):
         try:
@@ -173,7 +173,7 @@ def processor_quota(root: Path = ROOT) -> float | None:
 
 
 def control_groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
-    """Iterate over the directories of the control group of this process and of those around it, with their version."""
+    """Iterate over the directories of this process's control group and its parents, each with its cgroup version."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -187,8 +187,8 @@ def control_groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Pa
             version, tops = 1, [f"sys/fs/cgroup/{controllers}", f"sys/fs/cgroup/{controller}"]
         else:
             continue
-        # Where a container has been given a part of the tree, that is mounted as the whole of it: then the path from
-        # outside may not be there, and the top is the group itself.
+        # In a container, a part of the tree may be mounted as if it were the whole. Then the path as seen from outside
+        # may not exist, and the root of the mount is the group itself.
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for top in dict.fromkeys(tops):
             for depth in range(len(parts), -1, -1):

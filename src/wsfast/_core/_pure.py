@@ -1,7 +1,8 @@
-"""The core in plain Python: the fallback where the extension is absent, and the definition of what it does.
+"""The core in pure Python: the fallback without the C extension, and the readable definition of what the core does.
 
-The extension, `_core`, has the same functions and classes and answers the same tests. It is faster at two things: it
-masks with wide instructions, and it writes to the descriptors itself. The twin leaves all writing to the transports.
+The extension, `_core`, has the same functions and classes and passes the same tests. It does two things faster: it
+masks with wide instructions, and it writes to the descriptors itself. This module, called the twin of the extension,
+leaves all writing to the transports.
 """
 
 from __future__ import annotations
@@ -42,37 +43,37 @@ __all__ = [
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 Cut: TypeAlias = "tuple[int, Peer, memoryview, Encodings, int]"
-"""A frame whose beginning is out: the place of its connection, its peer, the octets up to the end of that frame, which
-must be the next ones on this connection, and how many of which messages are out with them."""
+"""A frame that was sent in part: the place of its connection; its peer; the rest of the frame, which must be the next
+octets on this connection; the messages; and how many of these are sent once the rest is."""
 
 sends_directly = False
 """Whether this core writes to descriptors itself."""
 
 
 class Verdict(enum.IntEnum):
-    """What `Peer.check()` finds out about a connection."""
+    """The result of `Peer.check()`: how to send to a connection."""
 
     CLOSED = 0
-    """It is not open."""
+    """The connection is not open."""
     DIRECT = 1
     """A frame may be written to its descriptor right now."""
     TRANSPORT = 2
-    """Its transport must be given the frame."""
+    """The frame must be written to its transport."""
     OWN = 3
-    """It must be sent to by its own methods."""
+    """The message must be sent through the connection's own methods."""
 
 
 def encode_frame(first: int, payload: Buffer, mask_key: Buffer | None = None) -> bytes:
-    """Return a frame as it stands on the wire (RFC 6455, section 5.2).
+    """Return a frame as it is sent on the wire (RFC 6455, section 5.2).
 
     Args:
         first: First octet: FIN, RSV1 to RSV3 and opcode.
-        payload: Payload as it stands in the frame but for the mask. A memoryview counts as its bytes in C order,
-            whatever its shape, strides and item size.
+        payload: Payload before masking. A memoryview counts as its bytes in C order, whatever its shape, strides and
+            item size.
         mask_key: Four octets; None for the unmasked frames of a server.
 
     Raises:
-        ValueError: If `first` is no octet or `mask_key` has not four of them.
+        ValueError: If `first` is not an octet, or `mask_key` does not have four octets.
     """
     if not 0 <= first <= 255:
         raise ValueError(f"first octet of a frame must be in range(256), not {first}")
@@ -97,32 +98,34 @@ def apply_mask(data: Buffer, mask_key: Buffer) -> bytes:
     A memoryview counts as its bytes in C order, whatever its shape, strides and item size.
 
     Raises:
-        ValueError: If `mask_key` has not four octets.
+        ValueError: If `mask_key` does not have four octets.
     """
     key = memoryview(mask_key).tobytes()
     if len(key) != 4:
         raise ValueError("mask must contain 4 bytes")
     octets = memoryview(data).tobytes()
     size = len(octets)
-    # One exclusive-or of two long integers is the fastest way there is in plain Python.
+    # One exclusive-or of two long integers is the fastest way in pure Python.
     wide = key * (size // 4) + key[: size % 4]
     return (int.from_bytes(octets, "little") ^ int.from_bytes(wide, "little")).to_bytes(size, "little")
 
 
 class Peer:
-    """Cached facts about one connection, stored in its attribute `_wsfast_peer`.
+    """Cached state of one connection, stored in its attribute `_wsfast_peer`.
 
-    What cannot change while the connection is open is asked once, here. What can change is asked by `check()`, before
-    each message unless the peer is *ready*: then a frame may be written to the descriptor without any question.
+    The constructor reads the state that cannot change while the connection is open. `check()` reads the state that can
+    change. It is called before each message, unless the peer is *ready*: then a frame may be written to the descriptor
+    without any check.
 
-    Only connections that tell what happens to them are ever ready (`ConnectionLayout.tells`): they call `invalidate()`
-    when somebody takes hold of their protocol or transport, and `check()` when that is over. While the protocol alone
-    tells, and is *free*, only the transport is asked. The twin, which leaves writing to the transports, always asks.
+    Only connections that report their changes of state are ever ready (`ConnectionLayout.tells`). They call
+    `invalidate()` when code accesses their protocol or transport, and `check()` when that access is over. If only the
+    protocol reports changes, the peer can be `protocol_free`: then only the transport is checked. The twin, which
+    leaves writing to the transports, always checks.
 
     Args:
         connection: An open connection.
-        layout: Where it keeps what must be known; None if it must be sent to by its own methods alone.
-        transport_layouts: Layout of a type of transports, or None if it is not a known one.
+        layout: Where the connection keeps its state; None if only its own methods may send to it.
+        transport_layouts: Function that returns the layout of a type of transports, or None if the type is unknown.
     """
 
     __slots__ = (
@@ -148,26 +151,26 @@ class Peer:
     def __init__(self, connection: Any, layout: Any, transport_layouts: Callable[[type], Any]) -> None:
         self.layout: Any = layout
         self.protocol: Any = None
-        """None if it must be sent to by its own methods."""
+        """None if only the connection's own methods may send to it."""
         self.transport: Any = None
         self.loop: Any = connection.loop if layout is None else getattr(connection, layout.loop)
         self.encoder: Any = None
-        """An `EncoderBase`; None if its messages are not compressed."""
+        """An `EncoderBase`; None if messages are not compressed."""
         self.masked = layout is not None and layout.masked
         self.direct: bool = False
-        """Whether it has a descriptor that may be written to while it is ready."""
+        """Whether the connection has a descriptor that may be written to while the peer is ready."""
         self.ready: bool = False
-        self.protocol_free: bool = False  # it was open, with nothing to write or continue, and tells when that changes
+        self.protocol_free: bool = False  # open, with nothing to write or continue, and will report when that changes
         self.slot: int = -1
-        """In the tick table of its event loop; -1 while it has no subscriptions."""
+        """Slot in the tick table of the event loop; -1 while the connection has no subscriptions."""
         self.connection: Any = None
-        """The connection, while it has subscriptions: a peer does not keep its connection alive."""
+        """The connection while it has subscriptions, else None, so that the peer does not keep it alive longer."""
         self.subscriptions: Any = ()
         self.backlog: Any = None
-        """What waits for it; None if nothing does."""
+        """Messages that wait for the connection; None if there are none."""
         self.dispatcher: Any = None
         self._gate: Any = None
-        self._transport_layout: Any = None  # None if it must be sent to by its own methods
+        self._transport_layout: Any = None  # None if only the connection's own methods may send to it
         if layout is None:
             return
         self.transport = getattr(connection, layout.transport)
@@ -197,9 +200,9 @@ class Peer:
                 layout.watch(protocol, ref(self))
 
     def check(self, connection: Any) -> Verdict:
-        """Look at the connection, and note whether it is ready.
+        """Check the state of the connection, and note whether it is ready.
 
-        No name is read here that has the connection call `invalidate()`. It calls no code of the user's.
+        This method runs no user code, and reads no attribute that makes the connection call `invalidate()`.
         """
         layout = self.layout
         self.invalidate()
@@ -229,60 +232,61 @@ class Peer:
         return bool(self.transport.get_write_buffer_size() if name is None else getattr(self.transport, name))
 
     def _is_free(self, connection: Any) -> bool:
-        """Whether what is written to the descriptor would be next on the wire."""
+        """Whether data written to the descriptor would be the next data on the wire."""
         transport, layout = self.transport, self._transport_layout
         if transport.get_protocol() is not connection:
-            return False  # somebody else is told what happens, as after loop.start_tls()
+            return False  # the transport reports to another protocol, for example after loop.start_tls()
         if self._is_buffering() or any(getattr(transport, name) is not None for name in layout.clear):
             return False
         if layout.try_write:
             try:
                 transport.write(b"")
             except Exception:
-                return False  # it will raise the same once more, where it is reported
+                return False  # the real write will raise it again, and that is reported
         return True
 
     def invalidate(self) -> None:
-        """Have the connection be looked at before it is next written to."""
+        """Require a check before the connection is written to again."""
         self.ready = self.protocol_free = False
 
 
 def _has_replaced(owner: Any, methods: Mapping[str, object]) -> bool:
-    """Whether an object has other methods than those of its class."""
+    """Whether some of these methods were replaced on the object itself."""
     return any(getattr(getattr(owner, name), "__func__", None) is not function for name, function in methods.items())
 
 
 class Batch:
-    """One send to many connections: which can be written to directly, and what was not taken.
+    """One send to many connections: those that can be written to directly, and the messages that were not taken.
 
-    A *place* is the position of a connection in the collection, or the slot of a peer. First `gather()` or `collect()`
-    is called, which find out what may be sent to whom, then `send()`. None of them calls code of the user's, so that
-    nobody else writes to the connections in between. The caller sees to it that no garbage is collected, whose
-    finalizers could; signal handlers must not.
+    A *place* is the position of a connection in the collection, or the slot of a peer. The caller first calls
+    `gather()` or `collect()`, which find out which connections can be sent to and what to send them, and then `send()`.
+    None of these methods runs user code, so nothing else writes to the connections in between. The caller must pause
+    the garbage collector, because finalizers could write. Signal handlers must not write.
     """
 
     def __init__(self) -> None:
         self.connections: Any = None
-        """By their places, what `gather()` was given: all, in a list, or a dict of whoever was looked at or is left."""
+        """Connections given to `gather()`, by place: a list of all, or a dict of those that were checked or not sent
+        to completely."""
         self.sent = 0
-        """How many kernels took all of it."""
+        """Number of connections that were sent the whole message."""
         self.stop = 0
-        """The position at which `gather()` has stopped."""
+        """Position at which `gather()` stopped."""
         self.done = False
         """Whether something may have been sent."""
         self.closed: list[int] = []
         """Places of connections that are not open."""
         self.cut: list[Cut] = []
-        """Frames whose beginning is out."""
+        """Frames that were sent in part."""
         self.refused: list[tuple[int, Peer]] = []
-        """Places of those that were not sent to, or not all of it; those that are set aside."""
+        """Connections that took nothing, or not all messages; and those that are set aside."""
         self.waiting: list[tuple[int, Peer]] = []
-        """Places of those whose transports must be given a whole frame."""
+        """Connections to whose transports a whole frame must be written."""
         self.own: list[Any] = []
-        """Those that must be sent to by their own methods: positions, or slots with their peers."""
+        """Connections whose own methods must send: positions, or slots with their peers."""
         self.lost: list[tuple[int, Peer, int]] = []
-        """Connections that were found to be lost, with the errno that tells why. The kernel tells that only once, and
-        not to the transport. They are in `refused`, too."""
+        """Connections that were found to be lost, each with the errno that says why. The kernel reports that only once,
+        and not to the transport. They are in `refused` as well."""
 
     def gather(
         self,
@@ -293,19 +297,21 @@ class Batch:
         transport_layouts: Callable[[type], Any],
         running_loop: Any,
     ) -> None:
-        """Find out which connections may be sent a message in one go.
+        """Find out which connections can be sent a message in one go.
 
-        It stops before the first connection that must wait until those ahead of it are done with: one of an unknown
-        type, whose methods may do anything; one of another event loop; in the extension, one that is there already.
+        It stops before the first connection that must wait until the ones before it are finished: one of an unknown
+        type, whose methods may do anything; one of another event loop; and in the extension, one that occurs a second
+        time.
 
-        The extension touches no object of those that are ready, if most are, and are not in a deque or WeakSet.
+        If most connections are ready, and the collection is neither a deque nor a WeakSet, the extension touches no
+        object of the connections that are ready.
 
         Args:
-            connections: A collection, which may change afterwards; with another `start` than 0, `self.connections`.
-            start: Position of the first that is not done with.
-            message: What to send; its encodings are asked for only where they are used.
-            layouts: Layout of a type of connections, or None if it is unknown.
-            transport_layouts: Layout of a type of transports, or None if it is not a known one.
+            connections: A collection, which may change afterwards. If `start` is not 0, `self.connections`.
+            start: Position of the first connection that is not finished.
+            message: The message to send. Its encodings are created only when they are used.
+            layouts: Function that returns the layout of a type of connections, or None if the type is unknown.
+            transport_layouts: Function that returns the layout of a type of transports, or None if the type is unknown.
             running_loop: The event loop that runs in this thread, or None.
         """
         self.connections = list(connections) if start == 0 else connections
@@ -335,21 +341,21 @@ class Batch:
                     self.waiting.append((self.stop, peer))
                 self.stop += 1
         except Exception:
-            pass  # whatever is odd about the connection at which it stopped, the ordinary path will meet and report it
+            pass  # the connection's own methods will fail in the same way, and that is reported
 
     def collect(
         self, table: TickTable, count: int, sequence_of: Callable[[int], Encodings], ready: bool = False
     ) -> None:
-        """Find out which of the next slots of a tick table may be sent to.
+        """Find out which of the next slots of a tick table can be sent to.
 
-        Those that are sent everything are back at node 0 then. All others stay where they are, for the caller to
-        `take()` what is left; whom nobody has taken is looked at once more, in the end.
+        Slots that were sent everything are back at node 0 after `send()`. All other slots keep their node, and the
+        caller calls `take()` for the rest. A slot that was not taken is checked again at the end.
 
         Args:
-            table: The table.
-            count: How many slots at most.
-            sequence_of: Function of a node: what those at it are sent.
-            ready: Whether to leave out those that must be asked.
+            table: The tick table.
+            count: Most slots to check.
+            sequence_of: Function that returns what the slots at a node are sent.
+            ready: Whether to leave out peers that are not ready and must be checked.
         """
         if ready:
             return
@@ -377,15 +383,15 @@ class Batch:
         generation.cursor += len(slots)
 
     def detach(self, done: Any) -> bool:
-        """Have threads send what was collected, while the event loop goes on; `send()` waits for them, and notes it.
+        """Let threads send what was collected while the event loop continues. `send()` waits for them.
 
-        Meanwhile, `TickTable.wait()` has a single slot be done with. In the twin, no threads send.
+        Meanwhile, `TickTable.wait()` finishes a single slot. In the twin, no threads send.
 
         Args:
-            done: A Notification, to whose `writer` 8 octets are written when all is sent.
+            done: A `Notification`. 8 octets are written to its `writer` when everything is sent.
 
         Returns:
-            Whether they do; else nothing has been done.
+            Whether threads send. If not, nothing was done.
         """
         return False
 
@@ -395,22 +401,30 @@ class Batch:
         return True
 
     def send(self) -> None:
-        """Offer each descriptor its frame, and note what was taken. If that fails, frames that were cut are aborted."""
+        """Offer each descriptor its frame, and note what was taken.
+
+        If noting fails, for lack of memory, connections that were sent a part of a frame are aborted.
+        """
         self.done = True
 
 
 class Encrypted:
-    """Those of a batch that wait, and have transports that encrypt: their frames are encrypted, then all is sent.
+    """The waiting connections of a batch whose transports encrypt: encrypts their frames, then sends all of them.
 
-    That must leave before anything else is encrypted; so it counts as sent. The twin leaves all to the transports.
+    Encrypted data must leave before anything else is encrypted, so it counts as sent. The twin leaves everything to the
+    transports.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.rests: list[tuple[int, Peer, int, Callable[..., object], tuple[Any, ...]]] = []
-        """Places, peers, how many messages, and what to call for these to leave, with which arguments."""
+        """Encrypted data that has not left: place, peer, number of messages, and the function that sends it with its
+        arguments."""
         self.doubtful: list[Peer] = []
-        """Whether frames of these have left is not known, if that was interrupted."""
+        """Peers for which it is unknown whether their frames have left, if sending was interrupted."""
 
     def send(self) -> bool:
-        """Encrypt and send for some; return False if there were none. The others are among those that wait."""
+        """Encrypt and send to some connections; return False if none are left.
+
+        Connections that cannot be encrypted for are put back among those that wait.
+        """
         return False

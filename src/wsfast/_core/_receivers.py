@@ -1,4 +1,4 @@
-"""What the core is told of a message and of those who receive it, however it is compressed."""
+"""The interface between the core and compression: encodings of a message, and windows of its receivers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["EncoderBase", "Encoding", "Encodings", "WindowBase"]
 
 
 class Encoding(Protocol):
-    """One way in which a message can stand in a frame."""
+    """One encoding of a message as a frame."""
 
     @property
     def first(self) -> int:
@@ -17,39 +17,39 @@ class Encoding(Protocol):
 
     @property
     def payload(self) -> bytes:
-        """Payload as it stands in the frame, but for the mask."""
+        """Payload of the frame, before masking."""
 
     @property
     def frame(self) -> bytes:
-        """The whole unmasked frame; or several, one behind the other."""
+        """The whole unmasked frame; or several, one after the other."""
 
     @property
     def ends(self) -> Sequence[int] | None:
-        """Where each of several frames ends in `frame`; None if there is only one."""
+        """End offset of each of several frames in `frame`; None if there is only one."""
 
 
 class Encodings(Protocol):
-    """A message, or several, in all the ways in which it can be sent."""
+    """All encodings of a message, or of several messages."""
 
     @property
     def plain(self) -> Encoding:
-        """For connections that do not compress."""
+        """The encoding for connections that do not compress."""
 
     def choose(self, window: Any) -> tuple[Encoding, Any]:
         """Return the encoding for a receiver with this window, and its window afterwards.
 
-        What a window holds is any object, which is told from others by its identity. To ask has no effect on the
-        connection: who sends the frame notes what the window holds then.
+        A window can be any object; windows are compared by identity. This method does not change the connection. The
+        code that sends the frame must note the new window.
         """
 
     def after(self, window: Any, count: int) -> Any:
-        """Return what the window holds after the first messages."""
+        """Return the window after the first `count` messages."""
 
 
 class EncoderBase:
     """Compression state of one connection: the receiver's window, and the connection's own encoder if it has one.
 
-    That encoder fits the window only as long as nothing else is sent: it is dropped when `state` changes.
+    The encoder fits the window only as long as nothing else is sent. It is dropped when `state` changes.
     """
 
     __slots__ = ("encoder", "peer", "state")
@@ -57,21 +57,22 @@ class EncoderBase:
     state: Any
     encoder: Any
     peer: Any
-    """A weak reference to the peer if its connection tells, else None: while that is ready, `state` is stale."""
+    """A weak reference to the peer if its connection reports changes, else None. While the peer is ready, `state` is
+    out of date."""
 
 
 class WindowBase:
-    """What windows of receivers hold, if it is to be known how many there are."""
+    """A window that counts the receivers that have it."""
 
     __slots__ = ("count", "expected")
 
     count: int
-    """How many receivers have been noted to hold this, about: whoever is lost is not subtracted."""
+    """Approximate number of receivers with this window: lost connections are not subtracted."""
     expected: int
-    """How many are about to be noted; 0 once the first ones are."""
+    """Number of receivers that are about to be counted; 0 once the first ones are."""
 
     def move_to(self, window: WindowBase, receivers: int) -> None:
-        """Note that so many of those who held this hold something else now."""
+        """Note that `receivers` of the receivers with this window now have another one."""
         self.count = max(self.count - receivers, 0)
         window.count += receivers
         window.expected = 0

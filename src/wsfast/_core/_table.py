@@ -1,4 +1,4 @@
-"""The tick table in plain Python: see `_pure`."""
+"""The tick table in pure Python: see `_pure`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ class Members:
 
     def __init__(self) -> None:
         self.slots: list[int] = []
-        self.stamp: tuple[int, int] = (-1, -1)  # tick and number of the entry that they got last
+        self.stamp: tuple[int, int] = (-1, -1)  # tick and number of the last entry that they got
 
     def __len__(self) -> int:
         return len(self.slots)
 
     def add(self, slot: int) -> None:
-        """Add a slot that is not among them."""
+        """Add a slot that is not a member yet."""
         self.slots.append(slot)
 
     def discard(self, slot: int) -> None:
-        """Remove a slot if it is among them; the last one takes its place.
+        """Remove a slot if it is a member; the last member takes its place.
 
-        It is searched for: leaving is rarer than publishing, and an index would cost more memory than all the rest.
+        This is a linear search. Leaving is rarer than publishing, and an index would cost more memory than everything
+        else.
         """
         if slot in self.slots:
             slots = self.slots.copy()
@@ -37,33 +38,33 @@ class Members:
 
 
 class TickTable:
-    """What each subscriber of an event loop is to be sent in this tick.
+    """The messages that each subscriber of an event loop must be sent in this tick.
 
-    Each has a *slot*: a small number that is given out again when it has left. What is published is an *entry*.
-    Subscribers that get the same sequence of entries are at the same *node*; from each node, every further entry leads
-    to another one. At node 0 are those that get nothing. So what a sequence of messages looks like on the wire is
-    worked out once per node, and to publish costs a few nanoseconds per subscriber.
+    Each subscriber has a *slot*: a small number that is reused when the subscriber has left. A published message is an
+    *entry*. Subscribers that get the same sequence of entries are at the same *node*, and each further entry leads from
+    one node to another. Subscribers that get nothing are at node 0. So a sequence of messages is encoded once per node,
+    and publishing costs a few nanoseconds per subscriber.
 
-    There are two *generations* of entries and nodes: one is being published while the other one is being sent. All that
-    is known of what must still be sent is in the table: who is interrupted goes on from there. Each method does all or
-    nothing, if a signal handler raises an exception in the middle of it.
+    There are two *generations* of entries and nodes: one is being published while the other one is being sent. The
+    table alone records what must still be sent, so sending can continue after an interruption. Each method is atomic:
+    if a signal handler raises an exception in the middle of a method, the method has done everything or nothing.
 
-    In the extension, no object of a subscriber that is ready is touched to send to it.
+    In the extension, sending to a subscriber that is ready touches no Python object of that subscriber.
     """
 
     def __init__(self) -> None:
         self.peers: list[Any] = []
-        """Of each slot; None if it is free."""
+        """Peer of each slot; None if the slot is free."""
         self._free: list[int] = []
         self._aside: list[int] = []
-        self._skips: list[int] = []  # of each slot, how many of its entries that are being sent have been sent
+        self._skips: list[int] = []  # for each slot, how many entries of the generation being sent it was sent already
         self._generations = _Generation(), _Generation()
-        self._publishing = 0  # which of them is being published
+        self._publishing = 0  # index of the generation that is being published
         self._tick = 0  # how often sending has begun
         self.detached = 0
-        """To how many slots threads are sending; some of them may be done with, but that is not noted."""
+        """Number of slots to which threads are sending. Some may be finished already without being noted."""
         self.settle: Callable[[], None] | None = None
-        """Called if one of these is waited for and its frame was not taken whole: notes the whole batch."""
+        """Called when `wait()` finds that the frame of such a slot was not taken completely: notes the whole batch."""
 
     @property
     def _published(self) -> _Generation:
@@ -74,7 +75,7 @@ class TickTable:
         return self._generations[1 - self._publishing]
 
     def add(self, peer: Any) -> int:
-        """Give a peer a slot, and return it."""
+        """Give a peer a slot; return the slot."""
         slot = self._free[-1] if self._free else len(self.peers)
         for numbers in (*(generation.nodes for generation in self._generations), self._skips, self._aside):
             if slot == len(numbers):
@@ -91,12 +92,12 @@ class TickTable:
         return slot
 
     def remove(self, peer: Any) -> None:
-        """Take the slot of a peer back. Nothing that was published for it is sent any more."""
+        """Free the slot of a peer. Messages that were published for it are not sent any more."""
         slot = self._check(peer.slot)
         peer.invalidate()
         first, second = self._generations
         free = [*self._free, slot]
-        # From here on, nothing is called.
+        # From here on, there is no call.
         first.left -= first.nodes[slot] != 0
         second.left -= second.nodes[slot] != 0
         first.nodes[slot] = second.nodes[slot] = 0
@@ -111,35 +112,36 @@ class TickTable:
         return slot
 
     def set_aside(self, slot: int, aside: bool) -> None:
-        """Exclude a slot from direct sends; `collect()` lists it as refused. Peers that mask start excluded."""
+        """Exclude a slot from direct sends; `collect()` then lists it as refused. Peers that mask start excluded."""
         self._aside[self._check(slot)] = aside
 
     def wait(self, slot: int) -> None:
-        """Have a slot be done with to which threads are sending. Whatever else is done to it waits, too."""
+        """Wait until threads have finished sending to a slot. Every other operation on such a slot waits as well."""
 
     # ---- Publishing
 
     def enter(self, entry: Any) -> int:
-        """Add an entry to those that are being published, and return its number."""
+        """Add an entry to the generation that is being published; return its number."""
         self._published.entries.append(entry)
         return len(self._published.entries) - 1
 
     def publish(
         self, members: Members, number: int, excluded: Collection[int] = (), already: list[int] | None = None
     ) -> int:
-        """Have all members but the excluded ones get an entry, after all that was published before.
+        """Publish an entry to all members except the excluded ones, after everything published to them before.
 
-        A second time in the same tick, if it was the last that was published for them, does nothing.
+        Publishing the same entry to the same members again in the same tick does nothing, if it was the last one
+        published to them.
 
         Args:
-            members: Who they are.
-            number: That of the entry.
-            excluded: Slots that are left out.
-            already: List to which are added the slots for which the entry was the last that was published; they do not
-                get it twice. None if there are none.
+            members: The members.
+            number: Number of the entry.
+            excluded: Slots that do not get the entry.
+            already: List that this method extends with the slots whose last entry is this one; they do not get it
+                twice. None if no slot can have got it already.
 
         Returns:
-            How many slots got it.
+            Number of slots that got the entry.
         """
         stamp = self._tick, number
         if members.stamp == stamp:
@@ -155,7 +157,7 @@ class TickTable:
                 slots.append(slot)
         generation, count = self._published, len(slots)
         state = generation.after(slots, number)
-        # From here on, nothing is called.
+        # From here on, there is no call.
         generation.nodes, generation.touched, generation.listed, generation.left = state
         members.stamp = stamp
         if already is not None:
@@ -163,7 +165,7 @@ class TickTable:
         return count
 
     def append(self, slot: int, number: int) -> None:
-        """Have one slot get an entry."""
+        """Publish an entry to one slot."""
         generation = self._published
         state = generation.after([self._check(slot)], number)
         generation.nodes, generation.touched, generation.listed, generation.left = state
@@ -172,44 +174,44 @@ class TickTable:
 
     @property
     def published(self) -> bool:
-        """Whether there are entries that are being published."""
+        """Whether entries are being published."""
         return bool(self._published.entries)
 
     @property
     def sending(self) -> bool:
-        """Whether there are entries that are being sent."""
+        """Whether entries are being sent."""
         return bool(self._sending.entries)
 
     @property
     def left(self) -> int:
-        """How many slots are still to be sent to."""
+        """Number of slots that must still be sent to."""
         return self._sending.left
 
     def begin(self, start: int) -> None:
-        """Begin to send what has been published.
+        """Begin to send the entries that were published.
 
         Args:
             start: Index of the first slot to send to, modulo the number of slots.
 
         Raises:
-            ValueError: If what was published before is still being sent.
+            ValueError: If the entries published before are still being sent.
         """
         if self.sending:
-            raise ValueError("what was published before is still being sent")
+            raise ValueError("the entries published before are still being sent")
         touched = self._published.touched
         start %= len(touched) or 1
         touched = touched[start:] + touched[:start]
         generation = self._published
-        # From here on, nothing is called.
+        # From here on, there is no call.
         generation.touched = touched
         self._publishing = 1 - self._publishing
         self._tick += 1
 
     def finish(self) -> list[Any]:
-        """Forget what has been sent, and return those entries.
+        """Forget the entries that were sent, and return them.
 
         Raises:
-            ValueError: If there are slots that have not been sent to.
+            ValueError: If some slots have not been sent to.
         """
         if self.left:
             raise ValueError(f"{self.left} slots have not been sent to")
@@ -220,35 +222,35 @@ class TickTable:
         return entries
 
     def sequence(self, node: int) -> list[Any]:
-        """Return the entries that those at a node are being sent, the first one first."""
+        """Return the entries that slots at a node are being sent, in order."""
         return self._sending.sequence(node)
 
     def node(self, slot: int) -> int:
-        """Return the node of a slot among those that are being sent."""
+        """Return the node of a slot in the generation that is being sent."""
         return self._sending.nodes[self._check(slot)]
 
     def is_pending(self, slot: int) -> bool:
-        """Whether there is something to be sent to a slot."""
+        """Whether a slot must still be sent something."""
         return any(generation.nodes[self._check(slot)] for generation in self._generations)
 
     def pending(self, slot: int) -> list[Any]:
-        """Return all entries that are to be sent to a slot."""
+        """Return all entries that a slot must still be sent."""
         self._check(slot)
         sending = self._sending.sequence(self._sending.nodes[slot])[self._skips[slot] :]
         return sending + self._published.sequence(self._published.nodes[slot])
 
     def take(self, slot: int, into: list[Any], *, published: bool = False) -> None:
-        """Move what is being sent to a slot, as far as it has not been sent, to the end of a list.
+        """Move the entries that are being sent to a slot, and that it was not sent yet, to the end of a list.
 
         Args:
             slot: The slot.
             into: The list.
-            published: Whether to move what is being published as well.
+            published: Whether to move the entries that are being published as well.
         """
         self._check(slot)
         entries = self.pending(slot) if published else self._sending.sequence(self.node(slot))[self._skips[slot] :]
         sending, other = self._sending, self._published
-        # From here on, nothing is called: no signal handler can get in between.
+        # From here on, there is no call, so no signal handler can run in between.
         into += entries
         sending.left -= sending.nodes[slot] != 0
         sending.nodes[slot] = 0
@@ -259,20 +261,20 @@ class TickTable:
 
 
 class _Generation:
-    """Entries, and which slot gets which of them."""
+    """Entries, and which slots get which of them."""
 
     def __init__(self, slots: int = 0) -> None:
         self.entries: list[Any] = []
-        self.nodes = [0] * slots  # of each slot
-        self.steps: list[tuple[int, int]] = [(0, -1)]  # of each node, where it came from, and by which entry
+        self.nodes = [0] * slots  # node of each slot
+        self.steps: list[tuple[int, int]] = [(0, -1)]  # for each node, the node before it and the entry in between
         self.children: dict[tuple[int, int], int] = {}
         self.touched: list[int] = []  # slots that have left node 0, in that order, each once
-        self.listed: set[int] = set()  # the same
-        self.cursor = 0  # how many of them have been looked at
+        self.listed: set[int] = set()  # the same slots
+        self.cursor = 0  # number of slots in `touched` that have been checked
         self.left = 0  # slots that are not at node 0
 
     def after(self, slots: list[int], number: int) -> tuple[list[int], list[int], set[int], int]:
-        """Return `nodes`, `touched`, `listed` and `left` as they are when some slots get an entry."""
+        """Return the `nodes`, `touched`, `listed` and `left` that result when some slots get an entry."""
         nodes, touched, listed, left = self.nodes.copy(), self.touched.copy(), self.listed.copy(), self.left
         for slot in slots:
             node = nodes[slot]

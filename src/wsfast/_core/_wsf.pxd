@@ -1,4 +1,4 @@
-# wsf.h as Cython sees it. The header is the manual.
+# Declarations of wsf.h for Cython. The header documents them.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

@@ -1,22 +1,22 @@
-# ---- One batch: gather, send, and a list of what was not taken
+# ---- One batch: gather, send, and lists of what was not taken
 
 
 cdef class Batch:
     """See the twin."""
 
-    cdef readonly object connections    # by their places: a list, or a dict; None if it is slots of a tick table
+    cdef readonly object connections    # by place: a list or a dict; None for slots of a tick table
     cdef TickTable table
-    cdef size_t cursor      # of the table, after this
+    cdef size_t cursor      # cursor of the table after this batch
     cdef Sends plain, masked
-    cdef bytes keys         # of the masked ones, WSF_KEY_SIZE octets each
+    cdef bytes keys         # for the masked sends, WSF_KEY_SIZE octets each
     cdef readonly Py_ssize_t sent, stop
     cdef readonly bint done
-    cdef size_t noted       # of the plain ones, how many have been noted
-    cdef bint detached      # whether threads send them, to slots with that flag
-    cdef bint finishing     # whether the last ones are being sent, by a thread that has let go of the GIL
+    cdef size_t noted       # number of plain sends that have been noted
+    cdef bint detached      # whether threads send, to the slots with the flag DETACHED
+    cdef bint finishing     # whether the last sends are in progress, in a thread that has released the GIL
     cdef readonly list closed, cut, refused, waiting, own, lost
-    cdef object message     # what all are sent, or of slots, the function that tells by their nodes
-    cdef dict left          # `connections`, if it has only those that were looked at, or did not take everything
+    cdef object message     # the encodings to send; for slots, a function that returns them for a node
+    cdef dict left          # `connections`, if that has only those that were checked or did not take everything
 
     def __init__(self):
         self.plain = Sends.__new__(Sends)
@@ -40,9 +40,9 @@ cdef class Batch:
         self.prepare()
 
     cdef bint gather_ready(self, connections, message, layouts, running_loop) except -1:
-        """Gather a whole collection, touching no object of a connection that is ready.
+        """Gather a whole collection without touching any object of a connection that is ready.
 
-        Returns False, and has changed nothing, if they must be gathered one by one.
+        Returns False, and changes nothing, if the connections must be gathered one by one.
         """
         cdef Sends sends = self.plain
         cdef dict left = {}
@@ -71,7 +71,7 @@ cdef class Batch:
             try:
                 verdict = ask(peer, connection)
             except Exception:
-                verdict = OWN  # whatever is odd about it, the ordinary path will meet and report it
+                verdict = OWN  # the connection's own methods will fail in the same way, and that is reported
             if verdict == CLOSED:
                 self.closed.append(place)
             elif verdict == OWN:
@@ -135,7 +135,7 @@ cdef class Batch:
                         self.closed.append(self.stop)
                         self.stop += 1
                         continue
-                    # Ahead of all that changes something: the connection may be that of another thread.
+                    # This comes before any change: the connection may belong to another thread.
                     if (getattr(connection, layout.loop) if peer is None else peer.loop) is not running_loop:
                         break
                     if peer is None:
@@ -147,7 +147,7 @@ cdef class Batch:
                 elif verdict == TRANSPORT:
                     self.waiting.append((self.stop, peer))
                 elif not mark(peer.fd, batch):
-                    break  # a duplicate: what may be cut off from its first frame must go out before the second
+                    break  # a duplicate: if its first frame is cut, the rest must leave before the second frame
                 else:
                     sends = self.masked if peer.masked else self.plain
                     window = window_of(peer)
@@ -162,11 +162,11 @@ cdef class Batch:
         except Exception:
             if encodes:  # nothing has been sent yet
                 raise
-            # Whatever is odd about the connection at which it stopped, the ordinary path will meet and report it.
+            # The connection's own methods will fail in the same way, and that is reported.
         return 0
 
     cdef bint interrupts(self, bint *overlaps) noexcept:
-        """Whether what runs code must wait until what threads send has been noted; else none sends until then."""
+        """Return whether threads are sending, so that user code must not run yet. If not, they do not start early."""
         overlaps[0] = False
         return self.plain.begun
 
@@ -182,17 +182,17 @@ cdef class Batch:
         self.table = table
         self.message = sequence_of
         if generation.cursor == generation.touched_size:
-            generation.cursor = 0  # what an exception has left behind is looked at once more
+            generation.cursor = 0  # check the slots again that were left over by an exception
         count = min(count, generation.touched_size - generation.cursor)
         asked = <uint32_t *>resized(NULL, (count + 1) * sizeof(uint32_t))
         try:
             for i in range(count):
                 place = generation.first + generation.cursor + i
                 slot = generation.touched[place if place < generation.touched_size else place - generation.touched_size]
-                node = table.nodes[sending][slot]  # by the table: `sequence_of` runs code, which may have it grow
+                node = table.nodes[sending][slot]  # not cached: `sequence_of` runs code that may move the array
                 if node == 0 or table.flags[slot] & DETACHED:
                     continue
-                if PyList_GET_ITEM(table.peers, slot) == <PyObject *>None:  # published to after it was removed
+                if PyList_GET_ITEM(table.peers, slot) == <PyObject *>None:  # it was published to after its removal
                     table.clear(slot, sending)
                     continue
                 if table.flags[slot] & ASIDE or table.skips[slot]:
@@ -212,7 +212,7 @@ cdef class Batch:
                     peers[n] = PyList_GET_ITEM(table.peers, asked[i + n])
                     wsfast_fetch_object(<object>peers[n], PEER_LINES)
                 for n in range(block):
-                    if peers[n] == <PyObject *>None:  # it was removed in the meantime
+                    if peers[n] == <PyObject *>None:  # it was removed meanwhile
                         peers[n] = NULL
                         continue
                     connection = (<Peer>peers[n]).connection
@@ -241,14 +241,14 @@ cdef class Batch:
         return sends.add(fd, slot, sends.last_group, row)
 
     cdef int ask_slot(self, uint32_t slot, uint32_t node, sequence_of) except -1:
-        """Look at one peer that is not known to be ready, and list it accordingly."""
+        """Check one peer that is not known to be ready, and list it according to the result."""
         cdef Peer peer = <Peer>PyList_GET_ITEM(self.table.peers, slot)
         cdef Verdict verdict
 
         try:
             verdict = ask(peer, peer.connection)
         except Exception:
-            verdict = OWN  # whatever is odd about it, the ordinary path will meet and report it
+            verdict = OWN  # the connection's own methods will fail in the same way, and that is reported
         if verdict == CLOSED:
             self.closed.append(slot)
         elif verdict == OWN:
@@ -260,7 +260,7 @@ cdef class Batch:
         return 0
 
     cdef int prepare(self) except -1:
-        """Have all that may fail come before the first byte is out, but for what threads are sending already."""
+        """Do everything that can fail before the first byte is sent, except what threads are sending already."""
         if self.masked.size:
             self.keys = urandom(self.masked.size * WSF_KEY_SIZE)
         return 0
@@ -280,7 +280,7 @@ cdef class Batch:
             self.sent = <Py_ssize_t>(self.plain.send(threads) + masked.send(threads))
             self.finishing = False
             self.done = True
-            # What follows up to the return runs no code of Python's: an interrupt finds all of it, or nothing.
+            # From here to the return, no Python code runs: an interrupt finds all of this done, or nothing.
             try:
                 self.note_plain()
                 if self.masked.size:
@@ -313,7 +313,7 @@ cdef class Batch:
         return self.done or not self.detached or wsf_is_done(&self.plain.call)
 
     cdef bint note_early(self, size_t i) except -1:
-        """Have one be sent to now; note that, unless something is left of it."""
+        """Make sure that one connection is sent to now; note that, unless a part of the frame is left."""
         cdef ssize_t result = wsf_claim(&self.plain.call, i)
 
         if result != <ssize_t>self.plain.buffers[self.plain.groups[i]].size:
@@ -380,7 +380,7 @@ cdef class Batch:
         cdef size_t count
 
         if known == NULL:
-            return 0  # its connection has ended, which only another thread can have brought about
+            return 0  # the connection is gone; only another thread can have caused this
         peer = <Peer>known
         if self.left is not None and place not in self.left:
             self.left[place] = peer.transport.get_protocol() if peer.found is None else peer.found
@@ -410,7 +410,7 @@ cdef class Batch:
         return 0
 
     cdef int abandon(self) except -1:
-        """Abort the connections that were sent something that is not noted, or half a frame: its end is lost."""
+        """Abort connections that were sent half a frame, whose rest is lost now, or anything that is not noted."""
         cdef size_t i
 
         for _, peer, _, _, _ in self.cut:
@@ -431,5 +431,5 @@ cdef class Batch:
             peer.invalidate()
             peer.transport.abort()
         except Exception:
-            pass  # the others are aborted all the same
+            pass  # continue with the others
         return 0

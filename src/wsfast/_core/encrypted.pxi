@@ -1,12 +1,12 @@
-# ---- Transports that encrypt: a frame is encrypted for many connections, then all of that is sent
+# ---- Transports that encrypt: a frame is encrypted for many connections, then all of them are sent to
 
 
 cdef enum:
-    PART = 1 << 17  # octets that are encrypted before they are sent: each connection has its own
+    PART = 1 << 17  # octets to encrypt before sending: each connection has ciphertext of its own
 
 
 cdef class EncryptedNames:
-    """The parts of an EncryptedLayout that are asked for again and again."""
+    """The parts of an EncryptedLayout that are used for each check."""
 
     cdef object state, open_state, transport, flush, errors
     cdef tuple clear
@@ -21,17 +21,17 @@ cdef class EncryptedNames:
 
 
 cdef class Encryption:
-    """What encrypts for one connection. To ask it runs no code of Python's."""
+    """The TLS objects of one connection. Checking them runs no Python code."""
 
     cdef EncryptedNames names
     cdef Methods methods            # of the transport beneath
     cdef object protocol, transport
-    cdef dict attributes            # of the protocol, which has too many for CPython's faster ways to keep them
-    cdef object outgoing            # what is encrypted, until it is read
+    cdef dict attributes            # of the protocol, which has too many for CPython's faster storage
+    cdef object outgoing            # queue of encrypted data
     cdef object write, read
 
     cdef bint is_next(self) except -1:
-        """Whether what is encrypted may be written to the descriptor now."""
+        """Whether encrypted data may be written to the descriptor now."""
         if (
             PyDict_GetItem(self.attributes, self.names.state) != <PyObject *>self.names.open_state
             or PyDict_GetItem(self.attributes, self.names.transport) != <PyObject *>self.transport
@@ -45,18 +45,18 @@ cdef class Encryption:
         return True
 
     cdef bint is_free(self) except -1:
-        """Whether a frame that is encrypted now is next on the wire."""
+        """Whether a frame that is encrypted now would be the next data on the wire."""
         try:
             for name in self.names.clear:
                 if self.attributes[name]:
                     return False
             return not self.outgoing.pending and self.is_next()
         except Exception:
-            return False  # whatever is odd about it, the ordinary path will meet and report it
+            return False  # the connection's own methods will fail in the same way, and that is reported
 
 
 cdef Encryption encryption_of(transport, EncryptedNames names, layout, transport_layouts):
-    """Return what encrypts for a transport; None if anything about it is not as it is known."""
+    """Return the `Encryption` of a transport; None if anything about it differs from its layout."""
     cdef Encryption encryption = Encryption.__new__(Encryption)
 
     try:
@@ -95,9 +95,9 @@ cdef class Encrypted:
     """See the twin."""
 
     cdef Batch batch
-    cdef list left              # of those that wait, all with an Encryption
+    cdef list left              # the waiting connections that have an Encryption
     cdef Py_ssize_t cursor, warmed
-    cdef Sends frames           # groups: what is encrypted
+    cdef Sends frames           # its groups are the frames to encrypt
     cdef readonly list rests, doubtful
 
     def __init__(self, Batch batch not None):
@@ -120,9 +120,9 @@ cdef class Encrypted:
         interrupt = None
         try:
             self.encrypt(made)
-        except BaseException as exc:  # what a signal handler raises; what the others are sent must leave all the same
+        except BaseException as exc:  # raised by a signal handler; data encrypted so far must leave all the same
             interrupt = exc
-        # What follows runs no code of Python's: an interrupt finds all of it, or nothing.
+        # From here on, no Python code runs: an interrupt finds all of this done, or nothing.
         before = PyList_GET_SIZE(self.doubtful)
         for _, peer, _ in made:
             self.doubtful.append(peer)
@@ -135,7 +135,7 @@ cdef class Encrypted:
         return True
 
     cdef int encrypt(self, list made) except -1:
-        """Encrypt frames, as many as there is room for, and list who has one now."""
+        """Encrypt frames, up to PART octets, and list the connections that have one now."""
         cdef TickTable table = self.batch.table
         cdef Sends frames = self.frames
         cdef Encryption encryption
@@ -149,7 +149,7 @@ cdef class Encrypted:
             place, peer = self.left[self.cursor]
             self.cursor += 1
             if table is not None:
-                # To encrypt lets other threads run, and signal handlers.
+                # Encrypting lets other threads and signal handlers run.
                 if not is_sent(table, place, peer):
                     continue
                 node = table.nodes[1 - table.publishing][place]
@@ -169,7 +169,7 @@ cdef class Encrypted:
             try:
                 count = <Py_ssize_t>PyObject_CallOneArg(encryption.write, data)
             except encryption.names.errors:
-                self.leave_all(place, peer)  # its transport will meet that again, and report it
+                self.leave_all(place, peer)  # the transport will fail in the same way, and report it
             else:
                 if count == PyBytes_GET_SIZE(data):
                     made.append((place, peer, frames.last_group))
@@ -180,7 +180,7 @@ cdef class Encrypted:
         return 0
 
     cdef int warm(self) except -1:
-        """Fetch what is going to be read of the next ones, all at once rather than one miss after the other."""
+        """Fetch the memory that will be read for the next connections, all at once to overlap the cache misses."""
         cdef PyObject *encryptions[AHEAD]
         cdef Py_ssize_t count = min(AHEAD, PyList_GET_SIZE(self.left) - self.cursor), i
         cdef Encryption encryption
@@ -206,16 +206,16 @@ cdef class Encrypted:
                 for name in encryption.names.clear:
                     wsfast_fetch_object(encryption.attributes[name], 1)
         except Exception:
-            pass  # it is met again where it matters
+            pass  # the same exception comes again where it matters
         self.warmed = self.cursor + count
         return 0
 
     cdef int leave_all(self, Py_ssize_t place, Peer peer) except -1:
-        """Leave a whole frame to the transport, or to the connection's own methods if that is closing."""
+        """Leave a whole frame to the transport, or to the connection's own methods if the transport is closing."""
         try:
             closing = is_closing(peer.methods, peer.transport)
         except Exception:
-            closing = True  # whatever is odd about it, the ordinary path will meet and report it
+            closing = True  # the connection's own methods will fail in the same way, and that is reported
         if closing is False:
             self.batch.waiting.append((place, peer))
         else:
@@ -223,7 +223,7 @@ cdef class Encrypted:
         return 0
 
     cdef int leave(self, Py_ssize_t place, Peer peer, uint32_t group, Py_ssize_t count) except -1:
-        """Have the transport encrypt the end of a frame, and send all of it."""
+        """Leave the rest of a frame to the transport, which encrypts it and sends all of the frame."""
         rest = memoryview(self.frames.data[group])[count:]
         self.batch.cut.append((place, peer, rest, self.frames.messages[group], messages_in(self.frames, group)))
         if self.batch.table is not None:
@@ -231,7 +231,7 @@ cdef class Encrypted:
         return 0
 
     cdef int take(self, list made, Sends sends) except -1:
-        """Take what is encrypted, unless somebody else has sent it meanwhile, or it is not next any more."""
+        """Take the encrypted data, unless other code sent it meanwhile, or other data must leave before it."""
         cdef Encryption encryption
         cdef Py_ssize_t place, i
         cdef uint32_t group
@@ -249,7 +249,7 @@ cdef class Encrypted:
         return 0
 
     cdef int note(self, list made, Sends sends) except -1:
-        """Note that all has been sent: what was encrypted must leave, and goes to the transport if need be."""
+        """Note that everything was sent. What the kernel did not take goes to the transport, because it must leave."""
         cdef TickTable table = self.batch.table
         cdef Encryption encryption
         cdef Py_ssize_t place
@@ -278,7 +278,7 @@ cdef class Encrypted:
 
 
 cdef int move_encoder(EncoderBase encoder, window) except -1:
-    """Note what the window of a receiver holds now. No code of Python's runs."""
+    """Note the new window of a receiver. No Python code runs."""
     if isinstance(encoder.state, WindowBase) and isinstance(window, WindowBase):
         move_receivers(<WindowBase>encoder.state, <WindowBase>window, 1)
     encoder.state = window
@@ -287,7 +287,7 @@ cdef int move_encoder(EncoderBase encoder, window) except -1:
 
 
 cdef bint is_sent(TickTable table, Py_ssize_t slot, Peer peer) except -1:
-    """Whether a slot is still that of a peer, and something is being sent to it."""
+    """Whether a slot still belongs to a peer, and is still being sent something."""
     return table.peers[slot] is peer and table.nodes[1 - table.publishing][slot] != 0
 
 
@@ -297,7 +297,7 @@ cdef Py_ssize_t messages_in(Sends sends, uint32_t group) except -1:
 
 
 cdef int add_own(Sends sends, int fd, Py_ssize_t place, bytes data) except -1:
-    """Add one that is sent what nobody else is: a group of its own."""
+    """Add a connection that is sent data of its own, as a group with one receiver."""
     cdef size_t count = <size_t>PyList_GET_SIZE(sends.data)
 
     if count == sends.group_room:

@@ -2,12 +2,12 @@
 
 
 cdef enum:
-    # Payloads from here on are masked with the GIL released: below, letting go of it costs more than it gives.
+    # Smallest payload that is masked with the GIL released: below, releasing the GIL costs more than it gains.
     NOGIL_MASK = 65536
 
 
 cdef bytes octets_of(data):
-    """The octets of any buffer, in C order; those of bytes are not copied."""
+    """Return the octets of any buffer, in C order; a bytes object is not copied."""
     return <bytes>data if type(data) is bytes else memoryview(data).tobytes()
 
 

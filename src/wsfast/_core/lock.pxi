@@ -1,4 +1,4 @@
-# ---- One lock for what the process has one of. With a GIL, that is the lock, and these are nothing
+# ---- One lock for the state of the whole process. With a GIL, the GIL is the lock, and these functions do nothing
 
 
 cdef extern from *:
@@ -21,12 +21,12 @@ cdef extern from *:
         wsfast_unlock();
     }
 
-    static void wsfast_in_child(void) /* where nobody waits for it any more */
+    static void wsfast_in_child(void) /* no thread waits for the mutex there */
     {
         memset(&wsfast_mutex, 0, sizeof wsfast_mutex);
     }
 
-    /* Not by os.register_at_fork(): code of Python's would follow that, with the mutex held. */
+    /* Not with os.register_at_fork(): other Python code could run after that, with the mutex held. */
     static int wsfast_guard_forks(void)
     {
         return pthread_atfork(wsfast_before_fork, wsfast_in_parent, wsfast_in_child);
@@ -35,13 +35,14 @@ cdef extern from *:
     enum { WSFAST_FREE_THREADED = 0 };
     #define wsfast_lock() ((void)0)
     #define wsfast_unlock() ((void)0)
-    #define wsfast_guard_forks() 0 /* the GIL is held then: the child finds nothing half changed */
+    #define wsfast_guard_forks() 0 /* a fork happens with the GIL held: the child finds nothing half changed */
     #endif
     """
     bint FREE_THREADED "WSFAST_FREE_THREADED"
 
-    # It is held for a few instructions, or for one look at a collection: never while code of Python's may run, which
-    # could ask for it again, nor while anything is sent. Whoever waits for it lets go of critical sections.
+    # The lock is held for a few instructions, or for one pass over a collection. It is never held while anything is
+    # sent, nor while Python code may run, since that could take the lock again. A thread that waits for the lock gives
+    # up its critical sections.
     void lock "wsfast_lock" () noexcept
     void unlock "wsfast_unlock" () noexcept
     int guard_forks "wsfast_guard_forks" () noexcept

@@ -1,4 +1,4 @@
-# ---- What is known of a connection, and whether it may be written to
+# ---- Cached state of a connection, and whether it may be written to
 
 
 cdef object EMPTY = b""
@@ -33,7 +33,7 @@ cdef void move_receivers(WindowBase before, WindowBase after, Py_ssize_t receive
 
 
 cdef class Names:
-    """The parts of a ConnectionLayout that are asked for again and again; made once for each layout."""
+    """The parts of a ConnectionLayout that are used for each check; created once for each layout."""
 
     cdef object send_in_progress, idle, state, open_state, expect_continuation, writes
 
@@ -53,18 +53,18 @@ cdef class Encryption
 
 
 cdef class Methods:
-    """How to ask transports of one type: its methods, not bound to any of them, and what a TransportLayout says."""
+    """How to check transports of one type: unbound methods of the type, and the contents of its TransportLayout."""
 
     cdef object closing     # attribute; None to call `is_closing`
     cdef object is_closing
-    cdef object buffer      # attribute; None to call `get_write_buffer_size`, which is None otherwise
+    cdef object buffer      # attribute; None to call `get_write_buffer_size`, which is None if there is an attribute
     cdef object get_write_buffer_size
     cdef bint direct
-    cdef object write       # if it must be called to find out; else None
+    cdef object write       # method that must be called for the check; else None
     cdef tuple clear        # attributes of the transport that must be None
-    cdef bint quiet         # whether none of them is a function of Python's, in which signal handlers may run
-    cdef object descriptor  # attribute; None to ask the socket
-    cdef EncryptedNames encrypted   # None if nothing may be sent beneath it
+    cdef bint quiet         # whether none of the methods is a Python function, in which signal handlers may run
+    cdef object descriptor  # attribute; None to use the socket
+    cdef EncryptedNames encrypted   # None if nothing may be sent beneath the transport
 
     def __init__(self, kind, layout):
         self.direct = layout.direct
@@ -99,32 +99,32 @@ cdef Methods methods_of(kind, layout):
 
 
 cdef bint has_replaced(owner, methods) except -1:
-    """Whether an object has other methods than those of its class."""
+    """Whether some of these methods were replaced on the object itself."""
     for name, function in methods.items():
         if getattr(getattr(owner, name), "__func__", None) is not function:
             return True
     return False
 
 
-# Not cleared by the garbage collector: while the connection is found by its address, it must not be freed.
+# The garbage collector must not clear it: the connection must not be freed while it can be found by its address.
 @cython.no_gc_clear
 cdef class Peer:
     """See the twin."""
 
     cdef Names names
-    cdef Methods methods        # of the transport; None if the connection must always be sent to by its own methods
+    cdef Methods methods        # of the transport; None if only the connection's own methods may send to it
     cdef readonly object protocol, transport, loop
-    cdef Encryption encryption  # None if it does not encrypt, or its transport alone may
-    cdef object gate            # what tells whether something is being sent; None if the connection does
+    cdef Encryption encryption  # None if the transport does not encrypt, or if only the transport may encrypt
+    cdef object gate            # object with the attribute that shows whether something is being sent; None: connection
     cdef readonly object encoder
     cdef readonly bint masked, protocol_free
     cdef bint tells, protocol_tells
-    cdef bint quiet             # whether to ask it runs no code of Python's
+    cdef bint quiet             # whether checking it runs no Python code
     cdef int fd
-    cdef uint32_t row           # among those that are ready; 0 if it is never written to directly
+    cdef uint32_t row           # in `ready_peers`; 0 if the connection is never written to directly
     cdef readonly Py_ssize_t slot
     cdef TickTable table
-    cdef object found           # the connection while it is found by its address, so that no other one has that
+    cdef object found           # the connection while it can be found by its address; keeps the address from reuse
     cdef public object connection, backlog, subscriptions, dispatcher, layout
     cdef object __weakref__
 
@@ -196,7 +196,8 @@ cdef class Peer:
 
     cpdef invalidate(self):
         self.protocol_free = False
-        # Without a GIL nothing is detached; and while another thread asks, its own may give the peer another table.
+        # Without a GIL, nothing is detached. And while another thread checks the peer, the peer's own thread may give
+        # it another table.
         if not FREE_THREADED and self.table is not None:
             self.table.wait(self.slot)
         if fd_of(self.row) >= 0:
@@ -212,7 +213,7 @@ cdef class Peer:
 
 
 cdef Verdict ask(Peer peer, connection) except *:
-    """Ask a connection what may have changed since the last time; it is ready from now on if it tells."""
+    """Check the state of a connection that can change. If it reports changes, it may be ready afterwards."""
     if peer.protocol is None:
         return OWN
     if not is_open(peer, peer.protocol, peer.names):
@@ -221,12 +222,12 @@ cdef Verdict ask(Peer peer, connection) except *:
 
 
 cdef bint is_open(Peer peer, protocol, Names names) except -1:
-    """Whether a connection is open; it may have no peer yet."""
+    """Whether a connection is open. It may have no peer yet."""
     return peer is not None and peer.protocol_free or getattr(protocol, names.state) is names.open_state
 
 
 cdef Verdict look(Peer peer, connection) except *:
-    """Ask an open connection."""
+    """Check an open connection."""
     cdef Names names = peer.names
     cdef Methods methods = peer.methods
 
@@ -244,7 +245,7 @@ cdef Verdict look(Peer peer, connection) except *:
             return OWN
     if peer.encryption is not None:
         peer.protocol_free = peer.protocol_tells
-        return TRANSPORT  # which is asked when the frame is encrypted
+        return TRANSPORT  # the transport is checked when the frame is encrypted
     if is_closing(methods, peer.transport) is not False:
         return OWN
     peer.protocol_free = peer.protocol_tells
@@ -257,10 +258,10 @@ cdef Verdict look(Peer peer, connection) except *:
         try:
             methods.write(peer.transport, EMPTY)
         except Exception:
-            return TRANSPORT  # which will raise the same once more, where it is reported
+            return TRANSPORT  # the real write will raise it again, and that is reported
     if peer.tells and fd_of(peer.row) < 0:
         if peer.transport.get_protocol() is not connection:
-            return OWN  # somebody else is told what happens, as after loop.start_tls()
+            return OWN  # the transport reports to another protocol, for example after loop.start_tls()
         ready_peers.offer(peer, connection)
     return DIRECT
 
@@ -280,13 +281,14 @@ cdef object is_buffering(Methods methods, transport):
 cdef extern from *:
     """
     /*
-     * Hints to the cache, nothing else: gather chases pointers from cold object to cold object, and after a round of
-     * system calls each of them is a miss. CPython keeps the attributes of an instance in an array apart from the
-     * object before 3.13, and right behind it since. If it ever keeps them elsewhere, the hint is wasted, no more.
+     * These are only hints to the cache. Gather follows pointers from one cold object to another, and after a round of
+     * system calls, each access is a cache miss. CPython stores the attributes of an instance in a separate array
+     * before 3.13, and right behind the object since then. If it ever stores them elsewhere, the hint is useless but
+     * harmless.
      */
     enum { WSFAST_LINE = 64, WSFAST_ATTRIBUTES = 4 /* lines: 32 attributes */, WSFAST_KEYS = 12 /* of 40 keys */ };
 
-    /* The first line is really read: where a page is not in the TLB, processors may drop what is only a hint. */
+    /* The first line is really read: processors may drop a hint if its page is not in the TLB. */
     static inline void wsfast_fetch(const char *start, int lines) {
         (void)*(const volatile char *)start;
         for (int i = 1; i < lines; i++)
@@ -304,7 +306,7 @@ cdef extern from *:
     #if PY_VERSION_HEX >= 0x030D0000
         const char *values = (const char *)object;
     #elif PY_VERSION_HEX >= 0x030C0000
-        const char *values = ((const char *const *)object)[-3]; /* tagged with 1, or else a dict */
+        const char *values = ((const char *const *)object)[-3]; /* tagged with 1; otherwise a dict */
         values -= (uintptr_t)values & 1;
     #else
         const char *values = ((const char *const *)object)[-4];
@@ -325,15 +327,15 @@ cdef extern from *:
 
 cdef enum:
     AHEAD = 32  # connections that are fetched into the cache at a time
-    TRANSPORT_LINES = 5  # cache lines in which uvloop's transports keep what is asked of them
+    TRANSPORT_LINES = 5  # cache lines in which uvloop's transports keep the state that is checked
     ENCODER_LINES = 1
     PEER_LINES = 3
 
 
 cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject *kind) except -1:
-    """Fetch what `ask` is going to read of these connections, all at once rather than one miss after the other.
+    """Fetch the memory that `ask` will read for these connections, all at once to overlap the cache misses.
 
-    `kind` is the one type whose attributes may be read: that of another one's may run any code.
+    `kind` is the one type whose attributes may be read: reading an attribute of another type may run any code.
     """
     cdef PyObject *peers[AHEAD]
     cdef Py_ssize_t i
@@ -347,14 +349,14 @@ cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject 
         if Py_TYPE(<object>PyList_GET_ITEM(connections, i)) == kind:
             peer = getattr(<object>PyList_GET_ITEM(connections, i), PEER, None)
             if type(peer) is Peer:
-                peers[i - start] = <PyObject *>peer  # borrowed: nothing runs here that could end it
+                peers[i - start] = <PyObject *>peer  # borrowed: no code runs here that could free it
                 wsfast_fetch_object(peer, PEER_LINES)
     warm_peers(peers, stop - start)
     return 0
 
 
 cdef void warm_peers(PyObject **peers, Py_ssize_t count):
-    """The same, for peers that have been fetched; NULL for none."""
+    """The same for peers that were fetched already; NULL for no peer."""
     cdef Py_ssize_t i
 
     for i in range(count):

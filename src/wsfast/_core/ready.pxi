@@ -1,4 +1,4 @@
-# ---- Peers that are ready, in dense arrays, and how they are found by their connections, which are not touched
+# ---- Peers that are ready, in dense arrays. They are found by the addresses of their connections
 
 
 cdef extern from *:
@@ -9,18 +9,18 @@ cdef extern from *:
         return 0;
     }
 
-    /* The object that has the items of a collection, and must be locked for that: itself, or the dict of a view. */
+    /* The object that stores the items of a collection, and must be locked to read them: itself, or a view's dict. */
     static PyObject *wsfast_storage(PyObject *collection)
     {
         PyObject *storage = collection;
         if (Py_IS_TYPE(collection, &PyDictValues_Type) || Py_IS_TYPE(collection, &PyDictKeys_Type))
-            Py_TYPE(collection)->tp_traverse(collection, wsfast_keep, &storage); /* the one object that it refers to */
+            Py_TYPE(collection)->tp_traverse(collection, wsfast_keep, &storage); /* it refers to one object only */
         return storage;
     }
 
     /*
-     * The next items of a collection, in the order in which it is iterated over: borrowed, and none of them is touched.
-     * Returns their number, or -1 if it is not known how the collection keeps them. No code of Python's runs.
+     * Get the next items of a collection, in the order of iteration. The references are borrowed, and no item is
+     * touched. Returns the number of items, or -1 if it is unknown how the collection stores them. No Python code runs.
      */
     static Py_ssize_t wsfast_items(PyObject *collection, Py_ssize_t *cursor, PyObject **items, Py_ssize_t room)
     {
@@ -47,7 +47,7 @@ cdef extern from *:
         return n;
     }
 
-    /* Multiplied, since addresses of objects that were made one after the other differ in a few bits only. */
+    /* Multiplied, because addresses of objects that were created one after the other differ in a few bits only. */
     static inline uint32_t wsfast_hash(const void *address, int bits)
     {
         return (uint32_t)((uint64_t)(uintptr_t)address * 0x9E3779B97F4A7C15u >> (64 - bits));
@@ -62,39 +62,40 @@ cdef extern from *:
 
 
 cdef struct Row:
-    int fd              # of a peer that is ready; else -1
-    uint32_t window     # of one that is ready, index of what its window holds; 0: no compression. Of nobody, the next
+    int fd              # descriptor of a peer that is ready; else -1
+    uint32_t window     # if ready, the index of its window, 0 for no compression; in a free row, the next free row
 
 
 cdef struct Key:
-    PyObject *connection    # of a peer that is ready, which keeps it alive; else NULL
-    PyObject *loop          # that of the peer
+    PyObject *connection    # of a peer that is ready, which keeps the connection alive; else NULL
+    PyObject *loop          # event loop of the peer
 
 
 cdef enum:
-    OWN_ENCODER = 1     # the peer has an encoder of its own, which is dropped when its window moves on
-    UNDER_WAY = 2       # threads are sending to it, or have sent, while the event loop goes on
+    OWN_ENCODER = 1     # the connection has an encoder of its own, which is dropped when the window changes
+    UNDER_WAY = 2       # threads are sending to it, or have sent, while the event loop continues
 
 
 cdef class ReadyPeers:
-    """All that must be known of peers that are ready, those of all event loops.
+    """The state of peers that are ready, of all event loops, that sending needs.
 
-    A peer that has a descriptor has a *row* for as long as it lives; 0 is that of no peer. While it is ready, its
-    descriptor and what its window holds are in that row, and the row is found by the address of the connection. Before
-    the connection can be freed, and its address be another one's, the row is forgotten: the peer keeps it alive.
+    A peer that has a descriptor has a *row* for as long as it lives. Row 0 belongs to no peer. While the peer is ready,
+    its row contains its descriptor and its window, and the row can be found by the address of the connection. The peer
+    keeps the connection alive meanwhile. So the connection cannot be freed, and its address reused, before the row can
+    no longer be found.
 
-    The lock is held wherever one of the arrays is looked at: that of another thread may have it grow.
+    The lock is held for each access to one of the arrays, because another thread may make them grow.
     """
 
     cdef Row *rows
     cdef Key *keys
-    cdef PyObject **peers       # borrowed; NULL where a row is free
+    cdef PyObject **peers       # borrowed; NULL for a free row
     cdef uint8_t *flags
     cdef uint32_t size, room, free
-    cdef uint32_t *buckets      # rows by the addresses of connections, with linear probing; 0 for none
-    cdef int bits               # of the number of buckets, of which at most half are in use
+    cdef uint32_t *buckets      # hash table of rows by address of the connection, with linear probing; 0 for none
+    cdef int bits               # base-2 logarithm of the number of buckets, of which at most half are in use
     cdef uint32_t count
-    # What windows hold, each with the number of rows that have it.
+    # The windows, each with the number of rows that have it.
     cdef list windows
     cdef dict window_indexes
     cdef list free_windows
@@ -148,7 +149,7 @@ cdef class ReadyPeers:
         return row
 
     cdef void remove(self, uint32_t row) noexcept:
-        """Take a row back whose peer, which is not ready, ends."""
+        """Free the row of a peer that is not ready and is being deallocated."""
         lock()
         self.rows[row].window = self.free
         self.keys[row].loop = NULL
@@ -157,7 +158,7 @@ cdef class ReadyPeers:
         unlock()
 
     cdef int offer(self, Peer peer, connection) except -1:
-        """Have a peer be sent to without being looked at: from now on, its row has what its window holds."""
+        """Make a peer ready: it is sent to without a check, and its window is kept in its row from now on."""
         cdef EncoderBase encoder
         cdef uint32_t window = 0
         cdef bint owns = False
@@ -170,7 +171,7 @@ cdef class ReadyPeers:
                 encoder = peer.encoder
                 window = self.window_index(encoder.state)
                 owns = encoder.encoder is not None
-            # From here on, nothing is called that may raise.
+            # From here on, no call can raise an exception.
             if window:
                 self.window_counts[window] += 1
             self.flags[peer.row] = OWN_ENCODER if owns else 0
@@ -183,10 +184,10 @@ cdef class ReadyPeers:
         return 0
 
     cdef int withdraw(self, Peer peer) except -1:
-        """Have a peer be asked from now on, and its encoder have what its window holds."""
+        """Make a peer not ready: it is checked before it is sent to, and its window is kept in its encoder again."""
         cdef EncoderBase encoder
         cdef uint32_t index
-        cdef object found  # kept until the lock is free, since this may end the connection
+        cdef object found  # kept until the lock is released, because dropping it may free the connection
 
         lock()
         try:
@@ -212,7 +213,7 @@ cdef class ReadyPeers:
     # ---- Connections that are ready, by their addresses
 
     cdef uint32_t find(self, PyObject *connection, PyObject *loop) noexcept:
-        """Return the row of a connection that is ready and of this event loop; 0 if it is not."""
+        """Return the row of a connection, or 0 if it is not ready or belongs to another event loop."""
         cdef uint32_t mask = (<uint32_t>1 << self.bits) - 1
         cdef uint32_t bucket = wsfast_hash(connection, self.bits)
         cdef uint32_t row
@@ -226,7 +227,7 @@ cdef class ReadyPeers:
             bucket = (bucket + 1) & mask
 
     cdef void fetch(self, PyObject **connections, Py_ssize_t count) noexcept:
-        """Fetch what `find()` is going to read into the cache."""
+        """Fetch the memory that `find()` will read into the cache."""
         cdef Py_ssize_t i
         cdef uint32_t row
 
@@ -244,7 +245,7 @@ cdef class ReadyPeers:
         self.keys[row].connection = connection
         while self.buckets[bucket] and self.keys[self.buckets[bucket]].connection != connection:
             bucket = (bucket + 1) & mask
-        self.count += self.buckets[bucket] == 0  # else it is that of another peer of this connection
+        self.count += self.buckets[bucket] == 0  # otherwise, the bucket is that of another peer of this connection
         self.buckets[bucket] = row
 
     cdef void forget(self, uint32_t row) noexcept:
@@ -261,7 +262,7 @@ cdef class ReadyPeers:
             gap = (gap + 1) & mask
         self.buckets[gap] = 0
         self.count -= 1
-        # Those behind it are found from where their search begins: the gap must not be in between.
+        # Move rows behind the gap so that no gap is between a row and the bucket where the search for it begins.
         bucket = (gap + 1) & mask
         while self.buckets[bucket]:
             first = wsfast_hash(self.keys[self.buckets[bucket]].connection, self.bits)
@@ -272,7 +273,7 @@ cdef class ReadyPeers:
             bucket = (bucket + 1) & mask
 
     cdef int rebuild(self, int bits) except -1:
-        """Find rows by so many bits of a hash."""
+        """Rebuild the hash table with 2**bits buckets."""
         cdef size_t size = <size_t>1 << bits, i
         cdef size_t old_size = <size_t>1 << self.bits if self.buckets != NULL else 0
         cdef uint32_t *old = self.buckets
@@ -288,10 +289,10 @@ cdef class ReadyPeers:
         PyMem_Free(old)
         return 0
 
-    # ---- What windows hold
+    # ---- Windows
 
     cdef uint32_t window_index(self, window) except 0:
-        """Return the index of what a window holds, which nobody has yet if it is new."""
+        """Return the index of a window. If the window is new, it gets one, and no row has it yet."""
         cdef size_t room
         cdef uint32_t index
         cdef PyObject *known = PyDict_GetItem(self.window_indexes, window)
@@ -315,7 +316,7 @@ cdef class ReadyPeers:
         return index
 
     cdef int forget_window(self, uint32_t index) except -1:
-        """Forget what no window holds any more."""
+        """Forget a window if no row has it any more."""
         if self.window_counts[index] == 0:
             del self.window_indexes[self.windows[index]]
             self.windows[index] = None
@@ -323,7 +324,7 @@ cdef class ReadyPeers:
         return 0
 
     cdef int move_window(self, uint32_t row, window) except -1:
-        """Note what the window of a peer holds now, ready or not."""
+        """Note the new window of a peer, whether it is ready or not."""
         cdef EncoderBase encoder
         cdef uint32_t before, index
 
@@ -352,7 +353,7 @@ cdef ReadyPeers ready_peers = ReadyPeers()
 
 
 cdef inline int fd_of(uint32_t row) noexcept:
-    """Return the descriptor of a peer that is ready, else -1."""
+    """Return the descriptor of a peer that is ready, or -1."""
     lock()
     cdef int fd = ready_peers.rows[row].fd
     unlock()
@@ -360,7 +361,7 @@ cdef inline int fd_of(uint32_t row) noexcept:
 
 
 cdef inline object window_in(uint32_t row):
-    """Return what the window of a peer that is ready holds; None if its messages are not compressed."""
+    """Return the window of a peer that is ready; None if its messages are not compressed."""
     if not FREE_THREADED:
         return ready_peers.windows[ready_peers.rows[row].window]
     lock()
@@ -370,7 +371,7 @@ cdef inline object window_in(uint32_t row):
 
 
 cdef inline PyObject *peer_in(uint32_t row) noexcept:
-    """Return a peer, borrowed; NULL if it has ended, which only another thread can have brought about."""
+    """Return a peer, borrowed; NULL if it is gone, which only another thread can have caused."""
     lock()
     cdef PyObject *peer = ready_peers.peers[row]
     unlock()

@@ -1,41 +1,42 @@
-# ---- What is written in one loop
+# ---- Sends that are done in one loop
 
 
 @cython.no_gc_clear  # threads may be reading the frames until it is deallocated
 cdef class Sends:
-    """Descriptors that are written to in one loop, in this order or by several threads, and what each is sent."""
+    """Descriptors to write to, in order or with several threads, and the data for each of them."""
 
+    # For each descriptor.
     cdef int *fds
-    cdef uint32_t *groups       # what each one is sent
-    cdef Py_ssize_t *places     # of each one's connection: its position in the list, or its slot
-    cdef uint32_t *rows         # of each one's peer, among those that are ready, whether it is or not
-    cdef ssize_t *results       # what became of each: see wsf.h
+    cdef uint32_t *groups       # group: connections in the same group are sent the same data
+    cdef Py_ssize_t *places     # place of the connection: its position in the list, or its slot
+    cdef uint32_t *rows         # row of the peer in `ready_peers`, whether it is ready or not
+    cdef ssize_t *results       # result: see wsf.h
     cdef size_t size, room
-    # Of each group.
+    # For each group.
     cdef list encodings, messages
-    cdef list data              # frames, or payloads if they are masked for each
+    cdef list data              # frames; payloads if they are masked for each connection
     cdef wsf_buffer *buffers
     cdef uint8_t *firsts
     cdef size_t group_room
     cdef size_t largest         # octets of the largest frame
-    cdef size_t files           # groups up to the last one that has a file
-    cdef int opener             # process that has opened them
-    cdef list before, after     # what windows held, and hold then; None if that is the same
-    cdef uint32_t *receivers    # how many there are
-    cdef dict index             # groups by node and by what the window holds
+    cdef size_t files           # number of groups up to the last one that has a file
+    cdef int opener             # process that opened the files
+    cdef list before, after     # windows before and after; None after if the window does not change
+    cdef uint32_t *receivers    # number of connections
+    cdef dict index             # groups by node and window
     cdef uint32_t last_node, last_group
     cdef PyObject *last_window
-    # Of frames that are masked.
+    # For masked frames.
     cdef const uint8_t *keys
     cdef uint8_t *scratch
     cdef size_t scratch_size
     cdef unsigned scratch_rooms
-    # Of threads.
+    # For threads.
     cdef wsf_sends call
     cdef bint begun
     cdef size_t offered
-    cdef object done            # what owns the descriptor that is told
-    cdef list kept              # without a GIL, connections that another thread might free while they are sent to
+    cdef object done            # owner of the descriptor that is notified
+    cdef list kept              # without a GIL, connections that another thread might free during the send
 
     def __cinit__(self):
         self.encodings = []
@@ -80,12 +81,12 @@ cdef class Sends:
         return 0
 
     cdef Py_ssize_t add_ready(self, connections, dict left, PyTypeObject *kind, running_loop) except -1:
-        """Add all connections of a collection that are ready; return its size.
+        """Add all connections of a collection that are ready; return the size of the collection.
 
-        The others, with their places, are put into `left`. Returns 0, and has added none, if these are many, or not of
-        the type `kind`, which is the one whose attributes may be read, or must wait for those ahead of them.
+        The other connections are put into `left`, by place. Returns 0, and adds none, if these are too many, or do not
+        have the type `kind`, which is the only one whose attributes may be read, or must wait for earlier connections.
 
-        No code of Python's runs: the collection stays as it is, and all that it holds stays alive.
+        No Python code runs: the collection does not change, and its items stay alive.
         """
         with cython.critical_section(<object>wsfast_storage(connections)):
             lock()
@@ -120,13 +121,13 @@ cdef class Sends:
         return place
 
     cdef uint32_t group_of(self, window, message, bint masked) except? 0:
-        """Return what those are sent in a broadcast whose windows hold this."""
+        """Return the group of connections with this window in a broadcast."""
         if PyList_GET_SIZE(self.encodings) == 0 or self.last_window != <PyObject *>window:
             self.new_group(0, window, message, masked)
         return self.last_group
 
     cdef int new_group(self, uint32_t node, window, message, bint masked) except -1:
-        """Choose what those at a node are sent whose windows hold this; None for no compression."""
+        """Find or add the group of connections at a node with this window; None for no compression."""
         groups = self.index.setdefault(node, {})
         group = groups.get(window)
         if group is None:
@@ -164,7 +165,7 @@ cdef class Sends:
             self.receivers[self.groups[i]] += 1
 
     cdef void count_receivers(self) noexcept:
-        """Have what windows hold now know by how many it is held. No code of Python's runs."""
+        """Update the numbers of receivers of the windows. No Python code runs."""
         cdef size_t i
 
         self.count()
@@ -174,10 +175,10 @@ cdef class Sends:
                 move_receivers(<WindowBase>before, <WindowBase>after, self.receivers[i])
 
     cdef void open_files(self, size_t expected) noexcept:
-        """Put large frames into files, if many enough are sent them.
+        """Put large frames into files, if they have enough receivers.
 
-        Where threads begin while connections are still being gathered, all get the same frame, and `expected` says how
-        many there may be.
+        If threads begin while connections are still being gathered, all of them get the same frame, and `expected` is
+        the largest possible number of connections.
         """
         cdef size_t groups = <size_t>PyList_GET_SIZE(self.data), i
 
@@ -192,7 +193,7 @@ cdef class Sends:
         self.opener = getpid() if self.files else 0
 
     cdef void close_files(self) noexcept nogil:
-        """Close the files of large frames, in the process that has opened them: another may have reused descriptors."""
+        """Close the files of large frames, but only in the process that opened them: another may reuse descriptors."""
         cdef size_t i
 
         if self.files and self.opener == getpid():
@@ -203,7 +204,7 @@ cdef class Sends:
         self.files = 0
 
     cdef bint begin(self, size_t expected) noexcept:
-        """Have threads send, if there are any; there must be room for all, and for all groups, from now on."""
+        """Start threads on this, if there are any. From now on, no array may grow."""
         self.open_files(expected)
         self.call = wsf_sends(
             self.fds,
@@ -221,13 +222,13 @@ cdef class Sends:
         return self.begun
 
     cdef void offer(self) noexcept:
-        """Have threads send what is there so far, if there are any."""
+        """Let threads, if there are any, send to the connections added so far."""
         if self.size > self.offered and (self.begun or self.begin(self.room)):
             self.offered = self.size
             wsf_offer(self.size)
 
     cdef bint detach(self, done, int fd) except -1:
-        """Have threads send all while the caller goes on; the descriptor, which `done` owns, is told when they have."""
+        """Let threads send everything while the caller continues; they notify `fd`, owned by `done`, when finished."""
         self.done = done
         if self.begin(self.size):
             if wsf_detach(&self.call, self.size, fd):
@@ -238,7 +239,7 @@ cdef class Sends:
         return False
 
     cdef size_t send(self, bint threaded) noexcept:
-        """Send all; return how many were taken whole."""
+        """Send everything; return how many connections took their whole frame."""
         cdef const uint32_t *groups = self.groups if PyList_GET_SIZE(self.data) > 1 else NULL
         cdef size_t complete
 
@@ -272,7 +273,7 @@ cdef object first_of_several(connections):
 
 
 cdef bint can_be_last(connection, PyTypeObject *kind, running_loop, uint32_t batch) except -1:
-    """Whether a connection that is not ready can be gathered after all others. No code of Python's runs.
+    """Whether a connection that is not ready can be gathered after all others. No Python code runs.
 
     `kind` is the one type whose attributes may be read.
     """
@@ -287,7 +288,7 @@ cdef bint can_be_last(connection, PyTypeObject *kind, running_loop, uint32_t bat
 
 
 cdef class Seen:
-    """The descriptors gathered in one batch: one mark for each, told from those of older batches by its number."""
+    """The descriptors gathered in one batch. The mark of each is the number of the last batch that it was in."""
 
     cdef uint32_t *marks
     cdef Py_ssize_t size
@@ -342,13 +343,13 @@ cdef bint mark(int fd, uint32_t batch) except -1:
 
 
 cdef bint tells_loss(ssize_t result) noexcept:
-    """Whether a result is an error that the kernel does not tell again, and not to the transport."""
-    # The others tell that something was not to be had right now; EPIPE is told again and again.
+    """Whether a result is an error that the kernel reports only once, so that the transport will not get it."""
+    # The other errors report a temporary lack of something, except EPIPE, which the kernel reports each time.
     return result < 0 and result not in (-EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM)
 
 
 cdef object window_of(Peer peer):
-    """Return what a peer's window holds; None if its messages are not compressed."""
+    """Return the window of a peer; None if its messages are not compressed."""
     if peer.encoder is None:
         return None
     if fd_of(peer.row) >= 0:
@@ -357,7 +358,7 @@ cdef object window_of(Peer peer):
 
 
 cdef ssize_t masked_size(encoding) except -1:
-    """Size of a frame of a client."""
+    """Return the size of a masked frame."""
     cdef uint8_t header[WSF_MAX_HEADER]
     cdef const uint8_t *key = [0, 0, 0, 0]
     cdef size_t size = PyBytes_GET_SIZE(<bytes?>encoding.payload)

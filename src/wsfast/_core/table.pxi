@@ -1,4 +1,4 @@
-# ---- The tick table: what each subscriber of an event loop is to be sent, in dense arrays
+# ---- The tick table: what each subscriber of an event loop must be sent, in dense arrays
 
 
 cdef class Members:
@@ -6,7 +6,7 @@ cdef class Members:
 
     cdef uint32_t *_slots
     cdef size_t _size, _room
-    cdef uint64_t _stamp            # tick and number of the entry that they got last
+    cdef uint64_t _stamp            # tick and number of the last entry that they got
 
     def __cinit__(self):
         self._stamp = UINT64_MAX
@@ -43,8 +43,8 @@ cdef class Members:
 
 
 cdef struct Node:
-    uint32_t parent, entry          # where it came from, and by which entry
-    uint32_t child, child_entry     # where the entry that was asked for last leads
+    uint32_t parent, entry          # the node before it, and the entry in between
+    uint32_t child, child_entry     # the node that the entry used last leads to, and that entry
 
 
 cdef struct Generation:
@@ -52,14 +52,14 @@ cdef struct Generation:
     size_t steps_size, steps_room
     uint32_t *touched               # slots that have left node 0, in that order, each once; some may be back
     size_t touched_size, touched_room
-    size_t first, cursor            # where sending began in `touched`, and how many have been looked at since
-    size_t left                     # slots that are not at node 0
+    size_t first, cursor            # index in `touched` where sending began, and how many were checked since then
+    size_t left                     # number of slots that are not at node 0
 
 
 cdef enum:
-    ASIDE = 1           # listed rather than sent to
-    TOUCHED = 2         # it is among those that are touched in the first generation; shifted by one, in the second
-    DETACHED = 8        # threads are sending to it, or have sent, while the event loop goes on
+    ASIDE = 1           # listed instead of sent to
+    TOUCHED = 2         # in `touched` of the first generation; shifted left by one, of the second
+    DETACHED = 8        # threads are sending to it, or have sent, while the event loop continues
 
 cdef uint32_t NO_ENTRY = UINT32_MAX
 
@@ -82,21 +82,21 @@ cdef class Batch
 cdef class TickTable:
     """See the twin."""
 
-    cdef uint32_t *rows         # of each slot's peer, among those that are ready
-    cdef uint32_t *nodes[2]     # of each slot, in each generation
-    cdef uint32_t *skips        # of each slot, how many of its entries that are being sent have been sent
+    cdef uint32_t *rows         # for each slot, the row of its peer in `ready_peers`
+    cdef uint32_t *nodes[2]     # for each generation and slot, the node
+    cdef uint32_t *skips        # for each slot, how many entries of the generation being sent it was sent already
     cdef uint8_t *flags
     cdef size_t size, room
     cdef readonly list peers
     cdef list free
     cdef Generation generations[2]
-    cdef list entries           # of each generation
-    cdef int publishing         # which generation is being published; the other one is being sent
+    cdef list entries           # for each generation, a list of its entries
+    cdef int publishing         # index of the generation that is being published; the other one is being sent
     cdef uint64_t tick          # how often sending has begun
-    # What is detached.
+    # The detached batch.
     cdef Batch batch
-    cdef readonly size_t detached   # slots with that flag
-    cdef uint32_t *indexes          # of each of them, its index in the batch
+    cdef readonly size_t detached   # number of slots with the flag DETACHED
+    cdef uint32_t *indexes          # for each of these slots, its index in the batch
     cdef public object settle
 
     def __cinit__(self):
@@ -139,7 +139,7 @@ cdef class TickTable:
             self.size += 1
         self.rows[slot] = peer.row
         self.nodes[0][slot] = self.nodes[1][slot] = self.skips[slot] = 0
-        self.flags[slot] &= TOUCHED | TOUCHED << 1  # whoever had the slot before may have been published to
+        self.flags[slot] &= TOUCHED | TOUCHED << 1  # the previous peer with this slot may have been published to
         if peer.masked:
             self.flags[slot] |= ASIDE
         self.peers[slot] = peer
@@ -151,7 +151,7 @@ cdef class TickTable:
         cdef Py_ssize_t slot = peer.slot
 
         self.check(slot)
-        peer.invalidate()  # which waits
+        peer.invalidate()  # this waits for threads that send to it
         peer.slot, peer.table = -1, None
         self.rows[slot] = 0
         self.clear(slot, 0)
@@ -166,7 +166,7 @@ cdef class TickTable:
         return 0
 
     cpdef wait(self, Py_ssize_t slot):
-        # If it is finishing, another thread asks: the one that has detached it waits for its end.
+        # If the batch is finishing, this is another thread: the thread that detached the batch waits for its end.
         if self.flags[slot] & DETACHED and not self.batch.finishing and not self.batch.note_early(self.indexes[slot]):
             self.settle()
 
@@ -263,7 +263,7 @@ cdef class TickTable:
         cdef Generation *generation
 
         if self.sending:
-            raise ValueError("what was published before is still being sent")
+            raise ValueError("the entries published before are still being sent")
         self.publishing = 1 - self.publishing
         self.tick += 1
         generation = &self.generations[1 - self.publishing]
