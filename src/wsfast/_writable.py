@@ -96,7 +96,7 @@ class Writable:
         """Start the timer if there is something to call."""
         if self._later and (self._timer is None or self._loop.time() - self._timer.when() > LATE):
             if self._timer is not None and self._timer.when() <= self._loop.time():
-                self._timer.cancel()  # it may be late, rather than lost
+                self._timer.cancel()  # it may be late, not lost
             self._timer = self._loop.call_later(POLL_INTERVAL, self._on_time)
 
     def forget(self, fd: int, key: object) -> None:

@@ -52,7 +52,7 @@ class Policy:
         self._make_room(queue, now)
 
     def _is_full(self, queue: Queue, now: float, messages: int, size: int) -> bool:
-        """Whether so much more exceeds a bound. One message may always wait."""
+        """Whether adding `messages` messages of `size` bytes would exceed a bound. One message may always wait."""
         return queue.oldest is not None and (
             (self.max_age is not None and queue.oldest.time < now - self.max_age)
             or (

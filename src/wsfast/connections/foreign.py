@@ -236,7 +236,7 @@ class _Ends:
         # A signal handler may have interrupted the last check before it began.
         if self._timer is None or loop.time() - self._timer.when() > CLOSING_INTERVAL:
             if self._timer is not None and self._timer.when() <= loop.time():
-                self._timer.cancel()  # it may be late, rather than lost
+                self._timer.cancel()  # it may be late, not lost
             self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
