@@ -37,7 +37,7 @@ from .connections.shape import (
     when_lost,
     why_lost,
 )
-from .connections.websockets import Telling
+from .connections.websockets import Reporting
 
 __all__ = ["Dispatcher"]
 
@@ -115,7 +115,7 @@ class Dispatcher(Draining):
             peer.connection, peer.dispatcher = connection, self
             try:
                 self.table.add(peer)
-                if not isinstance(connection, Telling):
+                if not isinstance(connection, Reporting):
                     when_lost(connection).add_done_callback(Lost(peer))
                 hook_closers(peer, connection)
             except BaseException:
@@ -142,7 +142,7 @@ class Dispatcher(Draining):
             self._forget(backlog)
         if connection is not None:
             unhook_closers(connection)
-        if connection is not None and not isinstance(connection, Telling):
+        if connection is not None and not isinstance(connection, Reporting):
             when_lost(connection).remove_done_callback(Lost(peer))
 
     def end(self, peer: core.Peer, why: Ended | None = None) -> None:

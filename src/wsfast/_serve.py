@@ -16,12 +16,12 @@ from websockets.extensions.base import ServerExtensionFactory
 from websockets.http11 import Request, Response
 from websockets.typing import Origin, Subprotocol
 
-from .connections.websockets import TellingConnection
+from .connections.websockets import ReportingConnection
 
 __all__ = ["ServeOptions", "ServerConnection", "Serving", "serve"]
 
 
-class ServerConnection(TellingConnection):
+class ServerConnection(ReportingConnection):
     """A connection of websockets that reports its changes of state to `broadcast()` and channels.
 
     Use it like the `ServerConnection` of websockets. Two things differ. `send()` first waits until the messages that

@@ -22,8 +22,8 @@ __all__ = [
     "MaskedLink",
     "Network",
     "OtherSans",
+    "ReportingLink",
     "Sans",
-    "TellingLink",
     "Transport",
     "UnknownLink",
     "UnknownTransport",
@@ -125,7 +125,7 @@ class MaskedLink(Link):
     """One whose frames are masked."""
 
 
-class TellingLink(Link):
+class ReportingLink(Link):
     """One that tells what happens to it."""
 
 
@@ -159,9 +159,9 @@ _LAYOUTS = {
         methods={"speak": Link.speak},
         protocol_methods={},
         masked=kind is MaskedLink,
-        tells=kind is TellingLink,
+        reports=kind is ReportingLink,
     )
-    for kind in (Link, MaskedLink, TellingLink)
+    for kind in (Link, MaskedLink, ReportingLink)
 }
 
 

@@ -26,7 +26,7 @@ from websockets.asyncio.server import ServerConnection
 import wsfast
 from helpers.peers import TIMEOUT, BasePeer, Frame, Peer, StreamPeer, accept_upgrade, inflate, parse_frames, until
 from wsfast.connections.shape import peer_of
-from wsfast.connections.websockets import SEND_IN_PROGRESS, Telling
+from wsfast.connections.websockets import SEND_IN_PROGRESS, Reporting
 
 __all__ = ["Outcome", "Scenario", "Stage", "describe", "drop", "fragmented_send", "play", "upstream", "version"]
 
@@ -192,7 +192,7 @@ class Stage:
         connection, peer = await (self._dial(**options) if kind == "client" else self._accept(kind, **options))
         self.connections.append(connection)
         self.peers.append(peer)
-        if known and isinstance(connection, Telling):
+        if known and isinstance(connection, Reporting):
             peer_of(connection).check(connection)
         # Whether records of the handshake are in order is not of interest here, and they tell the time.
         self.recorder.records.clear()

@@ -195,7 +195,7 @@ def test_lost_transports_are_not_aborted(monkeypatch: pytest.MonkeyPatch) -> Non
         await lost.wait()
         await until(lambda: transport.get_extra_info("socket").fileno() < 0)
         foreign.abort_later(transport, loop)
-        await until(lambda: not foreign._Ends.of(loop)._transports)
+        await until(lambda: not foreign._ClosingWatch.of(loop)._transports)
         foreign.abort(transport)
         for _ in range(5):
             await asyncio.sleep(0)

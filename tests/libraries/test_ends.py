@@ -89,7 +89,7 @@ class Stalled:
         assert stats.published == stats.sent + stats.dropped + stats.conflated
         dispatcher = Dispatcher.of(loop)
         await until(lambda: not dispatcher._tasks, "the tasks that close it")
-        ends = foreign._Ends.of(loop)
+        ends = foreign._ClosingWatch.of(loop)
         await until(lambda: ends._timer is None, "the timer")
         assert not ends._connections
         assert not ends._transports

@@ -37,8 +37,8 @@ from helpers.links import (
     MaskedLink,
     Network,
     OtherSans,
+    ReportingLink,
     Sans,
-    TellingLink,
     Transport,
     UnknownLink,
     UnknownTransport,
@@ -238,7 +238,7 @@ def test_rejects_wrong_arguments(core: Any, function: str, arguments: tuple[Any,
 def test_peer_knows_what_does_not_change(core: Any, network: Network) -> None:
     """A peer has its connection's event loop, protocol, transport and encoder, and no slot."""
     lazy = LazyEncoder(parameters_of())
-    for link_type in Link, MaskedLink, TellingLink:
+    for link_type in Link, MaskedLink, ReportingLink:
         link = network.link(link_type, sans=Sans(lazy))
         peer = core.Peer(link, layout_of(link_type), transport_layout_of)
         assert (peer.loop, peer.protocol, peer.transport, peer.encoder) == (LOOP, link.sans, link.wire, lazy)
@@ -279,7 +279,7 @@ BUSY = {
 }
 
 
-@pytest.mark.parametrize("link_type", [Link, MaskedLink, TellingLink])
+@pytest.mark.parametrize("link_type", [Link, MaskedLink, ReportingLink])
 def test_check_looks_at_the_connection(core: Any, network: Network, link_type: type[Link]) -> None:
     """Peer.check() finds out each time how the connection may be sent to."""
     verdicts = core.Verdict
@@ -299,7 +299,7 @@ def test_check_looks_at_the_connection(core: Any, network: Network, link_type: t
 @pytest.mark.parametrize("error", [None, RuntimeError("no more")])
 def test_check_tries_transports_that_must_be_asked(core: Any, network: Network, error: Any) -> None:
     """Peer.check() leaves it to a transport that refuses a write of nothing to refuse the frame, too."""
-    link = network.link(TellingLink, AskedTransport)
+    link = network.link(ReportingLink, AskedTransport)
     peer = peer_of(core, link)
     link.wire.error = error  # type: ignore[attr-defined]
     direct = core.sends_directly and error is None
@@ -311,7 +311,7 @@ def test_check_tries_transports_that_must_be_asked(core: Any, network: Network, 
 def test_check_asks_how_much_waits_only_where_it_cannot_see(core: Any, network: Network) -> None:
     """Peer.check() asks a transport for the size of its write buffer if it has no attribute that tells."""
     for transport_type in Transport, AskedTransport:
-        link = network.link(TellingLink, transport_type)
+        link = network.link(ReportingLink, transport_type)
         peer = peer_of(core, link)
         for waiting in 0, 1, 0:
             link.wire.waiting = waiting
@@ -322,7 +322,7 @@ def test_check_asks_how_much_waits_only_where_it_cannot_see(core: Any, network: 
 
 def test_a_connection_whose_transport_has_another_protocol_is_not_ready(core: Any, network: Network) -> None:
     """After transport.set_protocol(), somebody else is told what happens to the connection."""
-    link = network.link(TellingLink)
+    link = network.link(ReportingLink)
     peer = peer_of(core, link)
     peer.check(link)
     assert peer.ready is True
@@ -335,7 +335,7 @@ def test_a_connection_whose_transport_has_another_protocol_is_not_ready(core: An
 def test_an_encoder_of_a_ready_peer_is_primed_with_what_was_sent(core: Any, network: Network) -> None:
     """Whoever has kept the protocol of a connection compresses after what the tick table has had sent."""
     lazy = LazyEncoder(parameters_of())
-    link = network.link(TellingLink, sans=Sans(lazy))
+    link = network.link(ReportingLink, sans=Sans(lazy))
     peer = peer_of(core, link)
     core.TickTable().add(peer)
     peer.check(link)
@@ -346,12 +346,12 @@ def test_an_encoder_of_a_ready_peer_is_primed_with_what_was_sent(core: Any, netw
 
 def test_only_connections_that_tell_are_ready(core: Any, network: Network) -> None:
     """A peer is ready once it was looked at if its connection tells, until it is invalidated."""
-    for link_type in Link, MaskedLink, TellingLink:
+    for link_type in Link, MaskedLink, ReportingLink:
         link = network.link(link_type)
         peer = peer_of(core, link)
         for _ in range(2):
             peer.check(link)
-            assert peer.ready is (link_type is TellingLink)
+            assert peer.ready is (link_type is ReportingLink)
             peer.invalidate()
             assert peer.ready is False
             peer.invalidate()
@@ -398,7 +398,7 @@ def test_a_protocol_is_watched_only_where_that_is_of_use(core: Any, network: Net
 
 def test_check_raises_what_attributes_raise(core: Any, network: Network) -> None:
     """Peer.check() raises what reading the connection raises; then it is not ready."""
-    link = network.link(TellingLink)
+    link = network.link(ReportingLink)
     peer = peer_of(core, link)
     peer.check(link)
     del link.sending
@@ -484,7 +484,7 @@ def places(pairs: list[tuple[int, Any]]) -> list[int]:
 
 def test_sends_to_all(core: Any, network: Network) -> None:
     """A batch deals with every connection from start on, and with none ahead of it."""
-    links = [network.link(kind) for kind in (Link, Link, MaskedLink, Link, MaskedLink, TellingLink)]
+    links = [network.link(kind) for kind in (Link, Link, MaskedLink, Link, MaskedLink, ReportingLink)]
     batch = send(core, links, 1)
     assert (batch.stop, batch.closed, batch.cut, batch.refused, batch.own) == (6, [], [], [], [])
     if core is _pure:
@@ -658,7 +658,7 @@ def test_encoders_move_on_when_all_was_sent(core: Any, network: Network) -> None
     encodings = self_contained(message)
     encoders = [LazyEncoder(parameters_of(bits), zlib.compressobj()) for bits in (9, 12, 12, 12)]
     states = [encoder.state for encoder in encoders]
-    kinds = [Link, Link, MaskedLink, TellingLink]
+    kinds = [Link, Link, MaskedLink, ReportingLink]
     links = [network.link(kind, sans=Sans(encoder)) for kind, encoder in zip(kinds, encoders, strict=True)]
     blocked = network.link(sans=Sans(LazyEncoder(parameters_of())))
     network.fill(blocked)
@@ -694,7 +694,7 @@ def test_encoders_stay_when_nothing_was_compressed(core: Any, network: Network) 
 def test_ready_connections_are_not_looked_at(name: str, network: Network) -> None:
     """The extension asks nothing of a connection that is ready, until that is invalidated."""
     core = load_core(name)
-    links = [network.link(TellingLink) for _ in range(3)]
+    links = [network.link(ReportingLink) for _ in range(3)]
     assert send(core, links).sent == 3
     links[1].sending = object()
     links[2].sans.condition = CLOSED
@@ -767,7 +767,7 @@ def test_tries_transports_that_must_be_asked(core: Any, network: Network) -> Non
     assert [network.stream(links[i]) for i in (0, 2)] == [b"\x81\x05hello"] * 2
 
 
-@pytest.mark.parametrize("kind", [Link, MaskedLink, TellingLink])
+@pytest.mark.parametrize("kind", [Link, MaskedLink, ReportingLink])
 @pytest.mark.parametrize("size", [10, 70_000, 3_000_000])
 def test_cuts_frames(core: Any, network: Network, kind: type[Link], size: int) -> None:
     """A batch lists the end of a frame of which the kernel took only the beginning, and what it did not take at all."""
@@ -795,7 +795,7 @@ def test_cuts_frames(core: Any, network: Network, kind: type[Link], size: int) -
 
 def test_sends_to_duplicates_in_turn(core: Any, network: Network) -> None:
     """A batch never has two frames under way on one connection before the first is settled."""
-    for kind in Link, MaskedLink, TellingLink:
+    for kind in Link, MaskedLink, ReportingLink:
         one, two = network.link(kind), network.link(kind)
         links = [one, two, one, one, two]
         message = PreparedMessage(b"0123456789" * 100_000)
@@ -815,7 +815,7 @@ def test_sends_to_duplicates_in_turn(core: Any, network: Network) -> None:
 
 def test_many_duplicates(core: Any, network: Network) -> None:
     """However often a connection is given, and in however many batches, it gets each message once for each time."""
-    links = [network.link(), network.link(TellingLink)] * 40
+    links = [network.link(), network.link(ReportingLink)] * 40
     start = 0
     while start < len(links):
         batch = send(core, links, start)

@@ -22,8 +22,8 @@ from helpers.links import (
     OPEN,
     Link,
     Network,
+    ReportingLink,
     Sans,
-    TellingLink,
     Transport,
     UnknownLink,
     layout_of,
@@ -67,7 +67,7 @@ def send(core: Any, connections: Collection[Any], message: Any = "hello", start:
 
 def ready_links(core: Any, network: Network, count: int, **options: Any) -> list[Any]:
     """Return connections that have been looked at."""
-    links = [network.link(TellingLink, **options) for _ in range(count)]
+    links = [network.link(ReportingLink, **options) for _ in range(count)]
     for link in links:
         peer_of(core, link).check(link)
         link._wsfast_peer.connection = None  # it is not subscribed
@@ -150,9 +150,9 @@ def test_looks_at_all_if_it_must(name: str, network: Network, odd: str) -> None:
     elif odd == "type":
         links[9] = network.link()
     elif odd == "peer":
-        links[9] = network.link(TellingLink)
+        links[9] = network.link(ReportingLink)
     else:
-        links[9] = network.link(TellingLink)
+        links[9] = network.link(ReportingLink)
         links[9].home = object()
     batch = send(core, links)
     assert type(batch.connections) is list
@@ -301,7 +301,7 @@ def test_many_come_and_go(name: str, network: Network) -> None:
     for _ in range(200):
         sock = network.exits.enter_context(near.dup())
         sock.setblocking(False)
-        links.append(TellingLink(Transport(sock)))
+        links.append(ReportingLink(Transport(sock)))
     peers = [peer_of(core, link) for link in links]
     chance = random.Random(1)
     for _ in range(60):
@@ -323,7 +323,7 @@ def test_many_come_and_go(name: str, network: Network) -> None:
 
 MOST = 12  # connections at a time
 DEEDS = st.one_of(
-    st.tuples(st.just("open"), st.sampled_from([TellingLink] * 6 + [Link, UnknownLink]), st.integers(1, 5)),
+    st.tuples(st.just("open"), st.sampled_from([ReportingLink] * 6 + [Link, UnknownLink]), st.integers(1, 5)),
     st.tuples(
         st.sampled_from(["invalidate", "check", "close", "busy", "idle", "own", "lose", "lose", "drop", "elsewhere"]),
         st.integers(0, MOST),

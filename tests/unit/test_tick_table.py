@@ -23,8 +23,8 @@ from helpers.links import (
     Link,
     MaskedLink,
     Network,
+    ReportingLink,
     Sans,
-    TellingLink,
     layout_of,
     peer_of,
     transport_layout_of,
@@ -443,7 +443,7 @@ def test_a_slot_is_sent_to_once_whoever_had_it(core: Any, network: Network) -> N
     table.add(old)
     table.append(old.slot, table.enter(1))
     table.remove(old)
-    link = network.link(TellingLink)
+    link = network.link(ReportingLink)
     new = peer_of(core, link)
     table.append(table.add(new), table.enter(2))
     table.begin(0)
@@ -513,7 +513,7 @@ def test_odd_connections_have_their_own_methods(core: Any) -> None:
 def test_failing_frames(core: Any, network: Network) -> None:
     """If frames cannot be made, nothing was sent, and all of it is still to be."""
     table = core.TickTable()
-    links = [network.link(kind) for kind in (Link, TellingLink)]
+    links = [network.link(kind) for kind in (Link, ReportingLink)]
     for link in links:
         peer_of(core, link).check(link)
         table.append(table.add(link._wsfast_peer), table.enter(link._wsfast_peer.slot))
@@ -539,7 +539,7 @@ def test_failing_frames(core: Any, network: Network) -> None:
 
 
 @c_core
-@pytest.mark.parametrize("kind", [Link, TellingLink])
+@pytest.mark.parametrize("kind", [Link, ReportingLink])
 def test_what_kernels_do_not_take(name: str, network: Network, kind: type[Link]) -> None:
     """Who takes less is listed; the others are not touched by it."""
     core = load_core(name)
@@ -551,7 +551,7 @@ def test_what_kernels_do_not_take(name: str, network: Network, kind: type[Link])
         peer.check(peer.connection)
     fill = network.fill(links[1])
     network.far[id(links[2].wire)].close()
-    if kind is TellingLink:  # which is not asked again
+    if kind is ReportingLink:  # which is not asked again
         links[0].sending = object()
     table.append(0, table.enter(5))  # alone with a frame that fits
     table.publish(members_of(core, 0, 1, 2, 3, 4), table.enter(6), {0})
@@ -575,7 +575,7 @@ def test_what_kernels_do_not_take(name: str, network: Network, kind: type[Link])
         out = len(network.received(links[slot]))
         assert 0 < out == len(big) - len(rest)
     assert [table.is_pending(slot) for slot in range(5)] == [False, True, True, False, False]
-    assert [peer.ready for peer in peers] == [kind is TellingLink, False, False, False, False]
+    assert [peer.ready for peer in peers] == [kind is ReportingLink, False, False, False, False]
     assert network.received(links[0]) == b"5;"
     assert len(network.received(links[1])) == fill
     assert (take(table, 1), take(table, 2)) == ([6], [6])
@@ -588,7 +588,7 @@ def test_cut_among_several_frames(name: str, network: Network, sizes: tuple[int,
     """Of several frames, that which was cut is listed up to its end; those behind it are still to be sent."""
     core = load_core(name)
     table = core.TickTable()
-    link = network.link(TellingLink, small=True)
+    link = network.link(ReportingLink, small=True)
     peer = peer_of(core, link)
     slot = table.add(peer)
     frames = [b"%d" % index * size for index, size in enumerate(sizes)]
@@ -643,7 +643,7 @@ def test_skips_end_with_the_owner(name: str, network: Network) -> None:
 def test_a_slot_is_asked_when_it_is_given_out(core: Any, network: Network) -> None:
     """Nothing is written to the descriptor of whoever had the slot before, nor to one that was ready before."""
     table = core.TickTable()
-    link = network.link(TellingLink)
+    link = network.link(ReportingLink)
     peer = peer_of(core, link)
     peer.check(link)
     table.add(peer)
@@ -697,7 +697,7 @@ def ready_links(core: Any, network: Network, table: Any, encoders: list[Any], **
     """Return connections in the table that are known to be ready, with these encoders."""
     links = []
     for encoder in encoders:
-        link = network.link(TellingLink, sans=Sans() if encoder is None else Sans(encoder), **options)
+        link = network.link(ReportingLink, sans=Sans() if encoder is None else Sans(encoder), **options)
         peer = peer_of(core, link)
         table.add(peer)
         peer.check(link)
@@ -1088,7 +1088,7 @@ class Reader:
 
     def __init__(self, core: Any, network: Network, index: int) -> None:
         self.encoder = None if index == 0 else LazyEncoder(parameters_of(9 + index % 2))
-        kind = Link if index == 1 else TellingLink
+        kind = Link if index == 1 else ReportingLink
         self.link = network.link(kind, sans=Sans() if self.encoder is None else Sans(self.encoder))
         self.peer = peer_of(core, self.link)
         self.network = network

@@ -71,7 +71,7 @@ cdef int collects = 0
 
 
 cdef class CollectorPause:
-    """See the twin."""
+    """See `_pure`."""
 
     def __enter__(self):
         global pauses, collects

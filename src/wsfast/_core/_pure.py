@@ -117,7 +117,7 @@ class Peer:
     change. It is called before each message, unless the peer is *ready*: then a frame may be written to the descriptor
     without any check.
 
-    Only connections that report their changes of state are ever ready (`ConnectionLayout.tells`). They call
+    Only connections that report their changes of state are ever ready (`ConnectionLayout.reports`). They call
     `invalidate()` when code accesses their protocol or transport, and `check()` when that access is over. If only the
     protocol reports changes, the peer can be `protocol_free`: then only the transport is checked. The twin, which
     leaves writing to the transports, always checks.
@@ -192,7 +192,7 @@ class Peer:
         encoder = layout.encoder(connection if layout.extensions is None else getattr(protocol, layout.extensions))
         if encoder is not False:
             self.encoder = encoder
-            if encoder is not None and layout.tells:
+            if encoder is not None and layout.reports:
                 encoder.peer = ref(self)
             self.direct = transport_layout.direct
             self._transport_layout = transport_layout
@@ -220,7 +220,7 @@ class Peer:
         ):
             return Verdict.OWN
         self.protocol_free = self.direct and layout.watch is not None
-        self.ready = layout.tells and self.direct and self._is_free(connection)
+        self.ready = layout.reports and self.direct and self._is_free(connection)
         return Verdict.TRANSPORT
 
     def _is_closing(self) -> bool:

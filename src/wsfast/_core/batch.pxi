@@ -2,7 +2,7 @@
 
 
 cdef class Batch:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef readonly object connections    # by place: a list or a dict; None for slots of a tick table
     cdef TickTable table
@@ -57,7 +57,7 @@ cdef class Batch:
             layout = None if first is None else layouts(type(first))
         except Exception:
             return False
-        if layout is None or not layout.tells:
+        if layout is None or not layout.reports:
             return False
         self.stop = sends.add_ready(connections, left, Py_TYPE(first), running_loop)
         if self.stop == 0:
@@ -69,7 +69,7 @@ cdef class Batch:
         for place, connection in left.items():
             peer = getattr(connection, PEER)
             try:
-                verdict = ask(peer, connection)
+                verdict = check_peer(peer, connection)
             except Exception:
                 verdict = OWN  # the connection's own methods will fail in the same way, and that is reported
             if verdict == CLOSED:
@@ -122,7 +122,7 @@ cdef class Batch:
                         if self.interrupts(&overlaps):
                             break
                         peer.table.wait(peer.slot)
-                    verdict = DIRECT if fd_of(peer.row) >= 0 else look(peer, connection)
+                    verdict = DIRECT if fd_of(peer.row) >= 0 else check_open(peer, connection)
                 else:
                     if (peer is None or not peer.quiet) and self.interrupts(&overlaps):
                         break
@@ -141,7 +141,7 @@ cdef class Batch:
                     if peer is None:
                         peer = Peer(connection, layout, transport_layouts)
                         setattr(connection, PEER, peer)
-                    verdict = look(peer, connection)
+                    verdict = check_open(peer, connection)
                 if verdict == OWN:
                     self.own.append(self.stop)
                 elif verdict == TRANSPORT:
@@ -222,7 +222,7 @@ cdef class Batch:
                 for n in range(block):
                     if PyList_GET_ITEM(table.peers, asked[i + n]) == <PyObject *>None:
                         continue
-                    self.ask_slot(asked[i + n], table.nodes[sending][asked[i + n]], sequence_of)
+                    self.check_slot(asked[i + n], table.nodes[sending][asked[i + n]], sequence_of)
                 i += block
         finally:
             PyMem_Free(asked)
@@ -240,13 +240,13 @@ cdef class Batch:
             sends.new_group(node, window, sequence_of(node), False)
         return sends.add(fd, slot, sends.last_group, row)
 
-    cdef int ask_slot(self, uint32_t slot, uint32_t node, sequence_of) except -1:
+    cdef int check_slot(self, uint32_t slot, uint32_t node, sequence_of) except -1:
         """Check one peer that is not known to be ready, and list it according to the result."""
         cdef Peer peer = <Peer>PyList_GET_ITEM(self.table.peers, slot)
         cdef Verdict verdict
 
         try:
-            verdict = ask(peer, peer.connection)
+            verdict = check_peer(peer, peer.connection)
         except Exception:
             verdict = OWN  # the connection's own methods will fail in the same way, and that is reported
         if verdict == CLOSED:
@@ -387,7 +387,7 @@ cdef class Batch:
         peer.invalidate()
         if result <= 0:
             self.refused.append((place, peer))
-            if tells_loss(result):
+            if is_reported_once(result):
                 self.lost.append((place, peer, -result))
             return 0
         ends = sends.encodings[group].ends

@@ -92,7 +92,7 @@ cdef Encryption encryption_of(transport, EncryptedNames names, layout, transport
 
 
 cdef class Encrypted:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef Batch batch
     cdef list left              # the waiting connections that have an Encryption
@@ -272,7 +272,7 @@ cdef class Encrypted:
             encryption = peer.encryption
             rest = memoryview(sends.data[i])[max(result, 0):]
             self.rests.append((place, peer, messages_in(self.frames, group), encryption.transport.write, (rest,)))
-            if tells_loss(result):
+            if is_reported_once(result):
                 self.batch.lost.append((place, peer, -result))
         return 0
 

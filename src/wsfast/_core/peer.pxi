@@ -12,13 +12,13 @@ cpdef enum Verdict:
 
 
 cdef class EncoderBase:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef public object state, encoder, peer
 
 
 cdef class WindowBase:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef public Py_ssize_t count, expected
 
@@ -109,7 +109,7 @@ cdef bint has_replaced(owner, methods) except -1:
 # The garbage collector must not clear it: the connection must not be freed while it can be found by its address.
 @cython.no_gc_clear
 cdef class Peer:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef Names names
     cdef Methods methods        # of the transport; None if only the connection's own methods may send to it
@@ -118,7 +118,7 @@ cdef class Peer:
     cdef object gate            # object with the attribute that shows whether something is being sent; None: connection
     cdef readonly object encoder
     cdef readonly bint masked, protocol_free
-    cdef bint tells, protocol_tells
+    cdef bint reports, protocol_reports
     cdef bint quiet             # whether checking it runs no Python code
     cdef int fd
     cdef uint32_t row           # in `ready_peers`; 0 if the connection is never written to directly
@@ -140,7 +140,7 @@ cdef class Peer:
         self.loop = getattr(connection, layout.loop)
         self.transport = getattr(connection, layout.transport)
         self.masked = layout.masked
-        self.tells = layout.tells
+        self.reports = layout.reports
         protocol = getattr(connection, layout.protocol)
         if type(protocol) is not layout.protocol_type:
             return
@@ -167,10 +167,10 @@ cdef class Peer:
             if self.fd < 0:
                 return
         self.encoder = <EncoderBase?>encoder if encoder is not None else None
-        if self.encoder is not None and self.tells:
+        if self.encoder is not None and self.reports:
             (<EncoderBase>encoder).peer = ref(self)
         self.methods = methods_of(type(self.transport), transport_layout)
-        self.quiet = self.methods.quiet and not self.tells
+        self.quiet = self.methods.quiet and not self.reports
         if self.fd >= 0 and self.row == 0:
             self.row = ready_peers.add(self)
         if self.methods.encrypted is not None and not self.masked:
@@ -179,7 +179,7 @@ cdef class Peer:
             )
         if (self.fd >= 0 or self.encryption is not None) and layout.watch is not None:
             layout.watch(protocol, ref(self))
-            self.protocol_tells = True
+            self.protocol_reports = True
 
     def __dealloc__(self):
         if self.row:
@@ -189,7 +189,7 @@ cdef class Peer:
 
     def check(self, connection):
         self.invalidate()
-        verdict = ask(self, connection)
+        verdict = check_peer(self, connection)
         if verdict == TRANSPORT and self.encryption is not None and is_closing(self.methods, self.transport):
             return OWN
         return verdict
@@ -212,13 +212,13 @@ cdef class Peer:
         return self.fd >= 0
 
 
-cdef Verdict ask(Peer peer, connection) except *:
+cdef Verdict check_peer(Peer peer, connection) except *:
     """Check the state of a connection that can change. If it reports changes, it may be ready afterwards."""
     if peer.protocol is None:
         return OWN
     if not is_open(peer, peer.protocol, peer.names):
         return CLOSED
-    return look(peer, connection)
+    return check_open(peer, connection)
 
 
 cdef bint is_open(Peer peer, protocol, Names names) except -1:
@@ -226,7 +226,7 @@ cdef bint is_open(Peer peer, protocol, Names names) except -1:
     return peer is not None and peer.protocol_free or getattr(protocol, names.state) is names.open_state
 
 
-cdef Verdict look(Peer peer, connection) except *:
+cdef Verdict check_open(Peer peer, connection) except *:
     """Check an open connection."""
     cdef Names names = peer.names
     cdef Methods methods = peer.methods
@@ -244,11 +244,11 @@ cdef Verdict look(Peer peer, connection) except *:
         ):
             return OWN
     if peer.encryption is not None:
-        peer.protocol_free = peer.protocol_tells
+        peer.protocol_free = peer.protocol_reports
         return TRANSPORT  # the transport is checked when the frame is encrypted
     if is_closing(methods, peer.transport) is not False:
         return OWN
-    peer.protocol_free = peer.protocol_tells
+    peer.protocol_free = peer.protocol_reports
     if not methods.direct or is_buffering(methods, peer.transport):
         return TRANSPORT
     for name in methods.clear:
@@ -259,7 +259,7 @@ cdef Verdict look(Peer peer, connection) except *:
             methods.write(peer.transport, EMPTY)
         except Exception:
             return TRANSPORT  # the real write will raise it again, and that is reported
-    if peer.tells and fd_of(peer.row) < 0:
+    if peer.reports and fd_of(peer.row) < 0:
         if peer.transport.get_protocol() is not connection:
             return OWN  # the transport reports to another protocol, for example after loop.start_tls()
         ready_peers.offer(peer, connection)
@@ -333,7 +333,7 @@ cdef enum:
 
 
 cdef int warm(list connections, Py_ssize_t start, Py_ssize_t stop, PyTypeObject *kind) except -1:
-    """Fetch the memory that `ask` will read for these connections, all at once to overlap the cache misses.
+    """Fetch the memory that `check_peer` will read for these connections, all at once to overlap the cache misses.
 
     `kind` is the one type whose attributes may be read: reading an attribute of another type may run any code.
     """

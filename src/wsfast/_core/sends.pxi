@@ -342,7 +342,7 @@ cdef bint mark(int fd, uint32_t batch) except -1:
         unlock()
 
 
-cdef bint tells_loss(ssize_t result) noexcept:
+cdef bint is_reported_once(ssize_t result) noexcept:
     """Whether a result is an error that the kernel reports only once, so that the transport will not get it."""
     # The other errors report a temporary lack of something, except EPIPE, which the kernel reports each time.
     return result < 0 and result not in (-EAGAIN, -EINTR, -EPIPE, -ENOBUFS, -ENOMEM)

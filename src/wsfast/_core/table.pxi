@@ -2,7 +2,7 @@
 
 
 cdef class Members:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef uint32_t *_slots
     cdef size_t _size, _room
@@ -80,7 +80,7 @@ cdef class Batch
 
 
 cdef class TickTable:
-    """See the twin."""
+    """See `_pure`."""
 
     cdef uint32_t *rows         # for each slot, the row of its peer in `ready_peers`
     cdef uint32_t *nodes[2]     # for each generation and slot, the node

@@ -102,7 +102,7 @@ class ConnectionLayout:
     it itself."""
     idle: object = None
     """The value of `send_in_progress` while nothing is being sent."""
-    tells: bool = False
+    reports: bool = False
     """Whether the connection reports changes: it invalidates its peer whenever any of these values may have changed."""
     watch: Callable[[Any, ref[Any]], None] | None = None
     """Function of the protocol and of a reference to the peer. It makes the protocol invalidate the peer whenever

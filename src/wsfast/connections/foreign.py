@@ -33,7 +33,7 @@ __all__ = [
     "adapt_asgi",
     "adapt_proxy",
     "layout_of",
-    "look_after",
+    "watch_closing",
     "why_closed",
 ]
 
@@ -83,7 +83,7 @@ class Foreign:
     masked: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     """Whether it reports if it has room for more, which channels need to know."""
-    tells_loss: ClassVar[bool] = False
+    reports_loss: ClassVar[bool] = False
     """Whether `lose()` is called when the connection is lost. If not, wsfast checks the connection periodically."""
     close_timeout: float | None = None
     """Seconds that the library itself allows for closing; None if it has no such timeout."""
@@ -145,8 +145,8 @@ class Foreign:
         """A future that is done when the connection is lost; up to a second late if the library does not report it."""
         if self._lost is None:
             self._lost = self.loop.create_future()
-            if not self.tells_loss:
-                look_after(self)
+            if not self.reports_loss:
+                watch_closing(self)
         return self._lost
 
     def lose(self) -> None:
@@ -178,10 +178,10 @@ def abort(transport: Any) -> None:
         transport.abort()
 
 
-def look_after(connection: Any) -> None:
+def watch_closing(connection: Any) -> None:
     """Check a connection periodically: call `lose()` when it is lost, and abort it if closing takes too long."""
     if not connection.loop.is_closed():
-        _Ends.of(connection.loop).add_connection(connection)
+        _ClosingWatch.of(connection.loop).add_connection(connection)
 
 
 def abort_later(transport: Any, loop: asyncio.AbstractEventLoop, close_timeout: float | None = None) -> float:
@@ -191,21 +191,21 @@ def abort_later(transport: Any, loop: asyncio.AbstractEventLoop, close_timeout: 
         Seconds after which this has happened. It happens whatever becomes of the tasks that close the connection.
     """
     seconds = max(CLOSE_TIMEOUT, close_timeout or 0)
-    _Ends.of(loop).add_transport(transport, loop, loop.time() + seconds)
+    _ClosingWatch.of(loop).add_transport(transport, loop, loop.time() + seconds)
     return seconds + 2 * CLOSING_INTERVAL
 
 
-class _Ends:
+class _ClosingWatch:
     """Checks closing connections periodically.
 
     It finds connections that were lost without reporting it, and aborts those whose closing takes too long, for example
     because the client never reads the close frame. It forgets connections that are lost. Its timer keeps it alive.
     """
 
-    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_Ends]]] = WeakKeyDictionary()
+    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, ref[_ClosingWatch]]] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> _Ends:
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _ClosingWatch:
         """Return the instance of an event loop."""
         reference = cls._all.get(loop)
         ends = None if reference is None else reference()
@@ -237,13 +237,13 @@ class _Ends:
         if self._timer is None or loop.time() - self._timer.when() > CLOSING_INTERVAL:
             if self._timer is not None and self._timer.when() <= loop.time():
                 self._timer.cancel()  # it may be late, not lost
-            self._timer = loop.call_later(CLOSING_INTERVAL, self._look, loop)
+            self._timer = loop.call_later(CLOSING_INTERVAL, self._check_all, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check_all(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         try:
             for connection in list(self._connections):
-                self._try(loop, self._look_after, connection)
+                self._try(loop, self._check, connection)
             for key, (transport, sock, deadline) in list(self._transports.items()):
                 lost = sock is not None and sock.fileno() < 0
                 if lost or loop.time() >= deadline:
@@ -253,7 +253,7 @@ class _Ends:
             if self._connections or self._transports:
                 self._schedule(loop)
 
-    def _look_after(self, connection: Any) -> None:
+    def _check(self, connection: Any) -> None:
         lost = True  # nobody can send to a connection whose state cannot be read
         try:
             state, closing = connection.state, connection.transport.is_closing()

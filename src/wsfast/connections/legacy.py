@@ -13,7 +13,7 @@ from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .foreign import Closer, Ended, Foreign, layout_of, look_after, why_closed
+from .foreign import Closer, Ended, Foreign, layout_of, watch_closing, why_closed
 from .websockets import encoder_of_extensions, without_deflate
 
 __all__ = ["adapt"]
@@ -75,7 +75,7 @@ class _Connection(Foreign):
         """A future that is done when the connection is lost."""
         waiter = self._origin.connection_lost_waiter
         if not waiter.done():
-            look_after(self)  # its close() fails if the application is waiting in send() at that time
+            watch_closing(self)  # its close() fails if the application is waiting in send() at that time
         return waiter
 
     def closers(self) -> Sequence[Closer]:

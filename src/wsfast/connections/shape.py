@@ -16,7 +16,7 @@ from wsfast._encoding.message import PreparedMessage
 
 from . import is_closing as is_transport_closing
 from . import name_of, transport_layout, unsupported
-from .foreign import Closer, Ended, Foreign, abort, abort_later, look_after, why_closed
+from .foreign import Closer, Ended, Foreign, abort, abort_later, watch_closing, why_closed
 from .sink import Sink, SinkConnection, SinkTransport
 from .websockets import (
     LOST,
@@ -131,7 +131,7 @@ def when_lost(connection: Any) -> Any:
     """
     waiter = getattr(connection, LOST)
     if isinstance(connection, Connection) and connection.close_timeout is not None and not waiter.done():
-        look_after(connection)  # its close() waits for room in the transport, without a limit
+        watch_closing(connection)  # its close() waits for room in the transport, without a limit
     return waiter
 
 

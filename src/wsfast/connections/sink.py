@@ -130,7 +130,7 @@ class SinkConnection(Foreign):
     """A sink as a server-side connection: frames are not masked, and messages are not compressed."""
 
     library = "sink"
-    tells_loss = True
+    reports_loss = True
 
     def __init__(self, sink: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.transport: Any = SinkTransport(sink, loop)

@@ -29,8 +29,8 @@ from wsfast._encoding.message import PreparedMessage
 from . import ConnectionLayout
 from .foreign import EXTENSION, Closer, Ended, Foreign, abort_later, layout_of, why_closed
 from .websockets import (
+    Reporting,
     ServerPerMessageDeflateFactory,
-    Telling,
     closers_of_protocol,
     encoder_of_extensions,
     watched,
@@ -45,11 +45,11 @@ except ModuleNotFoundError:
 __all__ = ["UvicornConnection", "WebSocketsProtocol"]
 
 
-class UvicornConnection(Telling, Foreign):
+class UvicornConnection(Reporting, Foreign):
     """Base class of both protocols; in the bases of a class, it comes before the protocol of uvicorn."""
 
     library = "uvicorn"
-    tells_loss = True
+    reports_loss = True
     close_timeout: float = 10.0
 
     websocket: Any = None
@@ -190,7 +190,7 @@ class WebSocketsProtocol(UvicornConnection, WebSocketsSansIOProtocol):
             expect_continuation="expect_continuation_frame",
             writes="writes",
             encoder=encoder_of_extensions,
-            tells=True,
+            reports=True,
         )
 
     def closers(self) -> Sequence[Closer]:

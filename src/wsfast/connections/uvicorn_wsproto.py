@@ -27,7 +27,7 @@ class WSProtocol(UvicornConnection, uvicorn.protocols.websockets.wsproto_impl.WS
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
         """See `Foreign`."""
-        return layout_of(cls, transport="_wsfast_transport", tells=True)
+        return layout_of(cls, transport="_wsfast_transport", reports=True)
 
     @property
     def state(self) -> State:

@@ -53,9 +53,9 @@ __all__ = [
     "LOST",
     "SEND_IN_PROGRESS",
     "SET_EXCEPTION",
+    "Reporting",
+    "ReportingConnection",
     "ServerPerMessageDeflateFactory",
-    "Telling",
-    "TellingConnection",
     "closers_of_protocol",
     "connection_layout",
     "encoder_of_extensions",
@@ -85,7 +85,7 @@ def watched(name: str) -> property:
     return property(get, put, doc="Reading or setting this invalidates the peer, since the caller may change anything.")
 
 
-class Telling:
+class Reporting:
     """An asyncio protocol that reports its changes of state; in the bases of a class, it precedes a library's protocol.
 
     A subclass also makes its sans-I/O protocol a `watched` property. Its methods that send call `_wsfast_flush()` first
@@ -221,11 +221,11 @@ def _watch(protocol: Any, peer: ref[core.Peer]) -> None:
         setattr(protocol, name, Watched(peer, getattr(protocol, name)))
 
 
-def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> ConnectionLayout:
+def _layout(protocol_type: type, *, masked: bool, reports: bool = False) -> ConnectionLayout:
     return ConnectionLayout(
-        protocol="_wsfast_protocol" if tells else "protocol",
+        protocol="_wsfast_protocol" if reports else "protocol",
         protocol_type=protocol_type,
-        transport="_wsfast_transport" if tells else "transport",
+        transport="_wsfast_transport" if reports else "transport",
         loop="loop",
         send_in_progress=SEND_IN_PROGRESS,
         state="_state",
@@ -238,12 +238,12 @@ def _layout(protocol_type: type, *, masked: bool, tells: bool = False) -> Connec
         methods=dict(_METHODS),
         protocol_methods=_PROTOCOL_METHODS,
         masked=masked,
-        tells=tells,
-        watch=None if tells else _watch,
+        reports=reports,
+        watch=None if reports else _watch,
     )
 
 
-class TellingConnection(Telling, ServerConnection):
+class ReportingConnection(Reporting, ServerConnection):
     """A connection that reports its changes of state, and whose own messages do not overtake published ones."""
 
     protocol: Any = watched("protocol")
@@ -262,7 +262,7 @@ class TellingConnection(Telling, ServerConnection):
             await super().drain()
 
 
-_TELLING = _layout(websockets.server.ServerProtocol, masked=False, tells=True)
+_REPORTING = _layout(websockets.server.ServerProtocol, masked=False, reports=True)
 _SERVER = _layout(websockets.server.ServerProtocol, masked=False)
 _CLIENT = _layout(websockets.client.ClientProtocol, masked=True)
 
@@ -278,12 +278,12 @@ def connection_layout(kind: type) -> ConnectionLayout | None:
         return layout
     if not issubclass(kind, Connection):
         return None
-    tells = issubclass(kind, TellingConnection)
-    original = TellingConnection if tells else Connection
+    reports = issubclass(kind, ReportingConnection)
+    original = ReportingConnection if reports else Connection
     if any(_static(kind, name) is not _static(original, name) for name in (*_METHODS, *_READ)):
         return None
-    if tells:
-        return _TELLING
+    if reports:
+        return _REPORTING
     if issubclass(kind, ServerConnection):
         return _SERVER
     if issubclass(kind, ClientConnection):
