@@ -402,8 +402,8 @@ def test_chat(run: Run) -> None:
             ann, bob, stalled = [
                 await dial(address, compress=True, small=True, path=f"/chat/{name}") for name in ("ann", "bob", "cy")
             ]
-            assert await receive(ann, 2) == ["bob has come", "cy has come"]
-            assert await receive(bob, 2) == ["ann has come", "cy has come"]
+            assert await receive(ann, 2) == ["bob joined", "cy joined"]
+            assert await receive(bob, 2) == ["ann joined", "cy joined"]
             for number in range(300):
                 said = f"{number} " + random.Random(number).randbytes(2000).hex()
                 await ann.send(said)
