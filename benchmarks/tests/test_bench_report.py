@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from wsfast.cli import UnfitError, main
-from wsfast_bench import page, report
+from wsfast_bench import chart, report
 from wsfast_bench._library import extension_present
+from wsfast_bench.answers import answer
 from wsfast_bench.cases import Case, Result, Samples, Verdict, Weight
+from wsfast_bench.chart import Bar, draw_bars
 from wsfast_bench.comparison import compare, tabulate_case, tabulate_scene
 from wsfast_bench.methods import METHODS
-from wsfast_bench.page import Bar, draw_bars, render
+from wsfast_bench.page import render
 from wsfast_bench.runs import load, parse
 from wsfast_bench.scenarios import SCENARIOS
 
@@ -134,7 +136,8 @@ def test_report_of_a_run(loop: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert overview[0][1:] == [str(Case.from_json(entry["case"])) for entry in content["cases"]]
     tables = [table for table in found.tables if "quartiles" in table[0]]
     for column, (entry, (head, *rows)) in enumerate(zip(content["cases"], tables, strict=True), start=1):
-        assert [row[0] for row in rows] == list(entry["methods"])
+        methods = entry["methods"]
+        assert [row[0] for row in rows] == sorted(methods, key=lambda name: methods[name]["summary"]["call"])
         for row in rows:
             summary = entry["methods"][row[0]]["summary"]
             cells = dict(zip(head, row, strict=True))
@@ -234,15 +237,89 @@ def test_report_tells_who_was_the_bottleneck() -> None:
     assert "have warnings" not in text
     assert "has warnings" not in text
     assert "the server is the bottleneck" in text
-    assert "the kernel took all of 80 sends of floor at once" in text
-    assert "there is no floor" not in text
+    assert "The kernel took all of 80 sends of floor at once" in text
+    assert "There is no floor" not in text
     text = check(render(content_of({"websockets": even(1000)}), None, command="", when="")).text
-    assert "there is no floor" in text
-    assert "Efficiency: the floor's time" not in text
+    assert "There is no floor" in text
+    assert "Efficiency: the time of the floor" not in text
+
+
+# ---- The answers at its top
+
+
+def told(content: dict[str, Any]) -> dict[str, str]:
+    """Return the questions that a page answers, with the sentences, in their order."""
+    return {one.question: one.sentence for one in answer(content)}
+
+
+def test_answers() -> None:
+    """They tell the ratios of a run, from the least to the most of all settings, and stand first on the page."""
+    one, two = (
+        content_of({"floor": even(1000), "wsfast": even(own), "channel": even(1000)} | others)
+        for own, others in (
+            (1250, {"websockets": even(4000), "picows": even(2500)}),
+            (2000, {"websockets": even(3000), "picows": even(2000)}),
+        )
+    )
+    two["cases"][0]["case"]["clients"] = 20
+    both = one | {"cases": one["cases"] + two["cases"]}
+    assert told(both) == {
+        "How much faster is it?": "wsfast.broadcast() is 1.5 to 3.2 times as fast as websockets.broadcast() and 1.0 to "
+        "2.0 times as fast as picows; a Channel is 3.0 to 4.0 times as fast as websockets.broadcast().",
+        "How far is it from the kernel?": "A bare loop of send() in C takes 50 to 80 % of the time of "
+        "wsfast.broadcast(): a library that makes one system call for each client can be at most 2.00 times as fast.",
+    }
+    text = render(both, None, command="", when="")
+    found = check(text)
+    heads = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert heads[:3] == ["How much faster is it?", "How far is it from the kernel?", "Overview"]
+    assert "wsfast.broadcast(): 2.35, range 1.50 to 3.20" in found.text
+    shown = [label for name, label in found.attributes if name == "aria-label" and label.startswith("Times as fast")]
+    assert shown[0].partition("range. ")[2] == (
+        "bare loop of send() in C: 3.50; wsfast.Channel: 3.50; wsfast.broadcast(): 2.35; "
+        "broadcast() of picows.websockets: 1.55; websockets.broadcast(): 1.00"
+    )
+
+
+def test_answers_of_compression_and_ticks() -> None:
+    """Settings that cannot be compared with each other have questions of their own."""
+    content = content_of({"wsfast": even(1000), "websockets": even(4000)})
+    for settings in ({"compression": "deflate"}, {"tick": 20}):
+        again = copy.deepcopy(content["cases"][0])
+        again["case"] |= settings
+        content["cases"].append(again)
+    assert told(content) == {
+        "How much faster is it?": "wsfast.broadcast() is 4.0 times as fast as websockets.broadcast().",
+        "How much processor time does it save?": "wsfast.broadcast() takes 0.25 times the processor time of "
+        "websockets.broadcast().",
+        "How much faster is it with compression?": "wsfast.broadcast() is 4.0 times as fast as websockets.broadcast().",
+    }
+
+
+def test_answer_of_slow_clients() -> None:
+    """It tells the memory, whether the others got everything, and how long calls take."""
+    question = "What does a slow client do to the others?"
+    content = scenes("stalled")
+    rows = content["scenarios"][0]["rows"]
+    for row, (grown, p99) in zip(rows, ((2, 1.0), (8, 1.5), (3, 1.0), (90, 9.0)), strict=True):
+        row |= {"grown": grown << 20, "p99": p99, "clients": row["clients"] | {"complete": 5}}
+    assert told(content)[question] == (
+        "When 1 of 6 clients stop reading, the memory of websockets.broadcast() grows by 90 MiB, and that of a Channel "
+        "grows by 8 MiB; all others get every message. The slowest calls of a Channel (99th percentile) take 1.5 times "
+        "as long as without them."
+    )
+    rows.append(rows[1] | {"way": "DropOldest", "grown": 4 << 20, "clients": rows[1]["clients"] | {"complete": 4}})
+    sentence = told(content)[question]
+    assert "that of a Channel grows by 4 to 8 MiB, depending on its policy; with DropOldest, other clients" in sentence
+    assert told(scenes("conflate")) == {}
+    assert told(content_of({"websockets": even(1000), "picows": even(1000)})) == {}
+
+
+# ---- Charts
 
 
 def rectangles(svg: str) -> list[float]:
-    return [float(width) for width in re.findall(r'<rect class="\w+" [^>]*? width="([0-9.]+)"', svg)]
+    return [float(width) for width in re.findall(r'<rect class="\w+" [^>]*? width="([0-9.]+)%"', svg)]
 
 
 def test_bars() -> None:
@@ -250,20 +327,20 @@ def test_bars() -> None:
     svg = draw_bars([Bar("one", 1, "ours"), Bar("<two>", 2, "theirs", (1, 3)), Bar("none", 0, "floor")], 'a "title"', 1)
     one, two, none = rectangles(svg)
     assert one > 0
-    assert two == pytest.approx(2 * one, abs=0.2)
+    assert two == pytest.approx(2 * one, abs=0.02)
     assert none == 0
     found = Page(svg)
-    assert ("aria-label", 'a "title"') in found.attributes
+    assert ("aria-label", 'a "title". one: 1.00; <two>: 2.00; none: 0.00') in found.attributes
     assert "<two>: 2.00, quartiles 1.00 to 3.00" in found.text
     start = float(re.findall(r'<rect class="ours" x="([0-9.]+)"', svg)[0])
-    mark = float(re.findall(r'<line class="mark" x1="([0-9.]+)"', svg)[0])
-    assert mark == pytest.approx(start + one, abs=0.2)
+    mark = float(re.findall(r'<line class="mark" x1="([0-9.]+)%"', svg)[0])
+    assert mark == pytest.approx(start + one, abs=0.02)
 
 
 @pytest.mark.parametrize("value", [0.00012, 0.3, 1.0, 7.0, 99.0, 123456.0])
 def test_ticks(value: float) -> None:
     """Ticks are few and round, and the last is not before the largest value."""
-    step, last = page._ticks(value)
+    step, last = chart._ticks(value)
     assert last >= value * (1 - 1e-9)
     assert 1 <= round(last / step) <= 10
     assert f"{step:e}"[0] in "125"
@@ -620,7 +697,8 @@ def test_report_of_a_scenario(name: str) -> None:
     (table,) = (table for table in found.tables if head in table[0])
     assert [row[table[0].index(head)] for row in table[1:]] == numbers
     assert f"{name}: a <{name}>, asyncio" in found.text
-    assert len(rectangles(text)) == len([number for number in numbers if number != "-"])
+    at_the_top = {"stalled": 2}.get(name, 0)  # in the answer to a question
+    assert len(rectangles(text)) == len([number for number in numbers if number != "-"]) + at_the_top
     if name == "stalled":
         assert "WARNING: websockets with 1 stalled: of 5 clients that read, 1 got other bytes" in found.text
 

@@ -39,6 +39,7 @@ __all__ = [
     "print_memory",
     "print_table",
     "ratio",
+    "read_summaries",
     "steady",
     "summarize",
     "tabulate",
@@ -78,6 +79,8 @@ class Summary:
     """The same when no other method takes turns."""
     compressed: float | None
     """These divided by the payload."""
+    picows: float | None = None
+    """How many times as fast as picows, in the same way as `faster`."""
 
 
 def percentile(values: Sequence[int], percent: float) -> int:
@@ -104,7 +107,7 @@ def summarize(result: Result) -> dict[str, Summary]:
     """Return what a table tells of each method."""
     burst, calls = result.case.burst, result.case.rounds * result.case.calls
     messages = result.case.clients * burst
-    websockets, figure = result.methods.get("websockets"), result.case.figure
+    websockets, picows, figure = result.methods.get("websockets"), result.methods.get("picows"), result.case.figure
     summaries = {}
     for name, samples in result.methods.items():
         floor = result.methods.get(floor_of(name)) or result.methods.get("floor")
@@ -125,8 +128,14 @@ def summarize(result: Result) -> dict[str, Summary]:
             wire=statistics.mean(chain.from_iterable(samples.octets)) / burst if samples.octets else None,
             steady=run,
             compressed=None if run is None else run / result.case.size,
+            picows=ratio(picows, samples, figure) if picows is not None else None,
         )
     return summaries
+
+
+def read_summaries(entry: Mapping[str, Any]) -> dict[str, Summary]:
+    """Return the summaries of one case, as they stand in a file."""
+    return {name: Summary(**method["summary"]) for name, method in entry["methods"].items()}
 
 
 # ---- On the terminal
@@ -165,15 +174,23 @@ def print_case(result: Result) -> None:
         print(line)
 
 
-def tabulate(case: Case, summaries: Mapping[str, Summary], *, quartiles: bool = False) -> list[list[str]]:
-    """Return the table of one case: rows of which the first are the heads."""
+def tabulate(case: Case, summaries: Mapping[str, Summary], *, full: bool = False) -> list[list[str]]:
+    """Return the table of one case: rows, the first of which are the heads.
+
+    Args:
+        case: The case.
+        summaries: What is known of each method.
+        full: Whether to add quartiles and the ratio to picows, and to sort methods by what they are judged by.
+    """
     if case.tick:
         heads = ["method", "CPU us", "us/client", "p50 ms", "p99 ms", "wakeups", "x websockets", "efficiency"]
     else:
         heads = ["method", "us/client", "p50 ms", "p99 ms", "CPU us", "drained ms"]
         heads += ["wakeups", "x websockets", "efficiency"]
-    if quartiles:
+    if full:
         heads[2:2] = ["quartiles"]
+        heads.insert(heads.index("efficiency"), "x picows")
+        summaries = dict(sorted(summaries.items(), key=lambda item: judged(case, item[1])))
     if case.compression != "none":
         heads += ["wire B", "steady B", "ratio"]
     rows = [heads]
@@ -188,6 +205,7 @@ def tabulate(case: Case, summaries: Mapping[str, Summary], *, quartiles: bool = 
             "drained ms": f"{summary.drained:.2f}",
             "wakeups": _optional(summary.wakeups, ".0f"),
             "x websockets": _optional(summary.faster, ".2f"),
+            "x picows": _optional(summary.picows, ".2f"),
             "efficiency": _optional(summary.efficiency, ".2f"),
             "wire B": _optional(summary.wire, ".1f"),
             "steady B": _optional(summary.steady, ".1f"),
@@ -367,8 +385,10 @@ def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run 
         content: All that was measured, as it is written.
         before: What is to be compared with.
     """
+    command, when = shlex.join(["wsfast", *arguments.argv]), time.strftime("%Y-%m-%d %H:%M %z")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        made = {"command": command, "when": when, **content}
+        arguments.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     comparison = None
     if before is not None:
         from .comparison import compare, print_comparison
@@ -379,8 +399,7 @@ def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run 
     if arguments.report is not None:
         from .page import render
 
-        command = shlex.join(["wsfast", *arguments.argv])
-        page = render(content, comparison, command=command, when=time.strftime("%Y-%m-%d %H:%M %z"))
+        page = render(content, comparison, command=command, when=when)
         arguments.report.write_text(page, encoding="utf-8")
 
 
