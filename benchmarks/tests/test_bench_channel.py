@@ -68,7 +68,7 @@ def test_channel_methods(collection: str, tmp_path: Path, capsys: pytest.Capture
     methods = ["floor", "floor-served", "channel", "channel-stock"]
     assert main([*argv, "--methods", ",".join(methods), "--collection", collection]) == 0
     output = capsys.readouterr().out
-    assert "efficiency of floor-served, channel: against floor-served, which has the same sockets." in output
+    assert "efficiency of floor-served, channel: compared with floor-served, which has the same sockets." in output
     (content,) = json.loads(path.read_text())["cases"]
     assert list(content["methods"]) == methods
     assert content["methods"]["floor-served"]["summary"]["efficiency"] == 1
@@ -303,7 +303,7 @@ def test_stalled_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     argv = ["bench", "--scenario", "stalled", "--clients", "4", "--messages", "20", "--json", str(path)]
     assert main([*argv, "--progress"]) == 0
     output = capsys.readouterr().out
-    assert "stalled: 4 clients, of which 1 never read, 20 messages of 1 KiB, asyncio\n" in output
+    assert "stalled: 4 clients, 1 of which never read, 20 messages of 1 KiB, asyncio\n" in output
     (content,) = json.loads(path.read_text())["scenarios"]
     assert content["scenario"] == "stalled"
     assert [(row["way"], row["stalled"]) for row in content["rows"]] == [
@@ -527,11 +527,11 @@ def test_subscriptions_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--chart", "chart.png"], "--chart is not for scenarios"),
-        (["--memory"], "--memory is not for scenarios"),
+        (["--chart", "chart.png"], "--chart cannot be used with scenarios"),
+        (["--memory"], "--memory cannot be used with scenarios"),
         (["--json", "nowhere/bench.json"], "there is no directory"),
         (["--clients", "2,3"], "played with one number of clients"),
-        (["--clients", "1"], "one at least never reads"),
+        (["--clients", "1"], "needs at least 2 clients"),
     ],
 )
 def test_scenarios_that_cannot_be_played(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -552,8 +552,8 @@ def test_options_of_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--help"])
     output = " ".join(capsys.readouterr().out.split())
-    assert "--messages N of scenario stalled: messages (20000)" in output
-    assert "of scenario conflate: how long (60); of scenario topics: how long (10); of scenario relay:" in output
+    assert "--messages N scenario stalled: messages (20000)" in output
+    assert "scenario conflate: how long (60); scenario topics: how long (10); scenario relay:" in output
 
 
 def test_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:

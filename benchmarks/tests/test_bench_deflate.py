@@ -285,7 +285,7 @@ def test_bench_on_another_system(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     """Where it is not known how much memory there is, that is told."""
     monkeypatch.setattr("wsfast_bench.bench.sys.platform", "darwin")
     assert main(["bench", "--memory", "only"]) == 1
-    assert "known on Linux only" in capsys.readouterr().err
+    assert "--memory works on Linux only" in capsys.readouterr().err
 
 
 def test_unknown_compression(capsys: pytest.CaptureFixture[str]) -> None:

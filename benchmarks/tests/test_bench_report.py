@@ -179,7 +179,7 @@ def test_report_of_threads() -> None:
         ["websockets", "0.41", "0.41"],
         ["efficiency of channel", "0.80", "2.50"],
     ]
-    assert "Those of wsfast send with 4 threads, all others and the floors with one." in text
+    assert "Methods of wsfast send with 4 threads, all others and the floors with one." in text
 
 
 def test_report_of_ticks() -> None:
@@ -229,8 +229,8 @@ def test_report_tells_who_was_the_bottleneck() -> None:
     content = content_of({"floor": even(1000), "wsfast": even(1000)}, short=3, behind=9_000_000)
     text = check(render(content, None, command="", when="")).text
     assert "1 of 1 cases has warnings" in text
-    assert "the clients may be the bottleneck; drained times are theirs" in text
-    assert "WARNING: the kernel did not take all of 3 of 80 sends of floor: it did less than the others" in text
+    assert "the clients may be the bottleneck; then drained is their time" in text
+    assert "WARNING: the kernel did not take all of 3 of 80 sends of floor, so it did less work than the others" in text
     assert "websockets was not measured" in text
     content = content_of({"floor": even(1000), "websockets": even(1000)})
     text = check(render(content, None, command="", when="")).text
@@ -666,7 +666,7 @@ COLUMNS = {
     "heartbeat": ("p99 ms", ["30.00", "0.75"]),
     "relay": ("p99 ms", ["2.00", "2.00"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
-    "wire": ("x octets", ["1.00", "1.10"]),
+    "wire": ("x bytes", ["1.00", "1.10"]),
     "large": ("short", ["0", "3", "2"]),
     "tls": ("drained ms", ["4.50", "3.50"]),
 }

@@ -21,9 +21,9 @@ from .scenarios import SCENARIOS
 
 __all__ = ["DESCRIPTION", "add_arguments", "combine", "run"]
 
-DESCRIPTION = """Measure what a broadcast costs: a server with stock websockets connections, clients that only read in
-another process on another processor, all methods in one run, in rounds and shuffled order. Between two calls the server
-waits until every message has arrived."""
+DESCRIPTION = """Measure how long a broadcast takes. The server has real connections. Its clients run in another
+process, on another processor, and only read. All methods take turns in one run, in rounds and in shuffled order.
+Between two calls the server waits until every message has arrived. In brackets: the default."""
 
 LOOPS = {"asyncio": None, "uvloop": "uvloop"}
 COMPRESSIONS = ("none", "deflate")
@@ -35,12 +35,15 @@ CHARTS = (".png", ".svg", ".pdf")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     known = "; ".join(f"{method.name}: {method.help}" for method in METHODS.values())
-    parser.add_argument("--clients", type=positives, metavar="N,...", help="how many clients (1000)")
+    parser.add_argument("--clients", type=positives, metavar="N,...", help="number of clients (1000)")
     parser.add_argument(
-        "--sizes", type=positives, metavar="N,...", help="bytes of a message (64; of scenario large, several)"
+        "--sizes", type=positives, metavar="N,...", help="bytes of a message (64; for scenario large, several sizes)"
     )
     parser.add_argument(
-        "--loops", type=choices("loop", tuple(LOOPS)), metavar="LOOP,...", help="asyncio, uvloop (those installed)"
+        "--loops",
+        type=choices("loop", tuple(LOOPS)),
+        metavar="LOOP,...",
+        help="asyncio, uvloop (all that are installed)",
     )
     parser.add_argument(
         "--types", type=choices("type", ("text", "binary")), default=("text",), metavar="TYPE,...", help="text, binary"
@@ -50,46 +53,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=choices("compression", COMPRESSIONS),
         default=("none",),
         metavar="HOW,...",
-        help="none, deflate; with deflate, all servers have their default permessage-deflate, and no two messages are "
-        "equal (none)",
+        help="none, deflate; with deflate, all servers use their default permessage-deflate, and every message is "
+        "different (none)",
     )
     parser.add_argument(
-        "--methods", type=choices("method", tuple(METHODS)), metavar="METHOD,...", help=f"all of these: {known}"
+        "--methods",
+        type=choices("method", tuple(METHODS)),
+        metavar="METHOD,...",
+        help=f"methods to compare (all). {known}",
     )
-    parser.add_argument("--rounds", type=positive, metavar="N", help="rounds, each with a turn of every method (40)")
     parser.add_argument(
-        "--calls", type=positive, metavar="N", help="measured calls in a turn (3; with --cold it is always 1)"
+        "--rounds", type=positive, metavar="N", help="number of rounds; in each, every method has a turn (40)"
+    )
+    parser.add_argument(
+        "--calls", type=positive, metavar="N", help="measured calls in a turn (3; with --cold always 1)"
     )
     parser.add_argument(
         "--cold",
         action="store_true",
-        help="walk through more memory than the caches hold before each call, as a server does that works between two; "
-        "each method has connections of its own, and fewer methods are measured unless --methods says which",
+        help="before each call, walk through more memory than the caches hold, like a server that does other work "
+        "between two calls; each method has connections of its own, and fewer methods are measured unless --methods "
+        "names them",
     )
     parser.add_argument(
         "--tick",
         type=positive,
         default=0,
         metavar="MS",
-        help="sleep so many milliseconds after each call, and let the clients sleep, each method on connections of its "
-        "own; what is compared is the processor time of the server, all its threads, from one call to the next",
+        help="sleep for this many milliseconds after each call, and let the clients sleep; each method has "
+        "connections of its own; compares the processor time of the server, all its threads included, from one call to "
+        "the next",
     )
     parser.add_argument(
         "--threads",
         type=positives,
         metavar="N,...",
-        help="threads that wsfast sends with, on as many processors; the floor has one (1)",
+        help="number of threads with which wsfast sends, on as many processors; the floor has one thread (1)",
     )
     parser.add_argument(
         "--node",
         type=Path,
         metavar="DIR",
-        help="measure method node as well; DIR is where the package ws was installed: npm install --prefix DIR ws",
+        help="also measure method node; DIR has the package ws: npm install --prefix DIR ws",
     )
     parser.add_argument(
         "--no-keepalive",
         action="store_true",
-        help="send no pings; by default all servers send each client one every 20 s, and clients answer",
+        help="send no pings; by default all servers send each client a ping every 20 s, and clients answer",
     )
     parser.add_argument(
         "--burst",
@@ -102,12 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--collection",
         choices=("list", "set"),
         default="list",
-        help="what keeps the connections: a list, in order of their descriptors; or a set, in random order (list)",
+        help="collection of the connections: a list, in the order of descriptors, or a set, in random order (list)",
     )
     parser.add_argument(
         "--sleep",
         action="store_true",
-        help="let the clients sleep when there is nothing to read; to wake them up costs",
+        help="let the clients sleep when there is nothing to read; waking them up costs time",
     )
     ways = "; ".join(f"{name}: {way.help}" for name, way in WAYS.items())
     parser.add_argument(
@@ -116,25 +126,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("only", "too"),
         const="too",
         metavar="only",
-        help=f"measure what a connection takes of the server's memory, too, or only that, of these servers: {ways}",
+        help=f"also measure the memory that a connection takes in the server; with 'only', nothing else. {ways}",
     )
     parser.add_argument(
         "--scenario",
         type=choices("scenario", tuple(SCENARIOS)),
         metavar="NAME,...",
-        help="play these instead, about channels: "
+        help="play these scenarios instead. "
         + "; ".join(f"{scenario.name}: {scenario.help}" for scenario in SCENARIOS.values()),
     )
     add_options(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to this file")
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write one HTML page with tables, charts, machine and method"
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a report: one HTML page that answers the main questions, with charts and tables",
     )
     parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help="tell what differs from an earlier run, which --json has written"
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help="show the differences from an earlier run; FILE is what --json has written",
     )
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw a chart: .png, .svg or .pdf")
-    parser.add_argument("--quick", action="store_true", help="200 clients and 8 rounds, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="200 clients and 8 rounds: see whether it works")
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="show a progress bar (if stderr is a terminal)"
     )
@@ -199,7 +215,7 @@ def _plan(arguments: argparse.Namespace) -> list[Case]:
     cases = _combine(arguments, methods)
     for name in methods:
         if arguments.methods and METHODS[name].compressed and any(name not in case.methods for case in cases):
-            print(f"Skipping method {name} without compression: there it would be nothing new")
+            print(f"Skipping method {name} without compression: it would be the same as websockets")
     single = [name for name in methods if METHODS[name].awaits]
     if arguments.burst > 1 and single:
         print(f"Skipping methods {', '.join(single)} in bursts")
@@ -217,7 +233,7 @@ def _weighed(arguments: argparse.Namespace) -> dict[Case, tuple[str, ...]]:
     if arguments.memory is None:
         return {}
     if sys.platform != "linux":
-        raise UnfitError("how much memory a process has is known on Linux only")
+        raise UnfitError("--memory works on Linux only")
     # Neither how many threads send nor what the caches hold makes connections larger.
     cases = dict.fromkeys(dataclasses.replace(case, cold=False, tick=0, threads=1) for case in _combine(arguments, ()))
     most = max(case.clients for case in cases)
@@ -305,11 +321,11 @@ def _available(what: str, names: Iterable[str], features: Mapping[str, str | Non
         feature = features[name]
         if feature == "extension":
             if not extension_present():
-                print(f"Skipping {what} {name}: the extension of wsfast is absent or WSFAST_PURE is set")
+                print(f"Skipping {what} {name}: the extension of wsfast is absent, or WSFAST_PURE is set")
                 continue
         elif feature == "node":
             if node.find() is None:
-                print(f"Skipping {what} {name}: Node or its package ws is absent; give --node DIR")
+                print(f"Skipping {what} {name}: Node or its package ws is absent; see --node")
                 continue
         elif feature is not None and not installed(feature):
             print(f"Skipping {what} {name}: {feature} is not installed; pip install wsfast[bench]")

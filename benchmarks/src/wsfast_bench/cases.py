@@ -22,7 +22,7 @@ WAYS = {
     "websockets": Way("websockets.broadcast() on stock connections", "stock", "websockets"),
     "wsfast": Way("wsfast.broadcast() on stock connections", "stock", "wsfast"),
     "wsfast-factory": Way(
-        "wsfast.broadcast() with extensions=[wsfast.ServerPerMessageDeflateFactory()] (with compression only)",
+        "wsfast.broadcast() with extensions=[wsfast.ServerPerMessageDeflateFactory()] (only with compression)",
         "wsfast-factory",
         "wsfast",
     ),

@@ -43,9 +43,10 @@ FEWEST = 5
 """Rounds of either run below which nothing is known of their spread."""
 
 CAVEAT = """\
-ratio: this run's median divided by the earlier one's; in brackets, what 95 % of ratios are between if the rounds are
-drawn anew: of 20 methods that did not change, one is expected to seem so. That is chance within the runs. A machine
-is faster in one run than in another, too: then all methods seem to have changed, efficiency the least."""
+ratio: median of this run divided by that of the earlier run. In brackets: the 95 % interval when rounds are drawn again
+at random. Of 20 methods that did not change, about one seems to have changed. This interval covers chance within the
+two runs. A machine can also be faster in one run than in the other: then all methods seem to have changed, and
+efficiency changes least."""
 
 T = TypeVar("T")
 Rounds: TypeAlias = Sequence[Sequence[float]]
@@ -252,7 +253,7 @@ def _amount(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-SINGLE = "Each of these is one number of each run: how much of a difference is chance, nobody knows."
+SINGLE = "Each of these is a single number in each run, so it is not known how much of a difference is chance."
 """What must be known of scenarios and of memory."""
 
 
@@ -278,7 +279,7 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.scenes:
         print(SINGLE)
     if not comparison.cases and not comparison.scenes:
-        print("no case is in both runs")
+        print("The two runs have no case in common.")
     for which, titles in (("before", comparison.only_before), ("now", comparison.only_after)):
         for title in titles:
             print(f"only {which}: {title}")

@@ -305,7 +305,7 @@ def _publisher(room: Room, channel: wsfast.Channel, connections: Sequence[Server
     return call
 
 
-@method("wsfast-pure", "wsfast.broadcast() by its twin in plain Python")
+@method("wsfast-pure", "wsfast.broadcast() with the core in plain Python")
 @asynccontextmanager
 async def by_wsfast_pure(room: Room) -> AsyncIterator[Call]:
     """Call `wsfast.broadcast()` with the twin for its core, which costs two assignments more than without."""
@@ -332,7 +332,7 @@ async def by_websockets(room: Room) -> AsyncIterator[Call]:
 
 @method(
     "no-takeover",
-    "websockets.broadcast(), each message compressed by itself, on connections of its own (with compression only)",
+    "websockets.broadcast(), each message compressed by itself, on connections of its own (only with compression)",
     server="no-takeover",
     compressed=True,
     group="theirs",
@@ -370,7 +370,7 @@ async def by_picows(room: Room) -> AsyncIterator[Call]:
 
 @method(
     "node",
-    "Node's ws with one frame for all clients, in a process of its own (with --node only)",
+    "ws in Node, one frame for all clients, in a process of its own (only with --node)",
     server="node",
     feature="node",
     awaits=True,

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     texts: dict[str, list[str]] = {}
     for scenario in SCENARIOS.values():
         for option in scenario.options:
-            texts.setdefault(option.name, []).append(f"of scenario {scenario.name}: {option.what} ({option.default})")
+            texts.setdefault(option.name, []).append(f"scenario {scenario.name}: {option.what} ({option.default})")
     for name, lines in texts.items():
         parser.add_argument(f"--{name}", type=positive, metavar="N", help="; ".join(lines))
 
@@ -30,10 +30,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def play(arguments: argparse.Namespace, loops: tuple[str, ...]) -> int:
     """Play the scenarios that the options ask for, and print a table for each."""
     if sys.platform != "linux":
-        raise UnfitError("scenarios are played on Linux only: they look at the memory, and watch by epoll")
+        raise UnfitError("scenarios work on Linux only")
     for option in ("chart", "memory"):
         if getattr(arguments, option) is not None:
-            raise UnfitError(f"--{option} is not for scenarios")
+            raise UnfitError(f"--{option} cannot be used with scenarios")
     before = find_files(arguments, "scenarios")
     processors = two_processors()
     plans = [

@@ -1,4 +1,4 @@
-"""What is shown of the samples: tables, a file, a chart. `page` and `comparison` have what else can be asked for."""
+"""Tables, the file of `--json`, and a chart. `page` writes the report, `comparison` the differences of two runs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """What a table tells of one method."""
+    """The numbers of one method in a table."""
 
     call: float
     """Microseconds per client and message: median over the calls."""
@@ -142,7 +142,7 @@ def read_summaries(entry: Mapping[str, Any]) -> dict[str, Summary]:
 
 
 def print_machine(machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None) -> None:
-    """Print on what is measured."""
+    """Print the machine and the versions."""
     for line in describe_machine(machine, versions, processors):
         print(line)
 
@@ -150,13 +150,13 @@ def print_machine(machine: Mapping[str, Any], versions: Mapping[str, str], proce
 def describe_machine(
     machine: Mapping[str, Any], versions: Mapping[str, str], processors: tuple[int, int] | None
 ) -> list[str]:
-    """Say on what is measured, in a few lines."""
+    """Describe the machine and the versions in a few lines."""
     lines = [
         f"{machine['processor']}, {machine['processors']} processors, {machine['system']} {machine['architecture']}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
     if processors is None:
-        lines.append("WARNING: there are no two processors to bind server and clients to: they are in each other's way")
+        lines.append("WARNING: there are no two processors for server and clients: they slow each other down")
     else:
         lines.append(f"server on processor {processors[0]}, clients on processor {processors[1]}")
         if shares_core(*processors):
@@ -165,7 +165,7 @@ def describe_machine(
 
 
 def print_case(result: Result) -> None:
-    """Print the table of one case, and what one should know to believe it."""
+    """Print the table of one case, with warnings and explanations."""
     print(f"\n{result.case}; {result.case.rounds} rounds of {result.case.calls} calls")
     for line in judge(result.case, result.verdict):
         print(line)
@@ -243,14 +243,15 @@ def tabulate_overview(cases: Sequence[Case], summaries: Sequence[Mapping[str, Su
 
 
 EXPLAINED = """\
-us/client, CPU us: of a call, per client and message, median; CPU is the server's, until the call returns or
-all sends are done. drained: until the last byte has arrived. wakeups: of the clients' process, in a call.
-x websockets, efficiency: time of websockets, of the floor, divided by the method's in each round; median."""
+us/client: time of a call per client and message, median. CPU us: processor time of the server in that time.
+drained: time from the call until the last byte has arrived. wakeups: of the process of the clients, per call.
+x websockets, x picows: times as fast as that. efficiency: time of the floor divided by the time of the method.
+Both are medians of the ratios in each round."""
 
 EXPLAINED_TICK = """\
-CPU us: of the server, all its threads, from a call to the next one, per client and message, median.
-us/client: of the call. wakeups: of the clients' process, in a call. x websockets, efficiency: CPU us of
-websockets, of the floor, divided by the method's in each round; median."""
+CPU us: processor time of the server, all its threads, from one call to the next, per client and message, median.
+us/client: time of the call. wakeups: of the process of the clients, per call. x websockets, x picows, efficiency:
+CPU us of websockets, of picows, of the floor, divided by that of the method; medians of the ratios in each round."""
 
 
 def explain(case: Case, methods: Collection[str]) -> list[str]:
@@ -259,24 +260,24 @@ def explain(case: Case, methods: Collection[str]) -> list[str]:
     if case.apart:
         lines.append("Each method has connections of its own.")
     if case.threads > 1:
-        lines.append(f"Those of wsfast send with {case.threads} threads, all others and the floors with one.")
+        lines.append(f"Methods of wsfast send with {case.threads} threads, all others and the floors with one.")
     if "floor-served" in methods:
         told = ", ".join(name for name in methods if floor_of(name) == "floor-served")
         which = "the same server" if case.apart else "the same sockets"
-        lines.append(f"efficiency of {told}: against floor-served, which has {which}.")
+        lines.append(f"efficiency of {told}: compared with floor-served, which has {which}.")
     if "node" in methods:
-        lines.append("node: times are those that Node tells; it reads its messages before, from a pipe.")
+        lines.append("node: Node measures its own times; it reads its messages from a pipe before.")
     if case.compression != "none":
         lines.append(
-            "wire B: bytes that one client is sent for a message, mean over the measured calls. steady B: the same in\n"
-            "a run of one method, the others' messages forgotten. ratio: steady B divided by the payload.\n"
+            "wire B: bytes sent to one client per message, mean of the measured calls. steady B: the same in a run of\n"
+            "one method, after the messages of others are forgotten. ratio: steady B divided by the payload.\n"
             "Connections of picows have a window of 15 bits and memLevel 8, all others 12 bits and memLevel 5."
         )
     return lines
 
 
 def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
-    """Print the table of what connections take of a server's memory."""
+    """Print the table of the memory that connections take."""
     print(f"\nmemory: {case}")
     print_table(tabulate_memory(weights))
     print(MEMORY)
@@ -285,14 +286,14 @@ def print_memory(case: Case, weights: Mapping[str, Weight]) -> None:
 
 
 MEMORY = """\
-KiB/client, clients MiB: by how much the resident memory of the server's process has grown from right before
-the clients connected to the end of a few broadcasts, per client and in all; process MiB: what it is then.
-Without the kernel's memory; and of an encoder, what its messages have reached yet: longer ones reach all."""
+KiB/client, clients MiB: growth of the resident memory of the server, from right before the clients connect until
+after a few broadcasts, per client and in all. process MiB: resident memory after that. The memory of the kernel is
+not included. Longer messages use more of the memory of an encoder."""
 """What the heads of the table of memory mean."""
 
 
 def tabulate_memory(weights: Mapping[str, Weight]) -> list[list[str]]:
-    """Return the table of what connections take of a server's memory."""
+    """Return the table of the memory that connections take."""
     rows = [["server", "KiB/client", "clients MiB", "process MiB"]]
     for way, weight in weights.items():
         grown = weight.after - weight.before
@@ -308,7 +309,7 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def judge(case: Case, verdict: Verdict) -> list[str]:
-    """Return what is said of who the bottleneck is: nothing with ticks, which leave time enough to the clients."""
+    """Return a line about the bottleneck. With ticks there is none, because the clients have enough time."""
     return [] if case.tick else [describe_verdict(verdict)]
 
 
@@ -322,7 +323,7 @@ def describe_verdict(verdict: Verdict) -> str:
     )
     if verdict.server:
         return line + "the server is the bottleneck"
-    return f"WARNING: {line}the clients may be the bottleneck; drained times are theirs"
+    return f"WARNING: {line}the clients may be the bottleneck; then drained is their time"
 
 
 def warn(result: Result) -> list[str]:
@@ -332,8 +333,8 @@ def warn(result: Result) -> list[str]:
         if samples.short:
             sends = result.case.clients * result.case.rounds * result.case.calls
             notes.append(
-                f"WARNING: the kernel did not take all of {samples.short} of {sends} sends of {name}: "
-                f"it did less than the others"
+                f"WARNING: the kernel did not take all of {samples.short} of {sends} sends of {name}, so it did "
+                "less work than the others"
             )
     # A call that awaits nothing never gives its processor up; what is missing is what somebody else had.
     waiting = [samples for name, samples in result.methods.items() if not METHODS[name].awaits]
@@ -341,10 +342,10 @@ def warn(result: Result) -> list[str]:
     cpu = sum(chain.from_iterable(chain.from_iterable(samples.cpu for samples in waiting)))
     if wall and cpu < 0.95 * wall:
         notes.append(
-            f"WARNING: the server had its processor for {cpu / wall:.0%} of the time only: something else runs there"
+            f"WARNING: the server had its processor for only {cpu / wall:.0%} of the time: something else runs there"
         )
     if result.case.rounds * result.case.calls < 100:
-        notes.append("p99 of fewer than 100 calls is the slowest of them.")
+        notes.append("With fewer than 100 calls, p99 is the slowest call.")
     return notes
 
 
@@ -356,14 +357,14 @@ def _optional(value: float | None, form: str) -> str:
 
 
 def find_files(arguments: argparse.Namespace, kind: str) -> Run | None:
-    """See to the files that the options name before hours have been spent; return what is to be compared with.
+    """Check the files of the options before hours have been spent; return the run to compare with.
 
     Args:
         arguments: The options `json`, `chart`, `report`, `compare`.
         kind: What will be measured: `cases` or `scenarios`.
 
     Raises:
-        UnfitError: If one could not be written, or is not what can be compared with.
+        UnfitError: If one could not be written, or cannot be compared with.
     """
     for path in (arguments.json, arguments.chart, arguments.report):
         if path is not None and not path.absolute().parent.is_dir():
@@ -404,7 +405,7 @@ def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run 
 
 
 def of_processors(processors: tuple[int, int] | None) -> dict[str, int] | None:
-    """Return in the form of a file who was bound to which processor."""
+    """Return the processors of server and clients, as they stand in a file."""
     return None if processors is None else {"server": processors[0], "clients": processors[1]}
 
 

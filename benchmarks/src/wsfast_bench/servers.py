@@ -50,7 +50,7 @@ async def keep(accepted: list[Any], count: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while len(accepted) < count:
         if time.monotonic() > deadline:
-            raise UnfitError(f"of {count} clients, the server has kept {len(accepted)} only")
+            raise UnfitError(f"only {len(accepted)} of {count} clients are connected to the server")
         await asyncio.sleep(0)
 
 

@@ -103,10 +103,11 @@ class Conflation(Scenario):
     seconds = Option("seconds", "how long", 60, quick=10)
     options = (seconds,)
     numbers = MappingProxyType({"age": "age s", "oldest": "oldest s"})
-    chart = Chart("age of the last messages that are read slowly, s (median)", "age", "{way}")
+    chart = Chart("Age of the last messages that were read slowly, s (median)", "age", "{way}")
     legend = (
-        "age, oldest: seconds from publishing to reading, of the last 10 messages read slowly: median, most.\n"
-        "read fast: messages that were read after that. newest of keys: keys with whose newest value the client ends."
+        "age, oldest: seconds from publishing to reading, of the last 10 messages that were read slowly: median,\n"
+        "most. read fast: messages read after that. newest of keys: keys whose newest value the client has at the\n"
+        "end."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

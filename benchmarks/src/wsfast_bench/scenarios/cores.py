@@ -82,10 +82,11 @@ class Cores(Scenario):
     help = "1000 clients, 64 B: 1, 2, 4 and 8 threads that send, or those of --threads"
     keys = ("way", "threads")
     numbers = MappingProxyType({"call": "us/client", "p99": "p99 ms", "efficiency": "efficiency"})
-    chart = Chart("call, us per client (median)", "call", "{way}, {threads}")
+    chart = Chart("Time of a call, us per client (median)", "call", "{way}, {threads}")
     legend = (
-        "us/client: of a call, median. efficiency, x websockets: time of the floor, of websockets, each with one\n"
-        "thread, divided by the method's in each round; median. The server has as many processors as the most threads."
+        "us/client: time of a call, median. efficiency, x websockets: time of the floor, of websockets, each with\n"
+        "one thread, divided by the time of the method in each round; median. The server has a processor for each\n"
+        "thread."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

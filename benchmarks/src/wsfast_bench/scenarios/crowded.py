@@ -62,13 +62,13 @@ class Crowded(Scenario):
     """One process, in which all numbers of threads take turns, beside one that is busy on each processor."""
 
     name = "crowded"
-    help = "1000 clients, 64 B, every processor busy: one thread that sends, the default, and one for each processor"
+    help = "1000 clients, 64 B, every processor busy: one thread, the default, and one thread for each processor"
     keys = ("way", "threads", "default")
     numbers = MappingProxyType({"p50": "p50 ms", "p99": "p99 ms"})
     chart = Chart("99th percentile of a call, ms", "p99", "{way}, {threads}")
     legend = (
-        "p50, p99: of a call. p99 ratio: to that with one thread. The server sleeps 5 ms after each call; server and\n"
-        "clients run wherever the kernel lets them."
+        "p50, p99: time of a call. p99 ratio: to p99 with one thread. The server sleeps for 5 ms after each call.\n"
+        "Server and clients are not bound to processors."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

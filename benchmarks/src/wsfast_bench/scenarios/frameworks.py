@@ -253,11 +253,11 @@ class Frameworks(Scenario):
     keys = ("framework", "compression", "way")
     numbers = MappingProxyType({"call": "us/client"})
     theirs = frozenset({"loop"})
-    chart = Chart("call, us per client (median)", "call", "{framework}, {compression}, {way}")
+    chart = Chart("Time of a call, us per client (median)", "call", "{framework}, {compression}, {way}")
     legend = (
-        "loop: `for connection in connections: await connection.send_text(message)`, on a stock server; wsfast on one\n"
-        "with its protocol class (FastAPI) or a stock one (aiohttp); floor: a bare loop of send() in C over the same\n"
-        "sockets. us/client: of a call, median; in turns."
+        "loop: `for connection in connections: await connection.send_text(message)`, on a stock server. wsfast: on a\n"
+        "server with its protocol class (FastAPI), or a stock one (aiohttp). floor: a bare loop of send() in C over\n"
+        "the same sockets. us/client: time of a call, median; all take turns."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

@@ -66,13 +66,13 @@ class Heartbeat(Scenario):
     """One process, in which all ways take turns."""
 
     name = "heartbeat"
-    help = "4000 clients, 256 B every 50 ms by a Channel: how late a heartbeat of 1 ms is in the same event loop"
+    help = "4000 clients, 256 B every 50 ms by a Channel: delay of a heartbeat of 1 ms in the same event loop"
     keys = ("threads", "beside")
     numbers = MappingProxyType({"p99": "p99 ms", "delivered": "delivered/s"})
-    chart = Chart("99th percentile of how late a heartbeat is, ms", "p99", "{threads} threads, beside: {beside}")
+    chart = Chart("Delay of a heartbeat, 99th percentile, ms", "p99", "{threads} threads, beside: {beside}")
     legend = (
-        "p50, p99, most: how late the heartbeat is. beside: whether the event loop goes on while threads send.\n"
-        "us/client: processor time of the whole server for each client and message, the heartbeat's included."
+        "p50, p99, most: delay of the heartbeat. beside: whether the event loop goes on while threads send.\n"
+        "us/client: processor time of the server per client and message, including that of the heartbeat."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

@@ -97,17 +97,17 @@ class Large(Scenario):
     """A process for each size, in which all ways take turns."""
 
     name = "large"
-    help = "500 clients, 64 B to 256 KiB, or --sizes, one thread: wsfast with sendfile() and with send(), and floors"
+    help = "500 clients, 64 B to 256 KiB or --sizes, one thread: wsfast with sendfile() and with send()"
     keys = ("size", "way")
     numbers = MappingProxyType({"call": "us/client", "gain": "x send"})
     theirs = frozenset({"websockets", "picows"})
-    chart = Chart("call, us per client (median)", "call", "{size} B, {way}")
+    chart = Chart("Time of a call, us per client (median)", "call", "{size} B, {way}")
     legend = (
-        "floor: a bare loop of send() in C. floor-file: one of sendfile(), of a file in memory that is made in each\n"
-        "call. wsfast: as it is; wsfast-send: told to use send() alone. us/client: of a call, median. x send: time of\n"
-        "the same with send(), divided by that with sendfile() in each round, median. x websockets, efficiency: the\n"
-        "same with the time of websockets and of floor. behind: from the end of a call until all has arrived, median.\n"
-        "short: sends that the kernel did not take completely at once; only floors and wsfast tell."
+        "floor: a bare loop of send() in C. floor-file: the same with sendfile(), from a file in memory made in each\n"
+        "call. wsfast-send: wsfast, but without sendfile(). us/client: time of a call, median. x send, x websockets,\n"
+        "efficiency: time of the same with send(), of websockets, of floor, divided by the time of the method in\n"
+        "each round; median. behind: time from the end of a call until everything has arrived, median. short: sends\n"
+        "of which the kernel did not take everything at once; only known of floors and wsfast."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
@@ -147,7 +147,7 @@ class Large(Scenario):
             if self.group(row) != "theirs" and behind > max(call / 4, 0.2):
                 warnings.append(f"WARNING: clients end {behind:.2f} ms after a call of {call:.2f} ms: {where}")
         if any(row["way"] == "wsfast" for row in rows) and all(row["way"] != "wsfast-send" for row in rows):
-            warnings.append("This core sends all frames by send(), so there is nothing to compare wsfast with.")
+            warnings.append("This core sends all frames by send(): there is no second way to compare with.")
         return warnings
 
     def group(self, row: Row) -> str:

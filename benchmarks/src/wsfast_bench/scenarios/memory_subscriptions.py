@@ -84,13 +84,14 @@ class MemorySubscriptions(Scenario):
     """As many subscriptions by few connections as by many."""
 
     name = "memory-subscriptions"
-    help = "bytes of an idle subscription over 10,000 of them"
+    help = "bytes per idle subscription, with 10,000 subscriptions"
     keys = ("connections", "channels", "how")
     numbers = MappingProxyType({"subscribed": "subscribed B", "each": "B/subscription"})
-    chart = Chart("bytes per subscription", "each", "{connections} x {channels}, {how}")
+    chart = Chart("Bytes per subscription", "each", "{connections} x {channels}, {how}")
     legend = (
-        "subscribed: right after subscribe(); B/subscription: after a message in each channel, too. resident: pages\n"
-        "of the process, which may have had room for some; traced: by tracemalloc, what Python's allocators gave out."
+        "subscribed: right after subscribe(). B/subscription: after one message in each channel. resident: growth of\n"
+        "the resident memory; it misses what fits into memory that was free before. traced: by tracemalloc, memory\n"
+        "that Python's allocators gave out."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

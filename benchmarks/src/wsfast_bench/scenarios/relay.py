@@ -97,7 +97,7 @@ async def compare(
                 if processors is not None:
                     os.sched_setaffinity(other.pid, {processors[1]})
                 if await asyncio.to_thread(other.stdout.readline) != "ready\n":
-                    raise UnfitError("the other process does not begin")
+                    raise UnfitError("the receiving process does not start")
 
                 async def ask(expected: int) -> dict[str, Any]:
                     assert other.stdin is not None
@@ -105,7 +105,7 @@ async def compare(
                     print(expected, file=other.stdin, flush=True)
                     answer: dict[str, Any] = json.loads(await asyncio.to_thread(other.stdout.readline) or "{}")
                     if answer.get("got") != expected:
-                        raise UnfitError(f"of {expected} messages, {answer.get('got')} have arrived")
+                        raise UnfitError(f"only {answer.get('got')} of {expected} messages have arrived")
                     return answer
 
                 async with _publisher(kind, way, url) as publish:
@@ -141,7 +141,7 @@ class Relay(Scenario):
     """As fast as possible, then at a pace."""
 
     name = "relay"
-    help = "from one process to another, by Redis and by NATS: messages a second, and how long one takes"
+    help = "from one process to another through Redis and NATS: messages per second, and the time of one message"
     seconds = Option("seconds", "how long", 5, quick=1)
     options = (seconds,)
     keys = ("broker", "way")
@@ -155,11 +155,11 @@ class Relay(Scenario):
         }
     )
     theirs = frozenset({"recipe"})
-    chart = Chart("messages per second", "rate", "{broker}, {way}")
+    chart = Chart("Messages per second", "rate", "{broker}, {way}")
     legend = (
-        "recipe: await publish(), one message after the other, and whatever the library iterates with. us: CPU per\n"
-        "message of that process. p50, p99: from publishing to receiving, 500 messages/s. The broker has no processor\n"
-        "of its own here, if there are only two."
+        "recipe: await publish() for one message after the other, and the iterator of the library. us: processor\n"
+        "time of that process per message. p50, p99: from publishing to receiving, at 500 messages/s. With only two\n"
+        "processors, the broker has none of its own."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

@@ -129,29 +129,30 @@ class Stalled(Scenario):
     """All bytes of all clients that do read are compared. For the run without the others, they are not connected."""
 
     name = "stalled"
-    help = "1000 clients of which 50 never read, 20,000 messages of 1 KiB at full speed, with each policy"
+    help = "1000 clients, 50 of which never read; 20,000 messages of 1 KiB at full speed, with each policy"
     messages = Option("messages", "messages", 20_000, quick=1000)
     options = (messages,)
     numbers = MappingProxyType({"rate": "messages/s", "p50": "p50 ms", "p99": "p99 ms", "grown": "grown B"})
     chart = Chart("99th percentile of a call, ms", "p99", "{way}, {stalled} stalled")
     legend = (
-        "p50, p99: of a publish() and flush(), or a broadcast(). p99 ratio: to that without the stalled clients,\n"
-        "which are not connected then. grown: resident memory, from right before the first message to its highest.\n"
-        "dropped, conflated: of all clients. in order: of the clients that read, those that got every message in\n"
-        "order; every byte is compared. A client that is behind for a moment is conflated, too."
+        "p50, p99: time of a publish() and flush(), or of a broadcast(). p99 ratio: to p99 without the stalled\n"
+        "clients, which are not connected then. grown: growth of the resident memory, from right before the first\n"
+        "message to its highest. dropped, conflated: messages of all clients. in order: clients that got every\n"
+        "message in order, of those that read; every byte is compared. A client that lags for a moment is conflated,\n"
+        "too."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
         """Play each way without stalled clients, and with them."""
         clients = settings.clients()
         if clients < 2:
-            raise UnfitError("of the clients of scenario stalled, one at least never reads, and another one does")
+            raise UnfitError("scenario stalled needs at least 2 clients: one that reads and one that does not")
         stalled = max(clients // 20, 1)
         messages = settings.number(self.messages)
         for way in WAYS:
             for asleep in (0, stalled):
                 yield Play(
-                    f"{clients} clients, of which {stalled} never read, {messages} messages of 1 KiB: {way}, {asleep}",
+                    f"{clients} clients, {stalled} of which never read, {messages} messages of 1 KiB: {way}, {asleep}",
                     {
                         "case": settings.case(clients - stalled + asleep, 1024, keepalive=False),
                         "way": way,

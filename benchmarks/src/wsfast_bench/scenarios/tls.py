@@ -206,17 +206,18 @@ class Tls(Scenario):
     """One process, in which all methods take turns."""
 
     name = "tls"
-    help = "500 clients over TLS, 256 B, one thread; clients that decrypt check each method before"
+    help = "500 clients over TLS, 256 B, one thread"
     numbers = MappingProxyType({"call": "us/client", "p99": "p99 ms"})
     theirs = frozenset({"websockets", "await", "picows-loop"})
-    chart = Chart("call, us per client (median)", "call", "{way}")
+    chart = Chart("Time of a call, us per client (median)", "call", "{way}")
     legend = (
-        "wsfast-picows: wsfast.broadcast() on transports of picows; picows-loop: send() to each of the same.\n"
-        "floor: a bare loop of send() in C of a record as large, over the sockets of stock connections.\n"
-        "encrypt: write() and read() of as many ssl.SSLObject in a loop in Python, which send nothing; C takes less.\n"
-        "us/client: of a call, median. drained: from the call until all has arrived, median. x websockets, x picows,\n"
-        "efficiency: time of websockets, of picows-loop, of floor and encrypt together, divided by the method's in\n"
-        "each round; median. Clients that are measured count records and decrypt none."
+        "wsfast-picows: wsfast.broadcast() on transports of picows. picows-loop: send() on each of these transports.\n"
+        "floor: a bare loop of send() in C over the sockets of stock connections, with records of the same size.\n"
+        "encrypt: as many ssl.SSLObject encrypt the message in a loop in Python and send nothing; C needs less time.\n"
+        "us/client: time of a call, median. drained: time from the call until everything has arrived, median. x\n"
+        "websockets, x picows, efficiency: time of websockets, of picows-loop, of floor and encrypt together,\n"
+        "divided by the time of the method in each round; median. The measured clients count records and decrypt\n"
+        "nothing."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
@@ -249,7 +250,7 @@ class Tls(Scenario):
         cut = [row for row in rows if row["short"]]
         return [
             *(f"WARNING: the kernel did not take all of {row['short']} sends of {row['way']}" for row in cut),
-            f"{rows[0]['exact']} messages were decrypted and compared before; all were exact.",
+            f"Before that, {rows[0]['exact']} messages were decrypted and compared: all were correct.",
         ]
 
     def group(self, row: Row) -> str:

@@ -140,15 +140,15 @@ class Topics(Scenario):
     """A message in each topic, in each tick."""
 
     name = "topics"
-    help = "1000 topics, 1000 clients in 50 of them each, 20 ticks a second"
+    help = "1000 topics, 1000 clients that follow 50 topics each, 20 ticks per second"
     topics = Option("topics", "how many", 1000, quick=1000)
     seconds = Option("seconds", "how long", 10, quick=2)
     options = (topics, seconds)
     numbers = MappingProxyType({"rate": "ticks/s", "cpu": "CPU us/message"})
-    chart = Chart("processor time of the server, us per message", "cpu", "{way}")
+    chart = Chart("Processor time of the server, us per message", "cpu", "{way}")
     legend = (
-        "messages: delivered, all of them have arrived. CPU: of the server in its ticks, until all is written or\n"
-        "waits. ticks/s: fewer than 20 if a tick takes longer."
+        "messages: delivered; all have arrived. CPU: processor time of the server in its ticks, until everything is\n"
+        "written or queued. ticks/s: fewer than 20 if a tick takes longer."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:

@@ -193,21 +193,21 @@ class OnTheWire(Scenario):
     """One process for each variant, in which all methods take turns."""
 
     name = "wire"
-    help = "1000 clients with default permessage-deflate, 1000 ticks of 260 B: octets on the wire and time of a call"
+    help = "1000 clients with default permessage-deflate, 1000 ticks of 260 B: bytes on the wire, and time of a call"
     messages = Option("messages", "messages", 1000, quick=100)
     options = (messages,)
     keys = ("variant", "way")
     numbers = MappingProxyType({"octets": "wire B", "call": "us/client"})
     theirs = frozenset({"websockets", "no-takeover", "picows"})
-    chart = Chart("octets on the wire per client and message (mean)", "octets", "{variant}, {way}")
+    chart = Chart("Bytes on the wire per client and message (mean)", "octets", "{variant}, {way}")
     legend = (
-        "wire B: octets per client and message that the clients were sent, frame headers included, mean over all\n"
-        "messages from the first on. steady B: of the last quarter. x octets: wire B divided by that of websockets.\n"
-        "private B: the same of the private messages. us/client: of a call, per client that is sent to, median.\n"
-        "x websockets: time of websockets divided by the method's in each turn; median. One thread sends.\n"
+        "wire B: bytes sent per client and message, frame headers included, mean of all messages from the first on.\n"
+        "steady B: the same of the last quarter. x bytes: wire B divided by that of websockets. private B: bytes of\n"
+        "the private messages. us/client: time of a call per client that it sends to, median. x websockets: time of\n"
+        "websockets divided by the time of the method in each turn; median. One thread sends.\n"
         + "".join(f"{name}: {told}.\n" for name, told in VARIANTS.items())
-        + "no-takeover: websockets, each message compressed by itself. Each method has connections of its own.\n"
-        "Those of picows have a window of 15 bits, all others 12 bits."
+        + "no-takeover: websockets, each message compressed by itself. Each method has connections of its own; those\n"
+        "of picows have a window of 15 bits, all others 12 bits."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
@@ -228,7 +228,7 @@ class OnTheWire(Scenario):
 
     def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
         """Return a row for each variant and method."""
-        heads = ["to", "method", "wire B", "steady B", "x octets", "private B", "us/client", "x websockets"]
+        heads = ["to", "method", "wire B", "steady B", "x bytes", "private B", "us/client", "x websockets"]
         return [
             heads,
             *(
