@@ -1,4 +1,4 @@
-"""`wsfast bench`: its options, and what they ask for."""
+"""`wsfast bench`: its options, and the cases that they choose."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _plan(arguments: argparse.Namespace) -> list[Case]:
 
 
 def _weighed(arguments: argparse.Namespace) -> dict[Case, tuple[str, ...]]:
-    """Return the cases in which memory is to be measured, each with the servers of which it is."""
+    """Return the cases in which memory is measured, each with its servers."""
     if arguments.memory is None:
         return {}
     if sys.platform != "linux":

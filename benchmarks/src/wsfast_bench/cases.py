@@ -1,4 +1,4 @@
-"""What is measured, and the samples that come out."""
+"""The cases that are measured, and their samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Way:
     help: str
     server: str
     method: str
-    """What sends to its connections."""
+    """The method that sends to its connections."""
 
 
 WAYS = {
@@ -99,7 +99,7 @@ class Case:
 
 @dataclass(slots=True)
 class Samples:
-    """What was measured of one method: nanoseconds for each round and each call in it."""
+    """The samples of one method: nanoseconds for each round and each call in it."""
 
     call: list[list[int]] = field(default_factory=list)
     """From the call until it returns; of a coroutine, until all its sends are done."""
@@ -110,7 +110,7 @@ class Samples:
     wakeups: list[int] = field(default_factory=list)
     """For each round, how often the process of the clients fell asleep in all of its calls; empty if not known."""
     short: int = 0
-    """Sends of the floor of which the kernel did not take everything."""
+    """Sends of the floor that the kernel did not take completely."""
     octets: list[list[int]] = field(default_factory=list)
     """For each round and each call in it, bytes that one client was sent; with compression only."""
     run: list[int] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Who is the bottleneck, the server or its clients."""
+    """The bottleneck: the server or its clients."""
 
     sender: str
     """The method that sent."""
@@ -148,7 +148,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of one case."""
+    """The result of one case."""
 
     case: Case
     methods: dict[str, Samples]
@@ -163,7 +163,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What connections take of the memory of a server's process."""
+    """The memory that connections take in the process of a server."""
 
     clients: int
     before: int

@@ -1,4 +1,4 @@
-"""What differs between two runs: an earlier one, out of the file that `--json` wrote, and this one.
+"""The differences between an earlier run, read from the file of `--json`, and this one.
 
 Times of the same case and method are compared by the ratio of their medians, with an interval: rounds are drawn anew,
 with replacement, from those that were measured (a bootstrap), since calls of one round are alike. That tells what
@@ -74,7 +74,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class CaseChange:
-    """What differs in one case."""
+    """The differences of one case."""
 
     title: str
     times: dict[str, Change]
@@ -84,12 +84,12 @@ class CaseChange:
     only_before: list[str]
     only_after: list[str]
     warnings: list[str]
-    """What was told of the earlier run."""
+    """Warnings of the earlier run."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneChange:
-    """What differs in a scenario, or in the memory that servers take."""
+    """The differences of a scenario, or of the memory of servers."""
 
     title: str
     rows: dict[tuple[str, str], Change]
@@ -100,7 +100,7 @@ class SceneChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What differs between two runs."""
+    """The differences between two runs."""
 
     name: str
     """Of the earlier one."""
@@ -202,7 +202,7 @@ def _compare_scene(before: Scene, after: Scene) -> SceneChange:
     )
 
 
-# ---- What is shown of it
+# ---- Tables
 
 
 def describe_interval(change: Change) -> str:
@@ -215,7 +215,7 @@ def describe_interval(change: Change) -> str:
 
 
 def tabulate_case(change: CaseChange) -> list[list[str]]:
-    """Return the table of a case: rows of which the first are the heads."""
+    """Return the table of a case: rows, the first of which are the heads."""
     rows = [["method", "before us", "now us", "ratio", "time", "efficiency before", "now", "ratio", "efficiency"]]
     for name, time in change.times.items():
         row = [name, f"{time.before:.2f}", f"{time.after:.2f}", describe_interval(time)]
@@ -239,7 +239,7 @@ def _judge(change: Change, more: str, less: str) -> str:
 
 
 def tabulate_scene(change: SceneChange) -> list[list[str]]:
-    """Return the table of a scenario: rows of which the first are the heads."""
+    """Return the table of a scenario: rows, the first of which are the heads."""
     return [
         ["method", "what", "before", "now", "ratio"],
         *(
@@ -254,11 +254,11 @@ def _amount(value: float) -> str:
 
 
 SINGLE = "Each of these is a single number in each run, so it is not known how much of a difference is chance."
-"""What must be known of scenarios and of memory."""
+"""The caveat for scenarios and memory."""
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print what differs; first what makes two runs hard to compare."""
+    """Print the differences, beginning with those of machine and versions."""
     from .report import print_table
 
     print(f"\ncompared with {comparison.name}")

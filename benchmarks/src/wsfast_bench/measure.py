@@ -142,7 +142,7 @@ class Turn(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What came of one call: nanoseconds, and bytes that one client was sent."""
+    """The sample of one call: nanoseconds, and bytes sent to one client."""
 
     call: int
     cpu: int

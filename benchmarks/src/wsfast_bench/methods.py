@@ -32,34 +32,34 @@ __all__ = ["METHODS", "UNBOUNDED", "Call", "Method", "Room", "floor_of"]
 
 @dataclass(slots=True)
 class Room:
-    """What the methods send, and to whom."""
+    """The messages that methods send, and the connections that get them."""
 
     connections: Collection[ServerConnection]
     """Connections of websockets."""
     descriptors: array[int]
-    """Those of the same connections in the same order."""
+    """Descriptors of the same connections, in the same order."""
     strangers: Collection[Any]
     """Connections of picows.websockets; as many, in a collection of the same type."""
     forgetful: Collection[ServerConnection]
     """Connections of websockets that compress each message by itself; as many, in a collection of the same type."""
     stock: Sequence[ServerConnection] = ()
-    """Those of websockets in the order in which they were accepted."""
+    """Connections of websockets, in the order in which they were accepted."""
     served: Sequence[ServerConnection] = ()
     """Connections of `wsfast.serve()`, as many, in that order too."""
     served_descriptors: array[int] = field(default_factory=lambda: array("i"))
-    """Those of the latter."""
+    """Descriptors of the connections of `wsfast.serve()`."""
     transports: Sequence[Any] = ()
     """Transports of picows, as many, in that order."""
     node: NodeServer | None = None
     """The server in Node."""
     messages: tuple[str | bytes, ...] = ()
-    """What one call sends."""
+    """Messages that one call sends."""
     frames: bytes = b""
     """The same as frames, joined."""
     short: int = 0
     """How many sends the kernel has not taken completely, of those that tell: the floor's, for one."""
     owed: list[tuple[int, bytes]] = field(default_factory=list)
-    """What it has not taken of these, with the descriptors."""
+    """The rests of these sends, with their descriptors."""
 
     def take(self, burst: Burst) -> None:
         """Have this sent by the next call."""
@@ -104,7 +104,7 @@ class Room:
 
     @property
     def message(self) -> str | bytes:
-        """What a method sends that sends one message in a call."""
+        """The message of a method that sends one message in a call."""
         (message,) = self.messages
         return message
 
@@ -120,7 +120,7 @@ Where another process sends, it returns the nanoseconds of the call and of the p
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """What is compared: a way to send a message to all clients."""
+    """A compared method: a way to send a message to all clients."""
 
     name: str
     help: str
@@ -131,7 +131,7 @@ class Method:
     floor: str = "floor"
     """The method over the same sockets against which its efficiency is told."""
     feature: str | None = None
-    """What must be there: a module, the extension, or Node."""
+    """A requirement: a module, the extension, or Node."""
     compressed: bool = False
     """Whether it means nothing without compression."""
     awaits: bool = False

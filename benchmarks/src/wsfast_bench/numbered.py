@@ -1,4 +1,4 @@
-"""Messages with a number, of equal length: whoever reads them can tell whether one is missing or out of order."""
+"""Numbered messages of equal length: a reader can tell whether one is missing or out of order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARK = struct.Struct("!Qd")
 
 
 class Mark(NamedTuple):
-    """What a message says."""
+    """The content of a message."""
 
     number: int
     """From 0 on."""
@@ -25,7 +25,7 @@ class Mark(NamedTuple):
 
     @property
     def key(self) -> int:
-        """What it is about."""
+        """The key of the message."""
         return self.number % KEYS
 
 

@@ -21,7 +21,7 @@ BATCH = 64
 
 
 OFFER = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
-"""What websockets' clients and browsers offer (RFC 7692, section 7.1)."""
+"""The offer of websockets' clients and of browsers (RFC 7692, section 7.1)."""
 
 
 def connect(
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def read_line(fd: int) -> str:
-    """Read a line and not a byte more, for whoever watches the descriptor is to be told of the next one."""
+    """Read a line and not a byte more, so that a watcher of the descriptor is notified of the next line."""
     line = b""
     while (octet := os.read(fd, 1)) not in (b"", b"\n"):
         line += octet

@@ -104,7 +104,7 @@ def steady(run: Sequence[int]) -> float:
 
 
 def summarize(result: Result) -> dict[str, Summary]:
-    """Return what a table tells of each method."""
+    """Return the numbers of each method."""
     burst, calls = result.case.burst, result.case.rounds * result.case.calls
     messages = result.case.clients * burst
     websockets, picows, figure = result.methods.get("websockets"), result.methods.get("picows"), result.case.figure
@@ -216,12 +216,12 @@ def tabulate(case: Case, summaries: Mapping[str, Summary], *, full: bool = False
 
 
 def judged(case: Case, summary: Summary) -> float:
-    """Return what a method is judged by: microseconds per client and message, of a call or of the processor."""
+    """Return the number by which a method is judged: us per client and message, of a call or of processor time."""
     return summary.cpu if case.tick else summary.call
 
 
 def tabulate_overview(cases: Sequence[Case], summaries: Sequence[Mapping[str, Summary]]) -> list[list[str]]:
-    """Return what methods are judged by in all cases: a column for each, so also one for each number of threads.
+    """Return the number by which methods are judged: a column for each case, and so for each number of threads.
 
     In brackets is how many times as fast as websockets a method is; efficiencies have rows of their own.
     """
@@ -255,7 +255,7 @@ CPU us of websockets, of picows, of the floor, divided by that of the method; me
 
 
 def explain(case: Case, methods: Collection[str]) -> list[str]:
-    """Say what the heads of the table of a case mean."""
+    """Explain the heads of the table of a case."""
     lines = [EXPLAINED_TICK if case.tick else EXPLAINED]
     if case.apart:
         lines.append("Each method has connections of its own.")
@@ -289,7 +289,7 @@ MEMORY = """\
 KiB/client, clients MiB: growth of the resident memory of the server, from right before the clients connect until
 after a few broadcasts, per client and in all. process MiB: resident memory after that. The memory of the kernel is
 not included. Longer messages use more of the memory of an encoder."""
-"""What the heads of the table of memory mean."""
+"""Explanation of the heads of the table of memory."""
 
 
 def tabulate_memory(weights: Mapping[str, Weight]) -> list[list[str]]:
@@ -302,7 +302,7 @@ def tabulate_memory(weights: Mapping[str, Weight]) -> list[list[str]]:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of which the first are the heads."""
+    """Print rows, the first of which are the heads."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print(row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))

@@ -1,4 +1,4 @@
-"""A run as it can be compared: what `--json` wrote, looked through."""
+"""A run in the form in which it can be compared, read from the file of `--json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Measured", "Run", "Scene", "load", "parse"]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was measured in one case."""
+    """The measurements of one case."""
 
     title: str
     methods: dict[str, list[list[float]]]
@@ -29,7 +29,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a scenario came to, or the memory of servers."""
+    """The results of a scenario, or the memory of servers."""
 
     title: str
     rows: dict[str, dict[str, float]]
@@ -38,7 +38,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is compared of a run."""
+    """The parts of a run that are compared."""
 
     name: str
     setting: dict[str, str]
@@ -78,7 +78,7 @@ def load(path: Path, kind: str) -> Run:
 
 
 def parse(content: Mapping[str, Any], name: str = "this run") -> Run:
-    """Return what is compared of a run.
+    """Return the parts of a run that are compared.
 
     Raises:
         AttributeError: If it has another shape than it should have.
@@ -123,7 +123,7 @@ def _parse_case(entry: Mapping[str, Any]) -> tuple[Case, Measured]:
 
 
 def _key(data: Mapping[str, Any]) -> Case:
-    """Return a case without what does not keep it from being compared."""
+    """Return a case without the settings that may differ when runs are compared."""
     known = {field.name for field in fields(Case)}
     if not data.keys() <= known:
         raise ValueError(f"unknown setting {', '.join(sorted(data.keys() - known))}")

@@ -1,4 +1,4 @@
-"""What is sent: one message again and again, or market ticks of which no two are equal."""
+"""The messages: the same one each time, or market ticks that are all different."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MEM_LEVEL", "WINDOW_BITS", "Burst", "Parcel", "bursts", "deflated", 
 
 WINDOW_BITS = 12
 MEM_LEVEL = 5
-"""What `serve()` of websockets gives to zlib where it is not told otherwise."""
+"""The default parameters that `serve()` of websockets gives to zlib."""
 
 FRESH = 3
 """Of so many levels of the order book, one is new in each tick."""
@@ -76,7 +76,7 @@ def parcels(case: Case, seed: str) -> Iterator[Parcel]:
 def ticks(size: int, seed: str) -> Iterator[str]:
     """Iterate over ticks of a market: JSON in exactly `size` ASCII characters; less than 64 do not hold all of it.
 
-    Price, number and time change from tick to tick; longer ticks have an order book, of which a part changes.
+    Price, number and time change from tick to tick; longer ticks have an order book, a part of which changes.
     """
     chance = random.Random(seed)
     price, time, book = 64250.0, 34_567_890, list[str]()

@@ -1,4 +1,4 @@
-"""What channels and hubs are for, each played in fresh processes: a module for each scenario, and a line here."""
+"""Scenarios: questions that the time of a call does not answer. Each has a module, and a line here."""
 
 from __future__ import annotations
 

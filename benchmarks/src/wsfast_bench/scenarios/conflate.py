@@ -34,7 +34,7 @@ RECEIVE_BUFFER = 8192
 """SO_RCVBUF of a client."""
 
 LAST = 10
-"""Messages at the end of which the age is told."""
+"""Number of last messages whose age is shown."""
 
 
 async def publish_to_slow(case: Case, seconds: float, processors: tuple[int, int] | None) -> list[dict[str, Any]]:

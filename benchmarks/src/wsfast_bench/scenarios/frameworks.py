@@ -33,7 +33,7 @@ __all__ = ["FRAMEWORKS", "SCENARIO", "STALLED", "compare"]
 
 ROUNDS = 30
 CALLS = 3
-"""Calls in each round of a method, but for the first, which is not measured."""
+"""Calls in each round of a method, except for the first, which is not measured."""
 
 STALLED = 5
 """Clients that never read."""

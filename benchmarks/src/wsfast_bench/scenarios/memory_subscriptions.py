@@ -1,4 +1,4 @@
-"""What a subscription takes of memory, in channels in which hardly anything happens."""
+"""The memory of a subscription, in channels that are nearly idle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .scenario import Chart, Play, Row, Scenario, Settings
 __all__ = ["HOWS", "SCENARIO", "weigh_subscriptions"]
 
 HOWS = ("resident", "traced")
-"""What is looked at: pages that the process has in memory, or what Python's allocators have given out."""
+"""Kinds of memory: pages of the process that are in memory, or memory that Python's allocators have given out."""
 
 
 async def weigh_subscriptions(

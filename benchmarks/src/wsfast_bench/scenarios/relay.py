@@ -28,13 +28,13 @@ from .scenario import Chart, Option, Play, Row, Scenario, Settings
 __all__ = ["SCENARIO", "WAYS", "compare"]
 
 WAYS = {"redis": ("relay", "recipe"), "nats": ("relay", "recipe")}
-"""Brokers, and what is compared for each."""
+"""Brokers, each with its methods."""
 
 WAITING = 5000
 """Messages that wait for the broker before the publisher waits for it."""
 
 PACED = 500
-"""Messages, and messages in a second, of which it is measured how long they take."""
+"""Number of messages whose time is measured, and their rate per second."""
 
 Publish = Callable[[str, str], Coroutine[Any, Any, None]]
 

@@ -1,4 +1,4 @@
-"""What a scenario is, and what it may ask for."""
+"""The base class of scenarios, with their options and results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsfast_bench.machine import UnfitError, reserve_descriptors
 __all__ = ["Bars", "Chart", "Option", "Play", "Row", "Scenario", "Settings", "Told"]
 
 Row: TypeAlias = Mapping[str, Any]
-"""What came of one thing that is compared: numbers by their names."""
+"""Numbers of one method, by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line asks for."""
+    """The settings of the command line."""
 
     arguments: argparse.Namespace
     loop: str
@@ -76,7 +76,7 @@ class Play:
     """One process of a scenario."""
 
     title: str
-    """What is played, then a colon, then what sets this process apart."""
+    """The scenario, a colon, and the part that this process plays."""
     task: dict[str, Any]
 
     def __str__(self) -> str:
@@ -85,21 +85,21 @@ class Play:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is told of a scenario."""
+    """The results of a scenario, as they are shown."""
 
     table: list[list[str]]
-    """Rows of cells, of which the first are the heads."""
+    """Rows of cells, the first of which are the heads."""
     warnings: list[str]
     legend: str
-    """What the heads mean."""
+    """Explanation of the heads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is drawn of a scenario."""
+    """The chart of a scenario."""
 
     quantity: str
-    """What the numbers are, with their unit."""
+    """Name of the numbers, with their unit."""
     key: str
     """Their name in a row."""
     label: str
@@ -108,7 +108,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """What one chart shows of a scenario."""
+    """The bars of one chart."""
 
     quantity: str
     bars: list[tuple[str, str, float]]
@@ -116,7 +116,7 @@ class Bars:
 
 
 class Scenario(ABC):
-    """What is played, how, and what is shown of it. Its attributes are the same for each play."""
+    """A scenario: its plan, its measurement, its table and its chart. The attributes are the same for each run."""
 
     name: ClassVar[str]
     help: ClassVar[str]
@@ -148,18 +148,18 @@ class Scenario(ABC):
 
     @abstractmethod
     def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
-        """Return the table: rows of which the first are the heads."""
+        """Return the table: rows, the first of which are the heads."""
 
     def warn(self, rows: Sequence[Row]) -> list[str]:
-        """Return what one must know to believe the numbers."""
+        """Return warnings about the numbers."""
         return []
 
     def tell(self, rows: Sequence[Row]) -> Told:
-        """Return what is told of the rows."""
+        """Return the table, the warnings and the legend of some rows."""
         return Told(self.tabulate(rows), self.warn(rows), self.legend)
 
     def draw(self, rows: Sequence[Row]) -> Bars:
-        """Return what is drawn of the rows."""
+        """Return the bars of some rows."""
         key, label = self.chart.key, self.chart.label
         bars = [(label.format_map(row), self.group(row), row[key]) for row in rows if row[key] is not None]
         return Bars(self.chart.quantity, bars)
@@ -170,5 +170,5 @@ class Scenario(ABC):
         return "theirs" if way in self.theirs else "floor" if way == "floor" else "ours"
 
     def label(self, row: Row) -> str:
-        """Return what tells a row from the others."""
+        """Return a label that no other row has."""
         return ", ".join(str(row[key]) for key in self.keys)

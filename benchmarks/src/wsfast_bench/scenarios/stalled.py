@@ -38,7 +38,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 """Policies, with their default bounds: 1 MiB of what waits for a subscriber."""
 
 WAYS = (*POLICIES, "websockets")
-"""What is compared: a channel with each policy, on connections of `wsfast.serve()`; `websockets.broadcast()`."""
+"""Compared methods: a channel with each policy, on connections of `wsfast.serve()`; `websockets.broadcast()`."""
 
 LIMIT = 2 << 30
 """Bytes by which the process may grow: then no more is published."""

@@ -1,4 +1,4 @@
-"""Many topics, of which each client follows some."""
+"""Many topics. Each client follows some of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAYS = {
     "wsfast": "stock",
     "websockets": "stock",
 }
-"""What is compared, each with its server."""
+"""Compared methods, each with its server."""
 
 FOLLOWED = 50
 """Topics that a client follows, if there are so many."""

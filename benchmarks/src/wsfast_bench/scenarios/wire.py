@@ -35,7 +35,7 @@ VARIANTS = {
     "halves": "each tick goes to a random half of the clients",
     "private": "each tick goes to all clients; after it, every tenth gets a message of its own by `connection.send()`",
 }
-"""Who gets what."""
+"""Which clients get which messages."""
 
 SIZE = 260
 PRIVATE_SIZE = 64
