@@ -26,7 +26,7 @@ from wsfast_bench.bench import combine
 from wsfast_bench.cases import WAYS, Case, Weight
 from wsfast_bench.clients import Clients
 from wsfast_bench.measure import RUN, measure
-from wsfast_bench.memory import resident, weigh
+from wsfast_bench.memory import measure_memory, resident
 from wsfast_bench.methods import METHODS
 from wsfast_bench.report import print_memory, steady
 from wsfast_bench.servers import SERVE, admit
@@ -405,7 +405,7 @@ def test_memory_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_weigh_in_this_process() -> None:
     """It counts from before the clients connect."""
-    weight = asyncio.run(weigh(case(), "websockets", None))
+    weight = asyncio.run(measure_memory(case(), "websockets", None))
     assert weight.clients == 3
     assert 0 < weight.before <= resident() * 2
 

@@ -32,7 +32,7 @@ TITLES = {
     "queues": "a queue and a task for each client",
     "pubsub": "a publish-subscribe stream and a task for each client",
 }
-"""What methods are called in sentences and charts."""
+"""Names of methods in sentences and charts."""
 
 SUBJECTS = ("wsfast", "wsfast-served", "channel", "channel-stock", "hub", "wsfast-pure")
 """Methods of wsfast. An answer is about the first that was measured."""
@@ -47,7 +47,7 @@ class Answer:
     question: str
     sentence: str
     quantity: str
-    """What the chart shows."""
+    """The quantity of the chart, with its unit."""
     bars: list[Bar]
     mark: float | None = None
     """Where the chart has a line across all bars."""
@@ -156,7 +156,12 @@ def _slow(rows: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
         Bar(TITLES.get(way, f"Channel, {way}"), value, "theirs" if way == "websockets" else "ours")
         for way, value in sorted(grown.items(), key=lambda item: item[1])
     ]
-    yield Answer("What does a slow client do to the others?", f"{told}.", "Growth of the server's memory, MiB", bars)
+    yield Answer(
+        "What does a slow client do to the others?",
+        f"{told}.",
+        "Growth of the server's memory, MiB. Shorter is better.",
+        bars,
+    )
 
 
 # ---- All of them

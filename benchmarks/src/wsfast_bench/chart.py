@@ -40,9 +40,9 @@ def draw_figure(caption: str, bars: Sequence[Bar], mark: float | None = None, sp
         spread: What the thin lines over bars show.
     """
     groups = [group for group in GROUPS if any(bar.group == group for bar in bars)]
-    keys = "".join(f'<span class="key {group}"></span>{GROUPS[group]}' for group in groups) if len(groups) > 1 else ""
+    keys = "".join(f' <span class="key"><i class="{group}"></i>{GROUPS[group]}</span>' for group in groups)
     chart = draw_bars(bars, caption, mark, spread)
-    return f"<figure>\n<figcaption>{escape(caption)}{keys}</figcaption>\n{chart}\n</figure>"
+    return f"<figure>\n<figcaption>{escape(caption)}{keys if len(groups) > 1 else ''}</figcaption>\n{chart}\n</figure>"
 
 
 def draw_bars(bars: Sequence[Bar], title: str, mark: float | None = None, spread: str = "quartiles") -> str:
@@ -67,6 +67,8 @@ def draw_bars(bars: Sequence[Bar], title: str, mark: float | None = None, spread
         parts.append(
             f'<text class="tick" x="{x:.2f}%" y="{bottom + 16}" text-anchor="{anchor}">{tick * step:.10g}</text>'
         )
+    if mark is not None:
+        parts.append(_line("mark", mark * scale, mark * scale, 0, bottom))
     for index, bar in enumerate(bars):
         top = ROW * index + ROW - BAR - 4
         length = max(bar.value, 0) * scale
@@ -81,8 +83,6 @@ def draw_bars(bars: Sequence[Bar], title: str, mark: float | None = None, spread
             parts += (_line("spread", x, x, middle - 3, middle + 3) for x in (low, high))
             end = max(end, high)
         parts.append(f'<text x="{end:.2f}%" dx="6" y="{top + BAR - 3}">{_short(bar.value)}</text></g>')
-    if mark is not None:
-        parts.append(_line("mark", mark * scale, mark * scale, 0, bottom))
     parts.append("</svg>")
     return "\n".join(parts)
 

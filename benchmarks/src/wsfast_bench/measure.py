@@ -45,7 +45,7 @@ from .methods import METHODS, Call, Method, Room
 from .servers import PATIENCE, SERVE, admit
 from .ticks import Burst, bursts
 
-__all__ = ["Bench", "Turn", "main", "make_room", "measure", "prepared", "tell"]
+__all__ = ["Bench", "Turn", "main", "make_room", "measure", "prepared", "run_and_report"]
 
 TRIALS = 9
 """Fan-outs by which the clients are tried."""
@@ -300,7 +300,7 @@ class Bench:
 
 
 def main() -> None:
-    """Measure the case in the first argument; tell the command line by lines of JSON.
+    """Measure the case in the first argument, and report to the command line by lines of JSON.
 
     After each step, and before the next, the command line answers with a line; until then it may draw its progress
     bar.
@@ -317,11 +317,11 @@ def main() -> None:
         result = await measure(case, task["processors"], after_step)
         return {"methods": result.methods, "verdict": result.verdict}
 
-    tell(case, work)
+    run_and_report(case, work)
 
 
-def tell(case: Case, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """Do some work in the event loop of a case, and tell the command line what came of it."""
+def run_and_report(case: Case, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Do some work in the event loop of a case, and report the result to the command line."""
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if case.loop == "uvloop":
         import uvloop

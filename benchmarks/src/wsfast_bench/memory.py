@@ -17,18 +17,18 @@ from typing import Any
 from .cases import WAYS, Case, Weight
 from .clients import Clients
 from .machine import bind_server
-from .measure import Bench, Turn, make_room, tell
+from .measure import Bench, Turn, make_room, run_and_report
 from .methods import METHODS
 from .servers import SERVE, admit
 from .ticks import bursts
 
-__all__ = ["MESSAGES", "main", "weigh"]
+__all__ = ["MESSAGES", "main", "measure_memory"]
 
 MESSAGES = 20
 """Broadcasts before the memory is measured: encoders that are made late have been made."""
 
 
-async def weigh(case: Case, way: str, processors: tuple[int, int] | None) -> Weight:
+async def measure_memory(case: Case, way: str, processors: tuple[int, int] | None) -> Weight:
     """Measure what connections take of this process's memory.
 
     Args:
@@ -65,10 +65,10 @@ def resident() -> int:
 
 
 def main() -> None:
-    """Measure what is told in the first argument; tell the command line by a line of JSON."""
+    """Measure what is told in the first argument; run_and_report the command line by a line of JSON."""
     task = json.loads(sys.argv[1])
     case = Case.from_json(task["case"])
-    tell(case, lambda: weigh(case, task["way"], task["processors"]))
+    run_and_report(case, lambda: measure_memory(case, task["way"], task["processors"]))
 
 
 if __name__ == "__main__":

@@ -43,14 +43,17 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 68rem; backgroun
 h1 { margin: 0; font-size: 1.4rem; } h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem; }
 h2.part { margin-top: 3.5rem; border-top: 1px solid var(--line); padding-top: 1.25rem; font-size: 1.1rem; }
 h3 { margin-bottom: .25rem; font-size: 1rem; } .answer { margin: 0; max-width: 46rem; font-size: 1.1rem; }
-p, li { max-width: 60rem; } ul { padding-left: 1.25rem; }
+p, li { max-width: 60rem; }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 0 3rem; }
+ul { padding-left: 1.25rem; }
 .soft, figcaption { color: var(--soft); } .alarm { color: var(--alarm); font-weight: 600; }
 .wide { overflow-x: auto; max-width: 100%; } .wide:focus-visible { outline: 2px solid var(--ours); }
 code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; white-space: nowrap; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } thead th { color: var(--soft); font-weight: 500; }
-tbody th { font-weight: 500; } tbody tr:hover { background: var(--tint); }
+tbody th { position: sticky; left: 0; background: var(--page); font-weight: 500; }
+tbody tr:hover > * { background: var(--tint); }
 figure { margin: 1rem 0; max-width: 46rem; } figcaption { margin-bottom: .5rem; font-size: .87rem; }
 svg { display: block; font: 13px system-ui, sans-serif; overflow: visible; }
 svg text { fill: var(--ink); stroke: var(--page); stroke-width: 3px; paint-order: stroke; stroke-linejoin: round; }
@@ -58,15 +61,16 @@ svg text { fill: var(--ink); stroke: var(--page); stroke-width: 3px; paint-order
 svg .base { stroke: var(--soft); } svg .spread { stroke: var(--ink); stroke-width: 1.5; }
 svg .mark { stroke: var(--ink); stroke-dasharray: 3 3; }
 svg .ours { fill: var(--ours); } svg .theirs { fill: var(--theirs); } svg .floor { fill: var(--floor); }
-.key { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin: 0 .35em 0 1em; }
-.key.ours { background: var(--ours); } .key.theirs { background: var(--theirs); }
-.key.floor { background: var(--floor); }
+.key { margin-left: .75em; white-space: nowrap; }
+.key i { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .35em; }
+.key .ours { background: var(--ours); } .key .theirs { background: var(--theirs); }
+.key .floor { background: var(--floor); }
 @media print { :root { color-scheme: light; --page: #fff; --ink: #000; --soft: #444; --line: #bbb; --tint: #fff;
   --ours: #2a78d6; --theirs: #b0622a; --floor: #7f7e78; --alarm: #a32020; }
   body { padding: 0; max-width: none; font-size: 10pt; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
   table { font-size: 8pt; white-space: normal; } .wide { overflow: visible; }
-  .key, svg rect { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+  .key i, svg rect { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
 CASES_METHOD = (
@@ -151,9 +155,12 @@ def _alarm(entries: Sequence[Mapping[str, Any]]) -> Iterable[str]:
 
 def _answers(content: Mapping[str, Any]) -> Iterable[str]:
     """Answer each question by one sentence and one chart."""
+    yield '<div class="answers">'
     for one in answer(content):
-        yield f'<h2>{escape(one.question)}</h2>\n<p class="answer">{escape(one.sentence)}</p>'
-        yield draw_figure(one.quantity, one.bars, one.mark, "range")
+        chart = draw_figure(one.quantity, one.bars, one.mark, "range")
+        sentence = f'<p class="answer">{escape(one.sentence)}</p>'
+        yield f"<section>\n<h2>{escape(one.question)}</h2>\n{sentence}\n{chart}\n</section>"
+    yield "</div>"
 
 
 def _machine(content: Mapping[str, Any]) -> Iterable[str]:
@@ -244,14 +251,14 @@ def _memory(entry: Mapping[str, Any]) -> Iterable[str]:
 
 def _scenario(entry: Mapping[str, Any]) -> Iterable[str]:
     name, rows = entry["scenario"], entry["rows"]
-    told = SCENARIOS[name].tell(rows)
+    results = SCENARIOS[name].results(rows)
     title = f"{name}: {entry['title']}, {entry['loop']}"
     yield _head(title)
-    yield _lines(told.warnings)
+    yield _lines(results.warnings)
     drawn = SCENARIOS[name].draw(rows)
     yield draw_figure(drawn.quantity, [Bar(label, value, group) for label, group, value in drawn.bars])
-    yield _table(told.table, title)
-    yield _lines([told.legend], "soft")
+    yield _table(results.table, title)
+    yield _lines([results.legend], "soft")
 
 
 def _comparison(comparison: Comparison) -> Iterable[str]:

@@ -69,7 +69,7 @@ def play(arguments: argparse.Namespace, loops: tuple[str, ...]) -> int:
 
 def print_rows(scenario: Scenario, rows: Sequence[Row]) -> None:
     """Print what is told of the rows of a scenario."""
-    told = scenario.tell(rows)
-    print_table(told.table)
-    for line in (*told.warnings, told.legend):
+    results = scenario.results(rows)
+    print_table(results.table)
+    for line in (*results.warnings, results.legend):
         print(line)

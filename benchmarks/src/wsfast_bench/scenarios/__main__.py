@@ -6,16 +6,16 @@ import json
 import sys
 
 from wsfast_bench.cases import Case
-from wsfast_bench.measure import tell
+from wsfast_bench.measure import run_and_report
 
 from . import SCENARIOS
 
 
 def main() -> None:
-    """Do the task in the second argument, of the scenario in the first; tell the command line by a line of JSON."""
+    """Do the task (second argument) of a scenario (first argument), and report by a line of JSON."""
     scenario, task = SCENARIOS[sys.argv[1]], json.loads(sys.argv[2])
     case = Case.from_json(task["case"])
-    tell(case, lambda: scenario.run(case, task))
+    run_and_report(case, lambda: scenario.run(case, task))
 
 
 if __name__ == "__main__":

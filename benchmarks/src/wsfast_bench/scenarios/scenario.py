@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 from wsfast_bench.cases import Case
 from wsfast_bench.machine import UnfitError, reserve_descriptors
 
-__all__ = ["Bars", "Chart", "Option", "Play", "Row", "Scenario", "Settings", "Told"]
+__all__ = ["Bars", "Chart", "Option", "Play", "Results", "Row", "Scenario", "Settings"]
 
 Row: TypeAlias = Mapping[str, Any]
 """Numbers of one method, by their names."""
@@ -84,7 +84,7 @@ class Play:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Results:
     """The results of a scenario, as they are shown."""
 
     table: list[list[str]]
@@ -154,9 +154,9 @@ class Scenario(ABC):
         """Return warnings about the numbers."""
         return []
 
-    def tell(self, rows: Sequence[Row]) -> Told:
+    def results(self, rows: Sequence[Row]) -> Results:
         """Return the table, the warnings and the legend of some rows."""
-        return Told(self.tabulate(rows), self.warn(rows), self.legend)
+        return Results(self.tabulate(rows), self.warn(rows), self.legend)
 
     def draw(self, rows: Sequence[Row]) -> Bars:
         """Return the bars of some rows."""
