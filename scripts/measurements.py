@@ -278,7 +278,7 @@ def overview() -> str:
     one = {"clients": 1000, "loop": "asyncio"}
     threads = max(row["threads"] for row in rows_of("cores"))
     several = [
-        cell("cores", with_ratio("call"), method=name, threads=threads if name in ("wsfast", "channel") else 1)
+        cell("cores", number("call"), method=name, threads=threads if name in ("wsfast", "channel") else 1)
         for name in OVERVIEW
     ]
     weights = [
@@ -298,7 +298,7 @@ def overview() -> str:
             head("time of a call, us per client"),
             ["1000 clients, one thread", *cells("broadcast", with_ratio("call"), **one)],
             ["4000 clients, one thread", *cells("broadcast", with_ratio("call"), **(one | {"clients": 4000}))],
-            [f"1000 clients, {threads} threads", *several],
+            [f"1000 clients, {threads} threads, on the same cores as the clients", *several],
             ["1000 clients, compressed", *cells("wire", with_ratio("call"), variant="all")],
             head("efficiency"),
             ["1000 clients, one thread", *cells("broadcast", number("efficiency"), **one)],
