@@ -108,6 +108,7 @@ bench: $(VENV)/ready
 BUILDERS ?= mkdocs zensical
 docs: $(VENV)/ready-docs
 	$(BIN)/python scripts/build_site.py $(BUILDERS)
+	WSFAST_TEST_SITE=1 $(PYTEST) -q tests/docs/test_site.py
 
 # axe-core finds text of too little contrast, and the like.
 $(VENV)/ready-docs: $(VENV)/ready
