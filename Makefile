@@ -82,9 +82,12 @@ soak: $(VENV)/ready
 		$(if $(ROUND),--round $(ROUND)) $(if $(GO_ON),--go-on) $(if $(SENDERS),--senders $(SENDERS)) \
 		$(if $(CORE),--core $(CORE))
 
+# The English too: spelling by codespell, style by scripts/prose.py, whose rules are in scripts/prose.toml.
 lint: $(VENV)/ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	git ls-files -z | xargs -0 $(BIN)/codespell
+	$(BIN)/python scripts/prose.py
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src/wsfast/_core/*.pyx src/wsfast/_core/*.pxd src/wsfast/_core/*.pxi $(BENCH)/src/*/*.pyx
 	$(BIN)/clang-format --dry-run --Werror $(C)
 
