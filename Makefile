@@ -16,8 +16,10 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 .PHONY: demo test test-c test-python coverage sanitize sanitize-python threads strict lint format types bench docs matrix support leaks soak clean
 
-demo: $(VENV)/ready
-	$(BIN)/wsfast demo
+# An environment of its own with only what the demo needs; that for development if there is one already.
+DEMO_VENV ?= $(if $(wildcard $(VENV)/ready),$(VENV),.venv-demo)
+demo: $(DEMO_VENV)/ready
+	$(DEMO_VENV)/bin/wsfast demo
 
 test: test-c test-python
 
@@ -113,6 +115,10 @@ docs: $(VENV)/ready-docs
 	$(BIN)/python scripts/build_site.py $(BUILDERS)
 	WSFAST_TEST_SITE=1 $(PYTEST) -q tests/docs/test_site.py
 
+.venv-demo/ready: scripts/demo-environment $(shell find pyproject.toml CMakeLists.txt src csrc $(BENCH)/src $(BENCH)/csrc -type f ! -name '*.pyc')
+	@scripts/demo-environment $(PYTHON) $(@D)
+	@touch $@
+
 # axe-core finds text of too little contrast, and the like.
 $(VENV)/ready-docs: $(VENV)/ready
 	@scripts/step "Installing what the documentation needs" $(BIN)/pip install --group docs
@@ -132,4 +138,4 @@ $(VENV)/ready: pyproject.toml $(BENCH)/pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(BUILD) $(BENCH)/build $(VENV) dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage site
+	rm -rf $(BUILD) $(BENCH)/build $(VENV) .venv-demo dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage site
