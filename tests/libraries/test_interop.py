@@ -1,6 +1,6 @@
 """Clients that nobody here wrote receive, with compression, exactly what was sent to each of them, and in order.
 
-With more messages, as .ci/matrix sends them with ALL=1:
+With more messages, as scripts/matrix sends them with ALL=1:
 
     WSFAST_TEST_MESSAGES=10000 pytest --timeout 0 -o faulthandler_timeout=0 tests/libraries/test_interop.py
 """
