@@ -79,8 +79,8 @@ threads: $(VENV)/ready ## the tests of sending, with several threads and with fi
 leaks: $(VENV)/ready ## 10,000 broadcasts under valgrind
 	PYTHON=$(BIN)/python tests/isolated/leaks.sh
 
-readme: $(VENV)/ready ## run the blocks of README.md in an empty directory (SKIP="make test")
-	$(BIN)/python scripts/readme.py $(if $(SKIP),--skip "$(SKIP)")
+readme: $(VENV)/ready ## run the blocks of README.md in an empty directory (SKIP="make test", ONLY=venv or system)
+	$(BIN)/python scripts/readme.py $(if $(SKIP),--skip "$(SKIP)") $(if $(ONLY),--only $(ONLY))
 
 package: ## sdist and wheels: build, install, check
 	PYTHON=$(PYTHON) scripts/package

@@ -45,7 +45,10 @@ def load(path: Path, *, every: bool) -> tuple[list[Rule], Config, list[str]]:
             begins = rule.get("begins", False)
             pattern = rule["pattern"].replace(" ", r"\s")
             pattern = f"{SENTENCE_BEGINS}(?:{pattern})" if begins else rf"(?<![\w-])(?:{pattern})(?![\w-])"
-            rules.append(Rule(re.compile(pattern, re.NOFLAG if begins else re.IGNORECASE), rule["instead"]))
+            compiled = re.compile(pattern, re.NOFLAG if begins else re.IGNORECASE)
+            if compiled.search(rule["wrong"]) is None:
+                raise ValueError(f"a rule of {path.name} does not find {rule['wrong']!r}")
+            rules.append(Rule(compiled, rule["instead"]))
     off = table["proselint"]["off"] + ([] if every else table["proselint"]["later"])
     checks = {**DEFAULT["checks"], **dict.fromkeys(off, False)}
     return rules, {**DEFAULT, "checks": checks}, table["files"]
@@ -106,7 +109,7 @@ def check(path: str, rules: list[Rule], config: Config) -> Iterator[tuple[int, s
     content = "\n".join(lines.get(number, "") for number in range(1, max(lines, default=0) + 1))
     if content:
         for result in LintFile(path, content).lint(config):
-            yield result.pos[0] - 1, f"{result.check_result.check_path}: {result.check_result.message}"
+            yield result.pos[0], f"{result.check_result.check_path}: {result.check_result.message}"
 
 
 def main() -> int:
