@@ -106,9 +106,10 @@ def check(path: str, rules: list[Rule], config: Config) -> Iterator[tuple[int, s
                 yield first + text.count("\n", 0, match.start()), f'"{found}": {rule.instead}'
         for number, line in enumerate(text.split("\n"), first):
             lines[number] = f"{lines[number]} | {line}" if number in lines else line
-    content = "\n".join(lines.get(number, "") for number in range(1, max(lines, default=0) + 1))
-    if content:
-        for result in LintFile(path, content).lint(config):
+    file = LintFile(path, "\n".join(lines.get(number, "") for number in range(1, max(lines, default=0) + 1)) or "\n")
+    for result in file.lint(config):
+        start, end = result.check_result.span
+        if "-" not in (file.content[start - 1], file.content[end]):  # it finds "for free" in "for free-threaded builds"
             yield result.pos[0], f"{result.check_result.check_path}: {result.check_result.message}"
 
 
