@@ -1,6 +1,6 @@
 """Lint the English of the project, by the rules of prose.toml and by those of proselint that fit.
 
-It reads Markdown, docstrings and comments, without the code in them. With --all, rules that are switched off apply too.
+It reads Markdown, docstrings and comments, without the code in them. --all also reads what is not yet rewritten.
 """
 
 from __future__ import annotations
@@ -41,17 +41,16 @@ def load(path: Path, *, every: bool) -> tuple[list[Rule], Config, list[str]]:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     rules = []
     for rule in table["rules"]:
-        if every or rule.get("on", True):
-            begins = rule.get("begins", False)
-            pattern = rule["pattern"].replace(" ", r"\s")
-            pattern = f"{SENTENCE_BEGINS}(?:{pattern})" if begins else rf"(?<![\w-])(?:{pattern})(?![\w-])"
-            compiled = re.compile(pattern, re.NOFLAG if begins else re.IGNORECASE)
-            if compiled.search(rule["wrong"]) is None:
-                raise ValueError(f"a rule of {path.name} does not find {rule['wrong']!r}")
-            rules.append(Rule(compiled, rule["instead"]))
-    off = table["proselint"]["off"] + ([] if every else table["proselint"]["later"])
-    checks = {**DEFAULT["checks"], **dict.fromkeys(off, False)}
-    return rules, {**DEFAULT, "checks": checks}, table["files"]
+        begins = rule.get("begins", False)
+        pattern = rule["pattern"].replace(" ", r"\s")
+        pattern = f"{SENTENCE_BEGINS}(?:{pattern})" if begins else rf"(?<![\w-])(?:{pattern})(?![\w-])"
+        compiled = re.compile(pattern, re.NOFLAG if begins else re.IGNORECASE)
+        if compiled.search(rule["wrong"]) is None:
+            raise ValueError(f"a rule of {path.name} does not find {rule['wrong']!r}")
+        rules.append(Rule(compiled, rule["instead"]))
+    checks = {**DEFAULT["checks"], **dict.fromkeys(table["proselint"]["off"], False)}
+    later = [] if every else [f":!{name}" for name in table["later"]]
+    return rules, {**DEFAULT, "checks": checks}, [*table["files"], *later]
 
 
 def of_markdown(source: str, line: int = 1) -> Iterator[tuple[int, str]]:
@@ -117,7 +116,7 @@ def main() -> int:
     """Print each place that breaks a rule."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="instead of those that prose.toml names")
-    parser.add_argument("--all", action="store_true", help="also apply the rules that are switched off")
+    parser.add_argument("--all", action="store_true", help="also read what is not yet rewritten")
     arguments = parser.parse_args()
     rules, config, patterns = load(Path(__file__).with_suffix(".toml"), every=arguments.all)
     CheckRegistry().register_many(__register__)

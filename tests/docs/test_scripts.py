@@ -64,10 +64,10 @@ def test_changelog(repository: Path, message: str, changed: list[str], status: i
 
 
 def prose(directory: Path, name: str, text: str) -> list[tuple[int, str]]:
-    """Lint a file by all rules; return what is found, as lines and the text there or the rule of proselint."""
+    """Lint a file; return what is found, as lines and the text there or the rule of proselint."""
     path = directory / name
     path.write_text(textwrap.dedent(text))
-    result = run(sys.executable, str(SCRIPTS / "prose.py"), "--all", str(path))
+    result = run(sys.executable, str(SCRIPTS / "prose.py"), str(path))
     *findings, _ = result.stdout.splitlines()
     assert result.returncode == (1 if findings else 0), result.stderr
     matches = [re.fullmatch(rf"{re.escape(str(path))}:(\d+): \"?([^\":]+).*", finding) for finding in findings]
