@@ -31,7 +31,7 @@ static inline void prepare(void)
 {
     sigset_t pipe;
 
-    /* Whoever runs the tests may ignore SIGPIPE, as Python does, or block it; it must be able to kill us. */
+    /* The process that runs the tests may ignore SIGPIPE, as Python does, or block it. It must be able to kill us. */
     signal(SIGPIPE, SIG_DFL);
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
@@ -153,7 +153,7 @@ static inline void reset_by_peer(struct pair pair)
     wait_for_the_end(pair.ours);
 }
 
-/* Descriptors with every kind of trouble between good ones, and what to send them is to result in. */
+/* Descriptors with every kind of trouble between good ones, and the expected result of sending to each. */
 static const enum wsf_outcome motley[] = {WSF_SENT, WSF_FAILED, WSF_SENT, WSF_AGAIN, WSF_PIPE, WSF_PARTIAL, WSF_SENT};
 
 static inline void open_motley(struct pair *pairs, int *fds)

@@ -11,7 +11,7 @@ static int fds[CROWD];
 static uint32_t groups[CROWD];
 static ssize_t results[CROWD];
 
-/* What it holds is somewhere else, so that nobody sends what is there instead. */
+/* The data is only in the file. The memory has other bytes, so that a test notices if they are sent. */
 static struct wsf_buffer in_file(const uint8_t *data, size_t size)
 {
     static uint8_t wrong[BIG];

@@ -151,7 +151,7 @@ class Local:
     __slots__ = ()
 
     _instead = "create one in each process, and connect the hubs by a relay, for example wsfast.relay.redis(hub, url)"
-    """What the error message recommends instead."""
+    """The recommendation in the error message."""
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         name = type(self).__name__

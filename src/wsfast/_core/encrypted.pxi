@@ -249,7 +249,7 @@ cdef class Encrypted:
         return 0
 
     cdef int note(self, list made, Sends sends) except -1:
-        """Note that everything was sent. What the kernel did not take goes to the transport, because it must leave."""
+        """Note that everything was sent. Bytes that the kernel did not take must leave: the transport gets them."""
         cdef TickTable table = self.batch.table
         cdef Encryption encryption
         cdef Py_ssize_t place

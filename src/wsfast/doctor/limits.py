@@ -1,4 +1,4 @@
-"""Limits of the system that matter with thousands of connections. Those that do not exist on a system are left out."""
+"""Limits of the system that matter with thousands of connections. Limits that a system does not have are left out."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ class Publishing(Membership):
             topic: The topic, or several topics. A subscriber of more than one of them gets the message once.
             message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
                 `PreparedMessage` as the frame that it was prepared for.
-            key: What the message is about, for `Conflate` and `last_values`. With a relay, it must be None, a str, a
-                number, a bool or a tuple of these.
+            key: Identifies the subject of the message, for `Conflate` and `last_values`. With a relay, it must be None,
+                a str, a number, a bool or a tuple of these.
             exclude: Connections that do not get the message, for example the one that sent it.
             exclude_users: Users who do not get the message, in any process.
 

@@ -25,7 +25,7 @@ def check_topic_or_pattern(name: Any, argument: str = "topic") -> str:
 
     Args:
         name: The name.
-        argument: What error messages call it.
+        argument: Its name in error messages.
 
     Raises:
         TypeError: If it is not a string.
@@ -63,7 +63,7 @@ def check_topic(name: Any, argument: str = "topic") -> str:
 
     Args:
         name: The name.
-        argument: What error messages call it.
+        argument: Its name in error messages.
 
     Raises:
         TypeError: If it is not a string.

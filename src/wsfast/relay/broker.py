@@ -1,4 +1,4 @@
-"""What a broker must provide, and how a relay subscribes and reconnects to it."""
+"""The interface of a broker, and how a relay subscribes and reconnects to it."""
 
 from __future__ import annotations
 
