@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[1]
 CODE = "`_`"
 """Stands for a piece of code in a sentence."""
 SENTENCE_BEGINS = r"(?:^|(?<=[.!?:]\s))"
+PART = re.compile(r"\w[\w-]|[\w-]\w")
+"""Two characters in the middle of a word."""
 C_COMMENT = re.compile(r"/\*(.*?)\*/|//([^\n]*)", re.DOTALL)
 
 
@@ -108,7 +110,8 @@ def check(path: str, rules: list[Rule], config: Config) -> Iterator[tuple[int, s
     file = LintFile(path, "\n".join(lines.get(number, "") for number in range(1, max(lines, default=0) + 1)) or "\n")
     for result in file.lint(config):
         start, end = result.check_result.span
-        if "-" not in (file.content[start - 1], file.content[end]):  # it finds "for free" in "for free-threaded builds"
+        before, after = file.content[start - 1 : start + 1], file.content[end - 1 : end + 1]
+        if not PART.fullmatch(before) and not PART.fullmatch(after):  # it finds "for ever" in "for every"
             yield result.pos[0], f"{result.check_result.check_path}: {result.check_result.message}"
 
 

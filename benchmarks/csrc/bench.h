@@ -22,7 +22,7 @@ size_t bench_send(const int *fds, size_t n, const void *data, size_t size, size_
  */
 size_t bench_send_file(const int *fds, size_t n, int file, size_t size, size_t *taken);
 
-/* What clients have read. */
+/* Counts of the bytes and messages that clients have read. */
 struct bench_count {
     uint64_t octets;   /* of frames that carry data, their headers included */
     uint64_t messages; /* whose last frame has arrived as a whole */

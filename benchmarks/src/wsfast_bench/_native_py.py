@@ -35,7 +35,7 @@ def send_file_many(fds: array[int], file: int, size: int) -> list[tuple[int, int
     """Do the same by `sendfile()`, with the first `size` octets of a file: sockets share its pages. Linux only.
 
     Returns:
-        What `send_many()` returns.
+        The same as `send_many()`.
     """
     cut = []
     for index, fd in enumerate(fds):

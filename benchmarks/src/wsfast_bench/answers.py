@@ -57,7 +57,7 @@ def answer(content: Mapping[str, Any]) -> list[Answer]:
     """Return the questions that a run answers.
 
     Args:
-        content: What `--json` writes.
+        content: The content of the file that `--json` writes.
     """
     entries = [(Case.from_json(entry["case"]), read_summaries(entry)) for entry in content.get("cases", ())]
     stalled = [row for entry in content.get("scenarios", ()) if entry["scenario"] == "stalled" for row in entry["rows"]]

@@ -15,7 +15,7 @@ def server_context() -> ssl.SSLContext:
     """Return the context of servers, with a new certificate for this process. Needs the package cryptography."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # Clients that count records are to find nothing but messages.
+    # Clients count records, and must find only messages.
     context.num_tickets = 0
     with tempfile.NamedTemporaryFile() as file:
         file.write(_certificate())

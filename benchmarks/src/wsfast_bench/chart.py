@@ -34,10 +34,10 @@ def draw_figure(caption: str, bars: Sequence[Bar], mark: float | None = None, sp
     """Return a chart with its caption and a key of its colors, as HTML.
 
     Args:
-        caption: What the numbers are.
+        caption: The meaning of the numbers.
         bars: Bars, from top to bottom.
         mark: Where to draw a line across all bars.
-        spread: What the thin lines over bars show.
+        spread: The meaning of the thin lines over bars.
     """
     groups = [group for group in GROUPS if any(bar.group == group for bar in bars)]
     keys = "".join(f' <span class="key"><i class="{group}"></i>{GROUPS[group]}</span>' for group in groups)
@@ -50,9 +50,9 @@ def draw_bars(bars: Sequence[Bar], title: str, mark: float | None = None, spread
 
     Args:
         bars: Bars, from top to bottom.
-        title: What is shown. A screen reader reads it with the numbers.
+        title: The subject of the chart. A screen reader reads it with the numbers.
         mark: Where to draw a line across all bars.
-        spread: What the thin lines over bars show.
+        spread: The meaning of the thin lines over bars.
     """
     most = max((max(bar.value, *(bar.spread or ())) if bar.spread else bar.value for bar in bars), default=0)
     step, most = _ticks(max(most, mark or 0))

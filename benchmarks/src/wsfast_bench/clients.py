@@ -21,7 +21,7 @@ __all__ = ["Clients"]
 class Clients:
     """Clients that read what they are sent, discard it and answer pings, in a process of their own.
 
-    What they have read is in memory that both processes share, so that to look at it costs neither of them anything.
+    Their counts are in memory that both processes share, so looking at them costs neither process anything.
 
     Args:
         processor: Processor to which they are bound; None for any.
@@ -75,8 +75,8 @@ class Clients:
         Args:
             port: Port of the server.
             count: How many.
-            deflate: Whether they and the server are to agree on permessage-deflate.
-            tls: Whether they are to connect over TLS.
+            deflate: Whether they negotiate permessage-deflate with the server.
+            tls: Whether they connect over TLS.
 
         Raises:
             UnfitError: If they could not.
@@ -87,8 +87,8 @@ class Clients:
         """Begin to read. Then there is nothing but the end that could be asked of the clients.
 
         Args:
-            awake: Whether they are to look for more without rest, if the kernel knows how, rather than to sleep until
-                there is some: then no method has to wake them up.
+            awake: Whether they look for data all the time, if the kernel can do that, instead of sleeping until there
+                is some. Then no method has to wake them up.
             records: Whether to count TLS records rather than messages; then nothing is decrypted, and no ping answered.
         """
         await self._ask("drain" + (" awake" if awake else "") + (" records" if records else ""))

@@ -62,7 +62,7 @@ def bind_server(processors: tuple[int, int] | None, threads: int = 1) -> bool:
     """Bind this process to as many processors as it has threads.
 
     Args:
-        processors: One for this process, one for that of its clients; None if they are not to be bound.
+        processors: One for this process, one for that of its clients; None to bind neither.
         threads: How many threads send. They get processors of different cores if possible.
 
     Returns:
@@ -130,7 +130,7 @@ def reserve_descriptors(needed: int, what: str) -> None:
 
     Args:
         needed: How many descriptors one process will have open.
-        what: What needs them, for the error.
+        what: The name in the error of the caller that needs them.
 
     Raises:
         UnfitError: If the limit stays below `needed`.

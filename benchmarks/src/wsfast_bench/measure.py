@@ -8,7 +8,7 @@ What could bias the comparison, and what is done about it:
 - Bytes of the last call are still on their way: nothing begins before the clients have read all of them.
 - The garbage collector runs in one method's time for another's garbage: all that lasts is frozen, and the rest
   collected before each turn. It stays enabled, since what a method allocates is a part of its cost.
-- Whoever sends to a process that sleeps has to wake it up, slow methods more often: the clients never sleep.
+- Sending to a process that sleeps wakes it up, and slow methods do that more often: the clients never sleep.
 - A server that does something else between two calls finds nothing of them in its caches. With `cold`, it walks through
   more memory than they hold before each call; with `tick`, it sleeps, and so do the clients. Then each method, and each
   floor, has connections of its own: of shared ones, the caches would still hold some for the next method.
@@ -61,8 +61,8 @@ async def measure(case: Case, processors: tuple[int, int] | None, after_step: Ca
     """Start server and clients, measure all methods of a case, and end them.
 
     Args:
-        case: What to measure.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        case: The case to measure.
+        processors: One for this process, one for that of the clients; None to bind neither.
         after_step: Called after each round and, with compression, each method's run.
 
     Raises:
@@ -79,9 +79,9 @@ async def prepared(
     """Start servers and clients of a case; yield what measures it, and its methods, ready to be called.
 
     Args:
-        case: What to measure.
+        case: The case to measure.
         awake: Whether the clients have a processor for themselves, so that they need not sleep.
-        processors: Its second one is that of the clients; None if they are not to be bound.
+        processors: Its second one is that of the clients; None to bind neither.
         methods: Those of the case, and more.
 
     Raises:
@@ -174,7 +174,7 @@ class Bench:
         verdict = await self.try_clients(sender, turns[sender])
         if self.case.apart:
             # Receivers that have been idle for a while acknowledge at once what comes next, which costs 2 us for each.
-            # All are to have been idle, not all but those that were tried.
+            # All must have been idle, including those that were tried.
             await asyncio.sleep(IDLE)
         order = list(turns)
         for _ in range(self.case.rounds):
@@ -213,7 +213,7 @@ class Bench:
 
         Args:
             turn: The method.
-            burst: What is sent.
+            burst: The messages to send.
             at_once: Whether neither to cool caches down before the call nor to sleep after it.
         """
         turn.room.take(burst)

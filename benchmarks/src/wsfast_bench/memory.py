@@ -1,6 +1,6 @@
 """The process in which a server is whose memory is measured: its only one, so that nobody else's memory is in it.
 
-What the kernel keeps for the sockets is not in it either.
+The memory of the kernel for the sockets is not in it either.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def measure_memory(case: Case, way: str, processors: tuple[int, int] | Non
     Args:
         case: How many, and what they are sent.
         way: One of `WAYS`.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.

@@ -110,7 +110,7 @@ class Room:
 
 
 UNBOUNDED = wsfast.Disconnect(max_bytes=None)
-"""All messages of a call are to arrive."""
+"""All messages of a call must arrive."""
 
 Call: TypeAlias = Callable[[], None] | Callable[[], Coroutine[Any, Any, tuple[int, int] | None]]
 """Sends the message to all clients. A coroutine function is done when all of its sends are.

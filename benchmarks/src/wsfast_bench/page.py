@@ -109,7 +109,7 @@ def render(content: Mapping[str, Any], comparison: Comparison | None, *, command
     """Return the page.
 
     Args:
-        content: What `--json` writes.
+        content: The content of the file that `--json` writes.
         comparison: With an earlier run, if there is one.
         command: The command line.
         when: When this was measured.
@@ -319,7 +319,7 @@ def _table(rows: Sequence[Sequence[str]], title: str) -> str:
 
     Args:
         rows: Rows, the first of which are the heads.
-        title: What the table shows, for screen readers.
+        title: The subject of the table, for screen readers.
     """
     heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
     body = "\n".join(

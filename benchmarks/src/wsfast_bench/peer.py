@@ -64,7 +64,7 @@ def connect(
                 raise ConnectionError(f"the server answered {response[:60]!r}")
             if deflate != (b"\r\nsec-websocket-extensions: permessage-deflate" in response.lower()):
                 raise ConnectionError("the server " + ("does not compress" if deflate else "insists on an extension"))
-            # To close is to reset: thousands of connections in TIME_WAIT would be in the way of the next case.
+            # Closing sends a reset: thousands of connections in TIME_WAIT would be in the way of the next case.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.setblocking(False)
         sockets += batch

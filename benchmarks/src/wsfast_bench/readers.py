@@ -36,7 +36,7 @@ BLOCK = 256
 
 
 class Checker:
-    """Compares what clients read with what all of them are to be sent."""
+    """Compares what clients read with the messages that all of them should get."""
 
     def __init__(self, size: int) -> None:
         self._numbered = Numbered(size)

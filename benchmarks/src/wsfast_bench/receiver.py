@@ -26,7 +26,7 @@ def topic_of(number: int) -> str:
 
 
 async def _receive(kind: str, way: str, url: str, got: Callable[[Any], None], ready: Callable[[], None]) -> None:
-    """Receive messages for ever; call `got` with each."""
+    """Receive messages without end; call `got` with each."""
     topics = [topic_of(number) for number in range(TOPICS)]
     if way == "relay":
         hub = wsfast.Hub()

@@ -179,7 +179,7 @@ def tabulate(case: Case, summaries: Mapping[str, Summary], *, full: bool = False
 
     Args:
         case: The case.
-        summaries: What is known of each method.
+        summaries: The results of each method.
         full: Whether to add quartiles and the ratio to picows, and to sort methods by what they are judged by.
     """
     if case.tick:
@@ -361,7 +361,7 @@ def find_files(arguments: argparse.Namespace, kind: str) -> Run | None:
 
     Args:
         arguments: The options `json`, `chart`, `report`, `compare`.
-        kind: What will be measured: `cases` or `scenarios`.
+        kind: The kind of measurement: `cases` or `scenarios`.
 
     Raises:
         UnfitError: If one could not be written, or cannot be compared with.
@@ -384,7 +384,7 @@ def deliver(arguments: argparse.Namespace, content: dict[str, Any], before: Run 
     Args:
         arguments: The options `json`, `report`, `compare`; and `argv`, the command line.
         content: All that was measured, as it is written.
-        before: What is to be compared with.
+        before: The earlier run to compare with.
     """
     command, when = shlex.join(["wsfast", *arguments.argv]), time.strftime("%Y-%m-%d %H:%M %z")
     if arguments.json is not None:

@@ -54,7 +54,7 @@ def load(path: Path, kind: str) -> Run:
 
     Args:
         path: The file.
-        kind: What it must have, `cases` or `scenarios`.
+        kind: The part that it must have, `cases` or `scenarios`.
 
     Raises:
         UnfitError: If it cannot be read, or is something else.

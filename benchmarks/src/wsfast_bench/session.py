@@ -89,10 +89,10 @@ def ask(module: str, case: object, task: dict[str, Any], progress: Progress, *na
 
     Args:
         module: Name of the module.
-        case: What is measured, for the error.
-        task: What it is told.
-        progress: What counts its steps.
-        *names: What the module is told before that.
+        case: The name in the error of the case that is measured.
+        task: The task, sent to the module.
+        progress: Counts its steps.
+        *names: Arguments of the module.
 
     Raises:
         UnfitError: If it could not be done.

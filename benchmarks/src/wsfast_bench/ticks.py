@@ -55,8 +55,8 @@ def bursts(case: Case, seed: str) -> Iterator[Burst]:
 def parcels(case: Case, seed: str) -> Iterator[Parcel]:
     """Iterate over the messages of a case, the same ones for the same seed.
 
-    Without compression, it is one message for ever. With it, messages that repeat themselves would be compressed to a
-    few bytes, so each is another.
+    Without compression, it is always the same message. With it, messages that repeat themselves would be compressed to
+    a few bytes, so each is another.
     """
     opcode = Opcode.TEXT if case.type == "text" else Opcode.BINARY
     if case.compression == "deflate":

@@ -43,7 +43,7 @@ async def publish_to_slow(case: Case, seconds: float, processors: tuple[int, int
     Args:
         case: The size of a message.
         seconds: How long.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect.

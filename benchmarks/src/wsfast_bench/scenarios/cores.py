@@ -32,9 +32,9 @@ async def measure_threads(
     """Measure calls of all methods with each number of threads, in rounds and in shuffled order.
 
     Args:
-        case: What to measure.
+        case: The case to measure.
         threads: Numbers of threads; None is the default of wsfast.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.

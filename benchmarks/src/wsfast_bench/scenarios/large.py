@@ -34,8 +34,8 @@ async def measure_large(case: Case, processors: tuple[int, int] | None) -> list[
     """Measure calls of all ways with frames of one size, in rounds and in shuffled order, with one thread.
 
     Args:
-        case: What to measure.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        case: The case to measure.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.

@@ -35,7 +35,7 @@ async def weigh_subscriptions(
         case: How many clients.
         channels: How many channels.
         how: One of `HOWS`.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect.

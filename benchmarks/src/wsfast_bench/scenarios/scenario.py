@@ -36,7 +36,7 @@ class Settings:
     arguments: argparse.Namespace
     loop: str
     processors: tuple[int, int] | None
-    """One for the server, one for its clients; None if they are not to be bound."""
+    """One for the server, one for its clients; None to bind neither."""
 
     def clients(self, default: int = 1000) -> int:
         """Return how many clients there are."""
@@ -132,7 +132,7 @@ class Scenario(ABC):
 
     @abstractmethod
     def plan(self, settings: Settings) -> Iterator[Play]:
-        """Iterate over what is to be played, each in a process of its own.
+        """Iterate over the parts of the scenario. Each runs in a process of its own.
 
         Raises:
             UnfitError: If it cannot be played here.

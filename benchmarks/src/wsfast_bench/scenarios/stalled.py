@@ -57,7 +57,7 @@ async def publish_to_stalled(
         way: One of `WAYS`.
         stalled: How many never read.
         messages: How many are published.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect.

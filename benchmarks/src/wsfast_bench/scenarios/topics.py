@@ -51,7 +51,7 @@ async def publish_topics(
         way: One of `WAYS`.
         topics: How many there are.
         seconds: How long it takes if the server keeps up.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.

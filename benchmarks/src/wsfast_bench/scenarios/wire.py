@@ -133,7 +133,7 @@ async def measure_wire(
         variant: One of `VARIANTS`.
         messages: How many ticks each method sends.
         ways: Some of `WAYS`, `websockets` among them.
-        processors: One for this process, one for that of the clients; None if they are not to be bound.
+        processors: One for this process, one for that of the clients; None to bind neither.
 
     Raises:
         UnfitError: If clients cannot connect, or do not read what they are sent.
