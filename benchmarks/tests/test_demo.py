@@ -1,4 +1,4 @@
-"""The demonstration: its commands, its clients, its page in a real browser, its view in a terminal, its summary."""
+"""The demo: its clients, its processes, its page over HTTP, what it says, and its command line."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ import subprocess
 import sys
 import time
 import webbrowser
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import serve
 from websockets.exceptions import InvalidStatus
+from websockets.frames import Frame, Opcode
 
-import wsfast
-from helpers.chromium import REQUIRED, Page, find_chromium, open_page
-from helpers.peers import TIMEOUT, until
+from helpers.peers import TIMEOUT, Peer, until
+from helpers.processes import started
 from wsfast.cli import main
-from wsfast_bench.demo import commands, crowd, server, show, terminal
+from wsfast_bench.demo import child, clients, message, server, show, story, terminal
 from wsfast_bench.demo import options as command_line
-from wsfast_bench.demo.commands import METHODS, POLICIES, CommandError, Settings, parse
-from wsfast_bench.demo.figures import INTERVAL
-from wsfast_bench.demo.server import Demo, PortError, Stage
-from wsfast_bench.demo.ticks import LARGEST, SMALLEST, SYMBOLS, Follower, Market
+from wsfast_bench.demo.lane import PHONE, POLICIES, SendLoop
+from wsfast_bench.demo.server import Demo, PortError, serve_page
+from wsfast_bench.demo.show import CommandError, Settings, Show
+from wsfast_bench.demo.story import LANES, judge, say, summarize
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
-
-SCREENSHOT = os.environ.get("WSFAST_DEMO_SCREENSHOT")
-"""A file, as docs/images/demo.png, to which the test in a browser writes what the page looks like."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,389 +44,349 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-@pytest.fixture(autouse=True)
-def many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have samples follow on each other, for which most tests wait."""
-    monkeypatch.setattr(server, "INTERVAL", 0.05)
-
-
-@contextlib.asynccontextmanager
-async def staged(clients: int, settings: Settings | None = None, **options: Any) -> AsyncIterator[Stage]:
-    """Run a stage with that many clients; in the end, those that read must have got everything."""
-    stage = Stage(settings or Settings(rate=500), **options)
-    async with stage.open():
-        stage.show.do("add", clients)
-        await stage.show.gather()
-        sending = asyncio.create_task(stage.show.run())
-        try:
-            yield stage
-            # A client that is catching up at the end may have got everything, though it is not yet counted so.
-            await until(lambda: stage.show.count("waking") == 0)
-            assert not sending.done()
-        finally:
-            sending.cancel()
-            await asyncio.wait((sending,))
-        report = await stage.show.finish()
-        assert report["exact"] == stage.show.count("reading")
-        assert (report["behind"], report["faults"], stage.crowd.lost) == (0, 0, 0)
-
-
-def staging(main: Callable[[], Any]) -> None:
+def running(main: Callable[[], Any]) -> None:
     """Run a coroutine function."""
     asyncio.run(asyncio.wait_for(main(), 3 * TIMEOUT))
 
 
-class Control:
-    """What a page sees: samples and errors; and what it does."""
-
-    def __init__(self, stage: Stage, connection: ClientConnection) -> None:
-        self.stage = stage
-        self.messages: list[dict[str, Any]] = []
-        self._connection = connection
-        self._reading = asyncio.create_task(self._read())
-
-    async def _read(self) -> None:
-        async for message in self._connection:
-            self.messages.append(json.loads(message))
-
-    async def do(self, what: str, **arguments: Any) -> None:
-        await self._connection.send(json.dumps({"do": what, **arguments}))
-
-    async def send(self, message: str | bytes) -> None:
-        await self._connection.send(message)
-
-    def newest(self, kind: str) -> dict[str, Any]:
-        """Return the newest message of a kind, or nothing."""
-        return next((message for message in reversed(self.messages) if message["type"] == kind), {})
-
-    async def sample(self, **values: Any) -> dict[str, Any]:
-        """Wait for a sample with these values."""
-        await until(lambda: values.items() <= self.newest("sample").items(), f"a sample with {values}")
-        return self.newest("sample")
-
-    async def sample_where(self, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait for a sample of which something is true."""
-        await until(lambda: self.newest("sample") and condition(self.newest("sample")), "a sample")
-        return self.newest("sample")
-
-    async def error(self) -> str:
-        """Wait for an error, and take it away."""
-        await until(lambda: self.newest("error"), "an error")
-        error = self.newest("error")
-        self.messages.remove(error)
-        return str(error["text"])
-
-
 @contextlib.asynccontextmanager
-async def controlled(stage: Stage) -> AsyncIterator[Control]:
-    """Connect to the control socket of a stage."""
-    uri = f"ws://127.0.0.1:{stage.port}/control"
-    async with connect(uri, origin=stage.url.rstrip("/"), compression=None) as connection:  # type: ignore[arg-type]
-        control = Control(stage, connection)
-        try:
-            yield control
-        finally:
-            control._reading.cancel()
-            await asyncio.wait((control._reading,))
+async def shown(loop: str = "asyncio", **settings: Any) -> AsyncIterator[Show]:
+    """Run a small show; in the end, the clients that read must have got everything, and no process is left."""
+    show = Show(Settings(**{"clients": 5, "loop": loop, **settings}))
+    async with show.open():
+        yield show
+    assert {
+        child._process.returncode for child in (*show.lanes.values(), show.clients) if child and child._process
+    } == {0}
+    for lane in LANES:
+        assert [show.samples[-1]["lanes"][lane][what] for what in story.PROMISES] == [0, 0, 0], lane
 
 
-# ---- Ticks
+async def sample_where(show: Show, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Wait for a sample of which something is true."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition(sample := await show.until_sample()):
+            pass
+    return sample
 
 
-@pytest.mark.parametrize("size", [SMALLEST, 256, LARGEST])
-def test_ticks(size: int) -> None:
-    """Ticks are JSON of the size that is wanted, and numbered from 1 on."""
-    market = Market()
-    ticks = [market.tick(size) for _ in range(300)]
-    assert {len(tick.message) for tick in ticks} == {size}
-    values = [json.loads(tick.message) for tick in ticks]
-    assert [tick["seq"] for tick in values] == [tick.seq for tick in ticks] == list(range(1, 301))
-    assert {tick["symbol"] for tick in values} <= set(SYMBOLS)
-    assert set(values[0]) == {"symbol", "price", "size", "seq", "pad"}
+def delivers(lane: str) -> Callable[[dict[str, Any]], bool]:
+    """Return a condition: the clients of a lane get messages."""
+    return lambda sample: sample["lanes"][lane]["delivered"] > 0
 
 
-def follow(follower: Follower, *seqs: int, symbol: str = "XAU") -> None:
-    for seq in seqs:
-        follower.follow(json.dumps({"symbol": symbol, "seq": seq}))
+# ---- Messages and clients
+
+
+@pytest.mark.parametrize("size", [message.SMALLEST, 16384, message.LARGEST])
+def test_message(size: int) -> None:
+    """A message is JSON of the wanted size, and its head is enough to know number and time."""
+    text = message.make(1234567890, 9876543.25, size)
+    assert len(text) == size
+    assert {"number": 1234567890, "time": 9876543.25}.items() <= json.loads(text).items()
+    assert message.parse(text[: message.HEAD].encode()) == (1234567890, 9876543.25)
+
+
+@contextlib.contextmanager
+def reader() -> Iterator[tuple[clients.Client, clients.Counts, socket.socket]]:
+    """Return a client with its counts, and the other end of its socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.settimeout(TIMEOUT)
+        counts = clients.Counts()
+        yield clients.Client(ours, counts), counts, theirs
+
+
+def frame(number: int, size: int = 200) -> bytes:
+    """Return the frame of a message."""
+    return Frame(Opcode.TEXT, message.make(number, 0.0, size).encode()).serialize(mask=False)
+
+
+@pytest.mark.parametrize("step", [1, 7, 130, 1000, 1 << 20])
+def test_client_reads_any_pieces(step: int) -> None:
+    """However the bytes of frames arrive, a client counts each message once and answers pings."""
+    ping = Frame(Opcode.PING, b"p" * 125).serialize(mask=False)
+    stream = (
+        frame(1) + ping + frame(2, 130) + frame(3, 65536) + Frame(Opcode.PING, b"").serialize(mask=False) + frame(4)
+    )
+    with reader() as (client, counts, theirs):
+        for at in range(0, len(stream), step):
+            assert client.feed(memoryview(stream[at : at + step]))
+        assert (len(counts.ages[-1]), counts.missed, counts.disordered) == (4, 0, 0)
+        assert client.number == 4
+        pongs = theirs.recv(4096)
+        assert pongs[:2] == bytes((0x80 | Opcode.PONG, 0x80 | 125))
+        assert len(pongs) == 6 + 125 + 6
 
 
 @pytest.mark.parametrize(
-    ("seqs", "faults"),
-    [([5, 6, 7], 0), ([5, 7], 1), ([6, 7], 1), ([5, 6, 6, 7], 1), ([5, 7, 6], 2), ([3, 4, 5, 6], 0), ([], 0)],
+    ("numbers", "missed", "disordered"),
+    [([5, 6, 7], 0, 0), ([5, 8], 2, 0), ([5, 5], 0, 1), ([5, 7, 6], 1, 1), ([], 0, 0)],
 )
-def test_follower(seqs: list[int], faults: int) -> None:
-    """From where it must miss nothing, a client notices what it missed, got twice, or got out of order."""
-    follower = Follower()
-    follower.expect(5)
-    follow(follower, *seqs)
-    assert follower.faults == faults
-    assert follower.received == len(seqs)
+def test_client_notices_what_it_misses(numbers: list[int], missed: int, disordered: int) -> None:
+    """A client counts gaps, and messages that come twice or too late."""
+    with reader() as (client, counts, _):
+        for number in numbers:
+            client.feed(memoryview(frame(number)))
+        assert (counts.missed, counts.disordered) == (missed, disordered)
 
 
-def test_follower_that_may_miss_ticks() -> None:
-    """A client that was stalled may miss ticks, but none may come after a newer one of its symbol, nor twice."""
-    follower = Follower()
-    follow(follower, 3, 7, 9)
-    follow(follower, 8, symbol="XAG")
-    assert (follower.faults, follower.last) == (0, 9)
-    follow(follower, 9, 5)
-    assert follower.faults == 2
+def test_client_whose_connection_ends() -> None:
+    """A client ends with a close frame, and with its socket; it waits when nothing is there."""
+    with reader() as (client, _, theirs):
+        assert client.read()
+        theirs.sendall(frame(1))
+        assert client.read()
+        assert client.number == 1
+        theirs.close()
+        assert not client.read()
+        assert not client.feed(memoryview(Frame(Opcode.CLOSE, b"").serialize(mask=False)))
 
 
-# ---- Commands
+def test_lag() -> None:
+    """The lag is the median age of the messages of a second; without any, the age of the last one."""
+    counts = clients.Counts()
+    assert counts.report(100.0)["lag"] is None
+    counts.newest = 99.0
+    for ages in ([0.1, 0.2], [0.9], [], []):
+        counts.ages[-1].extend(ages)
+        report = counts.report(100.0)
+    assert (report["delivered"], report["lag"]) == (3, 0.2)
+    for _ in range(clients.WINDOW):
+        report = counts.report(101.5)
+    assert (report["delivered"], report["lag"]) == (0, 2.5)
 
 
-@pytest.mark.parametrize(
-    ("message", "error"),
-    [
-        ("stall", "must be JSON"),
-        ("[" * 100_000, "must be JSON"),
-        (b"\xff", "must be JSON"),
-        ("[]", 'must be an object with "do"'),
-        ('{"do": 1}', 'must be an object with "do"'),
-        ('{"do": "shutdown"}', "unknown command 'shutdown'; known are add,"),
-        ('{"do": "run", "count": 1}', "unknown command 'run'"),
-        ('{"do": "stall"}', 'stall takes "count", and nothing else'),
-        ('{"do": "stall", "count": 1, "self": 2}', 'stall takes "count", and nothing else'),
-    ],
-)
-def test_parse_refuses(message: str | bytes, error: str) -> None:
-    """What is no command is refused, with the reason."""
-    with pytest.raises(CommandError, match=re.escape(error)):
-        parse(message)
-
-
-WRONG = [
-    ("add", "count", 0, "count must be a positive number of clients, not 0"),
-    ("add", "count", True, "not True"),
-    ("add", "count", 1.5, "not 1.5"),
-    ("add", "count", 98, "there can be 100 clients, and 3 are there"),
-    ("remove", "count", -1, "not -1"),
-    ("stall", "count", "all", "not 'all'"),
-    ("wake", "count", None, "not None"),
-    ("wake", "count", 1, "no client is stalled"),
-    ("method", "name", "publish", "unknown method 'publish'; known are turns, websockets, wsfast, channel"),
-    ("policy", "name", "Policy", "unknown policy 'Policy'; known are Disconnect,"),
-    ("policy", "name", ["Conflate"], "unknown policy ['Conflate']"),
-    ("rate", "value", 0, "rate must be a number of ticks per second up to 1000, not 0"),
-    ("rate", "value", 1e9, "not 1000000000.0"),
-    ("rate", "value", True, "not True"),
-    ("rate", "value", float("nan"), "not nan"),
-    ("size", "value", 1, "size must be a number of bytes from 96 to 16384, not 1"),
-    ("size", "value", 1 << 20, "not 1048576"),
-    ("size", "value", 100.0, "not 100.0"),
-]
-
-
-def test_wrong_commands_are_refused_and_hurt_nothing() -> None:
-    """A command that cannot be done is answered with an error, and nothing changes."""
-
-    async def main() -> None:
-        async with staged(3, limit=100) as stage, controlled(stage) as control:
-            before = stage.show.state()
-            for what, argument, value, error in WRONG:
-                await control.do(what, **{argument: value})
-                assert error in await control.error()
-            for message in ("nonsense", b"\x00\xff", "{}"):
-                await control.send(message)
-                assert "a command must be" in await control.error()
-            assert stage.show.state() == before
-            seq = stage.show.market.seq
-            await until(lambda: stage.show.market.seq > seq + 10, "more ticks")
-
-    staging(main)
-
-
-def test_commands() -> None:
-    """Each command has its effect, which samples tell."""
-
-    async def main() -> None:
-        async with staged(5) as stage, controlled(stage) as control:
-            await control.sample(clients=5, reading=5, stalled=0)
-            await control.do("add", count=4)
-            await control.sample(clients=9, reading=9, connecting=0)
-            await control.do("remove", count=2)
-            await control.sample(clients=7, reading=7)
-            await control.do("stall", count=3)
-            await control.sample(reading=4, stalled=3)
-            await control.do("stall", count=100)
-            await control.sample(reading=0, stalled=7)
-            await control.do("stall", count=1)
-            assert await control.error() == "no client reads"
-            await control.do("wake", count=2)
-            await control.sample(reading=2, stalled=5, waking=0)
-            await control.do("wake", count=100)
-            await control.sample(clients=7, reading=7, stalled=0, waking=0)
-            await control.do("size", value=1000)
-            await control.do("rate", value=20.5)
-            await control.do("policy", name="DropNewest")
-            await control.do("method", name="channel")
-            await control.sample(size=1000, rate=20.5, policy="DropNewest", method="channel")
-            assert len(stage.show.market.tick(stage.show.settings.size).message) == 1000
-            stage.show.market.seq -= 1
-            await control.do("remove", count=100)
-            await control.sample(clients=0, reading=0)
-            await control.do("remove", count=1)
-            assert await control.error() == "no client is there"
-            seq = stage.show.market.seq
-            await until(lambda: stage.show.market.seq > seq + 1, "ticks for nobody")
-            await control.do("add", count=3)
-            await control.sample(clients=3, reading=3)
-
-    staging(main)
+# ---- The lanes
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_methods_can_be_switched(loop: str) -> None:
-    """Whatever the method, and however often it changes, clients that read get every tick, and calls are measured."""
+def test_story(loop: str) -> None:
+    """One client stops reading: the loop stops, websockets keeps all for it, the Channel drops; then all goes on."""
 
     async def main() -> None:
-        async with staged(10, loop=loop, phase=0.05) as stage, controlled(stage) as control:
-            for method in (*METHODS, "turns", *METHODS[::-1], "turns"):
-                for calls in stage.show.calls.values():
-                    calls.clear()
-                await control.do("method", name=method)
-                await control.sample(method=method)
-                awaited = METHODS if method == "turns" else (method,)
-                await until(
-                    lambda awaited=awaited: all(stage.show.calls[name].all for name in awaited),  # type: ignore[misc]
-                    f"calls of {method}",
-                )
-                if method != "turns":
-                    assert stage.show.channel.stats().subscribers == (10 if method == "channel" else 0)
-                sample = await control.sample_where(
-                    lambda sample, awaited=awaited: all(sample["medians"][name] for name in awaited)  # type: ignore[misc]
-                )
-                assert all(sample["medians"][name] > 0 for name in awaited)
-            received = control.newest("sample")["received"]
-            await control.sample_where(lambda sample: sample["received"] > received and sample["deliveries"] > 0)
+        async with shown(loop) as show:
+            for lane in LANES:
+                sample = await sample_where(show, delivers(lane))
+                assert sample["lanes"][lane]["lag"] > 0
+                assert sample["lanes"][lane]["memory"] > 1 << 20
+            await sample_where(show, lambda sample: all(delivers(lane)(sample) for lane in LANES))
+            show.do("tunnel", True)
+            show.do("tunnel", True)
+            sample = await sample_where(show, lambda sample: not delivers("loop")(sample))
+            assert sample["lanes"]["loop"]["says"].text == "The loop waits for one client: nobody gets anything."
+            sample = await sample_where(show, lambda sample: sample["lanes"]["loop"]["lag"] > 2)
+            sample = await sample_where(show, lambda sample: sample["lanes"]["channel"]["dropped"] > 20)
+            lanes = sample["lanes"]
+            assert lanes["broadcast"]["kept"] > lanes["channel"]["kept"] > 0
+            assert lanes["channel"]["kept"] < 2 * 16 * 16384
+            assert "The others notice nothing." in lanes["channel"]["says"].text
+            kept = lanes["broadcast"]["kept"]
+            sample = await sample_where(show, lambda sample: sample["lanes"]["broadcast"]["kept"] > kept + (1 << 18))
+            assert delivers("broadcast")(sample)
+            assert delivers("channel")(sample)
+            show.do("tunnel", False)
+            sample = await sample_where(show, lambda sample: delivers("loop")(sample) and sample["stalled"] is None)
+            await sample_where(show, lambda sample: sample["lanes"]["broadcast"]["kept"] == 0)
 
-    staging(main)
+    running(main)
 
 
-# ---- Stalled clients
-
-
-@pytest.mark.parametrize("policy", list(POLICIES))
-def test_stalled_clients(policy: str) -> None:
-    """Clients that read nothing lose what the policy says, others nothing; they catch up when they read again."""
-    lost = {"Disconnect": "disconnected", "Conflate": "conflated"}.get(policy, "dropped")
+def test_policies() -> None:
+    """Each policy does to the stalled client what it says; one that was disconnected comes back after the tunnel."""
 
     async def main() -> None:
-        settings = Settings("channel", policy, rate=1000, size=2048)
-        async with staged(8, settings) as stage, controlled(stage) as control:
-            await control.do("stall", count=3)
-            sample = await control.sample_where(
-                lambda sample: sample[lost] >= 3 and (policy == "Disconnect" or sample["waiting"]["behind"] > 0)
+        async with shown(rate=100) as show:
+            await sample_where(show, delivers("channel"))
+            for policy, what in (("Conflate", "conflated"), ("DropNewest", "dropped"), ("Disconnect", "gone")):
+                show.do("policy", policy)
+                show.do("tunnel", True)
+                sample = await sample_where(show, lambda sample, what=what: sample["lanes"]["channel"][what])  # type: ignore[misc]
+                assert sample["policy"] == policy
+                assert delivers("channel")(sample)
+                show.do("tunnel", False)
+                await sample_where(
+                    show,
+                    lambda sample: not sample["lanes"]["channel"]["gone"] and not sample["lanes"]["channel"]["kept"],
+                )
+
+    running(main)
+
+
+def test_rate() -> None:
+    """All lanes send as many messages per second as is chosen."""
+
+    async def main() -> None:
+        async with shown(rate=5) as show:
+            await sample_where(
+                show, lambda sample: all(numbers["delivered"] >= 20 for numbers in sample["lanes"].values())
             )
-            readers = [member for member in stage.show.members.values() if member.state == "reading"]
-            assert len(readers) == 5
-            for member in readers:
-                assert member.subscription is not None
-                assert (member.subscription.dropped, member.subscription.conflated) == (0, 0)
-            if policy == "Disconnect":
-                await control.sample(clients=5, reading=5, stalled=0, disconnected=3)
-                return
-            assert sample["disconnected"] == 0
-            if policy == "Conflate":
-                # What waits is one tick of each symbol for each of them, and what was refused halfway.
-                assert sample["waiting"]["messages"] <= 3 * len(SYMBOLS)
-                assert sample["dropped"] == 0
-            else:
-                assert sample["waiting"]["messages"] <= 3 * commands.QUEUE
-                assert sample["conflated"] == 0
-            assert sample["waiting"]["bytes"] > 0
-            await control.do("wake", count=3)
-            await control.sample(clients=8, reading=8, stalled=0, waking=0)
-            # From here on they are like the others.
-            seq = stage.show.market.seq
-            await until(lambda: stage.crowd.everywhere > seq + 20, "ticks everywhere")
+            show.do("rate", 40)
+            await sample_where(
+                show, lambda sample: all(numbers["delivered"] > 40 for numbers in sample["lanes"].values())
+            )
 
-    staging(main)
+    running(main)
 
 
-@pytest.mark.parametrize("method", ["websockets", "wsfast"])
-def test_broadcast_piles_up(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """broadcast() keeps everything for clients that read nothing, until the demonstration closes them."""
-    monkeypatch.setattr(show, "PILE", 1 << 20)
+@pytest.mark.parametrize(("name", "value"), [("LONGEST", 0.5), ("MOST", -1 << 40)])
+def test_bounds_of_the_tunnel(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client comes out by itself after a while, or when a server has grown by too much; the page says so."""
+    monkeypatch.setattr(show, name, value)
 
     async def main() -> None:
-        async with staged(8, Settings(method, rate=1000, size=8192)) as stage, controlled(stage) as control:
-            await control.do("stall", count=3)
-            await control.sample(clients=5, reading=5, stalled=0, shed=3, disconnected=0)
-            assert "waited for 3 stalled clients" in control.newest("notice")["text"]
-            assert stage.notices == [control.newest("notice")["text"]]
+        async with shown() as show:
+            await show.until_sample()
+            show.do("tunnel", True)
+            sample = await sample_where(show, lambda sample: sample["notice"])
+            assert sample["stalled"] is None
+            assert sample["notice"].startswith("The demo let the client out of the tunnel after ")
+            show.do("tunnel", False)
+            await sample_where(show, lambda sample: not sample["notice"])
 
-    staging(main)
-
-
-@pytest.mark.parametrize("method", ["websockets", "turns"])
-def test_clients_of_broadcast_catch_up(method: str) -> None:
-    """Clients for which broadcast() has kept everything, or a channel something, become like the others again."""
-
-    async def main() -> None:
-        settings = Settings(method, rate=1000, size=2048)
-        async with staged(6, settings, phase=0.05) as stage, controlled(stage) as control:
-            for _ in range(2):
-                await control.do("stall", count=2)
-                await until(lambda: any(m.state == "stalled" and m.waiting for m in stage.show.members.values()))
-                await control.do("wake", count=2)
-                await control.sample_where(lambda sample: sample["reading"] == 6 and sample["waking"] == 0)
-
-    staging(main)
+    running(main)
 
 
-def test_policy_can_be_changed() -> None:
-    """A new policy is that of a new channel, to which all who were subscribed are, and which counts from nothing."""
+def test_keepalive_is_told_apart() -> None:
+    """When the keepalive of websockets closes the stalled client, the lane knows."""
 
     async def main() -> None:
-        settings = Settings("channel", "DropOldest", rate=1000, size=2048)
-        async with staged(6, settings) as stage, controlled(stage) as control:
-            await control.do("stall", count=2)
-            await control.sample_where(lambda sample: sample["dropped"] > 0)
-            await control.do("policy", name="Conflate")
-            await control.sample_where(lambda sample: sample["conflated"] > 0 and sample["policy"] == "Conflate")
-            assert stage.show.channel.stats().subscribers == 6
-            await control.do("policy", name="Disconnect")
-            await control.sample(clients=4, reading=4, disconnected=2, policy="Disconnect")
+        lane = SendLoop()
+        options: dict[str, Any] = {
+            "ping_interval": 0.05,
+            "ping_timeout": 0.05,
+            "close_timeout": 0.05,
+            "compression": None,
+        }
+        async with serve(lane.attend, "127.0.0.1", 0, **options) as served:
+            port = next(iter(served.sockets)).getsockname()[1]
+            sock = socket.create_connection(("127.0.0.1", port))
+            peer = Peer(sock)
+            await peer.upgrade(target=PHONE)
+            await until(lambda: lane.gone, "the keepalive")
+            assert (lane.gone, lane.phone, lane.connections) == ("keepalive", None, set())
+            peer.close()
 
-    staging(main)
+    running(main)
 
 
-def test_stalling_all_the_time() -> None:
-    """Stalling, waking, coming, leaving and switching in any order makes no client that reads miss anything."""
+@pytest.mark.parametrize("lost", [*LANES, "clients"])
+def test_process_that_ends(lost: str) -> None:
+    """Without one of its processes, the demo ends at once, and says which."""
 
     async def main() -> None:
-        settings = Settings("turns", "DropOldest", rate=1000, size=2048)
-        async with staged(12, settings, phase=0.03, limit=40) as stage, controlled(stage) as control:
-            for turn in range(60):
-                steps: list[tuple[str, dict[str, Any]]] = [
-                    ("stall", {"count": 3}),
-                    ("add", {"count": 2}),
-                    ("policy", {"name": list(POLICIES)[turn // 6 % 3 + 1]}),
-                    ("wake", {"count": 2}),
-                    ("method", {"name": (*METHODS, "turns")[turn // 6 % 4]}),
-                    ("remove", {"count": 2}),
-                ]
-                what, argument = steps[turn % 6]
-                await control.do(what, **argument)
-                seq = stage.show.market.seq
-                await until(lambda seq=seq: stage.show.market.seq >= seq + 5, "ticks")  # type: ignore[misc]
-            await control.do("wake", count=100)
-            await control.sample_where(lambda sample: sample["reading"] == sample["clients"] > 0)
-            assert control.newest("error").get("text") in (None, "no client is stalled", "no client reads")
+        show = Show(Settings(clients=2))
+        async with show.open():
+            one = show.clients if lost == "clients" else show.lanes[lost]
+            assert one is not None
+            os.kill(one.pid, signal.SIGKILL)
+            await show.watch()
 
-    staging(main)
+    with pytest.raises(child.LostError, match=f"the process of {re.escape(LANES.get(lost, 'the clients'))} has ended"):
+        running(main)
 
 
-# ---- The server
+def test_clients_that_cannot_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that cannot connect are an error with the reason."""
+
+    async def main() -> None:
+        show = Show(Settings(clients=2))
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            taken = other.getsockname()[1]
+        monkeypatch.setattr(show, "_ports", dict.fromkeys(LANES, taken))
+        monkeypatch.setattr(show, "_hear", lambda lane, report: None)
+        with pytest.raises(child.LostError, match="a client cannot connect: ConnectionRefusedError"):
+            async with show.open():
+                pass
+
+    running(main)
 
 
-async def ask(stage: Stage, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def test_process_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that does not end with its input is killed."""
+    monkeypatch.setattr(child, "PATIENCE", 0.05)
+
+    async def main() -> None:
+        stubborn = child.Child("a lane", "lane", {}, print)
+        await stubborn.end()
+        stubborn._command = (sys.executable, "-c", "import time; time.sleep(1000)", "")
+        await stubborn.start()
+        await stubborn.end()
+        stubborn.tell(do="rate", value=1)
+        assert stubborn._process is not None
+        assert stubborn._process.returncode == -signal.SIGKILL
+
+    running(main)
+
+
+# ---- Commands and the page
+
+
+@pytest.mark.parametrize(
+    "text", ["stall", "[" * 100_000, b"\xff", "[]", "{}", '{"do": 1, "value": 1}', '{"do": "tunnel"}']
+)
+def test_parse_refuses(text: str | bytes) -> None:
+    """A message of a page that is no command is refused."""
+    with pytest.raises(CommandError, match="a command must be"):
+        server.parse(text)
+
+
+WRONG = [
+    ("tunnel", 1),
+    ("tunnel", None),
+    ("policy", "Policy"),
+    ("policy", ["Conflate"]),
+    ("rate", 0),
+    ("rate", 101),
+    ("rate", True),
+    ("rate", 20.5),
+    ("watch", True),
+]
+
+
+def test_commands_of_a_page() -> None:
+    """A page gets the samples of the last time and all new ones. Its commands are obeyed, or refused and harmless."""
+
+    async def main() -> None:
+        async with shown() as show, serve_page(show) as url:
+            show.auto = True
+            await show.until_sample()
+            async with connect(f"{url.replace('http', 'ws')}control", origin=url.rstrip("/"), compression=None) as page:  # type: ignore[arg-type]
+
+                async def answer(key: str) -> Any:
+                    async with asyncio.timeout(TIMEOUT):
+                        while key not in (said := json.loads(await page.recv())):
+                            pass
+                    return said[key]
+
+                for name, value in WRONG:
+                    await page.send(json.dumps({"do": name, "value": value}))
+                    assert await answer("error") == f"this cannot be done: {name} {value!r}"
+                await page.send("nonsense")
+                assert await answer("error") == "a command must be JSON"
+                assert show.auto
+                assert await answer("stalled") is None
+                await page.send(json.dumps({"do": "tunnel", "value": True}))
+                async with asyncio.timeout(TIMEOUT):
+                    while await answer("stalled") is None:
+                        pass
+                assert not show.auto
+
+    running(main)
+
+
+def test_commands_before_the_clients_are_there() -> None:
+    """Until there is a sample, there is nothing to command."""
+    with pytest.raises(CommandError, match="the clients are still connecting"):
+        Show(Settings()).do("tunnel", True)
+
+
+async def ask(url: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """Ask for something over HTTP."""
 
     def get() -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", stage.port, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection(url.split("/")[2], timeout=TIMEOUT)
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         return response.status, dict(response.headers), response.read()
@@ -437,39 +395,31 @@ async def ask(stage: Stage, path: str, **headers: str) -> tuple[int, dict[str, s
 
 
 def test_page_is_served() -> None:
-    """The files of the page are served to this machine, may load nothing from elsewhere, and nothing else is served."""
+    """The files of the page are served to this machine and load nothing from elsewhere; nothing else is served."""
 
     async def main() -> None:
-        async with Stage(Settings()).open() as stage:
+        async with serve_page(Show(Settings())) as url:
             for path, kind in (("/", "text/html"), ("/style.css", "text/css"), ("/page.js", "text/javascript")):
-                status, headers, body = await ask(stage, path)
+                status, headers, body = await ask(url, path)
                 assert status == 200
                 assert headers["Content-Type"].startswith(kind)
                 assert "default-src 'none'" in headers["Content-Security-Policy"]
-                assert b"http" not in body.replace(f"ws://{stage.port}".encode(), b"")
-            for path in (
-                "/server.py",
-                "/../server.py",
-                "/ticks/1",
-                "/ticks/",
-                "/ticks/0",
-                "/ticks/x",
-                "/ticks/" + "9" * 5000,
-            ):
-                assert (await ask(stage, path))[0] == 404, path
-            assert (await ask(stage, "/", Host=f"localhost:{stage.port}"))[0] == 200
+                assert b"http" not in body
+            for path in ("/server.py", "/../server.py", "/page", "/phone"):
+                assert (await ask(url, path))[0] == 404, path
+            assert (await ask(url, "/", Host=url.split("/")[2].replace("127.0.0.1", "localhost")))[0] == 200
 
-    staging(main)
+    running(main)
 
 
 def test_pages_from_elsewhere_are_refused() -> None:
-    """Whoever comes by another name than this machine's, or with another origin, gets neither page nor control."""
+    """A request for another host name, or from a page of another site, gets neither page nor control."""
 
     async def main() -> None:
-        async with Stage(Settings()).open() as stage:
-            own = f"127.0.0.1:{stage.port}"
-            for host in ("example.com", f"example.com:{stage.port}", "127.0.0.1", f"{own}.example.com"):
-                assert (await ask(stage, "/", Host=host))[0] == 403, host
+        async with serve_page(Show(Settings())) as url:
+            own = url.split("/")[2]
+            for host in ("example.com", f"example.com{own[9:]}", "127.0.0.1", f"{own}.example.com"):
+                assert (await ask(url, "/", Host=host))[0] == 403, host
             for origin in (
                 "http://example.com",
                 "null",
@@ -481,145 +431,236 @@ def test_pages_from_elsewhere_are_refused() -> None:
                 with pytest.raises(InvalidStatus) as raised:
                     await connect(f"ws://{own}/control", origin=origin)  # type: ignore[arg-type]
                 assert raised.value.response.status_code == 403, origin
-            stage.show._expected.add(7)
-            with pytest.raises(InvalidStatus) as raised:
-                await connect(f"ws://{own}/ticks/7", origin="http://example.com")  # type: ignore[arg-type]
-            assert raised.value.response.status_code == 403
-            stage.show._expected.clear()
 
-    staging(main)
+    running(main)
 
 
-def test_ports() -> None:
-    """A port that is in use is an error that says what to do; the usual one is used only if it is free."""
+def test_lanes_refuse_pages() -> None:
+    """No page, not even that of the demo, can connect to a lane."""
+
+    async def main() -> None:
+        async with shown(clients=1) as show:
+            for port in show._ports.values():
+                with pytest.raises(InvalidStatus) as raised:
+                    await connect(f"ws://127.0.0.1:{port}/", origin=f"http://127.0.0.1:{port}")  # type: ignore[arg-type]
+                assert raised.value.response.status_code == 403
+            await show.until_sample()
+
+    running(main)
+
+
+def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port in use is an error that says what to do; the usual one is used if it is free."""
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             taken = other.getsockname()[1]
-            with pytest.raises(PortError, match=f"the port {taken} is in use; take another --port, or 0"):
-                async with Stage(Settings(), port=taken).open():
+            with pytest.raises(PortError, match=f"port {taken} is in use; choose another --port, or 0"):
+                async with serve_page(Show(Settings()), taken):
                     pass
-        with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as other:
-            patch.setattr(server, "PORT", other.getsockname()[1])
-            async with Stage(Settings(), port=None).open() as stage:
-                assert stage.port not in (0, server.PORT)
+            monkeypatch.setattr(server, "PORT", taken)
+            async with serve_page(Show(Settings()), None) as url:
+                assert not url.endswith(f":{taken}/")
+        async with serve_page(Show(Settings()), None) as url:
+            assert url.endswith(f":{taken}/")
 
-    staging(main)
+    running(main)
 
 
-def test_clients_that_cannot_connect() -> None:
-    """Clients that cannot connect are an error at first, and a notice later."""
+# ---- What it says
 
-    async def main() -> None:
-        stage = Stage(Settings())
-        async with stage.open():
-            stage.show.do("add", 2)
-            stage.show._expected.discard(2)  # so that it is not let in
-            await until(lambda: stage.crowd.failures, "a failure")
-            with pytest.raises(crowd.LostError, match="a client could not connect: InvalidStatus"):
-                await stage.show.gather()
-        stage = Stage(Settings())
-        async with stage.open():
-            stage.show._expected.add(5)
-            stage.crowd.failures.append("OSError: no more")
-            stage.show._fail(5)
-            assert stage.notices == ["a client could not connect: OSError: no more"]
-            assert stage.show.connecting == 0
+NUMBERS: dict[str, Any] = {
+    "name": "",
+    "delivered": 100,
+    "lag": 0.002,
+    "memory": 40 << 20,
+    "grown": 0,
+    "cpu": 0.125,
+    "kept": 0,
+    "dropped": 0,
+    "conflated": 0,
+    "gone": "",
+    **dict.fromkeys(story.PROMISES, 0),
+}
 
-    staging(main)
+
+def numbers(**values: Any) -> dict[str, Any]:
+    """Return the numbers of a lane."""
+    return NUMBERS | values
+
+
+@pytest.mark.parametrize(
+    ("lane", "stalled", "values", "text"),
+    [
+        ("loop", False, {}, "Every client gets every message. The server uses 12% of a core."),
+        ("broadcast", False, {"kept": 5 << 20}, "The client is back and reads the 5.0 MiB that waited for it."),
+        ("loop", True, {}, "One client stopped reading. Its buffers are filling."),
+        ("loop", True, {"delivered": 0}, "The loop waits for one client: nobody gets anything."),
+        (
+            "loop",
+            True,
+            {"gone": "keepalive"},
+            "The keepalive of websockets closed the stalled client. The others go on.",
+        ),
+        (
+            "broadcast",
+            True,
+            {"kept": 1 << 19},
+            "websockets keeps 512 KiB for the stalled client, and more every second.",
+        ),
+        ("channel", True, {}, "The Channel keeps a few messages for the stalled client. The others notice nothing."),
+        (
+            "channel",
+            True,
+            {"dropped": 1210},
+            "The Channel dropped 1,210 messages of the stalled client. The others notice",
+        ),
+        (
+            "channel",
+            True,
+            {"conflated": 3, "missed": 2},
+            "replaced 3 old messages of the stalled client. The others missed 2.",
+        ),
+        (
+            "channel",
+            True,
+            {"gone": "policy"},
+            "The Channel disconnected the stalled client. The others notice nothing.",
+        ),
+    ],
+)
+def test_sentences(lane: str, stalled: bool, values: dict[str, Any], text: str) -> None:
+    """A sentence says what happens in a lane."""
+    sentence = say(lane, numbers(**values), stalled=stalled)
+    assert text in sentence.text.format(sentence.value)
+    assert sentence.tone in ("good", "warn", "bad")
+
+
+def sample(stalled: float | None = None, **lanes: dict[str, Any]) -> dict[str, Any]:
+    """Return a sample."""
+    rows = {}
+    for lane in LANES:
+        row = numbers(**lanes.get(lane, {}))
+        rows[lane] = row | {"says": say(lane, row, stalled=stalled is not None)}
+    return {"stalled": stalled, "clients": 333, "rate": 20, "size": 16384, "lanes": rows}
+
+
+SAMPLES = [
+    *[sample(loop={"delivered": 6000 + n, "lag": n / 1e3}) for n in range(1, 10)],
+    *[
+        sample(
+            n / 4,
+            loop={"delivered": 0 if n > 2 else 6660, "lag": n / 4, "memory": None},
+            broadcast={"delivered": 6600, "kept": n << 20},
+            channel={"delivered": 6650, "kept": 1 << 18, "dropped": 7 * n},
+        )
+        for n in range(1, 9)
+    ],
+]
+
+
+def test_summary_agrees_with_the_live_numbers() -> None:
+    """A summary has the medians of the samples, without the first third, and the last memory, and sentences."""
+    text = "\n".join(summarize(SAMPLES))
+    rows = {line[:24].strip(): line[24:].split() for line in text.splitlines()[2:5]}
+    assert rows["await send() in a loop"] == [
+        "6,006",
+        "6.5",
+        "ms",
+        "40.0",
+        "MiB",
+        "0",
+        "1.4",
+        "s",
+        "unknown",
+        "0",
+        "KiB",
+    ]
+    assert rows["websockets.broadcast()"][5:] == ["6,600", "2.0", "ms", "40.0", "MiB", "8.0", "MiB"]
+    assert "one client in a tunnel for 2 s" in text
+    assert text.splitlines()[-3:] == [
+        "The loop of await send() delivered 0 per second: it waits for one client.",
+        "websockets.broadcast() delivered 6,600 per second and kept 8.0 MiB for that client, and more every second.",
+        "wsfast.Channel delivered 6,650 per second, kept 256 KiB for that client, and left out 56 of its messages.",
+    ]
+    assert "The loop of await send() delivered 100 per second." in list(summarize([sample(), sample(1.0)]))
+    assert list(summarize(SAMPLES[:3])) == ["There is no summary: somebody used the page meanwhile."]
+
+
+@pytest.mark.parametrize("what", story.PROMISES)
+def test_broken_promises(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A healthy client that has not got everything is an error."""
+    assert judge(sample()) == 0
+    assert "exactly once and in order" in capsys.readouterr().out
+    assert judge(sample(broadcast={what: 3})) == 1
+    assert f"wsfast demo: error: websockets.broadcast(): 3 {story.PROMISES[what]}" in capsys.readouterr().err
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, every eighth sample is a line."""
+    view = terminal.Terminal()
+    for one in SAMPLES:
+        view.show(one, 3)
+    view.end()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("all clients read   await send() in a loop: 6,008/s, 8.0 ms, 40.0 MiB   websockets.")
+    assert lines[1].startswith("2 s in the tunnel   await send() in a loop: 0/s, 1.8 s, unknown   ")
+
+
+def test_table_in_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal, a table is drawn over the one before, cut off where the terminal ends."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("LINES", "30")
+    view = terminal.Terminal()
+    view.show(SAMPLES[0], 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert "In 3 s, one of each lane drives into a tu" in lines[1]
+    assert max(map(len, lines)) <= 59
+    view.show(SAMPLES[-1], 3)
+    output = capsys.readouterr().out
+    assert output.startswith(f"\r\x1b[{len(lines) - 1}A\x1b[J")
+    assert "The loop waits for one client" in output
+    view.end()
+    view.end()
+    assert capsys.readouterr().out == "\n\n"
 
 
 # ---- From the command line
 
+SMALL = ["demo", "--clients", "3", "--port", "0", "--no-browser"]
+
 
 @pytest.mark.parametrize("loop", ["auto", *LOOPS])
 def test_demo(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """All methods take turns, all clients get all ticks, and a summary compares."""
-    assert main(["demo", "--clients", "20", "--seconds", "1", "--rate", "20", "--loop", loop, "--port", "0"]) == 0
+    """Without a terminal, it prints the page's URL, live numbers and a summary, and ends."""
+    assert main([*SMALL, "--seconds", "5", "--rate", "50", "--loop", loop]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^The page is at http://127\.0\.0\.1:\d+/$", output, re.MULTILINE)
-    assert "20 clients have connected" in output
-    for label in ("websockets.broadcast", "wsfast.broadcast", "wsfast.Channel"):
-        assert f"\n{label} " in output
-    assert "times faster" in output
-    assert output.splitlines()[-1].startswith("All 20 clients received all ")
+    assert "Starting 3 servers, and 9 clients in one more process" in output
+    for name in LANES.values():
+        assert f"\n{name} " in output
+    assert (
+        output.splitlines()[-1]
+        == "All other clients got every message that was sent to them exactly once and in order."
+    )
     assert "\x1b" not in output
 
 
-def test_demo_with_stalled_clients(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is chosen on the command line is so from the beginning."""
-    argv = ["demo", "--clients", "8", "--stalled", "2", "--seconds", "2", "--rate", "1000", "--size", "4096"]
-    assert main([*argv, "--method", "channel", "--policy", "DropOldest", "--port", "0", "--no-browser"]) == 0
-    output = capsys.readouterr().out
-    assert "2 stalled; by DropOldest, " in output
-    assert "\nwebsockets.broadcast" not in output
-    assert (
-        output.splitlines()[-1]
-        == "All 6 clients that read received every one of their ticks exactly once and in order."
-    )
-
-
-def careless(careful: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a broadcast that leaves one client out once."""
-
-    def broadcast(connections: list[Any], message: str) -> None:
-        careful(connections[json.loads(message)["seq"] == 7 :], message)
-
-    return broadcast
-
-
-def test_demo_that_skips_a_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A broadcast that leaves a client out is noticed."""
-    monkeypatch.setattr(wsfast, "broadcast", careless(wsfast.broadcast))
-    monkeypatch.setattr(crowd, "PATIENCE", 1.0)
-    demo = Demo(
-        clients=3, seconds=TIMEOUT, settings=Settings("wsfast", rate=50), loop="asyncio", processors=None, port=0
-    )
-    assert demo.run() == 1
-    assert "the clients have not come to an end with a tick" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        ({"behind": 2}, "of 20 clients that read: 2 did not get the last tick"),
-        ({"faults": 3}, "of 20 clients that read: 3 ticks were missed, or came twice or out of order"),
-        ({"lost": 1}, "of 20 clients that read: 1 connections were lost"),
-    ],
-)
-def test_summary_tells_what_was_lost(wrong: dict[str, int], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Clients that have not got every tick are an error."""
-
-    async def main() -> None:
-        stage = Stage(Settings())
-        stage.crowd.lost = wrong.get("lost", 0)
-        right = {"exact": 20, "behind": 0, "faults": 0, "received": 0}
-        assert terminal.summarize(stage.show, {**right, **wrong}) == 1
-
-    staging(main)
-    assert text in capsys.readouterr().err
-
-
-def test_demo_whose_clients_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the process of the clients, the demonstration ends at once."""
-    original = show.Show.gather
-
-    async def gather(self: show.Show) -> None:
-        await original(self)
-        assert self.crowd._process is not None
-        self.crowd._process.kill()
-
-    monkeypatch.setattr(show.Show, "gather", gather)
-    assert main(["demo", "--clients", "3", "--port", "0"]) == 1
-    assert "wsfast demo: error: the process of the clients has ended" in capsys.readouterr().err
+def test_demo_that_loses_a_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that fails is an error without a traceback."""
+    monkeypatch.setattr(child, "__package__", "wsfast_bench.nowhere")
+    assert main(SMALL) == 1
+    assert "wsfast demo: error: the process of " in capsys.readouterr().err
 
 
 def test_demo_at_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that is in use is an error without a traceback."""
+    """A port in use is an error without a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert main(["demo", "--clients", "1", "--port", str(port)]) == 1
-    assert f"wsfast demo: error: the port {port} is in use; take another --port" in capsys.readouterr().err
+    assert f"wsfast demo: error: port {port} is in use; choose another --port" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -627,63 +668,56 @@ def test_demo_at_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--seconds", "0"], "must be positive"),
         (["--seconds", "nan"], "must be positive"),
-        (["--rate", "-1"], "must be positive"),
-        (["--rate", "1e6"], "rate must be a number of ticks per second up to 1000"),
-        (["--size", "5"], "size must be a number of bytes from 96 to 16384, not 5"),
+        (["--seconds", "inf"], "must be positive"),
+        (["--rate", "101"], "--rate must be at most 100 per second, not 101"),
+        (["--size", "5"], "--size must be from 128 to 65536 bytes, not 5"),
     ],
 )
 def test_demo_wrong_arguments(argv: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be is an error."""
+    """A value out of range is an error."""
     assert main(["demo", *argv]) == 1
     assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "argv", [["--port", "65536"], ["--port", "x"], ["--browser", "--no-browser"], ["--policy", "x"]]
+    "argv", [["--port", "65536"], ["--port", "x"], ["--browser", "--no-browser"], ["--policy", "x"], ["--clients", "0"]]
 )
 def test_demo_unknown_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What is no option is an error with status 2."""
+    """An argument that does not exist is an error with status 2."""
     with pytest.raises(SystemExit) as raised:
         main(["demo", *argv])
     assert raised.value.code == 2
     assert "error:" in capsys.readouterr().err
 
 
-def test_names_of_options() -> None:
-    """The command line knows the same methods and policies as the server, without importing it."""
-    assert (commands.TURNS, *METHODS) == command_line.METHODS
-    assert tuple(POLICIES) == command_line.POLICIES
+def test_names_of_policies() -> None:
+    """The command line and the page know the same policies as the lane."""
+    page = (Path(server.__file__).parent / "page" / "index.html").read_text()
+    assert set(POLICIES) == set(command_line.POLICIES) == set(re.findall(r'name="policy" value="(\w+)"', page))
 
 
 def test_demo_without_uvloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Uvloop is used if it is there; to ask for it when it is not is an error."""
+    """To ask for uvloop where it is not installed is an error."""
     monkeypatch.setattr(command_line, "installed", lambda module: False)
     assert main(["demo", "--loop", "uvloop"]) == 1
-    assert "uvloop is not installed; pip install wsfast[uvloop]" in capsys.readouterr().err
-    assert main(["demo", "--clients", "2", "--seconds", "0.3", "--port", "0"]) == 0
-    assert "(asyncio)" in capsys.readouterr().out
+    assert 'uvloop is not installed; pip install "wsfast[uvloop]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("argv", "on_terminal", "display", "browse", "seconds"),
+    ("argv", "on_terminal", "display", "browse", "stay"),
     [
-        ([], False, True, False, 10.0),
-        ([], True, True, True, None),
-        ([], True, False, False, None),
-        (["--no-browser"], True, True, False, None),
-        (["--browser"], False, False, True, 10.0),
-        (["--seconds", "3"], True, True, True, 3.0),
+        ([], False, True, False, False),
+        ([], True, True, True, True),
+        ([], True, False, False, True),
+        (["--no-browser"], True, True, False, True),
+        (["--browser"], False, False, True, False),
+        (["--seconds", "3"], True, True, True, False),
     ],
 )
-def test_when_a_browser_is_opened(
-    argv: list[str],
-    on_terminal: bool,
-    display: bool,
-    browse: bool,
-    seconds: float | None,
-    monkeypatch: pytest.MonkeyPatch,
+def test_when_it_stays(
+    argv: list[str], on_terminal: bool, display: bool, browse: bool, stay: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A browser is opened on a terminal with a display, or if asked for; where there is no terminal, it ends."""
+    """A browser is opened on a terminal with a display, or if asked for; only a terminal keeps the page."""
     begun: list[Demo] = []
 
     def begin(self: Demo) -> int:
@@ -694,19 +728,19 @@ def test_when_a_browser_is_opened(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: on_terminal)
     monkeypatch.setattr(command_line, "has_display", lambda: display)
     assert main(["demo", *argv]) == 0
-    assert (begun[0].browse, begun[0].seconds) == (browse, seconds)
+    assert (begun[0].browse, begun[0].stay) == (browse, stay)
 
 
 def test_browser_is_given_the_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is opened is the page."""
+    """The page is opened."""
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
-    assert main(["demo", "--clients", "2", "--seconds", "0.3", "--port", "0", "--browser"]) == 0
+    assert main(["demo", "--clients", "2", "--seconds", "1", "--port", "0", "--browser"]) == 0
     assert f"The page is at {opened[0]}\n" in capsys.readouterr().out
 
 
 def test_has_display(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal alone is none."""
+    """A terminal alone is no display."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
@@ -715,239 +749,77 @@ def test_has_display(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command_line.has_display()
 
 
-# ---- In a terminal
-
-SAMPLE: dict[str, Any] = {
-    "seq": 120,
-    "ticks": 10.0,
-    "size": 256,
-    "clients": 1000,
-    "reading": 990,
-    "stalled": 7,
-    "waking": 3,
-    "connecting": 0,
-    "method": "turns",
-    "policy": "Conflate",
-    "medians": {"websockets": 6.0, "wsfast": 3.0, "channel": None},
-    "deliveries": 9900,
-    "waiting": {"messages": 70, "bytes": 18000, "seconds": 1.25, "behind": 80},
-    "memory": 64 << 20,
-    "dropped": 0,
-    "conflated": 1234,
-    "disconnected": 0,
-}
+# ---- How it ends
 
 
-def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is no terminal, every second sample is a line, and notices are."""
-    view = terminal.Terminal()
-    for _ in range(4):
-        view.show_arrivals(SAMPLE)
-        view.show_sample(SAMPLE, ["something has happened"])
-    view.end()
-    line = (
-        "tick 120   websockets 6.00 ms (1.00)   wsfast 3.00 ms (2.00)   9900 deliveries/s   64.0 MiB   "
-        "10 stalled, 17.6 KiB waiting   conflated 1234\n"
-    )
-    assert capsys.readouterr().out == f"something has happened\n{line}{line}"
+def children_of(pid: int) -> set[int]:
+    """Return the processes that a process has started."""
+    return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
-def test_table_in_place(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a terminal, a table is drawn over the one before, cut off where the terminal ends."""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setenv("LINES", "30")
-    view = terminal.Terminal()
-    view.show_arrivals({**SAMPLE, "connecting": 500, "clients": 0})
-    assert capsys.readouterr().out == "500 of 500 clients are connecting"
-    view.show_sample(SAMPLE, [])
-    lines = capsys.readouterr().out.removeprefix("\r\x1b[J").splitlines()
-    assert len(lines) == len(list(terminal.table(SAMPLE)))
-    assert max(map(len, lines)) <= 59
-    assert any(line.split()[:4] == ["wsfast", "3.00", "ms", "2.00"] for line in lines)
-    view.show_sample({**SAMPLE, "memory": None}, [])
-    output = capsys.readouterr().out
-    assert output.startswith(f"\r\x1b[{len(lines) - 1}A\x1b[J")
-    assert "unknown" in output
-    view.end()
-    view.end()
-    assert capsys.readouterr().out == "\n"
+def alive(pid: int) -> bool:
+    """Tell whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out waiting for {what}"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_all_processes_end_together(way: signal.Signals) -> None:
+    """However the demo is ended, all of its processes end."""
+    command = (sys.executable, "-m", "wsfast", *SMALL, "--seconds", "100")
+    with started(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        while b"all clients read" not in process.stdout.readline():
+            assert process.poll() is None
+        children = children_of(process.pid)
+        assert len(children) == 4
+        process.send_signal(way)
+        status = process.wait(TIMEOUT)
+        assert status == (130 if way == signal.SIGINT else -way)
+        wait_until(lambda: not any(map(alive, children)), "the end of all processes")
+        errors = process.stderr.read() if process.stderr else b""
+        assert errors == (b"\nwsfast demo: interrupted\n" if way == signal.SIGINT else b"")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudoterminals")
 def test_on_a_real_terminal() -> None:
-    """On a terminal it goes on, with a table in place, until Ctrl-C, which ends it with a summary."""
+    """On a terminal, it shows a table in place, then a summary, and keeps the page until one Ctrl-C."""
     import pty
 
+    code = (
+        "import sys\nfrom wsfast.cli import main\nfrom wsfast_bench.demo import server\n"
+        f"server.HEALTHY, server.STALLED = 1.0, 2.0\nsys.exit(main({[*SMALL, '--rate', '100']!r}))"
+    )
     ours, theirs = pty.openpty()
-    argv = [sys.executable, "-m", "wsfast", "demo", "--clients", "10", "--no-browser", "--port", "0"]
     environment = {**os.environ, "COLUMNS": "120", "LINES": "40"}
-    process = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment)
-    os.close(theirs)
     output = b""
-    deadline = time.monotonic() + TIMEOUT
-    interrupted = False
-    try:
-        while time.monotonic() < deadline:
+    with started(
+        sys.executable, "-c", code, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment
+    ) as process:
+        os.close(theirs)
+        interrupted = False
+        while True:
             try:
                 output += os.read(ours, 65536)
             except OSError:  # Linux says so when the other end is closed
                 break
-            if not interrupted and all(name in output for name in (b"Ctrl-C ends it", b"  wsfast ", b"  channel ")):
+            if not interrupted and b"Ctrl-C ends the demo." in output:
                 process.send_signal(signal.SIGINT)
                 interrupted = True
         assert process.wait(TIMEOUT) == 0, output
-    finally:
-        process.kill()
-        process.wait()
-        os.close(ours)
         assert process.stderr is not None
-        errors = process.stderr.read()
-        process.stderr.close()
-    assert errors == b""
+        assert process.stderr.read() == b""
+    os.close(ours)
     assert b"\x1b[J" in output
-    assert b"times faster" in output
-    assert b"All 10 clients received all " in output
-
-
-# ---- In a browser
-
-CHROMIUM = find_chromium()
-
-NUMBER = "(name => Number(document.querySelector(`[data-figure=${name}]`).textContent.replaceAll(',', '')))"
-
-
-async def figure(page: Page, name: str) -> float:
-    """Return a number that the page shows."""
-    return float(await page.evaluate(f"{NUMBER}('{name}')"))
-
-
-async def grows(page: Page, name: str) -> None:
-    """Wait until a number that the page shows has grown."""
-    await page.until(f"{NUMBER}('{name}') > {await figure(page, name)}")
-
-
-async def until_figure(page: Page, name: str, value: int) -> None:
-    """Wait until the page shows a number."""
-    await page.until(f"{NUMBER}('{name}') === {value}")
-
-
-LAST_TICK = "Math.max(...[...document.querySelectorAll('#ticker tbody td:last-child')].map(cell => parseInt(cell.textContent.replaceAll(',', ''))))"  # noqa: E501
-
-
-@pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="there is no Chromium here; see WSFAST_REQUIRE_CHROMIUM")
-def test_page_in_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page connects, its numbers move, its controls work by mouse and keyboard, and it comes back after a loss.
-
-    Clients that are stalled lose what the policy says, and take nothing from the others.
-    """
-    assert CHROMIUM is not None, "WSFAST_REQUIRE_CHROMIUM is set, and there is none; apt-get install chromium"
-    chromium = CHROMIUM
-    monkeypatch.setattr(server, "INTERVAL", INTERVAL)
-
-    async def main() -> None:
-        async with open_page(chromium) as page:
-            async with staged(200, Settings(rate=20, size=1024), loop=LOOPS[-1], phase=0.5) as stage:
-                await page.go(stage.url)
-                await watch(page, stage)
-                await stall(page, stage)
-                port = stage.port
-            await page.until("document.getElementById('status').dataset.state === 'lost'")
-            assert await page.evaluate("[...document.querySelectorAll('button')].every(button => button.disabled)")
-            async with staged(5, Settings(rate=20), port=port):
-                await page.until("document.getElementById('status').dataset.state === 'connected'")
-                await until_figure(page, "clients", 5)
-                assert await page.evaluate("![...document.querySelectorAll('button')].some(button => button.disabled)")
-            own = (f"http://127.0.0.1:{port}/", f"ws://127.0.0.1:{port}/")
-            assert [url for url in page.requests if not url.startswith((*own, "data:"))] == []
-            # That it could not connect while there was no server.
-            assert [text for text in page.complaints if "ERR_CONNECTION_REFUSED" not in text] == []
-
-    async def watch(page: Page, stage: Stage) -> None:
-        await page.until("document.getElementById('status').textContent === 'Connected'")
-        await until_figure(page, "reading", 200)
-        for name in ("median-websockets", "median-wsfast", "median-channel"):
-            await page.until(f"document.querySelector('[data-figure={name}]').textContent.endsWith(' ms')")
-        await page.until("document.querySelector('[data-figure=ratio-wsfast]').textContent.endsWith('\\u00d7')")
-        await page.until(f"{NUMBER}('deliveries') > 0")
-        await page.until("parseFloat(document.querySelector('[data-figure=memory]').textContent) > 0")
-        seq = await page.evaluate(LAST_TICK)
-        await page.until(f"{LAST_TICK} > {seq}")
-        await page.until(f"document.querySelectorAll('#ticker tbody tr').length === {len(SYMBOLS)}")
-        # Something is drawn, and told to those who do not see it.
-        assert await page.evaluate(
-            "[...document.querySelectorAll('canvas')].every(canvas => canvas.getContext('2d')"
-            ".getImageData(0, 0, canvas.width, canvas.height).data.some(value => value))"
-        )
-        await page.until("/websockets [0-9.]+/.test(document.getElementById('calls').getAttribute('aria-label'))")
-        await page.until("/^Memory of the server: .* MiB$/.test(document.getElementById('memory').ariaLabel)")
-        # With the keyboard alone: the first button, then the group of methods, of which the arrow chooses another.
-        await page.evaluate("document.activeElement.blur()")
-        await page.press("Tab", 9)
-        assert await page.evaluate("document.activeElement.textContent") == "Add 100"
-        await page.press(" ", 32, " ")
-        await until_figure(page, "reading", 300)
-        await page.click("button[data-do=remove]")
-        await until_figure(page, "reading", 200)
-        await page.evaluate("document.querySelector('input[name=method]:checked').focus()")
-        await page.press("ArrowRight", 39)
-        await until(lambda: stage.show.settings.method == "websockets", "the method")
-        unlabelled = await page.evaluate(
-            "[...document.querySelectorAll('input, select')].filter(element => !element.labels.length).length"
-            " + [...document.querySelectorAll('button')].filter(button => !button.textContent.trim()).length"
-        )
-        assert unlabelled == 0
-        # On a phone nothing is wider than the screen; the colours of dark mode are others.
-        light = await page.evaluate("getComputedStyle(document.body).backgroundColor")
-        await page.resize(390, 844, dark=True)
-        assert await page.evaluate("document.documentElement.scrollWidth <= 390")
-        assert await page.evaluate("getComputedStyle(document.body).backgroundColor") != light
-        await page.resize(1280, 800)
-        assert await page.evaluate("document.documentElement.scrollWidth <= 1280")
-        assert await page.evaluate("document.documentElement.scrollHeight <= 800")
-
-    async def stall(page: Page, stage: Stage) -> None:
-        # Under broadcast, it piles up.
-        await page.click("[data-do=stall][data-count='10']")
-        await until_figure(page, "stalled", 10)
-        await page.until("/ticks behind/.test(document.querySelector('[data-figure=lag]').textContent)")
-        await page.until("parseFloat(document.querySelector('[data-figure=waiting]').textContent) > 0")
-        # Through the channel, the policy says what becomes of it, and those who read get everything.
-        await page.click("input[value=channel]")
-        readers = [member for member in stage.show.members.values() if member.state == "reading"]
-        assert len(readers) == 190
-        begin = stage.show.market.seq
-        for policy, counted in (("Conflate", "conflated"), ("DropOldest", "dropped"), ("DropNewest", "dropped")):
-            await page.click(f"input[value={policy}]")
-            await until(lambda policy=policy: stage.show.settings.policy == policy, policy)  # type: ignore[misc]
-            await grows(page, counted)
-            await grows(page, counted)
-            assert await figure(page, "disconnected") == 0
-        await page.click("[data-do=wake]")
-        await until_figure(page, "reading", 200)
-        await page.click("[data-do=stall][data-count='10']")
-        await until_figure(page, "stalled", 10)
-        await page.evaluate(
-            "(select => { select.value = '50'; select.dispatchEvent(new Event('change', {bubbles: true})); })"
-            "(document.querySelector('select[name=rate]'))"
-        )
-        await until(lambda: stage.show.settings.rate == 50, "the rate")
-        await page.click("input[value=Conflate]")
-        await grows(page, "conflated")
-        if SCREENSHOT:
-            await page.click("input[value=turns]")
-            await asyncio.sleep(30)  # so that there is something to see
-            await page.click("input[value=channel]")
-            await asyncio.sleep(8)
-            await page.evaluate("document.activeElement.blur()")
-            await page.screenshot(Path(SCREENSHOT))
-        await page.click("input[value=Disconnect]")
-        await until_figure(page, "disconnected", 10)
-        await until_figure(page, "clients", 190)
-        # As many deliveries as there were ticks, to each of those who have been reading all the time.
-        end = stage.show.market.seq
-        await until(lambda: stage.crowd.everywhere >= end, "the last tick")
-        assert end > begin
-        assert sum(member.state == "reading" for member in readers) >= 180
-
-    staging(main)
+    assert b"All other clients got every message" in output

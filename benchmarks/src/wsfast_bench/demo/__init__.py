@@ -1,6 +1,7 @@
-"""A demonstration: market ticks from a live server to real clients in another process, watched in a browser.
+"""A demo: one message to many clients, sent in three ways, and one client that stops reading.
 
-`show` decides who gets which tick and by which method; `clients` is the other process, and `crowd` the server's side of
-it; `ticks` is what is sent and how a client checks it, `commands` what may be asked for, `figures` what is measured.
-`server` is the server with its page (`web`, `page/`), and `terminal` shows the same without a browser.
+Each way is a lane, a server in a process of its own (`lane`). All clients are in one more process (`clients`). The
+servers send what `message` makes. The command starts these processes (`child`), merges their reports into samples
+(`show`) and puts each sample into words (`story`). `server` serves the page (`web`, `page/`) and runs the comparison;
+`terminal` prints it.
 """

@@ -1,256 +1,275 @@
-"""The process in which the clients of the demonstration are: stock clients of websockets that decode every tick.
+"""The process with the clients of all lanes. They read, check the order of what they read, and measure its age.
 
-It is told what to do by lines of JSON on standard input, each an object with `do`: `connect`, `expect`, `stall`,
-`wake`, `remove`, `report`. By lines on standard output it tells: `ack`, the number of what it has done; `everywhere`,
-the last tick that all clients that must miss nothing have got; `received`, how many ticks all clients have got, with
-`time` and the `oldest` tick that one of the others has come to; `lost`, the number of a client whose connection has
-ended though nobody asked for it; `failed`, why one could not connect; and `report`, what all have seen.
+Reads commands and writes reports, both as lines of JSON, and ends with its standard input. A command is `stall` or
+`release`; it is about the phone, one client in each lane. Reports have `connected`, or `lanes`, or `failed`.
+
+A client of websockets needs 30 us for each message. These need a third, so that a thousand leave time for the servers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
+import math
 import os
+import selectors
 import socket
+import statistics
+import struct
 import sys
 import time
-from collections import Counter
+from collections import deque
 from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidHandshake
+from websockets.frames import Frame, Opcode
+from websockets.protocol import CONNECTING
+from websockets.uri import parse_uri
 
-from .ticks import Follower
+from .lane import INTERVAL, PHONE, tell
+from .message import HEAD, parse
 
-__all__ = ["PATH", "main"]
+__all__ = ["Client", "Counts", "main"]
 
-PATH = "/ticks/"
-"""Where a client connects to, with its number."""
+AT_ONCE = 32
+"""Opening handshakes under way in each lane; less than the backlog of a server of asyncio, 100."""
 
-AT_ONCE = 50
-"""Opening handshakes under way; less than the backlog of a server of asyncio, 100."""
+PATIENCE = 30.0
+"""Seconds for a handshake."""
 
-BUFFER = 16384
-"""SO_RCVBUF: what the kernel takes for a client that reads nothing. So little that nobody has to wait for a lag."""
+BUFFER = 32768
+"""SO_RCVBUF of the phone: the kernel takes little for it."""
 
-PAUSE = 0.1
-"""Seconds between two messages about how much was received."""
+WINDOW = round(1 / INTERVAL)
+"""Reports that a number is taken over: one second."""
+
+room = memoryview(bytearray(1 << 18))
+"""Where all clients read to."""
+
+
+class Counts:
+    """What the clients of a lane have seen, except the phone."""
+
+    def __init__(self) -> None:
+        self.ages: deque[list[float]] = deque([[]], maxlen=WINDOW)
+        """Seconds from tick to client for each message, by report."""
+        self.newest = 0.0
+        """Time of the last message."""
+        self.missed = 0
+        self.disordered = 0
+        """Messages that came twice, or after a newer one."""
+        self.lost = 0
+        """Clients that were disconnected."""
+
+    def report(self, now: float) -> dict[str, Any]:
+        """Return messages per second and their median age; with none, the age of the last."""
+        ages = [age for some in self.ages for age in some]
+        lag = statistics.median(ages) if ages else now - self.newest if self.newest else None
+        self.ages.append([])
+        seen = {"missed": self.missed, "disordered": self.disordered, "lost": self.lost}
+        return {"delivered": round(len(ages) / (WINDOW * INTERVAL)), "lag": lag, **seen}
 
 
 class Client:
-    """One client."""
+    """One connection, which reads messages. The phone is not counted."""
 
-    def __init__(self, number: int) -> None:
+    __slots__ = ("_left", "_message", "_part", "counts", "number", "sock")
+
+    def __init__(self, sock: socket.socket, counts: Counts | None) -> None:
+        self.sock = sock
+        self.counts = counts
+        self.number = 0
+        self._part = b""  # the start of a frame
+        self._message = b""  # the head of the message that is being read
+        self._left = 0  # bytes of its frame that are to come
+
+    def read(self) -> bool:
+        """Read what is there; tell whether the connection goes on."""
+        try:
+            size = self.sock.recv_into(room)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return size > 0 and self.feed(room[:size])
+
+    def feed(self, data: memoryview) -> bool:
+        """Take bytes of unmasked frames (RFC 6455, section 5.2); tell whether the connection goes on."""
+        if self._part:
+            data, self._part = memoryview(self._part + bytes(data)), b""
+        at, end = 0, len(data)
+        while True:
+            step = min(self._left, end - at)
+            self._left -= step
+            at += step
+            if self._left:
+                return True
+            if self._message:
+                self.count(self._message)
+                self._message = b""
+            if at == end:
+                return True
+            start = data[at : at + 2 + 8 + 125]
+            header = 2 if len(start) < 2 else {126: 4, 127: 10}.get(start[1], 2)
+            length = 0
+            if len(start) >= header:
+                length = start[1] if header == 2 else int.from_bytes(start[2:header], "big")
+            if len(start) < header + min(length, 125):
+                self._part = bytes(data[at:])
+                return True
+            payload = bytes(start[header : header + min(length, 125)])
+            match start[0] & 0x0F:
+                case Opcode.TEXT:
+                    self._message = payload[:HEAD]
+                case Opcode.PING:
+                    with contextlib.suppress(OSError):
+                        self.sock.sendall(Frame(Opcode.PONG, payload).serialize(mask=True))
+                case Opcode.CLOSE:
+                    return False
+            at += header
+            self._left = length
+
+    def count(self, message: bytes) -> None:
+        """Count a message that has been read to its end."""
+        counts = self.counts
+        if counts is None:
+            return
+        number, sent = parse(message)
+        if number <= self.number:
+            counts.disordered += 1
+        elif self.number:
+            counts.missed += number - self.number - 1
         self.number = number
-        self.follower = Follower()
-        self.connection: ClientConnection | None = None
-        self.awake = asyncio.Event()
-        self.awake.set()
-        self.leaving = False
+        counts.newest = max(counts.newest, sent)
+        counts.ages[-1].append(time.monotonic() - sent)
 
-    def stall(self) -> None:
-        """Stop reading."""
-        self.awake.clear()
-        self.follower.excuse()
-        if self.connection is not None:
-            with contextlib.suppress(RuntimeError):  # of uvloop, if it is closed
-                self.connection.transport.pause_reading()
 
-    def wake(self) -> None:
-        """Go on reading."""
-        if self.connection is not None:
-            with contextlib.suppress(RuntimeError):
-                self.connection.transport.resume_reading()
-        self.awake.set()
+def begin(port: int, path: str) -> tuple[socket.socket, ClientProtocol]:
+    """Connect, and send an opening handshake."""
+    sock = socket.socket()
+    try:
+        sock.settimeout(PATIENCE)
+        if path == PHONE:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        sock.connect(("127.0.0.1", port))
+        protocol = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}{path}"))
+        protocol.send_request(protocol.connect())
+        sock.sendall(b"".join(protocol.data_to_send()))
+    except BaseException:
+        sock.close()
+        raise
+    return sock, protocol
+
+
+def finish(sock: socket.socket, protocol: ClientProtocol) -> socket.socket:
+    """Read the answer to an opening handshake, and not a byte more."""
+    while protocol.state is CONNECTING and protocol.handshake_exc is None:
+        octet = sock.recv(1)
+        if octet:
+            protocol.receive_data(octet)
+        else:
+            protocol.receive_eof()
+    if protocol.handshake_exc is not None:
+        raise protocol.handshake_exc
+    # To close is to reset: no connection stays in TIME_WAIT.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.setblocking(False)
+    return sock
 
 
 class Clients:
-    """All clients."""
+    """All clients.
 
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.clients: dict[int, Client] = {}
-        self.received = 0
-        self.faults = 0
-        """Of those that have left."""
-        self.everywhere = 0
-        self._at: Counter[int] = Counter()
-        """How many clients that must miss nothing have come to each tick."""
-        self._doors = asyncio.Semaphore(AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
+    Args:
+        ports: Port of each lane.
+        each: Clients in each lane, the phone included.
+    """
 
-    # ---- What the server asks for
+    def __init__(self, ports: dict[str, int], each: int) -> None:
+        self.ports = ports
+        self.counts = {lane: Counts() for lane in ports}
+        self.phones: dict[str, Client | None] = {}
+        self.stalled = False
+        self._each = each
+        self._selector = selectors.DefaultSelector()
 
-    def do(self, command: dict[str, Any]) -> None:
-        """Do it, and tell when it is done."""
-        what, numbers = command["do"], command.get("clients", ())
-        if what == "connect":
-            for number in numbers:
-                self.clients[number] = client = Client(number)
-                task = asyncio.create_task(self.run(client))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        elif what == "report":
-            tell({"report": self.report(command["seq"])})
-        else:
-            for client in [self.clients[number] for number in numbers if number in self.clients]:
-                getattr(self, what)(client, command)
-            self._advance()
-        tell({"ack": command["ack"]})
+    def connect(self) -> None:
+        """Connect all, and report how many there are."""
+        for start in range(0, self._each, AT_ONCE):
+            numbers = range(start, min(self._each, start + AT_ONCE))
+            begun = [
+                (lane, n, begin(self.ports[lane], f"/{n}" if n else PHONE)) for lane in self.ports for n in numbers
+            ]
+            for lane, number, handshake in begun:
+                client = Client(finish(*handshake), self.counts[lane] if number else None)
+                if not number:
+                    self.phones[lane] = client
+                self._selector.register(client.sock, selectors.EVENT_READ, (lane, client))
+            tell({"connected": numbers.stop * len(self.ports)})
 
-    def expect(self, client: Client, command: dict[str, Any]) -> None:
-        """Have a client miss nothing from a tick on; nothing older than the one before can be on its way to it."""
-        since = command["since"]
-        self._forget(client)
-        client.follower.expect(since)
-        if not self._at:
-            self.everywhere = since - 1
-            tell({"everywhere": self.everywhere})
-        self._at[since - 1] += 1
+    def do(self, command: str) -> None:
+        """Stall the phones or release them."""
+        self.stalled = command == "stall"
+        for lane, phone in self.phones.items():
+            if phone is not None and (phone.sock in self._selector.get_map()) == self.stalled:
+                if self.stalled:
+                    self._selector.unregister(phone.sock)
+                else:
+                    self._selector.register(phone.sock, selectors.EVENT_READ, (lane, phone))
 
-    def stall(self, client: Client, _: dict[str, Any]) -> None:
-        """Have a client stop reading."""
-        self._forget(client)
-        client.stall()
+    def reconnect(self) -> None:
+        """Connect the phones again that were disconnected."""
+        for lane in [lane for lane, phone in self.phones.items() if phone is None]:
+            with contextlib.suppress(OSError, InvalidHandshake):  # the lane may have ended; else try again
+                phone = Client(finish(*begin(self.ports[lane], PHONE)), None)
+                self._selector.register(phone.sock, selectors.EVENT_READ, (lane, phone))
+                self.phones[lane] = phone
 
-    def wake(self, client: Client, _: dict[str, Any]) -> None:
-        """Have a client go on reading."""
-        client.wake()
-
-    def remove(self, client: Client, _: dict[str, Any]) -> None:
-        """Have a client leave."""
-        self._forget(client)
-        client.leaving = True
-        if client.connection is not None:
-            client.connection.transport.abort()
-        client.awake.set()
-
-    def report(self, seq: int) -> dict[str, int]:
-        """Return how many must have got all ticks, how many have not come to the last, and how often one was wrong."""
-        exact = [client.follower for client in self.clients.values() if client.follower.since is not None]
-        return {
-            "exact": len(exact),
-            "behind": sum(follower.last < seq for follower in exact),
-            "faults": self.faults + sum(client.follower.faults for client in self.clients.values()),
-            "received": self.received,
-        }
-
-    # ---- What a client does
-
-    async def run(self, client: Client) -> None:
-        """Connect, and follow the ticks until the connection ends."""
-        try:
-            async with self._doors:
-                connection = await self.connect(client)
-            client.connection = connection
-            if client.leaving:
-                connection.transport.abort()
-            if not client.awake.is_set():
-                client.stall()
-            with contextlib.suppress(ConnectionClosed):
-                while True:
-                    await client.awake.wait()
-                    message = await connection.recv()
-                    self._follow(client, message)
-            if not client.leaving and client.follower.since is not None:
-                tell({"lost": client.number})
-        except (OSError, InvalidHandshake, TimeoutError) as exc:
-            tell({"failed": f"{type(exc).__name__}: {exc}", "client": client.number})
-        finally:
-            self._forget(client)
-            self._advance()
-            self.faults += client.follower.faults
-            self.clients.pop(client.number, None)
-
-    async def connect(self, client: Client) -> ClientConnection:
-        """Connect a client."""
-        sock = socket.socket()
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-            sock.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-            return await connect(
-                f"ws://127.0.0.1:{self.port}{PATH}{client.number}",
-                sock=sock,
-                compression=None,
-                ping_interval=None,
-                open_timeout=None,
-            )
-        except BaseException:
-            sock.close()
-            raise
-
-    def _follow(self, client: Client, message: str | bytes) -> None:
-        before = client.follower.last
-        client.follower.follow(message)
-        self.received += 1
-        if client.follower.since is not None:
-            self._leave(before)
-            self._at[client.follower.last] += 1
-            self._advance()
-
-    # ---- Where they are
-
-    def _forget(self, client: Client) -> None:
-        """Do not wait for a client any more."""
-        if client.follower.since is not None:
-            self._leave(client.follower.last)
-            client.follower.excuse()
-
-    def _leave(self, seq: int) -> None:
-        self._at[seq] -= 1
-        if not self._at[seq]:
-            del self._at[seq]
-
-    def _advance(self) -> None:
-        """Tell to which tick all have come, if that has changed."""
-        if self._at and self.everywhere not in self._at:
-            self.everywhere = min(self._at)
-            tell({"everywhere": self.everywhere})
-
-    async def tell_received(self) -> None:
-        """Tell how much was received, again and again."""
+    def run(self) -> None:
+        """Read until standard input ends."""
+        commands = sys.stdin.fileno()
+        self._selector.register(commands, selectors.EVENT_READ, None)
         while True:
-            others = [client.follower.last for client in self.clients.values() if client.follower.since is None]
-            oldest = min(others, default=None)
-            tell({"received": self.received, "time": time.perf_counter(), "oldest": oldest})
-            await asyncio.sleep(PAUSE)
+            # Right before a tick of the first lane, so that whole ticks are in each second.
+            due = (math.floor(time.monotonic() / INTERVAL + 0.02) + 0.98) * INTERVAL
+            while (left := due - time.monotonic()) > 0:
+                for key, _ in self._selector.select(left):
+                    if key.data is None:
+                        lines = os.read(commands, 4096).decode().splitlines()
+                        if not lines:
+                            return
+                        for line in lines:
+                            self.do(json.loads(line)["do"])
+                    else:
+                        lane, client = key.data
+                        if not client.read():
+                            self.lose(lane, client)
+            if not self.stalled:
+                self.reconnect()
+            tell({"lanes": {lane: counts.report(due) for lane, counts in self.counts.items()}})
 
-
-def tell(what: dict[str, Any]) -> None:
-    """Tell the server."""
-    print(json.dumps(what), flush=True)
-
-
-async def run(port: int) -> None:
-    """Do what the server asks for until it ends."""
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 24)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    clients = Clients(port)
-    telling = asyncio.create_task(clients.tell_received())
-    with contextlib.suppress(BrokenPipeError):
-        while line := await reader.readline():
-            clients.do(json.loads(line))
-    telling.cancel()
-    os._exit(0)  # nobody is there any more to whom closing a thousand connections in order would mean anything
+    def lose(self, lane: str, client: Client) -> None:
+        """Forget a client that was disconnected."""
+        self._selector.unregister(client.sock)
+        client.sock.close()
+        if client.counts is None:
+            self.phones[lane] = None
+        else:
+            client.counts.lost += 1
 
 
 def main() -> None:
-    """Take port, loop and processor from the arguments."""
-    os.environ["no_proxy"] = "127.0.0.1"  # websockets 14 knows no proxies, nor that it could be told to take none
-    port, loop, processor = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-    if processor:
-        os.sched_setaffinity(0, {int(processor)})
-    loop_factory = None
-    if loop == "uvloop":
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(run(port))
+    """Run the process; its task is in the first argument."""
+    task = json.loads(sys.argv[1])
+    clients = Clients(task["ports"], task["clients"])
+    try:
+        clients.connect()
+    except (OSError, InvalidHandshake) as exc:
+        tell({"failed": f"{type(exc).__name__}: {exc}"})
+        return
+    clients.run()
+    os._exit(0)
 
 
 if __name__ == "__main__":

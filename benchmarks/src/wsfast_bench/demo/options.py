@@ -6,21 +6,20 @@ import argparse
 import os
 import sys
 
-from wsfast_bench.machine import UnfitError, installed, reserve_descriptors, two_processors
+from wsfast_bench.machine import UnfitError, installed, reserve_descriptors
 from wsfast_bench.options import positive
 
 __all__ = ["DESCRIPTION", "add_arguments", "run"]
 
-DESCRIPTION = """Start a websockets server and, in another process, that many websockets clients; send them market ticks
-by websockets.broadcast(), by wsfast.broadcast() and through a wsfast.Channel in turn, and compare. A page on 127.0.0.1
-shows what happens, and can add clients, stall some, and choose method and policy. Each client that reads must get every
-tick exactly once and in order, or the exit status is 1."""
+DESCRIPTION = """Send the same messages in three ways, each from a server process of its own to real clients: await
+send() in a loop, websockets.broadcast(), and a wsfast.Channel. Then one client of each stops reading, as if it drove
+into a tunnel. A page on 127.0.0.1 shows what happens; the terminal prints it and a summary. The exit status is 1 if a
+client that reads missed a message."""
 
 SPARE = 64
-"""Descriptors for everything that is no client."""
+"""Descriptors of a process that are no clients."""
 
-METHODS = ("turns", "websockets", "wsfast", "channel")
-POLICIES = ("Disconnect", "DropNewest", "DropOldest", "Conflate")
+POLICIES = ("Disconnect", "DropOldest", "DropNewest", "Conflate")
 
 
 def port(value: str) -> int:
@@ -36,26 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         metavar="S",
-        help="end after so long, with a summary (10; on a terminal, Ctrl-C ends it)",
+        help="compare for S seconds, then end (18; on a terminal, the page goes on until Ctrl-C)",
     )
-    parser.add_argument("--clients", type=positive, default=1000, metavar="N", help="how many clients (1000)")
-    parser.add_argument("--stalled", type=positive, default=0, metavar="N", help="how many of them read nothing (0)")
-    parser.add_argument("--rate", type=float, default=10.0, metavar="R", help="ticks per second, at most (10)")
-    parser.add_argument("--size", type=positive, default=256, metavar="B", help="bytes of a tick (256)")
-    parser.add_argument("--method", choices=METHODS, default="turns", help="how ticks are sent (turns: all)")
+    parser.add_argument("--clients", type=positive, default=333, metavar="N", help="clients of each server (333)")
+    parser.add_argument("--rate", type=positive, default=20, metavar="R", help="messages per second (20)")
+    parser.add_argument("--size", type=positive, default=16384, metavar="B", help="bytes of a message (16384)")
     parser.add_argument(
-        "--policy", choices=POLICIES, default="Conflate", help="what the Channel does about slow clients (Conflate)"
+        "--policy", choices=POLICIES, default="DropOldest", help="what the Channel does about slow clients (DropOldest)"
     )
     parser.add_argument(
-        "--port", type=port, metavar="P", help="where the page is; 0: any free port (8765, if it is free)"
+        "--port", type=port, metavar="P", help="port of the page; 0: any free port (8765 if it is free)"
     )
     browser = parser.add_mutually_exclusive_group()
     browser.add_argument(
-        "--browser", action="store_true", default=None, help="open the page (done on a terminal with a display)"
+        "--browser", action="store_true", default=None, help="open the page (default on a terminal with a display)"
     )
-    browser.add_argument(
-        "--no-browser", action="store_false", dest="browser", help="do not; the terminal shows the same numbers"
-    )
+    browser.add_argument("--no-browser", action="store_false", dest="browser", help="do not open the page")
     parser.add_argument(
         "--loop", choices=("auto", "asyncio", "uvloop"), default="auto", help="event loop (auto: uvloop if installed)"
     )
@@ -63,52 +58,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demonstration; return 1 if a client missed a tick."""
-    from wsfast_bench.demo.commands import CommandError, Settings
+    """Run the demo; return 1 if a client that reads missed a message."""
+    from wsfast_bench.demo.message import LARGEST, SMALLEST
     from wsfast_bench.demo.server import Demo
+    from wsfast_bench.demo.show import FASTEST, Settings
 
-    on_terminal = sys.stdout.isatty()
     seconds: float | None = arguments.seconds
-    if seconds is None and not on_terminal:
-        seconds = 10.0
-    if (seconds is not None and not seconds > 0) or not arguments.rate > 0:
-        raise UnfitError("--seconds and --rate must be positive")
-    settings = Settings(arguments.method, arguments.policy)
-    try:
-        settings.set_rate(arguments.rate)
-        settings.set_size(arguments.size)
-    except CommandError as exc:
-        raise UnfitError(str(exc)) from None
+    if seconds is not None and not 0 < seconds < float("inf"):
+        raise UnfitError("--seconds must be positive")
+    if not SMALLEST <= arguments.size <= LARGEST:
+        raise UnfitError(f"--size must be from {SMALLEST} to {LARGEST} bytes, not {arguments.size}")
+    if arguments.rate > FASTEST:
+        raise UnfitError(f"--rate must be at most {FASTEST} per second, not {arguments.rate}")
     loop: str = arguments.loop
     if loop == "auto":
         loop = "uvloop" if installed("uvloop") else "asyncio"
     if loop == "uvloop" and not installed("uvloop"):
-        raise UnfitError("uvloop is not installed; pip install wsfast[uvloop], or take --loop asyncio")
-    reserve_descriptors(arguments.clients + SPARE, f"{arguments.clients} clients")
+        raise UnfitError('uvloop is not installed; pip install "wsfast[uvloop]", or choose --loop asyncio')
+    clients = 3 * arguments.clients
+    reserve_descriptors(clients + SPARE, f"{clients} clients")
+    on_terminal = sys.stdout.isatty()
     demo = Demo(
-        clients=arguments.clients,
-        seconds=seconds,
-        settings=settings,
-        loop=loop,
-        processors=two_processors(),
-        stalled=arguments.stalled,
+        Settings(arguments.clients, arguments.rate, arguments.size, arguments.policy, loop),
+        seconds,
+        stay=on_terminal and seconds is None,
         port=arguments.port,
-        limit=max(arguments.clients, min(10_000, descriptors() - SPARE)),
         browse=on_terminal and has_display() if arguments.browser is None else arguments.browser,
     )
     return demo.run()
 
 
-def descriptors() -> int:
-    """Return how many descriptors this process may have open."""
-    try:
-        import resource
-    except ImportError:  # pragma: no cover - Windows has no such limit
-        return 10_000
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
-
-
 def has_display() -> bool:
-    """Tell whether a browser would have a screen to open on: not a text browser in the terminal that is in use."""
+    """Tell whether a browser has a screen to open on; a text browser would take the terminal that is in use."""
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

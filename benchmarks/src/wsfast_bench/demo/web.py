@@ -1,4 +1,4 @@
-"""The page of the demonstration over HTTP, and who may have it and its control socket."""
+"""The page of the demo over HTTP, and who may have it and its control socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ CONTROL = "/control"
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 
@@ -24,8 +23,8 @@ FILES = {
 class Web:
     """Answers requests: with the files of the page, and with an error to those that come from elsewhere.
 
-    A browser sends requests of other sites' pages to this machine, too, and names the site in Origin. Under a name of
-    theirs that leads to 127.0.0.1, they would even count as of this site; but then Host has that name (DNS rebinding).
+    A page of another site can send requests to this machine as well. The browser then names that site in Origin, or, if
+    the site has a name that leads to 127.0.0.1, in Host (DNS rebinding).
 
     Args:
         port: The server's.
@@ -48,7 +47,7 @@ class Web:
             return self._error(http.HTTPStatus.FORBIDDEN, "This server is for 127.0.0.1 only.")
         origins = request.headers.get_all("Origin")
         if not set(origins) <= self._origins:
-            return self._error(http.HTTPStatus.FORBIDDEN, "Pages from elsewhere have no business here.")
+            return self._error(http.HTTPStatus.FORBIDDEN, "Pages of other sites may not use this server.")
         path = request.path.partition("?")[0]
         if path in self._files:
             body, kind = self._files[path]
@@ -58,7 +57,7 @@ class Web:
         return None
 
     def missing(self) -> Response:
-        """Return the response to a request for what is not there."""
+        """Return the response to a request for a path that does not exist."""
         return self._error(http.HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def _error(self, status: http.HTTPStatus, text: str) -> Response:

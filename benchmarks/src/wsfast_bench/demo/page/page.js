@@ -1,182 +1,135 @@
 "use strict";
 
-// What is shown comes through Channels of the server, over a WebSocket at /control: a `sample` twice a second, a `tick`
-// for each tick, the `state` of the settings after each command, an `error` for a command that cannot be done, and
-// a `notice`. Commands go the other way.
+// The server sends a sample four times a second over a WebSocket at /control, and those of the last time first. A command is an
+// object with `do` (`tunnel`, `policy`, `rate`) and `value`.
 
-const KEPT = 122; // samples
+const WINDOW = 30; // seconds that the charts show
 const AGAIN = 1000; // milliseconds until the next attempt to connect
+const POLICIES = {
+  DropOldest: "The oldest of 16 waiting messages makes room.",
+  DropNewest: "16 messages wait. New ones are left out.",
+  Conflate: "The newest message of each of 8 keys waits.",
+  Disconnect: "A client with more than 16 waiting messages is disconnected.",
+};
 
-const figures = Object.fromEntries([...document.querySelectorAll("[data-figure]")].map(node => [node.dataset.figure, node]));
-const controls = document.getElementById("controls");
-const status = document.getElementById("status");
-const notice = document.getElementById("notice");
-const rows = new Map(); // of the ticker, by symbol
-const pending = new Map(); // ticks that are not shown yet, by symbol
-let samples = [];
-let socket = null;
-let noticed = 0;
+const by = id => document.getElementById(id);
+const button = by("tunnel"), controls = by("controls"), lanes = new Map();
+let samples = [], socket = null, drawn = false;
 
 const integer = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
-const short = new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 1});
-const ms = value => value.toFixed(value < 10 ? 2 : 1);
-const bytes = value => {
-  const units = ["B", "KiB", "MiB", "GiB"];
-  let unit = 0;
-  while (value >= 1024 && unit < units.length - 1) { value /= 1024; unit += 1; }
-  return `${value.toFixed(unit && value < 100 ? 1 : 0)} ${units[unit]}`;
+const mebibytes = bytes => (bytes / 2 ** 20).toFixed(1);
+const seconds = value => value < 1 ? `${(value * 1e3).toFixed(value < 0.0995 ? 1 : 0)} ms` : `${value.toFixed(1)} s`;
+const tell = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+
+// Each chart: the value of a lane's numbers, and the least top of the scale.
+const CHARTS = {
+  delivered: [numbers => numbers.delivered, 1],
+  lag: [numbers => numbers.lag, 0.05],
+  memory: [numbers => numbers.grown, 4 * 2 ** 20],
 };
-const mib = value => `${+(value / 2 ** 20).toFixed(2)} MiB`;
 
-const chart = (id, format, ...series) => new Chart(document.getElementById(id), series, format);
-const charts = [
-  chart("calls", value => `${+value.toFixed(2)}`, ...["websockets", "wsfast", "channel"].map(name => ({name, of: sample => sample.calls[name]}))),
-  chart("deliveries", value => short.format(value), {name: "wsfast", of: sample => sample.deliveries}),
-  chart("waiting", value => `${+value.toFixed(2)} MiB`, {name: "websockets", of: sample => sample.waiting.bytes / 2 ** 20}),
-  chart("memory", value => `${+value.toFixed(1)} MiB`, {name: "channel", of: sample => sample.memory && sample.memory / 2 ** 20}),
-  chart("losses", value => short.format(value), ...["dropped", "conflated", "disconnected"].map(name => ({name, of: sample => sample[name]}))),
-];
-
-function tell(name, text) {
-  if (figures[name].textContent !== text) figures[name].textContent = text;
+function lane(name, numbers) {
+  if (!lanes.has(name)) {
+    const section = by("lane").content.firstElementChild.cloneNode(true);
+    section.id = `lane-${name}`;
+    section.querySelector("h2").textContent = numbers.name;
+    section.querySelector("code").textContent = numbers.code;
+    by("lanes").append(section);
+    lanes.set(name, section);
+  }
+  return lanes.get(name);
 }
 
-function showState(state) {
-  for (const name of ["clients", "reading", "stalled", "waking", "connecting"]) tell(name, integer.format(state[name]));
-  for (const name of ["waking", "connecting"]) figures[name].parentElement.hidden = !state[name];
-  for (const name of ["method", "policy"]) {
-    for (const input of controls.elements[name]) input.checked = input.value === state[name];
-  }
-  for (const name of ["rate", "size"]) {
-    const select = controls.elements[name];
-    const value = String(state[name]);
-    if (![...select.options].some(option => option.value === value)) {
-      select.add(new Option(name === "rate" ? `${value} per second` : `${value} bytes`, value));
+function say(node, [text, value]) {
+  // Numbers that change all the time are not read aloud; another sentence is.
+  if (node.dataset.text !== text) {
+    const [before, after] = text.split("{}");
+    node.replaceChildren(before);
+    if (after !== undefined) {
+      node.append(Object.assign(document.createElement("b"), {ariaLive: "off"}), after);
     }
-    if (select.value !== value) select.value = value;
+    node.dataset.text = text;
   }
+  if (node.firstElementChild) tell(node.firstElementChild, value);
 }
 
-function showSample(sample) {
-  showState(sample);
-  tell("ticks", integer.format(sample.ticks));
-  for (const [name, median] of Object.entries(sample.medians)) {
-    tell(`median-${name}`, median == null ? "–" : `${ms(median)} ms`);
-    if (name !== "websockets") {
-      const known = median && sample.medians.websockets;
-      tell(`ratio-${name}`, known ? `${(sample.medians.websockets / median).toFixed(2)}×` : "");
-    }
-  }
-  tell("deliveries", integer.format(sample.deliveries));
-  const {messages, bytes: size, seconds, behind} = sample.waiting;
-  tell("waiting", bytes(size));
-  tell("lag", sample.stalled + sample.waking === 0 ? "" :
-    messages ? `${integer.format(messages)} messages, ${seconds.toFixed(0)} s old` : `${integer.format(behind)} ticks behind`);
-  tell("memory", sample.memory == null ? "unknown" : mib(sample.memory));
-  for (const name of ["dropped", "conflated", "disconnected"]) tell(name, integer.format(sample[name]));
+function chart(svg, name, key, now, top) {
+  const x = time => 240 - (now - time) / WINDOW * 240, y = value => 38 - Math.max(0, value) / top * 35;
+  const points = samples.map(({time, lanes: all}) => [time, CHARTS[key][0](all[name])]).filter(([, value]) => value != null)
+    .map(([time, value]) => `${x(time).toFixed(1)},${y(value).toFixed(1)}`);
+  if (!points.length) return;
+  const tunnels = samples.filter(({stalled}) => stalled != null).map(({time}) => `M${x(time).toFixed(1)},0V40`).join("");
+  svg.setAttribute("viewBox", "0 0 240 40");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.innerHTML = `<path class="dark" d="${tunnels}"/><path class="area" d="M${points[0].split(",")[0]},40L${points.join("L")}V40Z"/>`
+    + `<path class="line" d="M${points.join("L")}"/>`;
 }
 
-function showTicks() {
-  for (const [symbol, tick] of pending) {
-    let row = rows.get(symbol);
-    if (!row) {
-      row = document.createElement("tr");
-      for (let cell = 0; cell < 4; cell += 1) row.insertCell();
-      row.cells[0].textContent = symbol;
-      rows.set(symbol, row);
-      const body = document.querySelector("#ticker tbody");
-      body.append(...[...rows.entries()].sort(([one], [other]) => (one < other ? -1 : 1)).map(([, each]) => each));
-    }
-    const [, price, size, seq] = row.cells;
-    if (row.price !== undefined) {
-      const up = tick.price >= row.price;
-      price.className = up ? "up" : "down";
-      price.textContent = `${up ? "▲" : "▼"} ${tick.price.toFixed(tick.price < 10 ? 4 : 2)}`;
-    } else {
-      price.textContent = tick.price.toFixed(tick.price < 10 ? 4 : 2);
-    }
-    row.price = tick.price;
-    size.textContent = integer.format(tick.size);
-    seq.textContent = integer.format(tick.seq);
+function draw() {
+  drawn = false;
+  const sample = samples[samples.length - 1];
+  if (!sample) return;
+  const stalled = sample.stalled != null;
+  for (const [name, numbers] of Object.entries(sample.lanes)) {
+    const section = lane(name, numbers);
+    const figure = key => section.querySelector(`.${key} b`);
+    tell(figure("delivered"), integer.format(numbers.delivered));
+    tell(figure("lag"), numbers.lag == null ? "–" : seconds(numbers.lag));
+    tell(figure("memory"), numbers.memory == null ? "unknown" : `${mebibytes(numbers.memory)} MiB`);
+    tell(section.querySelector(".memory i"), numbers.grown > 2 ** 18 ? `+${mebibytes(numbers.grown)} MiB` : "");
+    section.dataset.tone = numbers.says[2];
+    say(section.querySelector(".says"), numbers.says);
   }
-  pending.clear();
+  for (const [key, [value, least]] of Object.entries(CHARTS)) {
+    const top = Math.max(least, ...samples.flatMap(({lanes: all}) => Object.values(all).map(value)).filter(Number.isFinite));
+    for (const [name, section] of lanes) chart(section.querySelector(`.${key} svg`), name, key, sample.time, top);
+  }
+  tell(button, stalled ? "It comes out of the tunnel" : "A client drives into a tunnel");
+  button.dataset.stalled = stalled;
+  tell(by("state"), stalled ? `${sample.stalled.toFixed(0)} s in the tunnel: it reads nothing.`
+    : sample.notice || (sample.auto ? "It soon does so by itself. Press to decide yourself." : "It stops reading in each lane."));
+  tell(by("size"), sample.size % 1024 ? `${integer.format(sample.size)} bytes` : `${sample.size / 1024} KiB`);
+  for (const key of ["clients", "rate", "loop", "version", "longest", "most"]) tell(by(key), String(sample[key]));
+  tell(by("policy"), POLICIES[sample.policy]);
+  for (const input of controls.elements) if (input.type === "radio") input.checked = input.value === String(sample[input.name]);
 }
 
-let planned = 0;
-function plan(what) {
-  // Messages that come together, as after the tab was asleep, are drawn once.
-  planned |= what;
-  if (planned === what) {
-    requestAnimationFrame(() => {
-      if (planned & 1 && samples.length) {
-        showSample(samples[samples.length - 1]);
-        for (const each of charts) each.show(samples);
-      }
-      if (planned & 2) showTicks();
-      planned = 0;
-    });
-  }
-}
-
-function showNotice(text) {
-  notice.textContent = text;
-  notice.hidden = false;
-  clearTimeout(noticed);
-  noticed = setTimeout(() => { notice.hidden = true; }, 8000);
-}
-
-function showStatus(state, text) {
-  status.dataset.state = state;
-  status.textContent = text;
-  const connected = state === "connected";
-  document.body.toggleAttribute("data-stale", !connected);
-  for (const element of controls.elements) {
-    if (element.tagName !== "FIELDSET") element.disabled = !connected;
-  }
+function show(text) {
+  by("status").textContent = text;
+  const live = text === "Live";
+  document.body.toggleAttribute("data-stale", !live);
+  for (const element of [button, ...controls.querySelectorAll("input")]) element.disabled = !live;
 }
 
 function receive({data}) {
   const message = JSON.parse(data);
-  if (message.type === "sample") {
-    samples.push(message);
-    samples = samples.slice(-KEPT);
-    plan(1);
-  } else if (message.type === "tick") {
-    pending.set(message.symbol, message);
-    plan(2);
-  } else if (message.type === "state") {
-    showState(message);
-  } else {
-    showNotice(message.text);
-    if (message.type === "error" && samples.length) showState(samples[samples.length - 1]);
+  if (message.error) {
+    tell(by("state"), message.error);
+    return;
   }
+  if (document.body.hasAttribute("data-stale")) show("Live");
+  samples.push(message);
+  samples = samples.filter(({time}) => time > message.time - WINDOW);
+  if (!drawn) requestAnimationFrame(draw);
+  drawn = true;
 }
 
 function connect() {
   socket = new WebSocket(`ws://${location.host}/control`);
   socket.onopen = () => {
-    samples = []; // the server tells the last minute again, and may be another one
-    showStatus("connected", "Connected");
+    samples = []; // the server sends the last samples again, and may be another one
+    show("The clients are connecting");
   };
   socket.onmessage = receive;
   socket.onclose = () => {
-    showStatus("lost", "Connection lost, trying again");
+    show("Connection lost. Trying again");
     setTimeout(connect, AGAIN);
   };
 }
 
-function command(name, key, value) {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify({do: name, [key]: value}));
-}
-
+const command = (name, value) => socket.send(JSON.stringify({do: name, value}));
+button.addEventListener("click", () => command("tunnel", button.dataset.stalled !== "true"));
 controls.addEventListener("submit", event => event.preventDefault());
-controls.addEventListener("click", ({target}) => {
-  if (target.dataset.do) command(target.dataset.do, "count", Number(target.dataset.count));
-});
-controls.addEventListener("change", ({target}) => {
-  if (target.type === "radio") command(target.name, "name", target.value);
-  else command(target.name, "value", Number(target.value));
-});
-
-showStatus("connecting", "Connecting");
+controls.addEventListener("change", ({target}) => command(target.name, target.name === "rate" ? Number(target.value) : target.value));
+show("Connecting");
 connect();
