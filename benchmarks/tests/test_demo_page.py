@@ -1,7 +1,7 @@
 """The page of the demo in a real browser: it tells its story, by keyboard, on a phone and a desktop, light and dark.
 
 With WSFAST_DEMO_SCREENSHOTS, the name of a folder, it runs with a thousand clients and takes pictures of each state
-there. Two of them, `demo.png` and `demo-dark.png`, are those in docs/images.
+there. `demo.png` and `demo-dark.png`, the stalled state on a desktop, are those in docs/images.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ async def look(page: Page, name: str) -> None:
             assert await page.evaluate(OUTSIDE) == []
             assert await page.evaluate(POOR) == [], (name, width, dark)
             if FOLDER:
-                await page.screenshot(Path(FOLDER) / f"{name}-{width}{'-dark' if dark else ''}.png")
+                picture = "demo" if (name, width) == ("stalled", 1400) else f"{name}-{width}"
+                await page.screenshot(Path(FOLDER) / f"{picture}{'-dark' if dark else ''}.png")
     await page.resize(1400, SIZES[1400])
 
 

@@ -11,7 +11,7 @@ measured.
 `scenarios` answer questions that the time of a call does not answer. In some, the clients check what they read:
 `readers` is their process, `reading` the server's end of it, and `numbered` has their messages.
 
-`demo` is a live server with a page.
+`demo` shows on a live page what one stalled client does to the others.
 
 Private names of wsfast are in `_library` alone; `native` has the C that only benchmarks need.
 """

@@ -66,9 +66,12 @@ class Counts:
         """Return messages per second and their median age; with none, the age of the last."""
         ages = [age for some in self.ages for age in some]
         lag = statistics.median(ages) if ages else now - self.newest if self.newest else None
+        past = len(self.ages) * INTERVAL
+        if not ages and self.newest == 0:
+            self.ages.clear()
         self.ages.append([])
         seen = {"missed": self.missed, "disordered": self.disordered, "lost": self.lost}
-        return {"delivered": round(len(ages) / (WINDOW * INTERVAL)), "lag": lag, **seen}
+        return {"delivered": round(len(ages) / past), "lag": lag, **seen}
 
 
 class Client:

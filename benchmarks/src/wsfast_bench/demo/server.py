@@ -148,6 +148,7 @@ class Demo:
             terminal.say(f"The page is at {url}")
             total = self.settings.clients * len(LANES)
             terminal.say(f"Starting 3 servers, and {total:,} clients in one more process ({self.settings.loop})")
+            show.on_connected = lambda count: terminal.show_progress(f"{count:,} clients have connected")
             async with show.open():
                 if self.browse:
                     # Some browsers return only when they are closed.

@@ -68,6 +68,7 @@ class Show:
         """What the demo did by itself."""
         self.auto = False
         """Whether the phones drive into the tunnel without a command of a page."""
+        self.on_connected: Callable[[int], object] = lambda connected: None
         self.on_sample: Callable[[dict[str, Any]], object] = lambda sample: None
         self.lanes: dict[str, Child] = {}
         self.clients: Child | None = None
@@ -189,6 +190,7 @@ class Show:
             raise LostError(f"a client cannot connect: {report['failed']}")
         if "connected" in report:
             self.connected = report["connected"]
+            self.on_connected(self.connected)
         elif all(self._reports.values()):
             sample = self._sample(report["lanes"])
             self.samples.append(sample)

@@ -23,7 +23,7 @@ PROMISES = {"missed": "messages missed", "disordered": "messages out of order", 
 """What must not happen to a client that reads."""
 
 CAUGHT_UP = 1 << 17
-"""Bytes kept for a client that reads, at most."""
+"""Bytes kept for a client that is not behind, at most."""
 
 
 class Sentence(NamedTuple):
@@ -46,17 +46,19 @@ def say(lane: str, numbers: dict[str, Any], *, stalled: bool) -> Sentence:
         stalled: Whether its phone is in the tunnel.
     """
     kept = describe_bytes(numbers["kept"])
+    if numbers["lag"] is None:
+        return Sentence("The clients are there. The first message follows.", "", "good")
     if not stalled:
         if numbers["kept"] > CAUGHT_UP:
             return Sentence("The client is back and reads the {} that waited for it.", kept, "good")
         cpu = f"{numbers['cpu']:.0%}"
         return Sentence("Every client gets every message. The server uses {} of a core.", cpu, "good")
     if numbers["gone"] == "keepalive":
-        return Sentence("The keepalive of websockets closed the stalled client. The others go on.", "", "warn")
-    if lane == "loop":
-        if numbers["delivered"]:
-            return Sentence("One client stopped reading. Its buffers are filling.", "", "warn")
+        return Sentence("The keepalive closed the stalled client. The others go on.", "", "warn")
+    if lane == "loop" and not numbers["delivered"]:
         return Sentence("The loop waits for one client: nobody gets anything.", "", "bad")
+    if lane == "loop" or (lane == "broadcast" and numbers["kept"] < CAUGHT_UP):
+        return Sentence("One client stopped reading. Its buffers are filling.", "", "warn")
     if lane == "broadcast":
         return Sentence("websockets keeps {} for the stalled client, and more every second.", kept, "warn")
     missed = numbers["missed"]

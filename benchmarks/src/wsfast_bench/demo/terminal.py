@@ -28,6 +28,13 @@ class Terminal:
         self._rub_out()
         print(line, flush=True)
 
+    def show_progress(self, line: str) -> None:
+        """Show a line in place, on a terminal."""
+        if self._live:
+            self._rub_out()
+            print(line, end="", flush=True)
+            self._shown = 1
+
     def show(self, sample: dict[str, Any], left: int) -> None:
         """Show a sample, and how many seconds this part goes on."""
         self._count += 1
