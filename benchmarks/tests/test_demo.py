@@ -30,7 +30,7 @@ from helpers.processes import started
 from wsfast.cli import main
 from wsfast_bench.demo import child, clients, message, server, show, story, terminal
 from wsfast_bench.demo import options as command_line
-from wsfast_bench.demo.lane import PHONE, POLICIES, SendLoop
+from wsfast_bench.demo.lane import KEPT, KEYS, PHONE, POLICIES, SendLoop
 from wsfast_bench.demo.server import Demo, PortError, serve_page
 from wsfast_bench.demo.show import CommandError, Settings, Show
 from wsfast_bench.demo.story import LANES, judge, say, summarize
@@ -696,9 +696,13 @@ def test_demo_unknown_arguments(argv: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_names_of_policies() -> None:
-    """The command line and the page know the same policies as the lane."""
-    page = (Path(server.__file__).parent / "page" / "index.html").read_text()
-    assert set(POLICIES) == set(command_line.POLICIES) == set(re.findall(r'name="policy" value="(\w+)"', page))
+    """The command line and the page know the same policies as the lane, and the page the same bounds."""
+    folder = Path(server.__file__).parent / "page"
+    values = re.findall(r'name="policy" value="(\w+)"', (folder / "index.html").read_text())
+    assert set(POLICIES) == set(command_line.POLICIES) == set(values)
+    script = (folder / "page.js").read_text()
+    assert f"The oldest of {KEPT} waiting messages" in script
+    assert f"each of {KEYS} keys" in script
 
 
 def test_demo_without_uvloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

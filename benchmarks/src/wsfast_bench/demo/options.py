@@ -75,8 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         loop = "uvloop" if installed("uvloop") else "asyncio"
     if loop == "uvloop" and not installed("uvloop"):
         raise UnfitError('uvloop is not installed; pip install "wsfast[uvloop]", or choose --loop asyncio')
-    clients = 3 * arguments.clients
-    reserve_descriptors(clients + SPARE, f"{clients} clients")
+    reserve_descriptors(3 * arguments.clients + SPARE, f"{arguments.clients} clients of each server")
     on_terminal = sys.stdout.isatty()
     demo = Demo(
         Settings(arguments.clients, arguments.rate, arguments.size, arguments.policy, loop),

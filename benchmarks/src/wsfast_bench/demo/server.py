@@ -163,8 +163,8 @@ class Demo:
         samples: list[dict[str, Any]] = []
 
         async def watch(seconds: float) -> None:
-            end = asyncio.get_running_loop().time() + seconds
-            while (left := end - asyncio.get_running_loop().time()) > 0 or not samples:
+            before, end = len(samples), asyncio.get_running_loop().time() + seconds
+            while (left := end - asyncio.get_running_loop().time()) > 0 or len(samples) == before:
                 sample = await show.until_sample()
                 samples.append(sample)
                 terminal.show(sample, round(left))
