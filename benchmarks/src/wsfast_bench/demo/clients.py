@@ -53,7 +53,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.ages: deque[list[float]] = deque([[]], maxlen=WINDOW)
-        """Seconds from tick to client for each message, by report."""
+        """Seconds from the start of sending to the client for each message, by report."""
         self.newest = 0.0
         """Time of the last message."""
         self.missed = 0

@@ -1,4 +1,4 @@
-"""The message that all lanes send: JSON of a fixed size that starts with its number and its time."""
+"""The message that all lanes send: JSON of a fixed size, which starts with its number and its time."""
 
 from __future__ import annotations
 

@@ -201,6 +201,7 @@ class Show:
     def _sample(self, seen: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Return what there is to tell about this moment."""
         stalled = self.stalled_at is not None
+        expected = self.settings.rate * (self.settings.clients - 1)
         lanes: dict[str, dict[str, Any]] = {}
         for lane in LANES:
             numbers = {**self._reports[lane], **seen[lane]}
@@ -209,7 +210,7 @@ class Show:
             if numbers["memory"] is not None:
                 numbers["grown"] = numbers["memory"] - self._first.setdefault(lane, numbers["memory"])
             numbers |= {"name": LANES[lane], "code": CODE[lane]}
-            numbers["says"] = say(lane, numbers, stalled=stalled)
+            numbers["says"] = say(lane, numbers, stalled=stalled, expected=expected)
             lanes[lane] = numbers
         now = time.monotonic()
         return {

@@ -34,16 +34,17 @@ class Sentence(NamedTuple):
     value: str
     """That number."""
     tone: str
-    """`good`, `warn` or `bad`."""
+    """`good`, `warn`, `bad`, or empty."""
 
 
-def say(lane: str, numbers: dict[str, Any], *, stalled: bool) -> Sentence:
+def say(lane: str, numbers: dict[str, Any], *, stalled: bool, expected: int) -> Sentence:
     """Return a sentence about a lane.
 
     Args:
         lane: Its name.
         numbers: What it and its clients report.
         stalled: Whether its phone is in the tunnel.
+        expected: Messages per second for all healthy clients.
     """
     kept = describe_bytes(numbers["kept"])
     if numbers["lag"] is None:
@@ -51,6 +52,8 @@ def say(lane: str, numbers: dict[str, Any], *, stalled: bool) -> Sentence:
     if not stalled:
         if numbers["kept"] > CAUGHT_UP:
             return Sentence("The client is back and reads the {} that waited for it.", kept, "good")
+        if numbers["delivered"] < 0.9 * expected:
+            return Sentence(f"{{}} of {expected:,} messages per second arrive.", f"{numbers['delivered']:,}", "")
         cpu = f"{numbers['cpu']:.0%}"
         return Sentence("Every client gets every message. The server uses {} of a core.", cpu, "good")
     if numbers["gone"] == "keepalive":
@@ -118,8 +121,8 @@ def summarize(samples: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield f"{'':<24}{_row(columns)}  {_row((*columns, 'kept'))}"
     for lane, name in LANES.items():
         yield f"{name:<24}{_row(_cells(before[lane])[:3])}  {_row(_cells(during[lane]))}"
-    yield "per second: messages that all healthy clients received. lag: from the tick to a client. Both are medians of"
-    yield "the live numbers. memory: of the server process. kept: for the client that does not read. Both are the last."
+    yield "per second: messages that all healthy clients got. lag: from the server to a client. Both are medians of the"
+    yield "live numbers. memory: of the server process. kept: for the client that does not read. Both are the last."
     yield ""
     loop, broadcast, channel = (during[lane] for lane in LANES)
     if loop.delivered < before["loop"].delivered / 2:
