@@ -248,6 +248,26 @@ def test_bounds_of_the_tunnel(name: str, value: float, monkeypatch: pytest.Monke
     running(main)
 
 
+def test_tunnel_without_a_click(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the comparison, clients drive into the tunnel and out of it by themselves, until somebody uses the page."""
+    monkeypatch.setattr(server, "HEALTHY", 0.3)
+    monkeypatch.setattr(server, "STALLED", 0.3)
+
+    async def main() -> None:
+        async with shown() as show:
+            show.auto = True
+            repeating = asyncio.create_task(Demo()._repeat(show))
+            for _ in range(2):
+                await sample_where(show, lambda sample: sample["stalled"] is not None)
+                await sample_where(show, lambda sample: sample["stalled"] is None)
+            show.auto = False
+            repeating.cancel()
+            await asyncio.wait((repeating,))
+            await show.until_sample()
+
+    running(main)
+
+
 def test_keepalive_is_told_apart() -> None:
     """When the keepalive of websockets closes the stalled client, the lane knows."""
 

@@ -28,8 +28,8 @@ class Child:
     Ctrl-C reaches this process alone, which then ends the others.
 
     Args:
-        name: What it is, for errors.
-        module: What it runs.
+        name: Its name in errors.
+        module: The module that it runs.
         task: Its argument.
         on_report: Called with each report.
     """

@@ -45,11 +45,11 @@ WINDOW = round(1 / INTERVAL)
 """Reports that a number is taken over: one second."""
 
 room = memoryview(bytearray(1 << 18))
-"""Where all clients read to."""
+"""Buffer that all clients read into."""
 
 
 class Counts:
-    """What the clients of a lane have seen, except the phone."""
+    """Counts messages and faults of the clients of a lane, except the phone."""
 
     def __init__(self) -> None:
         self.ages: deque[list[float]] = deque([[]], maxlen=WINDOW)

@@ -158,9 +158,9 @@ class Lane:
     """Sends ticks and reports.
 
     Args:
-        sender: How to send.
+        sender: Sends a message to all clients.
         size: Bytes of a message.
-        phase: Which part of the time between two ticks this lane is late by, so that lanes do not compete for a core.
+        phase: Offset of its ticks, as a part of the time between two. Lanes that send at the same time would compete.
     """
 
     def __init__(self, sender: SendLoop, size: int, phase: float) -> None:

@@ -65,8 +65,8 @@ async def serve_page(show: Show, port: int | None = 0) -> AsyncIterator[str]:
     """Serve the page of a show on 127.0.0.1 while in the context, and yield its URL.
 
     Args:
-        show: What the page shows.
-        port: Where to listen; 0 for any free port, None for `PORT` or any free one.
+        show: The show of the page.
+        port: Port to listen at; 0 for any free one, None for `PORT` if it is free.
 
     Raises:
         PortError: If it cannot listen at the port.
@@ -111,10 +111,10 @@ class Demo:
     """A demo, from start to end.
 
     Attributes:
-        settings: How it runs.
-        seconds: How long the comparison takes; None for HEALTHY and STALLED.
+        settings: Settings of the show.
+        seconds: Seconds of the comparison; None for HEALTHY and STALLED.
         stay: Whether to go on after the comparison, until Ctrl-C.
-        port: Where to listen; 0 for any free port, None for `PORT` or any free one.
+        port: Port to listen at; 0 for any free one, None for `PORT` if it is free.
         browse: Whether to open the page in a browser.
     """
 

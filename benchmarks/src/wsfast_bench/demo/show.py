@@ -37,13 +37,13 @@ class CommandError(Exception):
 
 @dataclass(slots=True)
 class Settings:
-    """How the demo runs.
+    """Settings of the demo.
 
     Attributes:
         clients: Clients in each lane.
         rate: Ticks per second.
         size: Bytes of a message.
-        policy: What the Channel does about slow clients.
+        policy: The policy of the Channel for slow clients.
         loop: `asyncio` or `uvloop`, for the lanes.
     """
 
@@ -65,7 +65,7 @@ class Show:
         """When the phones drove into the tunnel; None if they are not in it."""
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES)
         self.notice = ""
-        """What the demo did by itself."""
+        """Why the demo let the client out of the tunnel; empty if it did not."""
         self.auto = False
         """Whether the phones drive into the tunnel without a command of a page."""
         self.on_connected: Callable[[int], object] = lambda connected: None
@@ -199,7 +199,7 @@ class Show:
         self._news.set()
 
     def _sample(self, seen: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Return what there is to tell about this moment."""
+        """Return the numbers of this moment, and a sentence about each lane."""
         stalled = self.stalled_at is not None
         expected = self.settings.rate * (self.settings.clients - 1)
         lanes: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""What happens in each lane, in words: for the page while it happens, and for the terminal at the end."""
+"""Puts the numbers of the lanes into words: a sentence for each moment, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CODE = {
     "broadcast": "websockets.broadcast(connections, message)",
     "channel": "channel.publish(message)",
 }
-"""What each lane runs at a tick."""
+"""Code that each lane runs at a tick."""
 
 PROMISES = {"missed": "messages missed", "disordered": "messages out of order", "lost": "clients disconnected"}
-"""What must not happen to a client that reads."""
+"""Faults that a client which reads must not see, by the number that counts them."""
 
 CAUGHT_UP = 1 << 17
 """Bytes kept for a client that is not behind, at most."""
 
 
 class Sentence(NamedTuple):
-    """What happens in a lane."""
+    """A sentence about a lane."""
 
     text: str
     """With `{}` in place of a number that changes all the time."""
@@ -42,7 +42,7 @@ def say(lane: str, numbers: dict[str, Any], *, stalled: bool, expected: int) -> 
 
     Args:
         lane: Its name.
-        numbers: What it and its clients report.
+        numbers: The reports of its server and its clients.
         stalled: Whether its phone is in the tunnel.
         expected: Messages per second for all healthy clients.
     """
