@@ -38,7 +38,7 @@ class Child:
         self, name: str, module: str, task: dict[str, Any], on_report: Callable[[dict[str, Any]], object]
     ) -> None:
         self.name = name
-        self._command = (sys.executable, "-m", f"{__package__}.{module}", json.dumps(task))
+        self._command: tuple[str, ...] = (sys.executable, "-m", f"{__package__}.{module}", json.dumps(task))
         self._on_report = on_report
         self._process: asyncio.subprocess.Process | None = None
 

@@ -89,16 +89,15 @@ async def serve_page(show: Show, port: int | None = 0) -> AsyncIterator[str]:
                     await connection.send(json.dumps({"error": str(exc)}))
 
     options: dict[str, Any] = {"compression": None, "close_timeout": 1, "max_size": 4096, "process_request": answer}
-    for wanted in (PORT, 0) if port is None else (port,):
-        try:
-            server = await serve(control, "127.0.0.1", wanted, **options)
-        except OSError as exc:
-            if exc.errno == errno.EADDRINUSE and port is None and wanted:
-                continue
-            if exc.errno in PORTS:
-                raise PortError(PORTS[exc.errno].format(port=wanted)) from None
+    try:
+        server = await serve(control, "127.0.0.1", PORT if port is None else port, **options)
+    except OSError as exc:
+        if port is None:
+            server = await serve(control, "127.0.0.1", 0, **options)
+        elif exc.errno in PORTS:
+            raise PortError(PORTS[exc.errno].format(port=port)) from None
+        else:
             raise
-        break
     own = next(iter(server.sockets)).getsockname()[1]
     web = Web(own)
     show.on_sample = lambda sample: samples.publish(json.dumps(sample))

@@ -33,7 +33,7 @@ class Web:
     def __init__(self, port: int) -> None:
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._origins = {f"http://{host}" for host in self._hosts}
-        folder = resources.files(__package__) / "page"
+        folder = resources.files("wsfast_bench.demo") / "page"
         self._files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
         sockets = " ".join(f"ws://{host}" for host in sorted(self._hosts))
         self._policy = (
