@@ -93,9 +93,9 @@ class SendLoop:
                 await connection.send(message)
 
     def counts(self) -> dict[str, int]:
-        """Return what happened to the messages for the phone: bytes kept, messages `dropped` and `conflated`."""
-        phone = self.phone
-        return {"kept": 0 if phone is None else phone.transport.get_write_buffer_size(), "dropped": 0, "conflated": 0}
+        """Return bytes `kept` for the phone, its messages `dropped` and `conflated`, and those `left_out` for all."""
+        kept = 0 if self.phone is None else self.phone.transport.get_write_buffer_size()
+        return {"kept": kept, "dropped": 0, "conflated": 0, "left_out": 0}
 
 
 class Broadcast(SendLoop):
@@ -113,12 +113,15 @@ class ByChannel(SendLoop):
 
     def __init__(self, policy: str) -> None:
         super().__init__()
+        self._left_out = 0  # by channels before this one
         self.choose(policy)
 
     def choose(self, policy: str) -> None:
         """Use another policy, with a new channel, whose counts start at zero."""
-        for subscription in list(getattr(self, "subscriptions", {}).values()):
-            subscription.unsubscribe()
+        if self.connections:
+            for subscription in list(self.subscriptions.values()):
+                subscription.unsubscribe()
+            self._left_out = self._all_left_out()
         self.channel = Channel("prices", slow=POLICIES[policy], on_disconnect=self.on_disconnect)
         self.subscriptions: dict[ServerConnection, Subscription] = {}
         for connection in self.connections:
@@ -145,13 +148,17 @@ class ByChannel(SendLoop):
         self.channel.publish(message, key=key)
 
     def counts(self) -> dict[str, int]:
-        """Return what happened to the messages for the phone: bytes kept, messages `dropped` and `conflated`."""
-        counts = super().counts()
+        """Return bytes `kept` for the phone, its messages `dropped` and `conflated`, and those `left_out` for all."""
+        counts = super().counts() | {"left_out": self._all_left_out()}
         subscription = None if self.phone is None else self.subscriptions.get(self.phone)
         if subscription is not None:
             counts["kept"] += subscription.bytes
             counts |= {"dropped": subscription.dropped, "conflated": subscription.conflated}
         return counts
+
+    def _all_left_out(self) -> int:
+        stats = self.channel.stats()
+        return self._left_out + stats.dropped + stats.conflated
 
 
 class Lane:
