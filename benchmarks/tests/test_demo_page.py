@@ -104,7 +104,11 @@ async def look(page: Page, name: str) -> None:
     for width, height in SIZES.items():
         for dark in (False, True):
             await page.resize(width, height, dark=dark)
-            await page.evaluate("Promise.all(document.getAnimations().map(one => one.finished))")
+            features = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+            await page.call(
+                "Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in features.items()]
+            )
+            await page.until("document.getAnimations().length === 0")  # those that had begun end, and no other begins
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
             assert await page.evaluate(OUTSIDE) == []
             assert await page.evaluate(POOR) == [], (name, width, dark)
