@@ -85,7 +85,7 @@ class Client:
         self.number = 0
         self._part = b""  # the start of a frame
         self._message = b""  # the head of the message that is being read
-        self._left = 0  # bytes of its frame that are to come
+        self._left = 0  # bytes of its frame that have not arrived
 
     def read(self) -> bool:
         """Read what is there; tell whether the connection goes on."""
@@ -175,7 +175,7 @@ def finish(sock: socket.socket, protocol: ClientProtocol) -> socket.socket:
             protocol.receive_eof()
     if protocol.handshake_exc is not None:
         raise protocol.handshake_exc
-    # To close is to reset: no connection stays in TIME_WAIT.
+    # A close resets the connection, so that none stays in TIME_WAIT.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.setblocking(False)
     return sock
