@@ -45,12 +45,13 @@ BUILDERS = {
 
 COMMANDS = "<!-- command line -->"
 LANGUAGES = {".c": "c", ".h": "c", ".html": "html", ".py": "python", ".pyx": "cython", ".toml": "toml"}
+IMAGES = ROOT / "docs" / "images"
 PICTURES = {".gif", ".jpg", ".png", ".svg"}
 
 LINK = re.compile(r"\]\((?!#)([^)\s#]+)(#[^)\s]*)?\)")
 OURS = re.compile(rf"{REPOSITORY}/(?:blob|raw|tree)/main/|https://raw\.githubusercontent\.com/wsfast/wsfast/main/")
 FENCED = re.compile(r"(^`{3,}.*?^`{3,}$)", re.MULTILINE | re.DOTALL)
-DIAGRAM = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\.svg\)")
+DIAGRAM = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)(\.svg|\.png)\)")
 DARK = "@media (prefers-color-scheme: dark)"
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio)\b[^>]*\bsrc=["']?(?:https?:)?//|"""
@@ -95,8 +96,16 @@ def translate(text: str, path: str) -> tuple[str, set[str]]:
 
 
 def both_variants(match: re.Match[str]) -> str:
-    """Show a diagram twice. The theme hides the one that does not fit its colors."""
-    return "\n".join(f"![{match[1]}]({match[2]}.{scheme}.svg#only-{scheme})" for scheme in ("light", "dark"))
+    """Show a picture twice, if it has a dark variant. The theme hides the one that does not fit its colors."""
+    alternative, path, suffix = match.groups()
+    if suffix != ".svg" and not dark_variant(IMAGES / f"{Path(path).name}{suffix}").exists():
+        return match[0]
+    return "\n".join(f"![{alternative}]({path}.{scheme}{suffix}#only-{scheme})" for scheme in ("light", "dark"))
+
+
+def dark_variant(picture: Path) -> Path:
+    """Return where the dark variant of a picture is, if it is not drawn from the same file."""
+    return picture.with_stem(f"{picture.stem}-dark")
 
 
 def page_of(path: str) -> str:
@@ -134,6 +143,9 @@ def write(path: str) -> set[str]:
             place.with_suffix(f".{scheme}.svg").write_text(source.read_text().replace(DARK, media))
     elif source.suffix in PICTURES:
         shutil.copy(source, place)
+        if dark_variant(source).exists():
+            shutil.copy(source, place.with_suffix(f".light{source.suffix}"))
+            shutil.copy(dark_variant(source), place.with_suffix(f".dark{source.suffix}"))
     else:
         text, targets = translate(page_of(path), path) if path.endswith(".md") else (page_of(path), set())
         place.write_text(text)
