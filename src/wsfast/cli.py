@@ -17,7 +17,10 @@ COMMANDS = {
         "wsfast_bench.bench",
         "measure the cost of a broadcast, compared with websockets, picows and a bare loop of send()",
     ),
-    "demo": ("wsfast_bench.demo.options", "watch what one stalled client does to a loop of send(), broadcast() and a Channel"),
+    "demo": (
+        "wsfast_bench.demo.options",
+        "watch what one stalled client does to a loop of send(), broadcast() and a Channel",
+    ),
     "doctor": ("wsfast.doctor", "check the installation and the limits of this system for a number of clients"),
 }
 """For each command, its module, which has `DESCRIPTION` and `add_arguments()`, and its line in the help."""
