@@ -21,7 +21,7 @@ def main() -> int:
         missing[f"python{version}-venv"] = "Python's modules venv and ensurepip"
     if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         missing[f"python{version}-dev"] = "Python's headers"
-    if not any(map(shutil.which, (os.environ.get("CC", "cc").split()[0], "cc", "gcc", "clang"))):
+    if not any(map(shutil.which, ((os.environ.get("CC") or "cc").split()[0], "cc", "gcc", "clang"))):
         missing["gcc libc6-dev"] = "a C compiler"
     if missing:
         print(f"This machine lacks {', '.join(missing.values())} ({sys.executable}).")

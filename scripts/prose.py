@@ -123,8 +123,10 @@ def main() -> int:
     arguments = parser.parse_args()
     rules, config, patterns = load(Path(__file__).with_suffix(".toml"), every=arguments.all)
     CheckRegistry().register_many(__register__)
-    listing = subprocess.run(["git", "ls-files", "--", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
-    paths = arguments.files or [path for path in listing.stdout.splitlines() if (ROOT / path).exists()]
+    paths = arguments.files
+    if not paths:
+        listing = subprocess.check_output(["git", "ls-files", "--", *patterns], cwd=ROOT, text=True)
+        paths = [path for path in listing.splitlines() if (ROOT / path).exists()]
     findings = [f"{path}:{line}: {text}" for path in paths for line, text in sorted(check(path, rules, config))]
     print(*findings, f"{len(paths)} files, {len(findings)} places to rewrite", sep="\n")
     return 1 if findings else 0

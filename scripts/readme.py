@@ -14,7 +14,6 @@ import re
 import selectors
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -52,7 +51,11 @@ class PageError(Exception):
 
 def disk_use(path: Path) -> int:
     """Return the bytes that a directory takes on disk."""
-    stats = {(stat.st_dev, stat.st_ino): stat for one in path.rglob("*") if (stat := one.lstat())}
+    stats = {}
+    for one in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a program may still remove what it has made
+            stat = one.lstat()
+            stats[stat.st_dev, stat.st_ino] = stat
     return sum(stat.st_blocks * 512 for stat in stats.values())
 
 
@@ -175,19 +178,20 @@ def main() -> int:
     parser.add_argument("--page", default="README.md", help="another page of this repository")
     parser.add_argument("--only", choices=("venv", "system"), help="one of the two")
     parser.add_argument("--skip", action="append", default=[], metavar="COMMAND", help="leave out a command")
+    parser.add_argument("--port", default=PORT, help="in place of the port of the page")
     arguments = parser.parse_args()
+    os.environ["no_proxy"] = "127.0.0.1"
     for kind in [arguments.only] if arguments.only else ["venv", "system"]:
-        with tempfile.TemporaryDirectory() as folder, socket.socket() as sock:
+        with tempfile.TemporaryDirectory() as folder:
             path = SYSTEM
             if kind == "venv":
                 subprocess.run([sys.executable, "-m", "venv", "--without-pip", f"{folder}/venv"], check=True)
                 path = f"{folder}/venv/bin:{SYSTEM}"
-            port = PORT if sock.connect_ex(("127.0.0.1", int(PORT))) else "18765"
             base = Path(folder, "base")
             version = subprocess.check_output(["python3", "-VV"], env={"PATH": path}, text=True).split("\n")[0]
             print(f"{kind}: {version}", flush=True)
             try:
-                read(Reader(base, path, port), blocks_of(arguments.page), arguments.skip)
+                read(Reader(base, path, arguments.port), blocks_of(arguments.page), arguments.skip)
             except PageError as error:
                 print(error)
                 return 1

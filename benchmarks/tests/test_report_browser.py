@@ -124,4 +124,4 @@ def test_report_in_a_browser(tmp_path: Path) -> None:
             assert page.requests == [path.as_uri()]
             assert page.complaints == []
 
-    asyncio.run(asyncio.wait_for(look(), 60))
+    asyncio.run(asyncio.wait_for(look(), 110))

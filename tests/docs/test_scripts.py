@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import sysconfig
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.pages import ROOT
+from helpers.ports import free_port
 from helpers.processes import run
 
 SCRIPTS = ROOT / "scripts"
@@ -19,7 +21,9 @@ SCRIPTS = ROOT / "scripts"
 def git(directory: Path, *arguments: str) -> None:
     """Run git as somebody."""
     somebody = ("-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-c", "init.defaultBranch=main")
-    run("git", *somebody, *arguments, cwd=directory, check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    run("git", *somebody, *arguments, cwd=directory, check=True, env=environment)
 
 
 def commit(directory: Path, message: str, *changed: str) -> None:
@@ -55,6 +59,7 @@ def repository(tmp_path: Path) -> Path:
 def test_changelog(repository: Path, message: str, changed: list[str], status: int) -> None:
     """A change of the library needs one of the changelog, unless a line of a commit says that no user sees it."""
     commit(repository, message, *changed)
+    commit(repository, "Change something else", "README.md")
     git(repository, "switch", "--quiet", "main")
     commit(repository, "Go on elsewhere", "src/other.py")
     git(repository, "switch", "--quiet", "change")
@@ -191,7 +196,7 @@ def test_readme(tmp_path: Path, command: str, status: int) -> None:
     """A page is pasted from first to last; its server is seen by a client; a command that fails ends it."""
     page = tmp_path / "page.md"
     page.write_text(README % (sysconfig.get_path("purelib"), command))
-    options = ["--page", str(page), "--only", "venv", "--skip", "make test"]
+    options = ["--page", str(page), "--only", "venv", "--skip", "make test", "--port", str(free_port())]
     result = run(sys.executable, str(SCRIPTS / "readme.py"), *options)
     assert result.returncode == status, result.stdout + result.stderr
     assert "a client received 'hello'" in result.stdout

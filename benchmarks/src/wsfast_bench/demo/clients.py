@@ -246,7 +246,7 @@ class Clients:
                             self.do(json.loads(line)["do"])
                     else:
                         lane, client = key.data
-                        if not client.read():
+                        if key.fd in self._selector.get_map() and not client.read():  # it may be stalled by now
                             self.lose(lane, client)
             if not self.stalled:
                 self.reconnect()

@@ -35,7 +35,7 @@ PHONE = "/phone"
 """Path of the client that may stop reading."""
 
 KEPT = 16
-"""Messages that the Channel keeps for a client that does not read: less than a second, so that nobody waits for it."""
+"""Messages that the Channel keeps for a client that does not read: less than a second of the default rate."""
 
 POLICIES: dict[str, Policy] = {
     "Disconnect": Disconnect(max_messages=KEPT),

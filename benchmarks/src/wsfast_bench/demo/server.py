@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import sys
+import threading
 import webbrowser
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -80,7 +81,11 @@ async def serve_page(show: Show, port: int | None = 0) -> AsyncIterator[str]:
         return web.missing() if response is None and request.path != CONTROL else response
 
     async def control(connection: ServerConnection) -> None:
-        with contextlib.suppress(ConnectionClosed), samples.subscribe(connection):
+        try:
+            subscription = samples.subscribe(connection)
+        except RuntimeError:  # the page is gone again
+            return
+        with contextlib.suppress(ConnectionClosed), subscription:
             async for message in connection:
                 try:
                     show.do(*parse(message))
@@ -150,8 +155,8 @@ class Demo:
             show.on_connected = lambda count: terminal.show_progress(f"{count:,} clients have connected")
             async with show.open():
                 if self.browse:
-                    # Some browsers return only when they are closed.
-                    asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)
+                    # Some browsers return only when they are closed, and nobody waits for this thread.
+                    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
                 await self._compare(show, terminal)
                 if self.stay:
                     terminal.say(f"\nThe page goes on at {url}. Ctrl-C ends the demo.")

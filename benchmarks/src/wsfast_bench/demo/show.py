@@ -75,6 +75,7 @@ class Show:
         self._ports: dict[str, int] = {}
         self._reports: dict[str, dict[str, Any]] = {lane: {} for lane in LANES}
         self._lost: dict[str, int] = {}  # messages of the phone that were lost before it drove into the tunnel
+        self._missed = 0  # messages that clients of the Channel's lane had missed before that
         self._first: dict[str, int] = {}  # bytes of memory at first
         self._listening: list[asyncio.Task[None]] = []
         self._news = asyncio.Event()
@@ -174,6 +175,7 @@ class Show:
             return
         self.stalled_at = time.monotonic() if stalled else None
         self._lost = {name: self._reports["channel"].get(name, 0) for name in ("dropped", "conflated")}
+        self._missed = self.samples[-1]["lanes"]["channel"]["missed"]
         self.clients.tell(do="stall" if stalled else "release")
 
     # ---- Reports
@@ -209,6 +211,7 @@ class Show:
                 numbers[name] = max(0, numbers[name] - self._lost.get(name, 0)) if lane == "channel" else 0
             if numbers["memory"] is not None:
                 numbers["grown"] = numbers["memory"] - self._first.setdefault(lane, numbers["memory"])
+            numbers["missed_since"] = numbers["missed"] - self._missed if lane == "channel" else 0
             numbers |= {"name": LANES[lane], "code": CODE[lane]}
             numbers["says"] = say(lane, numbers, stalled=stalled, expected=expected)
             lanes[lane] = numbers

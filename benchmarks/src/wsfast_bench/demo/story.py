@@ -64,7 +64,7 @@ def say(lane: str, numbers: dict[str, Any], *, stalled: bool, expected: int) -> 
         return Sentence("One client stopped reading. Its buffers are filling.", "", "warn")
     if lane == "broadcast":
         return Sentence("websockets keeps {} for the stalled client, and more every second.", kept, "warn")
-    missed = numbers["missed"]
+    missed = numbers["missed_since"]
     others, tone = (f"The others missed {missed:,}.", "warn") if missed else ("The others notice nothing.", "good")
     if numbers["gone"] == "policy":
         return Sentence(f"The Channel disconnected the stalled client. {others}", "", tone)
