@@ -587,7 +587,7 @@ def check_command(command: str, page: str, directory: Path) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for one in what:
             match = re.fullmatch(
-                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|uvicorn|h2|wsproto)(?:\[([\w,]+)\])?", one
+                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|uvicorn|uvloop|h2|wsproto)(?:\[([\w,]+)\])?", one
             )
             assert match is not None, one
             assert set((match[1] or "").split(",")) - {""} <= set(extras)
