@@ -181,6 +181,7 @@ def main() -> int:
     parser.add_argument("--port", default=PORT, help="in place of the port of the page")
     arguments = parser.parse_args()
     os.environ["no_proxy"] = "127.0.0.1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background may have it ignored
     for kind in [arguments.only] if arguments.only else ["venv", "system"]:
         with tempfile.TemporaryDirectory() as folder:
             path = SYSTEM

@@ -24,6 +24,10 @@ from helpers.peers import TIMEOUT
 
 __all__ = ["kill_group", "run", "running", "started", "until_output", "write_line"]
 
+# A shell that starts the tests in the background may have them ignore Ctrl-C, which child processes would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 Argument: TypeAlias = str | Path
 
 WATCHER = """
