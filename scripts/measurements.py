@@ -388,7 +388,7 @@ def tick() -> str:
         sorted((row for row in rows_of("tick") if row["method"] in NAMES), key=lambda row: -float(row["faster"])),
         ("", method),
         ("processor time, us per client", number("cpu")),
-        ("times less than websockets", number("faster")),
+        ("times as little as websockets", number("faster")),
         ("efficiency", number("efficiency")),
     )
 
@@ -498,7 +498,7 @@ def topics() -> str:
         sorted(rows, key=lambda row: float(row["cpu"])),
         ("", method),
         ("processor time, us per message", number("cpu", ".2f")),
-        ("times less than websockets", lambda row: f"{reference / row['cpu']:.2f}"),
+        ("times as little as websockets", lambda row: f"{reference / row['cpu']:.2f}"),
     )
 
 

@@ -49,15 +49,14 @@ from helpers.blocks import (
     runs,
     serving,
 )
+from helpers.brokers import measured_broker
 from helpers.libraries import LIBRARIES
 from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, in_repository, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.processes import run
 from unit.test_import_graph import LAYERS
-from wsfast.cli import UnfitError
 from wsfast.connections.uvicorn import UvicornConnection
-from wsfast_bench.brokers import broker
 
 drivers.load()
 
@@ -454,11 +453,8 @@ async def secrets_at_the_broker(block: Block, _: Path) -> None:
 @runs("docs/how-to/processes.md", "relay")
 async def relay(block: Block, _: Path) -> None:
     """What is published in one process reaches the clients of another one."""
-    try:
-        with broker("redis") as url:
-            await relay_by(url, block)
-    except UnfitError as exc:
-        pytest.skip(str(exc))
+    with measured_broker("redis") as url:
+        await relay_by(url, block)
 
 
 async def relay_by(url: str, block: Block) -> None:

@@ -20,10 +20,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
 from helpers import processes
+from helpers.brokers import measured_broker
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
-from wsfast.cli import UnfitError
-from wsfast_bench.brokers import BROKERS, broker
+from wsfast_bench.brokers import BROKERS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -91,11 +91,8 @@ def test_workers(kind: str) -> None:
                         pass
                     assert text == f"user{(number - 5) % 12}, to you alone: only you"
 
-    try:
-        with broker(kind) as url:
-            asyncio.run(main(url))
-    except UnfitError as exc:
-        pytest.skip(str(exc))
+    with measured_broker(kind) as url:
+        asyncio.run(main(url))
 
 
 ENDS = [signal.SIGINT, signal.SIGTERM]

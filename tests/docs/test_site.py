@@ -6,18 +6,18 @@ WSFAST_SCREENSHOTS names a folder for screenshots.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import wsfast
-from helpers.chromium import REQUIRED, Page, find_chromium, open_page
+from helpers.blocks import browser
+from helpers.chromium import Page
 from helpers.pages import ROOT, blocks_of
 from helpers.peers import TIMEOUT
 
@@ -48,22 +48,12 @@ def browse(see: Callable[[Page], Coroutine[Any, Any, None]]) -> None:
     """Run a function with a page of a browser. Fail if there was an error, or a request to elsewhere."""
 
     async def main() -> None:
-        async with opened() as page:
+        async with browser() as page:
             await see(page)
             assert page.complaints == []
             assert [url for url in page.requests if not url.startswith(("file:", "data:"))] == []
 
     asyncio.run(asyncio.wait_for(main(), 2 * TIMEOUT))
-
-
-@contextlib.asynccontextmanager
-async def opened() -> AsyncIterator[Page]:
-    """Open a page of a browser."""
-    chromium = find_chromium()
-    if chromium is None:
-        (pytest.fail if REQUIRED else pytest.skip)("there is no Chromium")
-    async with open_page(chromium) as page:
-        yield page
 
 
 async def show(page: Page, path: str, width: int = 1400, *, dark: bool = False) -> None:

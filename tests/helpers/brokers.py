@@ -20,13 +20,27 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pytest
+
 import wsfast
 from helpers import processes
 from helpers.peers import TIMEOUT
 from helpers.ports import free_port
 from wsfast.relay import Relay
 
-__all__ = ["KINDS", "Broker", "Nats", "Nowhere", "Proxy", "Redis", "proxy_to", "relay_of", "started", "why_not"]
+__all__ = [
+    "KINDS",
+    "Broker",
+    "Nats",
+    "Nowhere",
+    "Proxy",
+    "Redis",
+    "measured_broker",
+    "proxy_to",
+    "relay_of",
+    "started",
+    "why_not",
+]
 
 KINDS = ["redis", "nats"]
 
@@ -67,6 +81,17 @@ def why_not(kind: str) -> str | None:
         return f"{library} is not installed"
     server = redis_server() if kind == "redis" else nats_server()
     return None if server is not None else f"no {kind}-server: neither installed with Python nor on PATH"
+
+
+@contextlib.contextmanager
+def measured_broker(kind: str) -> Iterator[str]:
+    """Start a broker as benchmarks do, and give its URL. The test is skipped only if nothing is installed to start."""
+    from wsfast_bench.brokers import broker
+
+    if (reason := why_not(kind)) is not None:
+        pytest.skip(reason)
+    with broker(kind) as url:
+        yield url
 
 
 def relay_of(kind: str, hub: wsfast.Hub, url: str, **options: Any) -> Relay:

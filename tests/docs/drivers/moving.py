@@ -15,11 +15,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from helpers.blocks import background, dialled, play, receive, runs, serving_app
+from helpers.brokers import measured_broker
 from helpers.pages import Block
 from helpers.peers import TIMEOUT
 from helpers.ports import free_port
-from wsfast.cli import UnfitError
-from wsfast_bench.brokers import broker
 
 PAGE = "docs/how-to/moving.md"
 PROTOCOL = "wsfast.uvicorn:WebSocketsProtocol"
@@ -73,11 +72,8 @@ async def of_libraries_that_are_not_here(block: Block, _: Path) -> None:
 @contextlib.asynccontextmanager
 async def at_broker(block: Block) -> AsyncIterator[Block]:
     """Start Redis, and have a block connect to that."""
-    try:
-        with broker("redis") as url:
-            yield dataclasses.replace(block, code=block.code.replace("redis://localhost", url))
-    except UnfitError as exc:
-        pytest.skip(str(exc))
+    with measured_broker("redis") as url:
+        yield dataclasses.replace(block, code=block.code.replace("redis://localhost", url))
 
 
 async def is_relayed(one: Any, other: Any, path: str) -> None:
