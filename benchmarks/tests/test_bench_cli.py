@@ -192,7 +192,8 @@ def test_bench_apart(loop: str, options: list[str], tmp_path: Path, capsys: pyte
         samples = case["methods"][name]["samples"]
         assert [len(taken) for taken in samples["call"]] == [1 if "--cold" in options else 3]
         if "--tick" in options:
-            assert all(drained > 2_000_000 for drained in chain(*samples["drained"])), name
+            # uvloop's clock has milliseconds, so a timer may be early by one.
+            assert all(drained > 1_000_000 for drained in chain(*samples["drained"])), name
             summary = case["methods"][name]["summary"]
             assert summary["lower"] <= summary["cpu"] <= summary["upper"]
 
