@@ -151,7 +151,7 @@ $(VENV)/ready: pyproject.toml $(BENCH)/pyproject.toml
 	@scripts/step "Upgrading pip" $(BIN)/pip install "pip>=25.1"
 	@scripts/step "Fetching Cython, CMake and Ninja" $(BIN)/pip install --group build
 	@scripts/step "Compiling wsfast and its benchmarks, and fetching what they, tests and linters need (900 MB)" \
-		env PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --no-build-isolation --editable . --editable $(BENCH) --group test --group lint
+		env PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install --no-build-isolation --editable . --editable $(BENCH) --group test --group frameworks --group lint
 	@touch $@
 
 clean: ## remove everything that was built or installed here

@@ -1,0 +1,1 @@
+"""Servers of frameworks, each with clients that no one here wrote."""
