@@ -38,7 +38,8 @@ class Delivery(NamedTuple):
     sent: int
     """The kernel took the whole message. With TLS, or with a transport that does not report this, the transport did."""
     buffered: int
-    """The message, or the end of it, waits in the transport's write buffer; for websockets.sync, in a queue."""
+    """The message, or the end of it, waits in the transport's write buffer. For websockets.sync, and for WebSockets of
+    ASGI whose server offers no transport, it waits in a queue."""
     skipped: int
     """The connection is not open, or is in the middle of sending a fragmented message."""
     failed: int
@@ -290,7 +291,7 @@ class _FanOut(Reporter):
             buffered, closing = is_buffering(connection.transport), is_closing(connection)
         except Exception:
             buffered = closing = False  # there is no transport, or it does not report this
-        if buffered:
+        if buffered or (isinstance(connection, Foreign) and connection.queues):
             self.buffered += 1
         elif closing:
             self.failed += 1

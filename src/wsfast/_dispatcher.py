@@ -26,7 +26,7 @@ from ._encoding.message import join
 from ._encoding.shared import closed
 from ._reentrancy import Calls
 from ._writable import LATE, Notification
-from .connections.foreign import Ended
+from .connections.foreign import Ended, Foreign
 from .connections.shape import (
     Lost,
     check_subscriber,
@@ -118,6 +118,8 @@ class Dispatcher(Draining):
                 if not isinstance(connection, Reporting):
                     when_lost(connection).add_done_callback(Lost(peer))
                 hook_closers(peer, connection)
+                if isinstance(connection, Foreign):
+                    connection.subscribed()
             except BaseException:
                 self.release(peer)
                 raise

@@ -87,7 +87,7 @@ class Publisher(Local):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        if self._dispatcher is None:
+        if self._dispatcher is None or (loop is not self._dispatcher.loop and self._is_free()):
             if loop is None:
                 raise RuntimeError(
                     f"a {type(self).__name__} must be used in a running event loop; call it in a coroutine, for "
@@ -101,6 +101,13 @@ class Publisher(Local):
                 "publish_threadsafe()"
             )
         return self._dispatcher
+
+    def _is_free(self) -> bool:
+        """Whether it may move to another event loop: its own is closed, and nothing is subscribed any more."""
+        dispatcher = self._dispatcher
+        return dispatcher is None or (
+            dispatcher.loop.is_closed() and not self._subscriptions and not dispatcher.calls.forked
+        )
 
     def _check_process(self, dispatcher: Dispatcher) -> None:
         if dispatcher.calls.forked:

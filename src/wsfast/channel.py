@@ -32,7 +32,8 @@ class Channel(Publisher):
     before it, unless more than 64 KiB were already waiting.
 
     A channel belongs to the event loop in which it is first used. Using it in another event loop, or in a thread
-    without one, raises RuntimeError; only `publish_threadsafe()` can be called from any thread.
+    without one, raises RuntimeError; only `publish_threadsafe()` can be called from any thread. When that event loop is
+    closed and nothing is subscribed any more, the next use moves the channel to another one.
 
     Args:
         name: Name for log records and metrics.

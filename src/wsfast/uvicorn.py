@@ -1,4 +1,6 @@
-"""WebSocket protocols for uvicorn, needed to send to the WebSockets of FastAPI, Starlette, Litestar and Quart.
+"""Fast fan-out to the WebSockets of FastAPI, Starlette, Litestar and Quart under uvicorn.
+
+Call `install()` in the application, or choose a protocol class when uvicorn is started:
 
     uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol")  # instead of ws="websockets-sansio" or "auto"
     uvicorn.run(app, ws="wsfast.uvicorn:WSProtocol")  # instead of ws="wsproto"; needs wsproto
@@ -19,11 +21,23 @@ from ._arguments import needs
 
 with needs("uvicorn>=0.35", "uvicorn"):
     from .connections.uvicorn import WebSocketsProtocol
+    from .connections.uvicorn_install import install as _install
 
 if TYPE_CHECKING:
     from .connections.uvicorn_wsproto import WSProtocol
 
-__all__ = ["WSProtocol", "WebSocketsProtocol"]
+__all__ = ["WSProtocol", "WebSocketsProtocol", "install"]
+
+
+def install() -> None:
+    """Make uvicorn use these protocols in this process, without the option `ws` or `--ws`.
+
+    Call it once, for example at the top of the module that creates the application. It then works with the command line
+    of uvicorn, `--workers` and `--reload`, with `fastapi run` and `fastapi dev`, and with workers of gunicorn. It
+    replaces uvicorn's own protocols, for connections that are upgraded from now on; a class of your own that was passed
+    as `ws` stays. Calling it again does nothing. Under another server, it has no effect.
+    """
+    _install()
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp.web
+import gunicorn.config
 import prometheus_client
 import pytest
 import uvicorn
+import uvicorn_worker
 from uvicorn.main import main as uvicorn_command
 from websockets.asyncio.client import ClientConnection
 
@@ -576,14 +578,21 @@ def check_command(command: str, page: str, directory: Path) -> None:
         options = uvicorn_command.make_context("uvicorn", arguments).params
         place = ROOT / options["app_dir"] if options["app_dir"] else directory
         assert (place / f"{what}.py").exists() or "uvicorn.run" in block_with(f"{what} = ", page)
-        assert issubclass(look_up(options["ws"].replace(":", ".")), UvicornConnection)
+        if options["ws"] == "auto":
+            assert block_with("wsfast.uvicorn.install()", page)
+        else:
+            assert issubclass(look_up(options["ws"].replace(":", ".")), UvicornConnection)
+    elif name == "gunicorn":
+        parsed = gunicorn.config.Config().parser().parse_args(arguments)
+        assert (ROOT / parsed.chdir / f"{parsed.args[0].partition(':')[0]}.py").exists()
+        assert issubclass(look_up(parsed.worker_class), uvicorn_worker.UvicornWorker)
     elif name == "pip":
         kind, *what = arguments
         assert kind == "install"
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for one in what:
             match = re.fullmatch(
-                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|uvicorn|uvloop|h2|wsproto)(?:\[([\w,]+)\])?", one
+                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|httpx2|uvicorn|uvloop|h2|wsproto)(?:\[([\w,]+)\])?", one
             )
             assert match is not None, one
             assert set((match[1] or "").split(",")) - {""} <= set(extras)

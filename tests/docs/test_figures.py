@@ -41,7 +41,7 @@ CONSTANTS = {
     ),
     "docs/how-to/deployment.md": ("ten times as",),
     "docs/how-to/moving.md": ("1 MiB",),
-    "docs/how-to/connections.md": ("64 KiB", "50 ms"),
+    "docs/how-to/connections.md": ("16 MiB", "64 KiB", "50 ms"),
     "docs/how-to/slow-clients.md": ("1 MiB", "16 KiB"),
 }
 """Numbers that nobody measures, by the pages that may have them."""

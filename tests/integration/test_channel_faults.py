@@ -13,6 +13,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 import tracemalloc
 import types
 import warnings
@@ -592,11 +593,14 @@ def test_shutdown_in_the_middle(loop_kind: str, policy: str) -> None:
 
 
 def test_channel_in_another_run(run: Run, tls: Contexts) -> None:
-    """A channel says clearly that its event loop was another one."""
+    """A channel says clearly that its event loop is another one, which is open."""
     channel = Channel()
+    done = threading.Event()
 
     async def first() -> None:
         channel.publish(b"x")
+        while not done.is_set():
+            await asyncio.sleep(0.001)
 
     async def second() -> None:
         async with open_stage(tls) as stage:
@@ -609,9 +613,57 @@ def test_channel_in_another_run(run: Run, tls: Contexts) -> None:
             ):
                 with pytest.raises(RuntimeError, match="same event loop"):
                     use()
-            with pytest.raises(RuntimeError, match="closed"):
-                channel.publish_threadsafe(b"x")
             assert len(channel) == 0
+
+    thread = threading.Thread(target=run, args=(first,))
+    thread.start()
+    try:
+        while channel.loop is None:
+            time.sleep(0.001)
+        run(second)
+    finally:
+        done.set()
+        thread.join()
+    with pytest.raises(RuntimeError, match="closed"):
+        channel.publish_threadsafe(b"x")
+
+
+def test_channel_moves_to_another_run(run: Run, tls: Contexts) -> None:
+    """A channel without subscriptions, whose event loop is closed, works in another one; its counts stay."""
+    channel, hub = Channel(history=1), wsfast.Hub(history=1)
+    left: list[Any] = []
+
+    async def main() -> None:
+        async with open_stage(tls) as stage:
+            connection, peer = await connect(stage, "evented")
+            with channel.subscribe(connection), hub.subscribe(connection, "a"), hub.register(connection, "ann"):
+                channel.publish(b"x")
+                hub.publish("a", b"y")
+                hub.send("ann", b"z")
+                channel.flush()
+                while len(decode(bytes(peer.received)).data) < 3 + 2 * bool(left):
+                    await peer.read_some()
+            left.append(channel.stats().published)
+
+    run(main)
+    run(main)
+    assert left == [1, 3]  # the history counts as well
+    assert (len(channel), len(hub)) == (0, 0)
+
+
+def test_channel_stays_with_its_subscriptions(run: Run, tls: Contexts) -> None:
+    """A channel with a subscription that nobody ended does not move."""
+    channel = Channel()
+
+    async def first() -> None:
+        async with open_stage(tls) as stage:
+            connection, _ = await connect(stage, "evented")
+            channel.subscribe(connection)
+            channel._dispatcher.end = lambda *_: None  # type: ignore[union-attr, method-assign]
+
+    async def second() -> None:
+        with pytest.raises(RuntimeError, match="same event loop"):
+            channel.publish(b"x")
 
     run(first)
     run(second)

@@ -380,8 +380,8 @@ def test_wsfast_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_library_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release that its adapter does not take is told of, with what the adapter says."""
-    monkeypatch.setattr(software, "LIBRARIES", {"uvicorn": "uvicorn", "picows": None})
-    monkeypatch.setattr(software, "_version", lambda name: "0.1")
+    monkeypatch.setattr(software, "LIBRARIES", {"uvicorn": "uvicorn"})
+    monkeypatch.setattr(software, "_version", lambda name: "0.1" if name in ("uvicorn", "granian") else None)
 
     def refuse(name: str) -> None:
         raise TypeError("takes uvicorn 0.35 or later")
@@ -390,6 +390,7 @@ def test_library_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = software._libraries()
     assert (finding.level, finding.cure) == ("note", "pip install --upgrade uvicorn")
     assert "wsfast cannot send to connections of uvicorn: TypeError: takes uvicorn 0.35 or later" in finding.text
+    assert "under granian, messages go through a queue" in finding.text
 
 
 def test_free_threading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Try the configurations of docs/how-to/deployment.md with the programs that they are for. It is run by hand.
 
-    python tests/isolated/proxies.py nginx haproxy caddy systemd gunicorn
+    python tests/isolated/proxies.py nginx haproxy caddy systemd
 
 The programs must be found on the PATH. What it prints for each is a digest, which tests/docs/drivers/deployment.py
 compares with that of the block on the page: so a block that was changed must be tried again.
@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -189,48 +188,7 @@ async def try_systemd(_: str) -> None:
     print("systemd: the unit is right")
 
 
-APP = """
-import contextlib
-import os
-
-from fastapi import FastAPI, WebSocket, WebSocketDisconnect
-
-import wsfast
-
-app = FastAPI()
-chat = wsfast.Channel("chat")
-
-
-@app.websocket("/")
-async def endpoint(websocket: WebSocket):
-    await websocket.accept()
-    await websocket.send_text(str(os.getpid()))
-    with chat.subscribe(websocket), contextlib.suppress(WebSocketDisconnect):
-        while True:
-            chat.publish(await websocket.receive_text())
-"""
-
-
-async def try_gunicorn(_: str) -> None:
-    """Run an application by the worker class; it is closed with 1012 in the end."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / "worker.py").write_text(code_of("gunicorn"))
-        (Path(directory) / "app.py").write_text(APP)
-        options = ["--workers", "2", "--worker-class", "worker.Worker", "--bind", f"127.0.0.1:{port}"]
-        async with running(sys.executable, "-m", "gunicorn", "app:app", *options, cwd=directory) as process:
-            clients = [await dial(port) for _ in range(CLIENTS)]
-            workers = [await client.recv() for client in clients]
-            await clients[0].send("hello")
-            answer = await clients[0].recv()
-            assert answer == "hello"
-            process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(TIMEOUT):
-                await clients[0].wait_closed()
-            print(f"gunicorn: {len(set(workers))} workers, messages, and code {clients[0].close_code} at the end")
-
-
-TRIALS = {**dict.fromkeys(COMMANDS, try_proxy), "systemd": try_systemd, "gunicorn": try_gunicorn}
+TRIALS = {**dict.fromkeys(COMMANDS, try_proxy), "systemd": try_systemd}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or TRIALS:

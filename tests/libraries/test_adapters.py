@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp.web
-import fastapi
 import pytest
 
 import wsfast
 from helpers import processes
 from helpers.fixtures import Run
-from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, fastapi_app, listen, serve_app, under_uvicorn
+from helpers.libraries import LIBRARIES, WEBSOCKETS_PROTOCOL, dial, listen, serve_app
 from helpers.peers import TIMEOUT, until
 from wsfast.connections import foreign as adapted
 
@@ -255,20 +254,6 @@ def test_mixed(run: Run, core: Any) -> None:
 
 
 # ---- Errors
-
-
-def test_servers_that_do_not_help(run: Run) -> None:
-    """Under a server of its own, a WebSocket of FastAPI is a TypeError that tells what to add."""
-
-    async def main() -> None:
-        async with under_uvicorn(fastapi_app, "websockets-sansio")(compress=False, small=False) as connect:
-            websocket, _ = await connect()
-            assert isinstance(websocket, fastapi.WebSocket)
-            for call in (lambda: wsfast.broadcast([websocket], "x"), lambda: wsfast.Channel().subscribe(websocket)):
-                with pytest.raises(TypeError, match=r'ws="wsfast\.uvicorn:WebSocketsProtocol"'):
-                    call()
-
-    run(main)
 
 
 def test_websockets_that_are_not_prepared(run: Run) -> None:

@@ -168,11 +168,11 @@ class EncryptedLayout:
 ADAPTERS = {
     ("aiohttp.client_ws", "ClientWebSocketResponse"): "aiohttp",
     ("aiohttp.web_ws", "WebSocketResponse"): "aiohttp",
-    ("litestar.connection.websocket", "WebSocket"): "foreign:adapt_asgi",
+    ("litestar.connection.websocket", "WebSocket"): "asgi",
     ("picows.picows", "WSTransport"): "picows",
     ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows:adapt_websockets",
-    ("quart.wrappers.websocket", "Websocket"): "foreign:adapt_asgi",
-    ("starlette.websockets", "WebSocket"): "foreign:adapt_asgi",
+    ("quart.wrappers.websocket", "Websocket"): "asgi",
+    ("starlette.websockets", "WebSocket"): "asgi",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
     ("werkzeug.local", "LocalProxy"): "foreign:adapt_proxy",
 }
@@ -222,7 +222,7 @@ def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
         return TypeError(f"cannot {what} connections of websockets.trio; use await wsfast.trio.broadcast()")
     return TypeError(
         f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, aiohttp and picows, "
-        "WebSockets of FastAPI, Starlette, Litestar and Quart under uvicorn, and objects that wsfast.attach() returns"
+        "WebSockets of FastAPI, Starlette, Litestar and Quart, and objects that wsfast.attach() returns"
     )
 
 

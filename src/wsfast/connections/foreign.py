@@ -7,7 +7,6 @@ The module of a library defines a subclass of `Foreign`, whose instances represe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import logging
 import os
@@ -21,7 +20,7 @@ from wsfast._core import core
 from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
-from . import ConnectionLayout, adapt, name_of
+from . import ConnectionLayout, adapt
 
 __all__ = [
     "EXTENSION",
@@ -30,7 +29,6 @@ __all__ = [
     "Foreign",
     "abort",
     "abort_later",
-    "adapt_asgi",
     "adapt_proxy",
     "layout_of",
     "watch_closing",
@@ -87,6 +85,8 @@ class Foreign:
     """Whether `lose()` is called when the connection is lost. If not, wsfast checks the connection periodically."""
     close_timeout: float | None = None
     """Seconds that the library itself allows for closing; None if it has no such timeout."""
+    queues: ClassVar[bool] = False
+    """Whether all messages wait in a queue, so that no call can report that the kernel has taken one."""
     logger: Any = logging.getLogger("wsfast")
 
     _wsfast_peer: Any = None
@@ -153,6 +153,9 @@ class Foreign:
         """Report that the connection is lost."""
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
+
+    def subscribed(self) -> None:
+        """Begin whatever notices that the connection is lost, since its first subscription was made."""
 
     def closers(self) -> Sequence[Closer]:
         """Return the methods that send close frames, as far as they can be replaced on an object of the library."""
@@ -303,22 +306,6 @@ def _encoder(connection: Foreign) -> Encoder | Literal[False] | None:
 
 EXTENSION = "wsfast"
 """Name of the ASGI extension, in the scope, that holds the server's connection."""
-
-
-def adapt_asgi(websocket: Any) -> Any:
-    """Return the server's connection behind a WebSocket of Starlette, FastAPI, Litestar or Quart."""
-    connection = (websocket.scope.get("extensions") or {}).get(EXTENSION)
-    if connection is None:
-        raise TypeError(
-            f"cannot find the connection behind {name_of(type(websocket))}; start the server with "
-            'uvicorn.run(app, ws="wsfast.uvicorn:WebSocketsProtocol"), '
-            "or uvicorn --ws wsfast.uvicorn:WebSocketsProtocol"
-        )
-    if connection.websocket is None:
-        connection.websocket = websocket
-    with contextlib.suppress(AttributeError):  # Litestar's has no attribute for it, so the scope is read each time
-        websocket._wsfast_adapted = connection
-    return connection
 
 
 def adapt_proxy(proxy: Any) -> Any:

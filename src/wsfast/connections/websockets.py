@@ -85,14 +85,28 @@ def watched(name: str) -> property:
     return property(get, put, doc="Reading or setting this invalidates the peer, since the caller may change anything.")
 
 
-class Reporting:
+class Ordered:
+    """A connection whose own messages do not overtake published ones: its methods that send call `_wsfast_flush()`."""
+
+    _wsfast_peer: Any = None
+
+    async def _wsfast_flush(self, *, wait: bool = True) -> None:
+        """Send the messages that were published before; wait until they have left, unless a close frame follows."""
+        peer = self._wsfast_peer
+        if peer is not None and peer.dispatcher is not None:
+            if not wait:
+                peer.dispatcher.flush_last(peer)
+                return
+            peer.dispatcher.flush_for(peer)
+            await peer.dispatcher.drained(peer)
+
+
+class Reporting(Ordered):
     """An asyncio protocol that reports its changes of state; in the bases of a class, it precedes a library's protocol.
 
     A subclass also makes its sans-I/O protocol a `watched` property. Its methods that send call `_wsfast_flush()` first
     and `_wsfast_check()` last.
     """
-
-    _wsfast_peer: Any = None
 
     transport: Any = watched("transport")
 
@@ -118,16 +132,6 @@ class Reporting:
                     peer.dispatcher.end(peer)
         finally:
             super().connection_lost(exc)  # type: ignore[misc]
-
-    async def _wsfast_flush(self, *, wait: bool = True) -> None:
-        """Send the messages that were published before; wait until they have left, unless a close frame follows."""
-        peer = self._wsfast_peer
-        if peer is not None and peer.dispatcher is not None:
-            if not wait:
-                peer.dispatcher.flush_last(peer)
-                return
-            peer.dispatcher.flush_for(peer)
-            await peer.dispatcher.drained(peer)
 
     def _wsfast_check(self) -> None:
         """Check whether the connection may be written to directly, and note the result."""

@@ -31,19 +31,20 @@ __all__ = ["examine_software"]
 REBUILD = "WSFAST_REQUIRE_EXT=1 pip install --force-reinstall --no-cache-dir --no-deps ."
 """For a clone. With this variable, an error of the build stops the installation."""
 
-LIBRARIES: dict[str, str | None] = {
+LIBRARIES = {
     "aiohttp": "aiohttp",
-    "fastapi": None,
-    "litestar": None,
+    "fastapi": "asgi",
+    "litestar": "asgi",
     "picows": "picows",
-    "quart": None,
-    "starlette": None,
+    "quart": "asgi",
+    "starlette": "asgi",
     "uvicorn": "uvicorn",
     "wsproto": "wsproto",
 }
-"""Libraries whose connections wsfast can send to, each with the adapter that knows its private names; None if it uses
-another library's.
-"""
+"""Libraries whose connections wsfast can send to, each with the adapter that knows its private names."""
+
+QUEUED = ("daphne", "granian", "hypercorn")
+"""ASGI servers under which messages go through a queue for each connection, since they offer no transport."""
 
 RELATED = ("redis", "nats-py", "prometheus-client")
 """Packages that wsfast's extras install."""
@@ -327,10 +328,10 @@ def _compression() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    versions = {name: version for name in (*LIBRARIES, *RELATED) if (version := _version(name)) is not None}
+    versions = {name: version for name in (*LIBRARIES, *RELATED, *QUEUED) if (version := _version(name)) is not None}
     refused = {}
     for name, adapter in LIBRARIES.items():
-        if name in versions and adapter is not None:
+        if name in versions:
             try:
                 importlib.import_module(f"wsfast.connections.{adapter}")
             except Exception as exc:
@@ -339,6 +340,9 @@ def _libraries() -> Iterator[Finding]:
         ", ".join(f"{name} {version}" for name, version in versions.items())
         or "none of the libraries that wsfast supports"
     )
+    queued = [name for name in QUEUED if name in versions]
+    if queued:
+        text += f"; under {', '.join(queued)}, messages go through a queue for each connection, which is slower"
     for name, reason in refused.items():
         text += f"; wsfast cannot send to connections of {name}: {reason}"
     yield Finding(
@@ -346,7 +350,7 @@ def _libraries() -> Iterator[Finding]:
         level="note" if refused else "ok",
         text=text,
         cure=f"pip install --upgrade {' '.join(refused)}" if refused else None,
-        value={"versions": versions, "refused": refused},
+        value={"versions": versions, "refused": refused, "queued": queued},
     )
 
 

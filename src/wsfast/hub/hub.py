@@ -242,6 +242,9 @@ class Hub(Publishing):
         if group.empty and self._registry.topics.get(group.name) is group:
             self._registry.discard(group)
 
+    def _is_free(self) -> bool:
+        return super()._is_free() and not self._has_relay
+
     # ---- For relays
 
     def attach(self, relay: Relay | None) -> list[tuple[Kind, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import configparser
 import inspect
@@ -11,7 +10,6 @@ import signal
 import sys
 from pathlib import Path
 
-import uvicorn
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.connection import Connection
 
@@ -20,13 +18,11 @@ from helpers.pages import Block, digest_of
 from helpers.peers import TIMEOUT
 from helpers.ports import free_port
 from helpers.processes import running
-from wsfast.uvicorn import WebSocketsProtocol
 
 PAGE = "docs/how-to/deployment.md"
 
 TRIED = {
     "caddy": "b6e6ebbc8df82fb4",
-    "gunicorn": "11d515e82cc14be1",
     "haproxy": "dc131290233a9674",
     "nginx": "2b14ee02b0ff49ac",
     "systemd": "e66e19b153721df1",
@@ -57,21 +53,6 @@ async def server(_: Block, directory: Path) -> None:
         await client.wait_closed()
         assert client.close_code == 1001
         assert await process.wait() == 0
-
-
-@runs(PAGE, "gunicorn")
-async def gunicorn(block: Block, _: Path) -> None:
-    """Uvicorn takes what the worker class says."""
-    (options,) = (node for node in ast.walk(ast.parse(block.code)) if isinstance(node, ast.Dict))
-    (protocol,) = (
-        ast.literal_eval(value)
-        for key, value in zip(options.keys, options.values, strict=True)
-        if isinstance(key, ast.Constant) and key.value == "ws"
-    )
-    config = uvicorn.Config(lambda: None, ws=protocol, log_config=None)
-    config.load()
-    assert config.ws_protocol_class is WebSocketsProtocol
-    assert was_tried(block)
 
 
 @runs(PAGE, "nginx")

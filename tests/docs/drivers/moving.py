@@ -52,8 +52,7 @@ async def chats(port: int) -> list[list[str | bytes]]:
 @runs(PAGE, "manager-after")
 async def manager(block: Block, _: Path) -> None:
     """Clients see the same with either."""
-    options = {"ws": PROTOCOL} if "wsfast" in block.code else {"ws": "websockets-sansio"}
-    async with serving_app(play(block)["app"], **options) as port:
+    async with serving_app(play(block)["app"]) as port:
         others = ["Client #3 says: hi", "Client #3 left the chat"]
         assert await chats(port) == [
             [*others, "You wrote: bye", "Client #1 says: bye"],

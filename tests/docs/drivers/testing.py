@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import warnings
 from pathlib import Path
-
-import pytest
 
 import wsfast
 from helpers.blocks import PORT, background, copy, dialled, play, receive, runs
-from helpers.pages import Block
+from helpers.pages import Block, blocks_of
 from helpers.ports import free_port
 from helpers.processes import run
 
@@ -42,7 +39,7 @@ async def server(block: Block, _: Path) -> None:
 async def test(block: Block, directory: Path) -> None:
     """The first test passes as it is copied."""
     copy(PAGE, directory, PORT)
-    assert sorted(path.name for path in directory.iterdir()) == ["chat.py", "test_chat.py"]
+    assert sorted(path.name for path in directory.iterdir()) == ["chat.py", "test_chat.py", "test_client.py"]
     await pytest_passes(directory, "test_chat.py", 1)
 
 
@@ -76,20 +73,18 @@ async def stream(block: Block, _: Path) -> None:
     await asyncio.to_thread(names["test_prices_are_published"])  # which has an event loop of its own
 
 
+@runs(PAGE, "testclient")
+async def testclient(block: Block, directory: Path) -> None:
+    """The test passes beside the chat of the other page."""
+    (chat,) = (one for one in blocks_of("docs/how-to/connections.md") if one.name == "fastapi")
+    (directory / "chat.py").write_text(chat.code)
+    (directory / "test_client.py").write_text(block.code)
+    await pytest_passes(directory, "test_client.py", 1)
+
+
 @runs(PAGE, "fastapi")
 async def with_fastapi(block: Block, directory: Path) -> None:
-    """Under uvicorn the test passes, twice in one process; TestClient raises the TypeError of which the page tells."""
+    """Under uvicorn the test passes, twice in one process."""
     path = directory / "test_app.py"
     path.write_text(block.code + block.code[block.code.index("\n\ndef test_chat") :].replace("test_chat", "test_again"))
     await pytest_passes(directory, "test_app.py", 2)
-    app = play(block)["create_app"]()
-
-    def connect_by_test_client() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Starlette's, about the HTTP client that is installed
-            from starlette.testclient import TestClient
-        with TestClient(app) as client, client.websocket_connect("/chat"):
-            pass
-
-    with pytest.raises(TypeError, match=r"uvicorn\.run\(app, ws="):
-        await asyncio.to_thread(connect_by_test_client)

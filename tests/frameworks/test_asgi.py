@@ -1,0 +1,432 @@
+"""WebSockets of ASGI frameworks under servers of several makers, with clients of another one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import pytest
+import starlette.websockets
+import uvicorn
+from fastapi.testclient import TestClient
+from uvicorn.protocols.http import h11_impl, httptools_impl
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import ConnectionClosed
+
+import wsfast
+import wsfast.uvicorn
+from frameworks.asgi_app import expected
+from helpers import processes
+from helpers.libraries import dial
+from helpers.pages import blocks_of
+from helpers.peers import TIMEOUT, until
+from helpers.ports import free_port
+from wsfast.connections import asgi_queue
+
+TESTS = Path(__file__).parents[1]
+
+COMMANDS: dict[str, list[str]] = {
+    "uvicorn": ["uvicorn", "--port", "{port}", "--no-access-log"],
+    "uvicorn-wsproto": ["uvicorn", "--port", "{port}", "--no-access-log", "--ws", "wsproto"],
+    "uvicorn-h11": ["uvicorn", "--port", "{port}", "--no-access-log", "--http", "h11"],
+    "hypercorn": ["hypercorn", "--bind", "127.0.0.1:{port}"],
+    "granian": ["granian", "--interface", "asgi", "--port", "{port}"],
+    "daphne": ["daphne", "--port", "{port}", "--verbosity", "0"],
+}
+WORKER = "wsfast.gunicorn.UvicornWorker"
+SERVERS = ["uvicorn", "hypercorn", "granian", "daphne"]
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    command: list[str], app: str = "app", *, directory: Path | None = None, **environment: str
+) -> AsyncIterator[int]:
+    """Run a server's own command line; give the port that it listens at."""
+    port = free_port()
+    arguments = [part.format(port=port) for part in command]
+    async with processes.running(
+        sys.executable,
+        "-m",
+        *arguments,
+        *([f"frameworks.asgi_app:{app}"] if app else []),
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"} | environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    ) as process:
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                assert process.returncode is None, "the server has ended"
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    break
+        yield port
+
+
+async def connect(port: int, *, compress: bool = True, small: bool = False, path: str = "/ws") -> Any:
+    return await dial(("127.0.0.1", port), compress=compress, small=small, path=path)
+
+
+async def until_end(client: Any, kind: str) -> list[str]:
+    """Receive until the end of what was asked for."""
+    messages: list[str] = []
+    while not messages or messages[-1] != f"end of {kind}":
+        messages.append(await client.recv())
+    return messages
+
+
+async def check_room(port: int, *, clients: int = 4, messages: int = 120) -> str:
+    """Have everything published and broadcast; return what the first connection is sent to by."""
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(TIMEOUT):
+        connected: list[Any] = []
+        for index in range(clients):
+            client = await connect(port)
+            stack.push_async_callback(client.close)
+            assert await client.recv() == f"welcome {index}"
+            connected.append(client)
+        for kind in ("play", "shout"):
+            await connected[0].send(f"{kind} {messages}")
+            received = await asyncio.gather(*(until_end(client, kind) for client in connected))
+            for index, one in enumerate(received):
+                assert one == expected(kind, messages, index, clients)
+        await connected[-1].close()
+        while True:
+            await connected[0].send("count")
+            count, kind = (await connected[0].recv()).split()
+            if int(count) == clients - 1:
+                return str(kind)
+
+
+async def check_stalled(port: int) -> None:
+    """One who does not read is given up, while another one gets everything; then its handler ends."""
+    async with asyncio.timeout(TIMEOUT):
+        healthy = await connect(port)
+        assert await healthy.recv() == "welcome 0"
+        stalled = await connect(port, small=True)
+        assert await stalled.recv() == "welcome 1"
+        stalled.transport.pause_reading()
+        try:
+            await healthy.send("stall")
+            while (message := await healthy.recv()) == "next" or isinstance(message, bytes):
+                pass
+            assert message == "stalled: ['SLOW_CONSUMER']"
+            count = "2"
+            while count == "2":
+                await healthy.send("count")
+                count = (await healthy.recv()).split()[0]
+        finally:
+            stalled.transport.abort()
+            await healthy.close()
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_every_server(name: str) -> None:
+    """Everything arrives, in order with the application's own messages; a client that stalls is given up."""
+
+    async def main() -> None:
+        async with serve(COMMANDS[name], WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
+            assert await check_room(port) == "_Starlette"
+            if name != "daphne":  # whose send() never waits: it buffers without a limit, until its keepalive fails
+                await check_stalled(port)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("app", "kind"), [("litestar_app", "_Litestar"), ("quart_app", "_Quart")])
+def test_every_framework(app: str, kind: str) -> None:
+    """The same for other frameworks, under a server that offers nothing."""
+
+    async def main() -> None:
+        async with serve(COMMANDS["uvicorn"], app, WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
+            assert await check_room(port) == kind
+            await check_stalled(port)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_last_words(name: str) -> None:
+    """Messages that were published before a close leave before the close frame."""
+
+    async def main() -> None:
+        async with serve(COMMANDS[name]) as port, asyncio.timeout(TIMEOUT):
+            client = await connect(port, path="/leave")
+            messages = []
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    messages.append(await client.recv())
+            assert messages == [f"last words {number}" for number in range(20)]
+            assert client.close_code == 4321
+
+    asyncio.run(main())
+
+
+# ---- uvicorn without an option
+
+INSTALLED: dict[str, tuple[list[str], str]] = {
+    "uvicorn": (COMMANDS["uvicorn"], "WebSocketsProtocol"),
+    "uvicorn-h11": (COMMANDS["uvicorn-h11"], "WebSocketsProtocol"),
+    "uvicorn-wsproto": (COMMANDS["uvicorn-wsproto"], "WSProtocol"),
+    "uvicorn-legacy": ([*COMMANDS["uvicorn"], "--ws", "websockets"], "WebSocketsProtocol"),
+    "uvicorn-workers": ([*COMMANDS["uvicorn"], "--workers", "1"], "WebSocketsProtocol"),
+    "gunicorn": (
+        ["gunicorn", "--bind", "127.0.0.1:{port}", "-k", "uvicorn_worker.UvicornWorker"],
+        "WebSocketsProtocol",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_install(name: str) -> None:
+    """After `install()`, uvicorn's WebSockets are sent to directly, whatever starts uvicorn."""
+
+    async def main() -> None:
+        command, kind = INSTALLED[name]
+        async with serve(command, WSFAST_TEST_INSTALL="1", WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
+            assert await check_room(port) == kind
+            await check_stalled(port)
+
+    asyncio.run(main())
+
+
+def test_install_replaces_uvicorns_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of the user's own stays, and so does none."""
+    for protocol in (h11_impl.H11Protocol, httptools_impl.HttpToolsProtocol):
+        monkeypatch.setattr(protocol, "ws_protocol_class", None, raising=False)  # which undoes it in the end
+
+    class Own(WebSocketsSansIOProtocol):
+        pass
+
+    def installed(kind: Any) -> Any:
+        config = uvicorn.Config(lambda: None, ws="none", log_config=None)
+        config.load()
+        config.ws_protocol_class = kind
+        return h11_impl.H11Protocol(config, uvicorn.server.ServerState(), {}).ws_protocol_class
+
+    async def main() -> None:
+        wsfast.uvicorn.install()
+        wsfast.uvicorn.install()
+        assert installed(WebSocketsSansIOProtocol) is wsfast.uvicorn.WebSocketsProtocol
+        assert installed(wsfast.uvicorn.WebSocketsProtocol) is wsfast.uvicorn.WebSocketsProtocol
+        assert installed(Own) is Own
+        assert installed(None) is None
+
+    asyncio.run(main())
+
+
+# ---- The chat of the documentation
+
+CHATS = {
+    "uvicorn": ["uvicorn", "--port", "{port}", "chat:app"],
+    "uvicorn-reload": ["uvicorn", "--port", "{port}", "--reload", "chat:app"],
+    "fastapi-run": ["fastapi", "run", "--host", "127.0.0.1", "--port", "{port}", "chat.py"],
+    "gunicorn": ["gunicorn", "--workers", "2", "--bind", "127.0.0.1:{port}", "-k", WORKER, "chat:app"],
+    "hypercorn": ["hypercorn", "--bind", "127.0.0.1:{port}", "chat:app"],
+    "granian": ["granian", "--interface", "asgi", "--port", "{port}", "chat:app"],
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chat(name: str, tmp_path: Path) -> None:
+    """The chat of docs/how-to/connections.md runs under each server; with two workers, each has a chat of its own."""
+    (block,) = (one for one in blocks_of("docs/how-to/connections.md") if one.name == "fastapi")
+    (tmp_path / "chat.py").write_text(block.code)
+
+    async def main() -> None:
+        async with serve(CHATS[name], "", directory=tmp_path) as port, asyncio.timeout(TIMEOUT):
+            clients = [await connect(port, path=f"/chat/{number}") for number in range(8)]
+            heard = []
+            for number, client in enumerate(clients):
+                await client.send("hello")
+                while await client.recv() != f"{number}: hello":
+                    pass
+            await clients[0].send("to all")
+            for client in clients:
+                await client.send("bye")
+            for number, client in enumerate(clients):
+                heard.append(False)
+                while (text := await client.recv()) != f"{number}: bye":
+                    heard[-1] |= text == "0: to all"
+            assert heard[0]
+            assert all(heard) or name == "gunicorn"
+            for client in clients:
+                await client.close()
+
+    asyncio.run(main())
+
+
+def test_chat_passes_its_own_tests() -> None:
+    """By TestClient; each test may have an event loop of its own, also for a channel of the module."""
+    app = fastapi.FastAPI()
+    chat = wsfast.Channel("chat")
+
+    @app.websocket("/chat/{name}")
+    async def endpoint(websocket: fastapi.WebSocket, name: str) -> None:
+        await websocket.accept()
+        with chat.subscribe(websocket), contextlib.suppress(fastapi.WebSocketDisconnect):
+            chat.publish(f"{name} joined")
+            while True:
+                chat.publish(f"{name}: {await websocket.receive_text()}")
+
+    for published in (1, 2):
+        with (
+            TestClient(app) as client,
+            client.websocket_connect("/chat/ann") as ann,
+            client.websocket_connect("/chat/bob") as bob,
+        ):
+            assert [ann.receive_text(), ann.receive_text()] == ["ann joined", "bob joined"]
+            assert bob.receive_text() == "bob joined"
+            ann.send_text("hello")
+            assert ann.receive_text() == bob.receive_text() == "ann: hello"
+        assert chat.stats().messages == 3 * published
+        assert len(chat) == 0
+
+
+# ---- The queue
+
+
+class Server:
+    """ASGI's functions, as a server has them; it sends when it is let."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.going = asyncio.Event()
+        self.going.set()
+        self.error: Exception | None = None
+        self.received: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def send(self, message: Any) -> None:
+        await self.going.wait()
+        if self.error is not None:
+            raise self.error
+        self.sent.append(message.get("text", message.get("code")))
+
+    async def open(self) -> starlette.websockets.WebSocket:
+        """Return a WebSocket that is open."""
+        self.received.put_nowait({"type": "websocket.connect"})
+        scope: dict[str, Any] = {"type": "websocket", "client": ("ann", 1)}
+        websocket = starlette.websockets.WebSocket(scope, self.received.get, self.send)
+        await websocket.accept()
+        self.sent.clear()
+        return websocket
+
+
+def test_cancelled_before_it_is_sent() -> None:
+    """A message of the application that was cancelled while it waited is not sent, and delays no others."""
+
+    async def main() -> None:
+        server = Server()
+        websocket = await server.open()
+        server.going.clear()
+        wsfast.broadcast([websocket], "first")
+        own = asyncio.create_task(websocket.send_text("own"))
+        await asyncio.sleep(0)
+        own.cancel()
+        wsfast.broadcast([websocket], "second")
+        server.going.set()
+        await until(lambda: len(server.sent) == 2, "both messages")
+        assert server.sent == ["first", "second"]
+        await websocket.send_text("third")
+        assert server.sent[2:] == ["third"]
+
+    asyncio.run(main())
+
+
+def test_broadcast_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When too much waits, the connection ends, and the application hears of it."""
+    monkeypatch.setattr(asgi_queue, "MAX_BUFFERED", 1000)
+
+    async def main() -> None:
+        server = Server()
+        websocket = await server.open()
+        server.going.clear()
+        wsfast.broadcast([websocket], "first")
+        receiving = asyncio.create_task(websocket.receive_text())
+        own = asyncio.create_task(websocket.send_text("own"))
+        await asyncio.sleep(0)
+        assert wsfast.broadcast([websocket], "x" * 900).buffered == 1
+        assert wsfast.broadcast([websocket], "x" * 900).failed == 1
+        assert wsfast.broadcast([websocket], "x").skipped == 1
+        with pytest.raises(starlette.websockets.WebSocketDisconnect) as raised:
+            await receiving
+        assert raised.value.code == 1013
+        with pytest.raises((ConnectionError, starlette.websockets.WebSocketDisconnect)):
+            await own
+        with pytest.raises((ConnectionError, starlette.websockets.WebSocketDisconnect, RuntimeError)):
+            await websocket.send_text("more")
+
+    asyncio.run(main())
+
+
+def test_server_that_fails() -> None:
+    """An error of the server's `send()` ends the subscription, and reaches the application where it waits."""
+
+    async def main() -> None:
+        server = Server()
+        websocket = await server.open()
+        channel = wsfast.Channel()
+        subscription = channel.subscribe(websocket)
+        server.error = ValueError("it is broken")
+        channel.publish("to nobody")
+        assert await subscription.ended() is wsfast.Ended.LOST
+        assert len(channel) == 0
+        assert channel.stats().published == channel.stats().sent == 1
+
+    asyncio.run(main())
+
+
+def test_loss_is_noticed_while_the_application_only_sends() -> None:
+    """A subscribed connection is read from; a message that comes meanwhile is not lost."""
+
+    async def main() -> None:
+        server = Server()
+        websocket = await server.open()
+        channel = wsfast.Channel()
+        subscription = channel.subscribe(websocket)
+        server.received.put_nowait({"type": "websocket.receive", "text": "hello"})
+        await asyncio.sleep(0)
+        assert await websocket.receive_text() == "hello"
+        other = channel.subscribe(await Server().open())
+        server.received.put_nowait({"type": "websocket.disconnect", "code": 1001})
+        with pytest.raises(starlette.websockets.WebSocketDisconnect):
+            await websocket.receive_text()
+        assert await subscription.ended() is wsfast.Ended.CLOSED_BY_PEER
+        assert other.active
+
+        quiet = Server()
+        quiet_subscription = channel.subscribe(await quiet.open())
+        quiet.received.put_nowait({"type": "websocket.disconnect", "code": 1006})
+        assert await quiet_subscription.ended() is wsfast.Ended.LOST
+
+    asyncio.run(main())
+
+
+def test_middleware_may_change_a_message() -> None:
+    """Each connection has a message of its own."""
+
+    async def main() -> None:
+        servers = [Server(), Server()]
+        original = servers[0].send
+
+        async def send(message: Any) -> None:
+            if "text" in message:
+                message["text"] += " for one"
+            await original(message)
+
+        servers[0].send = send  # type: ignore[method-assign]
+        sockets = [await server.open() for server in servers]
+        wsfast.broadcast(sockets, "a message")
+        await until(lambda: all(server.sent for server in servers), "the messages")
+        assert [server.sent for server in servers] == [["a message for one"], ["a message"]]
+
+    asyncio.run(main())
