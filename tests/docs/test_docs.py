@@ -56,7 +56,7 @@ from helpers.libraries import LIBRARIES
 from helpers.pages import PAGES, ROOT, Block, anchors_of, blocks_of, in_repository, inline_code_of, links_of, prose_of
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
-from helpers.processes import run
+from helpers.processes import run, running
 from unit.test_import_graph import LAYERS
 from wsfast.connections.uvicorn import UvicornConnection
 
@@ -246,6 +246,26 @@ async def with_aiohttp(block: Block, _: Path) -> None:
         await until(lambda: len(names["prices"]) == 0)
     finally:
         await runner.cleanup()
+
+
+@runs("docs/how-to/connections.md", "sanic")
+async def with_sanic(block: Block, directory: Path) -> None:
+    """Its server runs as it is started; what one says goes to all."""
+    port = free_port()
+    (directory / "server.py").write_text(block.code.replace(str(PORT), str(port)))
+    silent = asyncio.subprocess.DEVNULL
+    async with (
+        running(sys.executable, "server.py", cwd=directory, stdout=silent, stderr=silent),
+        dialled(port, "prices", "prices") as clients,
+    ):
+        for number, client in enumerate(clients):
+            await client.send(f"{number} is here")
+            while await receive(client) != [f"{number} is here"]:
+                pass
+        await clients[0].send("VOD 71.2")
+        for client in clients:
+            while await receive(client) != ["VOD 71.2"]:
+                pass
 
 
 @runs("docs/how-to/connections.md", "picows")
@@ -592,7 +612,8 @@ def check_command(command: str, page: str, directory: Path) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for one in what:
             match = re.fullmatch(
-                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|httpx2|uvicorn|uvloop|h2|wsproto)(?:\[([\w,]+)\])?", one
+                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|h2|httpx2|sanic|uvicorn|uvloop|wsproto)(?:\[([\w,]+)\])?",
+                one,
             )
             assert match is not None, one
             assert set((match[1] or "").split(",")) - {""} <= set(extras)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import inspect
+import itertools
 import socket
 import ssl
 import warnings
@@ -542,6 +544,48 @@ def serve_legacy(*args: Any, **options: Any) -> Any:
     return websockets.legacy.server.serve(*args, **options)
 
 
+# ---- Sanic
+
+_names = itertools.count()
+
+
+@contextlib.asynccontextmanager
+async def open_sanic(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
+    import sanic
+    from sanic.server.protocols.websocket_protocol import WebSocketProtocol
+
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+    app: Any = sanic.Sanic(f"test_{next(_names)}", configure_logging=False)
+    app.config.update(
+        WEBSOCKET_PING_INTERVAL=keepalive, WEBSOCKET_PING_TIMEOUT=keepalive, ACCESS_LOG=False, MOTD=False, TOUCHUP=False
+    )
+
+    async def handler(request: Any, websocket: Any) -> None:
+        await arrived.put(websocket)
+        while True:
+            await websocket.recv()
+
+    app.add_websocket_route(handler, "/ws")
+    listener = listen(small=small)
+    server: Any = await app.create_server(
+        sock=listener,
+        protocol=WebSocketProtocol,
+        return_asyncio_server=True,
+        ssl=None if tls is None else tls[0],
+    )
+    await server.startup()
+    try:
+        async with clients(
+            arrived, listener.getsockname(), compress=compress, small=small, tls=tls, negotiates=False
+        ) as connect:
+            yield connect
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
 # ---- A sink
 
 
@@ -627,3 +671,6 @@ LIBRARIES: dict[str, Library] = {
     "picows": Library(open_picows, send_by_picows, compresses=False, shutdown=False),
     "sink": Library(open_sink, send_by_sink, compresses=False, keepalive=False, shutdown=False),
 }
+# The group `frameworks` is not installed in scripts/matrix.
+if importlib.util.find_spec("sanic") is not None:
+    LIBRARIES["sanic"] = Library(open_sanic, send, compresses=False, shutdown=False)

@@ -172,6 +172,7 @@ ADAPTERS = {
     ("picows.picows", "WSTransport"): "picows",
     ("picows.websockets.asyncio.connection", "ConnectionBase"): "picows:adapt_websockets",
     ("quart.wrappers.websocket", "Websocket"): "asgi",
+    ("sanic.server.websockets.impl", "WebsocketImplProtocol"): "sanic",
     ("starlette.websockets", "WebSocket"): "asgi",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
     ("werkzeug.local", "LocalProxy"): "foreign:adapt_proxy",
@@ -221,8 +222,8 @@ def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
     if type(connection).__module__.startswith("websockets.trio"):
         return TypeError(f"cannot {what} connections of websockets.trio; use await wsfast.trio.broadcast()")
     return TypeError(
-        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, aiohttp and picows, "
-        "WebSockets of FastAPI, Starlette, Litestar and Quart, and objects that wsfast.attach() returns"
+        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, aiohttp, picows and "
+        "Sanic, WebSockets of FastAPI, Starlette, Litestar and Quart, and objects that wsfast.attach() returns"
     )
 
 
