@@ -35,6 +35,10 @@ def _encoder(_: object) -> ChunkEncoder:
     return _ENCODER
 
 
+def _watch(stream: object, peer: object) -> None:
+    """Do nothing: a stream knows its peer."""
+
+
 class EventStream(Foreign):
     """The response through which one client gets events, as a connection for `broadcast()`, channels and hubs.
 
@@ -79,7 +83,7 @@ class EventStream(Foreign):
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
         """See `Foreign`."""
-        return layout_of(cls, state="_open", open_state=True, encoder=_encoder)
+        return layout_of(cls, state="_open", open_state=True, encoder=_encoder, watch=_watch)
 
     def send_message(self, message: PreparedMessage) -> None:
         """Send a message."""
@@ -107,6 +111,8 @@ class EventStream(Foreign):
         if self._open:
             self._open = False
             self._why = why
+            if self._wsfast_peer is not None:
+                self._wsfast_peer.invalidate()
         super().lose()
         if not self.finished.done():
             self.finished.set_result(None)
