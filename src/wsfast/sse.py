@@ -115,7 +115,10 @@ class EventSource(Response):
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Respond to a request, as an ASGI application."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        headers = self.raw_headers
+        if scope["http_version"].startswith("1."):  # browsers do not use it again anyway
+            headers = [*headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         if scope["method"] == "HEAD":
             await send(dict(_END))
         else:
