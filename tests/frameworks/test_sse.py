@@ -35,6 +35,7 @@ from helpers.chromium import REQUIRED, find_chromium, open_page
 from helpers.fixtures import Run
 from helpers.libraries import SMALL, WEBSOCKETS_PROTOCOL, dial, listen
 from helpers.peers import TIMEOUT, Peer, until
+from wsfast._encoding.events import KEEPALIVE
 from wsfast.connections import events, foreign
 from wsfast.sse import Event, EventSource
 
@@ -195,7 +196,7 @@ async def connect(server: Server, *, small: bool = False, request: bytes = REQUE
 
 def chunks_of(stream: bytes) -> tuple[list[bytes], bool]:
     """Return the chunks of a body, and whether the last one, which ends it, is there. Anything else is an error."""
-    chunks = []
+    chunks: list[bytes] = []
     while stream:
         line, found, rest = stream.partition(b"\r\n")
         size = int(line, 16) if found else 0
@@ -382,7 +383,7 @@ def test_slow_readers_lose_nothing(play: Any, way: str) -> None:
             if number % 3 == 0:
                 hub.flush()
             if number % 10 == 0:
-                wsfast.broadcast([stream for stream in streams if stream.idle], wsfast.sse.KEEPALIVE)
+                wsfast.broadcast([stream for stream in streams if stream.idle], KEEPALIVE)
             if number == 75:
                 hub.flush()
                 wsfast.broadcast([streams[1]], "private")
@@ -564,8 +565,7 @@ def test_policy_ends_responses(play: Any, way: str) -> None:
             await asyncio.sleep(0)
         assert hub.stats().disconnected == 1
         await peer.read_to_end()
-        chunks, complete = chunks_of(bytes(peer.received))
-        assert complete
+        assert chunks_of(bytes(peer.received))[1]
         got = events_of(peer)
         assert got == [text(number, 3000) for number in range(len(got))]
 

@@ -48,7 +48,7 @@ class Shared:
         self._closed = False
         self.plain: Encoding = self._by_itself.plain
 
-    def choose(self, window: Window) -> tuple[Encoding, Window]:
+    def choose(self, window: Any) -> tuple[Encoding, Any]:
         """See `Encodings` in the core."""
         chosen = self._chosen.get(window)
         if chosen is not None:

@@ -61,7 +61,7 @@ class EventStream(Foreign):
 
     @property
     def state(self) -> State:
-        """OPEN until the client is gone, or the response is to end."""
+        """OPEN until the client is gone, or the response must end."""
         return OPEN if self._open else CLOSED
 
     @property

@@ -1,21 +1,21 @@
 """Event streams under uvicorn: finds the response's cycle behind ASGI's `send`, and writes chunks to its transport.
 
-| private or moving name                                                     | meaning                        | versions     |
-|----------------------------------------------------------------------------|--------------------------------|--------------|
-| `httptools_impl.RequestResponseCycle`, `h11_impl.RequestResponseCycle`     | owner of `send`                | 0.35 to 0.54 |
-| `cycle.transport`, `cycle.disconnected`, `cycle.keep_alive`                | asyncio's; state               | 0.35 to 0.54 |
-| `cycle.response_started`, `cycle.response_complete`                        | state of the response          | 0.35 to 0.54 |
-| `cycle.chunked_encoding` (httptools)                                       | True: the body is in chunks    | 0.35 to 0.54 |
-| `cycle.conn._writer` (h11 0.14 to 0.16): `ChunkedWriter`                   | the same                       | 0.35 to 0.54 |
-| `cycle.flow.write_paused`                                                  | whether `send()` waits         | 0.35 to 0.54 |
-| `cycle.on_response`: a method of the protocol                              | leads to the protocol          | 0.35 to 0.54 |
-| `protocol.shutdown()`                                                      | called when the server ends    | 0.35 to 0.54 |
-| Starlette: `wrap_app_handling_exceptions.<locals>.wrapped_app...sender`    | function around `send`         | 0.40 to 1.10 |
-| `ServerErrorMiddleware.__call__.<locals>._send`                            | the same                       | 0.40 to 1.10 |
-| `SessionMiddleware.__call__.<locals>.send_wrapper`                         | changes headers only           | 0.40 to 1.10 |
-| `CORSMiddleware.send`, in a `functools.partial`                            | changes headers only           | 0.40 to 1.10 |
-| `GZipResponder`, `IdentityResponder`: `.send_with_compression()`, `.send`  | may compress                   | 0.46 to 1.10 |
-| `responder.content_type_is_excluded`                                       | True: it does not              | 0.46 to 1.10 |
+| private or moving name                                      | meaning                             | versions     |
+|-------------------------------------------------------------|-------------------------------------|--------------|
+| `httptools_impl.RequestResponseCycle`, also of `h11_impl`   | owner of `send`                     | 0.35 to 0.54 |
+| `cycle.transport`, `cycle.disconnected`, `cycle.keep_alive` | asyncio's; state                    | 0.35 to 0.54 |
+| `cycle.response_started`, `cycle.response_complete`         | state of the response               | 0.35 to 0.54 |
+| `cycle.chunked_encoding` (httptools)                        | True: the body is in chunks         | 0.35 to 0.54 |
+| `cycle.conn._writer` (h11 0.14 to 0.16): `ChunkedWriter`    | the same                            | 0.35 to 0.54 |
+| `cycle.flow.write_paused`                                   | whether `send()` waits              | 0.35 to 0.54 |
+| `cycle.on_response`: a method of the protocol               | leads to the protocol               | 0.35 to 0.54 |
+| `protocol.shutdown()`                                       | called when the server ends         | 0.35 to 0.54 |
+| Starlette: `wrap_app_handling_exceptions`: `sender`         | function around `send`              | 0.40 to 1.10 |
+| `ServerErrorMiddleware`: `_send`                            | the same                            | 0.40 to 1.10 |
+| `SessionMiddleware`: `send_wrapper`                         | changes headers only                | 0.40 to 1.10 |
+| `CORSMiddleware.send`, in a `functools.partial`             | changes headers only                | 0.40 to 1.10 |
+| `GZipResponder`, `IdentityResponder`: `.send`               | what `.send_with_compression` calls | 0.46 to 1.10 |
+| `responder.content_type_is_excluded`                        | True: it does not compress          | 0.46 to 1.10 |
 
 Any other function around `send` may change the body, so nothing can be written past it.
 """
@@ -107,7 +107,7 @@ def _wrapped_by(send: Any) -> Any:
         known = cors is not None and getattr(method, "__func__", None) is cors.send
         return send.keywords.get("send") if known else None
     if isinstance(send, MethodType):
-        responder = send.__self__
+        responder: Any = send.__self__
         known = type(responder).__module__ == "starlette.middleware.gzip" and send.__name__ == "send_with_compression"
         return responder.send if known and getattr(responder, "content_type_is_excluded", None) is True else None
     return None
