@@ -28,7 +28,7 @@ LAYERS = [
     ["channel"],
     ["hub"],
     ["relay"],
-    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus"],
+    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse"],
     ["__init__"],
     ["doctor", "cli", "demo", "__main__"],
 ]

@@ -11,6 +11,7 @@ from weakref import ref
 
 from wsfast._core import core
 
+from .chunks import CHUNKED, chunk_of, event_of
 from .deflate import Encoder, Parameters, Window
 
 __all__ = [
@@ -63,6 +64,13 @@ class Encoding:
         encoding.ends = tuple(itertools.accumulate(map(len, frames)))
         return encoding
 
+    @classmethod
+    def of_chunk(cls, body: bytes) -> Encoding:
+        """Return a part of a body of HTTP as an encoding, to be sent as a frame is."""
+        encoding = cls(0, body)
+        encoding._frame = chunk_of(body)
+        return encoding
+
     @property
     def frame(self) -> bytes:
         """The frame that a server sends, unmasked. It is created on first access."""
@@ -80,10 +88,12 @@ class SelfContained:
         compress: Whether the payload may be compressed.
     """
 
-    __slots__ = ("_compress", "_compressed", "_data", "_windows", "plain")
+    __slots__ = ("_chunk", "_compress", "_compressed", "_data", "_event", "_windows", "fields", "plain")
 
     plain: Encoding
     """The message, not compressed."""
+    fields: bytes
+    """Lines that come before the data when the message is sent as an event."""
 
     def __init__(self, opcode: int, data: bytes, compress: bool) -> None:
         self.plain = Encoding(FIN | opcode, data)
@@ -91,9 +101,32 @@ class SelfContained:
         self._compress = compress and len(data) >= SMALLEST_COMPRESSED
         self._compressed: dict[Parameters, Encoding] = {}
         self._windows: dict[Parameters, ref[Window]] = {}  # of receivers of the compressed message, afterwards
+        self._event: bytes | None = None
+        self._chunk: Encoding | None = None
+        self.fields = b""
 
-    def choose(self, window: Window) -> tuple[Encoding, Window]:
+    @property
+    def event(self) -> bytes:
+        """The message as an event of an event stream. It is created on first access."""
+        if self._event is None:
+            self._event = event_of(self._data, self.fields)
+        return self._event
+
+    @event.setter
+    def event(self, event: bytes) -> None:
+        self._event = event
+
+    @property
+    def chunk(self) -> Encoding:
+        """The event in a chunk of HTTP/1.1. It is created on first access."""
+        if self._chunk is None:
+            self._chunk = Encoding.of_chunk(self.event)
+        return self._chunk
+
+    def choose(self, window: Any) -> tuple[Encoding, Any]:
         """See `Encodings` in the core."""
+        if window is CHUNKED:
+            return self.chunk, window
         if not self._compress:
             return self.plain, window
         parameters = window.parameters
@@ -269,10 +302,13 @@ class PreparedMessage:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PreparedMessage):
             return NotImplemented
-        return (self._opcode, self._compress, self._data) == (other._opcode, other._compress, other._data)
+        return self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self._opcode, self._compress, self._data))
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        return self._opcode, self._compress, self._data, self._self_contained.fields
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickle does not contain the encodings that have been made so far.

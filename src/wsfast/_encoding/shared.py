@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .chunks import CHUNKED
 from .deflate import Parameters, Window, compress_by
 from .message import RSV1, SMALLEST_COMPRESSED, Encoding, PreparedMessage, self_contained
 
@@ -47,12 +48,12 @@ class Shared:
         self._closed = False
         self.plain: Encoding = self._by_itself.plain
 
-    def choose(self, window: Window) -> tuple[Encoding, Window]:
+    def choose(self, window: Any) -> tuple[Encoding, Any]:
         """See `Encodings` in the core."""
         chosen = self._chosen.get(window)
         if chosen is not None:
             return chosen
-        if self._closed:
+        if self._closed or window is CHUNKED:
             return self._by_itself.choose(window)
         return self._chosen.setdefault(window, self._choose(window))
 
