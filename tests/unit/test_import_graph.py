@@ -28,7 +28,8 @@ LAYERS = [
     ["channel"],
     ["hub"],
     ["relay"],
-    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus"],
+    ["_django"],
+    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "django"],
     ["__init__"],
     ["doctor", "cli", "demo", "__main__"],
 ]
