@@ -1,4 +1,4 @@
-"""The parts of `wsfast.django`: connections of consumers, and hubs of event loops and of processes without consumers."""
+"""The parts of `wsfast.django`: consumers' connections, and the hubs of event loops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from websockets.protocol import OPEN
 
@@ -24,7 +24,10 @@ from .relay import Relay
 __all__ = ["Consumer", "LoopHub", "PublisherThread", "in_loop"]
 
 TIMEOUT = 10.0
-"""Seconds that an event loop in another thread may take to accept a message, and the broker to confirm one."""
+"""Seconds that an event loop in another thread may take to accept a message, and the broker to confirm subscriptions."""
+
+CONFIRM_TIMEOUT = 2.5
+"""Seconds that the broker may take to confirm a message of a process without consumers."""
 
 BATCH = 64
 """Messages after which `publish()` lets the event loop send them."""
@@ -36,26 +39,34 @@ MEMBERS = "members"
 """Topic of all connections, to which nothing is published. Without it, the queue of a connection that leaves its last
 group would be dropped."""
 
-T = TypeVar("T")
 
-
-async def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Await a coroutine function in an event loop, which may run in another thread.
 
     Raises:
         RuntimeError: If the event loop is closed.
-        TimeoutError: If it takes too long. It is cancelled then.
+        TimeoutError: If it takes too long. The function is cancelled, or not called at all.
     """
     if loop is asyncio.get_running_loop():
-        return await function()
-    coroutine = function()
+        await function()
+        return
+    expired = False
+
+    async def unless_expired() -> None:
+        if not expired:
+            await function()
+
+    coroutine = unless_expired()
     try:
         result = asyncio.run_coroutine_threadsafe(coroutine, loop)
     except RuntimeError:
         coroutine.close()
         raise
-    async with asyncio.timeout(TIMEOUT):
-        return await asyncio.wrap_future(result)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await asyncio.wrap_future(result)
+    finally:
+        expired = True
 
 
 def topic_of(group: str) -> str:
@@ -176,7 +187,7 @@ class LoopHub:
         """Publish a message to a group, and wait until the broker has confirmed all messages, but not forever."""
         await self.publish(group, data)
         assert self.relay is not None
-        deadline = self.loop.time() + TIMEOUT / 2
+        deadline = self.loop.time() + CONFIRM_TIMEOUT
         while self.relay.stats().queued and self.loop.time() < deadline:
             await asyncio.sleep(0.001)
 

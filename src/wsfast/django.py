@@ -198,10 +198,13 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
             await in_loop(consumer.loop, leave)
 
     async def close(self) -> None:
-        """Stop the relay of this event loop, and close the other channel layer if that is possible."""
+        """Stop relays of this event loop and of senders without consumers, and close the other layer if it can be."""
         here = self._hubs.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.close()
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            await asyncio.to_thread(publisher.close)
         if hasattr(self.inner, "close"):
             await self.inner.close()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 from typing import Any
 
@@ -21,6 +22,7 @@ import wsfast
 from wsfast.connections import foreign
 
 GROUP = "..a-room_of.many."
+LARGE = random.Random(1).randbytes(100_000)
 
 foreign.CLOSE_TIMEOUT = 0.5
 
@@ -93,7 +95,7 @@ class Room(BroadcastMixin, AsyncWebsocketConsumer):  # type: ignore[misc]
         elif kind == "stall":
             disconnected = layer().hubs[0].stats().disconnected
             while layer().hubs[0].stats().disconnected == disconnected:
-                await layer().group_send(GROUP, {"type": "wsfast.send", "bytes": bytes(100_000)})
+                await layer().group_send(GROUP, {"type": "wsfast.send", "bytes": LARGE})
                 await self.send("next")  # which waits until this client has room
             await self.send("stalled")
         elif kind == "close":
