@@ -24,7 +24,7 @@ from .relay import Relay
 __all__ = ["Consumer", "LoopHub", "PublisherThread", "in_loop"]
 
 TIMEOUT = 10.0
-"""Seconds that an event loop in another thread may take to accept a message, and the broker to confirm subscriptions."""
+"""Seconds that an event loop in another thread, or the broker for a subscription, may take to answer."""
 
 CONFIRM_TIMEOUT = 2.5
 """Seconds that the broker may take to confirm a message of a process without consumers."""
@@ -40,7 +40,9 @@ MEMBERS = "members"
 group would be dropped."""
 
 
-async def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def in_loop(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+) -> None:
     """Await a coroutine function in an event loop, which may run in another thread.
 
     Raises:
@@ -48,13 +50,13 @@ async def in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], Corout
         TimeoutError: If it takes too long. The function is cancelled, or not called at all.
     """
     if loop is asyncio.get_running_loop():
-        await function()
+        await function(*arguments)
         return
     expired = False
 
     async def unless_expired() -> None:
         if not expired:
-            await function()
+            await function(*arguments)
 
     coroutine = unless_expired()
     try:
@@ -77,7 +79,7 @@ def topic_of(group: str) -> str:
 class Consumer:
     """The connection of a consumer, with the groups of the consumer."""
 
-    hub: Hub
+    hub: LoopHub
     """The hub of the event loop, once the consumer has received something."""
 
     def __init__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -92,37 +94,40 @@ class Consumer:
         self.send = send
         self._accepted = False
 
-    def join(self, group: str) -> None:
+    async def join(self, group: str) -> None:
         """Get the messages of a group from now on."""
-        if group in self.groups:
-            return
-        self.groups[group] = None if self._accepted else self.hub.stream(topic_of(group), max_messages=EARLY)
-        if self._accepted:
-            self._subscribe(group)
+        if group not in self.groups:
+            hub = self.hub.hub
+            self.groups[group] = None if self._accepted else hub.stream(topic_of(group), max_messages=EARLY)
+            if self._accepted:
+                self._subscribe(group)
+        await self.hub.confirmed()
 
-    def leave(self, group: str) -> None:
-        """Get no more messages of a group."""
-        stream = self.groups.pop(group, None)
-        if stream is not None:
-            stream.close()
-        elif self._accepted:
-            self.hub.unsubscribe(self._connection, topic_of(group))
+    async def leave(self, *groups: str) -> None:
+        """Get no more messages of some groups."""
+        for group in groups:
+            stream = self.groups.pop(group, None)
+            if stream is not None:
+                stream.close()
+            elif self._accepted:
+                self.hub.hub.unsubscribe(self._connection, topic_of(group))
 
     def _subscribe(self, *groups: str) -> None:
         connection = self._connection
         if connection.state is OPEN and not connection.transport.is_closing():
-            self.hub.subscribe(connection, MEMBERS, *map(topic_of, groups))
+            self.hub.hub.subscribe(connection, MEMBERS, *map(topic_of, groups))
 
     async def accept(self) -> None:
-        """Send the messages that were published before the connection was accepted. Does not suspend."""
+        """Send the messages that were published before the connection was accepted."""
         self._accepted = True
         self._subscribe(*self.groups)
         for group, stream in list(self.groups.items()):
             if stream is not None:
                 self.groups[group] = None
                 stream.close()
-                async for message in stream:
+                async for message in stream:  # does not suspend, so nothing is published meanwhile
                     broadcast([self._connection], message)
+        await self.hub.confirmed()
 
     def end(self) -> None:
         """Free everything: the consumer has ended. Its server closes the connection, which ends the subscriptions."""
@@ -163,7 +168,7 @@ class LoopHub:
         """Publish a message to a group, from any event loop. Ignored if that of the hub is closed."""
         if self.loop is not asyncio.get_running_loop():
             try:
-                await in_loop(self.loop, lambda: self.publish(group, data))
+                await in_loop(self.loop, self.publish, group, data)
             except RuntimeError:
                 if not self.loop.is_closed():
                     raise
@@ -231,7 +236,7 @@ class PublisherThread:
     async def publish(self, group: str, data: str | bytes) -> None:
         """Publish a message, and wait until the broker has confirmed it."""
         hub = await asyncio.wrap_future(self._ready)
-        await in_loop(hub.loop, lambda: hub.publish_and_confirm(group, data))
+        await in_loop(hub.loop, hub.publish_and_confirm, group, data)
 
     def close(self) -> None:
         """Stop the relay, and end the thread."""

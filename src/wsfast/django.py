@@ -109,18 +109,12 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         with self._lock:
             if loop not in self._hubs:
                 self._hubs[loop] = LoopHub(self._slow, self._relay)
-            consumer.hub = self._hubs[loop].hub
+            consumer.hub = self._hubs[loop]
             self._consumers[channel] = consumer
 
     def leave(self, channel: str) -> None:
         """Remove a consumer."""
         self._consumers.pop(channel, None)
-
-    async def confirmed(self) -> None:
-        """Wait until messages of other processes arrive for the groups of consumers in this event loop."""
-        here = self._hubs.get(asyncio.get_running_loop())
-        if here is not None:
-            await here.confirmed()
 
     # ---- Groups
 
@@ -129,23 +123,14 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         await self.inner.group_add(group, channel)
         consumer = self._consumers.get(channel)
         if consumer is not None:
-
-            async def join() -> None:
-                consumer.join(group)
-                await self.confirmed()
-
-            await in_loop(consumer.loop, join)
+            await in_loop(consumer.loop, consumer.join, group)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Remove a channel from a group. Must be called in the process of the channel's consumer."""
         await self.inner.group_discard(group, channel)
         consumer = self._consumers.get(channel)
         if consumer is not None:
-
-            async def leave() -> None:
-                consumer.leave(group)
-
-            await in_loop(consumer.loop, leave)
+            await in_loop(consumer.loop, consumer.leave, group)
 
     async def group_send(self, group: str, message: Any) -> None:
         """Send an event to a group.
@@ -190,12 +175,7 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]
         """Remove all events and all groups."""
         await self.inner.flush()
         for consumer in list(self._consumers.values()):
-
-            async def leave(consumer: Consumer = consumer) -> None:
-                for group in list(consumer.groups):
-                    consumer.leave(group)
-
-            await in_loop(consumer.loop, leave)
+            await in_loop(consumer.loop, consumer.leave, *consumer.groups)
 
     async def close(self) -> None:
         """Stop relays of this event loop and of senders without consumers, and close the other layer if it can be."""
@@ -238,21 +218,20 @@ class BroadcastMixin:
         connection = Consumer(scope, receive, send)
         entered = False
 
-        async def first_receive() -> Any:
+        async def enter_and_receive() -> Any:
             nonlocal entered
             if not entered and isinstance(self.channel_layer, ChannelLayer):
                 entered = True
                 self.channel_layer.enter(self.channel_name, connection)
             return await connection.receive()
 
-        async def confirmed_send(message: Any) -> None:
+        async def send_and_accept(message: Any) -> None:
             await connection.send(message)
             if entered and message["type"] == "websocket.accept":
                 await connection.accept()
-                await self.channel_layer.confirmed()
 
         try:
-            await super().__call__(scope, first_receive, confirmed_send)  # type: ignore[misc]
+            await super().__call__(scope, enter_and_receive, send_and_accept)  # type: ignore[misc]
         finally:
             if entered:
                 self.channel_layer.leave(self.channel_name)

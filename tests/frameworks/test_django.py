@@ -60,6 +60,14 @@ async def check_all(clients: list[Any], count: int, player: Any = None) -> None:
         assert messages == expected(count, own=client is player)
 
 
+async def until_alone(client: Any) -> None:
+    """Wait until no other client is a member."""
+    count = ""
+    while count != "1":
+        await client.send("count")
+        count = await client.recv()
+
+
 async def get(url: str) -> None:
     """Request a page."""
     async with asyncio.timeout(TIMEOUT):
@@ -87,10 +95,7 @@ def test_servers(name: str) -> None:
                 assert closed.value.rcvd is not None
                 assert closed.value.rcvd.code == 4321
                 clients.pop().transport.abort()
-                count: Any = ""
-                while count != "1":
-                    await clients[0].send("count")
-                    count = await clients[0].recv()
+                await until_alone(clients[0])
 
     asyncio.run(main())
 
@@ -110,10 +115,7 @@ def test_stalled(name: str) -> None:
                 while (message := await healthy.recv()) != "stalled":
                     numbers[message] += 1
                 assert numbers["next"] == numbers[LARGE] > 0
-                count: Any = ""
-                while count != "1":
-                    await healthy.send("count")
-                    count = await healthy.recv()
+                await until_alone(healthy)
 
     asyncio.run(main())
 
