@@ -28,7 +28,8 @@ LAYERS = [
     ["channel"],
     ["hub"],
     ["relay"],
-    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse"],
+    ["_django"],
+    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django"],
     ["__init__"],
     ["doctor", "cli", "demo", "__main__"],
 ]
