@@ -112,7 +112,9 @@ async def out_of_descriptors(*, direct: bool) -> None:
                     stats = publisher.stats()
                     assert (stats.sent, stats.queued) == (stats.published, 0) == (60 * len(pairs), 0)
                 wsfast.broadcast([connection for connection, _ in pairs.values()], message)
-                assert await asyncio.gather(*(received(client, 1) for _, client in pairs.values())) == [[message]] * len(pairs)
+                assert await asyncio.gather(*(received(client, 1) for _, client in pairs.values())) == [
+                    [message]
+                ] * len(pairs)
             for connection, _ in pairs.values():
                 channel.subscribe(connection).unsubscribe()
                 hub.unsubscribe(connection)
