@@ -617,6 +617,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             ("floor", 3.0, {}),
         )
     ],
+    "integrations": [
+        {"integration": "Sanic", "way": way, "told": way, "cpu": cpu}
+        for way, cpu in (("own", 20.0), ("wsfast", 5.0), ("floor", 4.0))
+    ],
     "cores": [
         {"way": way, "threads": threads, "default": False, "call": call, "p50": call, "p99": 2 * call}
         | {"efficiency": 3 / call, "faster": 9 / call}
@@ -661,6 +665,7 @@ COLUMNS = {
     "conflate": ("age s", ["0.25", "-"]),
     "topics": ("CPU us/message", ["1.250", "5.000"]),
     "frameworks": ("us/client", ["9.00", "4.50", "3.00"]),
+    "integrations": ("x own", ["1.0", "4.0", "5.0"]),
     "cores": ("efficiency", ["1.00", "0.86", "3.00", "0.33"]),
     "crowded": ("p99 ratio", ["1.00", "1.25", "0.75"]),
     "heartbeat": ("p99 ms", ["30.00", "0.75"]),

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from .machine import UnfitError
 
@@ -27,16 +28,19 @@ class Clients:
         processor: Processor to which they are bound; None for any.
     """
 
+    module = "wsfast_bench.peer"
+    """What runs in that process."""
+
     def __init__(self, processor: int | None) -> None:
         self.processor = processor
 
-    def __enter__(self) -> Clients:
+    def __enter__(self) -> Self:
         with tempfile.TemporaryFile() as file:
             file.truncate(mmap.PAGESIZE)
             self._shared = mmap.mmap(file.fileno(), mmap.PAGESIZE)
             arguments = [str(file.fileno()), "" if self.processor is None else str(self.processor)]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "wsfast_bench.peer", *arguments],
+                [sys.executable, "-m", self.module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=(file.fileno(),),
@@ -81,7 +85,7 @@ class Clients:
         Raises:
             UnfitError: If they could not.
         """
-        await self._ask(f"connect {port} {count}" + (" deflate" if deflate else "") + (" tls" if tls else ""))
+        await self.ask(f"connect {port} {count}" + (" deflate" if deflate else "") + (" tls" if tls else ""))
 
     async def drain(self, *, awake: bool, records: bool = False) -> None:
         """Begin to read. Then there is nothing but the end that could be asked of the clients.
@@ -91,7 +95,7 @@ class Clients:
                 is some. Then no method has to wake them up.
             records: Whether to count TLS records rather than messages; then nothing is decrypted, and no ping answered.
         """
-        await self._ask("drain" + (" awake" if awake else "") + (" records" if records else ""))
+        await self.ask("drain" + (" awake" if awake else "") + (" records" if records else ""))
 
     def stop(self) -> None:
         """Suspend the process; what it is sent piles up in its sockets."""
@@ -112,7 +116,12 @@ class Clients:
         name, _, count = status.rpartition("\nvoluntary_ctxt_switches:")
         return int(count.split()[0]) if name else None
 
-    async def _ask(self, request: str) -> None:
+    async def ask(self, request: str) -> None:
+        """Have the process do something; then it is done.
+
+        Raises:
+            UnfitError: If it could not.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

@@ -156,8 +156,11 @@ def reserve_descriptors(needed: int, what: str) -> None:
 
 
 def installed(module: str) -> bool:
-    """Tell whether a module could be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
+    """Tell whether a module could be imported, without importing it; packages that it is in are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def versions() -> dict[str, str]:

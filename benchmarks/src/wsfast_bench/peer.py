@@ -14,7 +14,7 @@ from base64 import b64encode
 from .certificate import client_context
 from .native import drain
 
-__all__ = ["connect", "main", "read_line"]
+__all__ = ["connect", "main", "read_line", "upgrade"]
 
 BATCH = 64
 """Connections that are opened at once; less than the backlog of a server of asyncio, 100."""
@@ -48,11 +48,7 @@ def connect(
         missing = min(BATCH, count - len(sockets))
         batch = [_open(port, receive_buffer, context) for _ in range(missing)]
         for sock in batch:
-            sock.sendall(
-                f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
-                f"{OFFER if deflate else ''}\r\n".encode()
-            )
+            sock.sendall(upgrade(port, OFFER if deflate else ""))
         for sock in batch:
             response = b""
             while b"\r\n\r\n" not in response:
@@ -69,6 +65,14 @@ def connect(
             sock.setblocking(False)
         sockets += batch
     return sockets
+
+
+def upgrade(port: int, extensions: str = "", path: str = "/") -> bytes:
+    """Return the opening handshake of a client (RFC 6455, section 4.1)."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n{extensions}\r\n"
+    ).encode()
 
 
 def _open(port: int, receive_buffer: int | None, context: ssl.SSLContext | None) -> socket.socket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence, Sized
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -41,7 +41,7 @@ async def admit(clients: Clients, case: Case, port: int, accepted: list[Any]) ->
     await keep(accepted, case.clients)
 
 
-async def keep(accepted: list[Any], count: int) -> None:
+async def keep(accepted: Sized, count: int) -> None:
     """Wait until a server has accepted so many clients: it may not have noticed yet that it has answered.
 
     Raises:

@@ -16,6 +16,7 @@ _MODULES = (
     "crowded",
     "heartbeat",
     "frameworks",
+    "integrations",
     "relay",
     "memory_subscriptions",
     "wire",

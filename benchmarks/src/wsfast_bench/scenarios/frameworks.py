@@ -18,13 +18,14 @@ from typing import Any, TypeAlias
 from websockets.frames import Opcode
 
 import wsfast
-from wsfast_bench._library import UVICORN_PROTOCOL, descriptor_of, extension_present
+from wsfast_bench._library import descriptor_of, extension_present
 from wsfast_bench.cases import Case
 from wsfast_bench.clients import Clients
+from wsfast_bench.integrations import serve_asgi
 from wsfast_bench.machine import UnfitError, installed
 from wsfast_bench.native import send_many
 from wsfast_bench.peer import connect
-from wsfast_bench.servers import KEEPALIVE, PATIENCE, admit, keep
+from wsfast_bench.servers import KEEPALIVE, admit, keep
 from wsfast_bench.ticks import deflated, frame, ticks
 
 from .scenario import Chart, Play, Row, Scenario, Settings
@@ -56,7 +57,6 @@ Call: TypeAlias = Callable[[Any, Any], Awaitable[object]]
 @asynccontextmanager
 async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncIterator[int]:
     import fastapi
-    import uvicorn
 
     app = fastapi.FastAPI()
 
@@ -69,29 +69,9 @@ async def _fastapi(case: Case, accepted: list[Any], *, ours: bool) -> AsyncItera
 
     endpoint.__annotations__["websocket"] = fastapi.WebSocket  # which FastAPI would look for in this module
     app.websocket("/")(endpoint)
-    config = uvicorn.Config(
-        app,
-        host="127.0.0.1",
-        port=0,
-        ws=UVICORN_PROTOCOL if ours else "websockets-sansio",
-        ws_per_message_deflate=case.compression == "deflate",
-        ws_ping_interval=KEEPALIVE if case.keepalive else None,
-        log_level="critical",
-        lifespan="off",
-        backlog=2048,
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    task = asyncio.create_task(server.serve())
-    try:
-        while not server.started:
-            if task.done():
-                raise UnfitError("uvicorn does not start")
-            await asyncio.sleep(0.001)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        await asyncio.wait([task], timeout=PATIENCE)
+    settings = {"ws_per_message_deflate": case.compression == "deflate"}
+    async with serve_asgi(case, app, ours=ours, **settings) as port:
+        yield port
 
 
 async def _send_text(connections: list[Any], message: str) -> None:
