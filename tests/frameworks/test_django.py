@@ -19,8 +19,8 @@ from django.core.exceptions import ImproperlyConfigured
 from websockets.exceptions import ConnectionClosed
 
 from frameworks.django_app import LARGE, event_of, expected
-from frameworks.test_asgi import TESTS, serve
 from helpers import brokers, processes
+from helpers.asgi import TESTS, serve
 from helpers.libraries import dial
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port

@@ -316,7 +316,7 @@ def test_event_loops_in_several_threads_share_windows(monkeypatch: pytest.Monkey
             encoder = encoders[number % 100]
             encoder.move_to(encodings_of(PreparedMessage(tick(number)), 1).choose(encoder.state)[1])
 
-    sent = []
+    sent: list[tuple[Receiver, Any, bytes]] = []
     thread = threading.Thread(target=others)
     thread.start()
     try:

@@ -1,0 +1,116 @@
+"""Servers of ASGI applications, started by their command lines, and what must hold under each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from frameworks.asgi_app import expected
+from helpers import processes
+from helpers.libraries import dial
+from helpers.peers import TIMEOUT
+from helpers.ports import free_port
+
+__all__ = ["COMMANDS", "TESTS", "check_room", "check_stalled", "connect", "serve", "until_end"]
+
+TESTS = Path(__file__).parents[1]
+
+COMMANDS: dict[str, list[str]] = {
+    "uvicorn": ["uvicorn", "--port", "{port}", "--no-access-log"],
+    "uvicorn-wsproto": ["uvicorn", "--port", "{port}", "--no-access-log", "--ws", "wsproto"],
+    "uvicorn-h11": ["uvicorn", "--port", "{port}", "--no-access-log", "--http", "h11"],
+    "hypercorn": ["hypercorn", "--bind", "127.0.0.1:{port}"],
+    "granian": ["granian", "--interface", "asgi", "--port", "{port}"],
+    "daphne": ["daphne", "--port", "{port}", "--verbosity", "0"],
+}
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    command: list[str], app: str = "app", *, directory: Path | None = None, **environment: str
+) -> AsyncIterator[int]:
+    """Run a server's own command line; give the port that it listens at."""
+    port = free_port()
+    arguments = [part.format(port=port) for part in command]
+    async with processes.running(
+        sys.executable,
+        "-m",
+        *arguments,
+        *([f"frameworks.asgi_app:{app}"] if app else []),
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"} | environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    ) as process:
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                assert process.returncode is None, "the server has ended"
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    break
+        yield port
+
+
+async def connect(port: int, *, compress: bool = True, small: bool = False, path: str = "/ws") -> Any:
+    return await dial(("127.0.0.1", port), compress=compress, small=small, path=path)
+
+
+async def until_end(client: Any, kind: str) -> list[str]:
+    """Receive until the end of what was asked for."""
+    messages: list[str] = []
+    while not messages or messages[-1] != f"end of {kind}":
+        messages.append(await client.recv())
+    return messages
+
+
+async def check_room(port: int, *, clients: int = 4, messages: int = 120) -> str:
+    """Have everything published and broadcast; return what the first connection is sent to by."""
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(TIMEOUT):
+        connected: list[Any] = []
+        for index in range(clients):
+            client = await connect(port)
+            stack.push_async_callback(client.close)
+            assert await client.recv() == f"welcome {index}"
+            connected.append(client)
+        for kind in ("play", "shout"):
+            await connected[0].send(f"{kind} {messages}")
+            received = await asyncio.gather(*(until_end(client, kind) for client in connected))
+            for index, one in enumerate(received):
+                assert one == expected(kind, messages, index, clients)
+        await connected[-1].close()
+        while True:
+            await connected[0].send("count")
+            count, kind = (await connected[0].recv()).split()
+            if int(count) == clients - 1:
+                return str(kind)
+
+
+async def check_stalled(port: int) -> None:
+    """One who does not read is given up, while another one gets everything; then its handler ends."""
+    async with asyncio.timeout(TIMEOUT):
+        healthy = await connect(port)
+        assert await healthy.recv() == "welcome 0"
+        stalled = await connect(port, small=True)
+        assert await stalled.recv() == "welcome 1"
+        stalled.transport.pause_reading()
+        try:
+            await healthy.send("stall")
+            while (message := await healthy.recv()) == "next" or isinstance(message, bytes):
+                pass
+            assert message == "stalled: ['SLOW_CONSUMER']"
+            count = "2"
+            while count == "2":
+                await healthy.send("count")
+                count = (await healthy.recv()).split()[0]
+        finally:
+            stalled.transport.abort()
+            await healthy.close()
