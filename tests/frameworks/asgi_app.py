@@ -1,8 +1,8 @@
 """Applications for the servers that test_asgi.py starts: a room, which each of the frameworks has as an endpoint.
 
 A client tells the application what to do: `play N` publishes to all, with messages for one alone in between; `shout N`
-broadcasts; `stall` publishes large messages until the policy gives up who does not read; `count` answers with how many
-are there, and with the type that the first is sent to by.
+broadcasts; `stall` publishes large messages until the policy gives up who does not read; `dismiss` closes the
+connections of all others; `count` answers with how many are there, and with the type that the first is sent to by.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class Room:
                 assert sum(delivery) == delivery.sent + delivery.buffered == len(websockets), delivery
                 await asyncio.sleep(0)
             wsfast.broadcast(websockets, "end of shout")
+        elif kind == "dismiss":
+            for websocket, own in members:
+                if own is not send:
+                    await websocket.close()
         elif kind == "stall":
             others = [self.channel.subscribe(websocket) for websocket, own in members if own is not send]
             while any(other.active for other in others):

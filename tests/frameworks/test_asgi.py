@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wsfast
 import wsfast.uvicorn
-from helpers.asgi import COMMANDS, check_room, check_stalled, connect, serve
+from helpers.asgi import COMMANDS, check_foreign, check_room, check_stalled, connect, serve
 from helpers.pages import blocks_of
 from helpers.peers import TIMEOUT, until
 from wsfast.connections import asgi_queue
@@ -34,6 +34,7 @@ def test_every_server(name: str) -> None:
     async def main() -> None:
         async with serve(COMMANDS[name], WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
             assert await check_room(port) == "_Starlette"
+            await check_foreign(port)
             if name != "daphne":  # whose send() never waits: it buffers without a limit, until its keepalive fails
                 await check_stalled(port)
 
@@ -47,6 +48,7 @@ def test_every_framework(app: str, kind: str) -> None:
     async def main() -> None:
         async with serve(COMMANDS["uvicorn"], app, WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
             assert await check_room(port) == kind
+            await check_foreign(port)
             await check_stalled(port)
 
     asyncio.run(main())
@@ -92,6 +94,7 @@ def test_install(name: str) -> None:
         command, kind = INSTALLED[name]
         async with serve(command, WSFAST_TEST_INSTALL="1", WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
             assert await check_room(port) == kind
+            await check_foreign(port)
             await check_stalled(port)
 
     asyncio.run(main())

@@ -12,11 +12,12 @@ from typing import Any
 
 from frameworks.asgi_app import expected
 from helpers import processes
+from helpers.interop.clients import CLIENTS, Inbox, Node, Offer, fingerprint, install_ws
 from helpers.libraries import dial
 from helpers.peers import TIMEOUT
 from helpers.ports import free_port
 
-__all__ = ["COMMANDS", "TESTS", "check_room", "check_stalled", "connect", "serve", "until_end"]
+__all__ = ["COMMANDS", "TESTS", "check_foreign", "check_room", "check_stalled", "connect", "serve", "until_end"]
 
 TESTS = Path(__file__).parents[1]
 
@@ -114,3 +115,43 @@ async def check_stalled(port: int) -> None:
         finally:
             stalled.transport.abort()
             await healthy.close()
+
+
+async def check_foreign(port: int) -> None:
+    """Clients of Node's ws and of aiohttp get everything as well, until the application closes their connections."""
+    modules = await asyncio.to_thread(install_ws, TESTS.parent / "build" / "node")
+    offer, messages = Offer(), 120
+    async with contextlib.AsyncExitStack() as stack, asyncio.timeout(TIMEOUT):
+        leader = await connect(port)
+        stack.push_async_callback(leader.close)
+        assert await leader.recv() == "welcome 0"
+        node = Node(modules)
+        stack.push_async_callback(node.exits.aclose)
+        await node.start()
+        inboxes = [Inbox() for _ in range(3)]
+        url = f"ws://127.0.0.1:{port}/ws"
+
+        async def joined(count: int) -> None:
+            while True:
+                await leader.send("count")
+                if (await leader.recv()).split()[0] == str(count):
+                    break
+
+        # Their inboxes are told apart by the URL.
+        node.receive(f"{url}?1", offer, inboxes[0])
+        await joined(2)
+        node.receive(f"{url}?2", offer, inboxes[1])
+        await joined(3)
+        node.close()
+        by_aiohttp = asyncio.create_task(CLIENTS["aiohttp"](url, offer, inboxes[2]))
+        await joined(4)
+        kinds = ("play", "shout")
+        for kind in kinds:
+            await leader.send(f"{kind} {messages}")
+            assert await until_end(leader, kind) == expected(kind, messages, 0, 4)
+        await leader.send("dismiss")
+        await asyncio.gather(node.run(), by_aiohttp)
+    for index, inbox in enumerate(inboxes, start=1):
+        sent = [f"welcome {index}", *(text for kind in kinds for text in expected(kind, messages, index, 4))]
+        assert inbox.received == ([*map(fingerprint, sent)] if index < 3 else sent)
+        assert inbox.code == 1000

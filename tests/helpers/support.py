@@ -1,20 +1,22 @@
-"""The table of docs/how-to/support.md: what tests/libraries/test_support.py has found, release by release.
+"""The tables of docs/how-to/support.md: what tests/libraries/test_support.py has found, release by release.
 
-`python tests/helpers/support.py FILE` writes it, from what `pytest tests/libraries/test_support.py --support FILE` has
-appended.
+`python tests/helpers/support.py FILE` writes them, from what `pytest tests/libraries/test_support.py --support FILE`
+has appended, and `python tests/helpers/support.py FILE INTEGRATION PACKAGE` after all tests of an integration passed.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import platform
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["COLUMNS", "PAGE", "Finding", "look_up", "render"]
+__all__ = ["COLUMNS", "PAGE", "Finding", "Passed", "look_up", "note", "render", "write"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "support.md"
 BEGIN = "<!-- begin: written by tests/helpers/support.py -->"
@@ -26,6 +28,10 @@ COLUMNS = [(False, False), (False, True), (True, False), (True, True)]
 HEAD = """\
 | library | versions | loop | TCP | TCP, deflate | TLS | TLS, deflate |
 |---|---|---|---|---|---|---|
+"""
+INTEGRATIONS_HEAD = """\
+| integration | package | releases tested |
+|---|---|---|
 """
 NONE = "-"
 
@@ -47,6 +53,17 @@ class Finding:
     """"fast", "ordinary" or "unsupported"."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """All tests of an integration have passed with one release of a package."""
+
+    integration: str
+    """What it is called on the page."""
+    package: str
+    version: str
+    python: str
+
+
 def look_up(library: str, version: str, loop: str, *, tls: bool, compressed: bool) -> str | None:
     """Return what the page tells about a release, one in between being taken as the one before; None if nothing."""
     answer = None
@@ -59,8 +76,8 @@ def look_up(library: str, version: str, loop: str, *, tls: bool, compressed: boo
     return None if answer == NONE else answer
 
 
-def render(findings: Iterable[Finding]) -> str:
-    """Return the table, and below it what it was made with."""
+def render(findings: Iterable[Finding], passed: Iterable[Passed] = ()) -> str:
+    """Return the tables, and below the first one what it was made with."""
     # What was found last counts.
     found = {(one.library, one.version, one.loop, one.tls, one.compressed): one for one in findings}
     lines = []
@@ -79,7 +96,20 @@ def render(findings: Iterable[Finding]) -> str:
         tried_of.setdefault(", ".join(_versions(found, library)), []).append(library)
     tried = [f"- {', '.join(same)}: {versions}\n" for versions, same in tried_of.items()]
     pythons = ", ".join(sorted({one.python for one in found.values()}, key=_number))
-    return f"{HEAD}{''.join(lines)}\nReleases tested with Python {pythons}:\n\n{''.join(tried)}"
+    return f"{HEAD}{''.join(lines)}\nReleases tested with Python {pythons}:\n\n{''.join(tried)}{_integrations(passed)}"
+
+
+def _integrations(passed: Iterable[Passed]) -> str:
+    versions: dict[tuple[str, str], set[str]] = {}
+    for one in passed:
+        versions.setdefault((one.integration, one.package), set()).add(one.version)
+    if not versions:
+        return ""
+    lines = [
+        f"| {integration} | {package} | {', '.join(sorted(releases, key=_number))} |\n"
+        for (integration, package), releases in versions.items()
+    ]
+    return f"\nAll tests of these integrations passed with these releases:\n\n{INTEGRATIONS_HEAD}{''.join(lines)}"
 
 
 def _rows(found: dict[Key, Finding], library: str, loop: str) -> list[tuple[str, ...]]:
@@ -108,13 +138,23 @@ def _block() -> str:
     return PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
 
 
-def main(path: str) -> None:
-    """Write the table that these findings make."""
-    findings = [Finding(**json.loads(line)) for line in Path(path).read_text().splitlines()]
+def note(path: str, integration: str, package: str) -> None:
+    """Append that all tests of an integration have passed with the release of a package that is installed."""
+    one = Passed(integration, package, importlib.metadata.version(package), platform.python_version())
+    with Path(path).open("a") as lines:
+        lines.write(json.dumps(asdict(one)) + "\n")
+
+
+def write(path: str) -> None:
+    """Write the tables that these findings make."""
+    found = [json.loads(line) for line in Path(path).read_text().splitlines()]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{render(findings)}{END}{after}")
+    tables = render(
+        [Finding(**one) for one in found if "library" in one], [Passed(**one) for one in found if "integration" in one]
+    )
+    PAGE.write_text(f"{before}{BEGIN}\n{tables}{END}{after}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    (note if len(sys.argv) > 2 else write)(*sys.argv[1:])

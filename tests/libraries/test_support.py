@@ -217,6 +217,9 @@ SUBJECTS = {
     ),
     "sink": Subject("`wsfast.attach(sink)`", "wsfast", opener("sink"), compresses=False),
 }
+for _name in "sanic", "hypercorn", "tornado":
+    if _name in LIBRARIES:
+        SUBJECTS[_name] = Subject(_name.title(), _name, opener(_name), compresses=LIBRARIES[_name].compresses)
 
 
 def version_of(package: str) -> str:
