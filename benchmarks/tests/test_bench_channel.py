@@ -581,7 +581,7 @@ def test_quick_scenarios() -> None:
     assert [part.task["messages"] for part in plans["wire"]] == [1000, 1000, 1000]
     kept = {name: plan[0].task["case"]["keepalive"] for name, plan in plans.items()}
     # Those whose clients never read, or read too slowly, to answer, or cannot decrypt.
-    assert [name for name, keepalive in kept.items() if not keepalive] == ["stalled", "conflate", "tls"]
+    assert [name for name, on in kept.items() if not on] == ["stalled", "conflate", "integrations", "tls"]
     options.no_keepalive = True
     assert not any(
         part.task["case"]["keepalive"] for one in SCENARIOS.values() for part in one.plan(Settings(options, "", None))

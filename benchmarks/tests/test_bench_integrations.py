@@ -36,12 +36,16 @@ def test_message() -> None:
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_library(name: str) -> None:
-    """Each client gets each message once, by both ways and from the floor; anything else is an error."""
-    rows = asyncio.run(integrations.compare(CASE, name, None))
-    assert [row["way"] for row in rows] == ["own", "wsfast", "floor"]
-    assert {row["integration"] for row in rows} == {name}
-    assert min(row["cpu"] for row in rows) > 0
+def test_library(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each client gets each message once, by both ways and from the floor; anything else would be an error."""
+    monkeypatch.setattr(integrations, "INTEGRATIONS", {name: INTEGRATIONS[name]})
+    path = tmp_path / "integrations.json"
+    argv = ["bench", "--scenario", "integrations", "--clients", "3", "--rounds", "1", "--json", str(path)]
+    assert main(argv) == 0
+    (content,) = json.loads(path.read_text())["scenarios"]
+    assert [row["way"] for row in content["rows"]] == ["own", "wsfast", "floor"]
+    assert {row["integration"] for row in content["rows"]} == {name}
+    assert min(row["cpu"] for row in content["rows"]) > 0
 
 
 def _library(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
@@ -70,19 +74,14 @@ def test_library_that_sends_too_few_or_too_many(monkeypatch: pytest.MonkeyPatch,
         asyncio.run(integrations.compare(CASE, "odd", None))
 
 
-def test_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """There are rows for each library that is installed, and a notice for each other one."""
-    absent = Integration(servers._sanic, "own", "wsfast", ("no_such_module",))
-    monkeypatch.setattr(integrations, "INTEGRATIONS", {name: INTEGRATIONS[name] for name in HERE[:1]} | {"No": absent})
-    path = tmp_path / "integrations.json"
-    argv = ["bench", "--scenario", "integrations", "--clients", "3", "--rounds", "1", "--json", str(path)]
-    assert main(argv) == 0
-    assert "Skipping No: no_such_module is not installed\n" in capsys.readouterr().out
-    (content,) = json.loads(path.read_text())["scenarios"]
-    assert [row["way"] for row in content["rows"]] == ["own", "wsfast", "floor"]
+def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is a notice for each library that is not installed, and an error if none is."""
+    absent = Integration(servers._sanic, "own", "wsfast", ("no_such_module.sse",))
     monkeypatch.setattr(integrations, "INTEGRATIONS", {"No": absent})
-    assert main(argv) == 1
-    assert "needs at least one of the libraries" in capsys.readouterr().err
+    assert main(["bench", "--scenario", "integrations"]) == 1
+    captured = capsys.readouterr()
+    assert "Skipping No: no_such_module.sse is not installed\n" in captured.out
+    assert "needs at least one of the libraries" in captured.err
 
 
 def test_floor_finds_its_sockets() -> None:

@@ -24,10 +24,13 @@ from ._django import Consumer, LoopHub, PublisherThread, in_loop
 from .hub import Hub
 from .policies import Policy
 
-with needs("channels>=4.1", "channels", "django", "asgiref"):
+with needs("channels>=4.2", "channels", "django", "asgiref"):
     from channels.layers import BaseChannelLayer
     from django.core.exceptions import ImproperlyConfigured
     from django.utils.module_loading import import_string
+
+    if not hasattr(BaseChannelLayer, "require_valid_group_name"):
+        raise ModuleNotFoundError(name="channels")
 
 __all__ = ["EVENT", "BroadcastMixin", "ChannelLayer"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import sys
 import threading
@@ -13,14 +14,14 @@ from typing import Any
 
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer
-from channels.layers import InMemoryChannelLayer, channel_layers
+from channels.layers import BaseChannelLayer, InMemoryChannelLayer, channel_layers
 from channels.testing import WebsocketCommunicator
 from django.core.exceptions import ImproperlyConfigured
 from websockets.exceptions import ConnectionClosed
 
 from frameworks.django_app import LARGE, event_of, expected
 from helpers import brokers, processes
-from helpers.asgi import TESTS, serve
+from helpers.asgi import python_path, serve
 from helpers.libraries import dial
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
@@ -138,7 +139,7 @@ def test_relay(kind: str, tmp_path: Path) -> None:
             await clients[0].send("play 50")
             await check_all(clients, 50, clients[0])
             command = sys.executable, "-W", "error", "-m", "frameworks.django_app", "20"
-            path = os.environ | settings | {"PYTHONPATH": str(TESTS)}
+            path = os.environ | settings | {"PYTHONPATH": python_path()}
             await asyncio.gather(
                 asyncio.to_thread(lambda: processes.run(*command, check=True, env=path)), check_all(clients, 20)
             )
@@ -495,6 +496,14 @@ def test_wrong_settings(config: dict[str, Any]) -> None:
     """Settings are checked at once."""
     with pytest.raises(ImproperlyConfigured, match=next(iter(config))):
         ChannelLayer(**config)
+
+
+def test_too_old_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import says which release is needed."""
+    monkeypatch.delattr(BaseChannelLayer, "require_valid_group_name")
+    monkeypatch.delitem(sys.modules, "wsfast.django")
+    with pytest.raises(ModuleNotFoundError, match=r'too old; install it with: pip install "channels>=4.2"'):
+        importlib.import_module("wsfast.django")
 
 
 # ---- Relays in this process

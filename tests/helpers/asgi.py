@@ -17,7 +17,17 @@ from helpers.libraries import dial
 from helpers.peers import TIMEOUT
 from helpers.ports import free_port
 
-__all__ = ["COMMANDS", "TESTS", "check_foreign", "check_room", "check_stalled", "connect", "serve", "until_end"]
+__all__ = [
+    "COMMANDS",
+    "TESTS",
+    "check_foreign",
+    "check_room",
+    "check_stalled",
+    "connect",
+    "python_path",
+    "serve",
+    "until_end",
+]
 
 TESTS = Path(__file__).parents[1]
 
@@ -29,6 +39,11 @@ COMMANDS: dict[str, list[str]] = {
     "granian": ["granian", "--interface", "asgi", "--port", "{port}"],
     "daphne": ["daphne", "--port", "{port}", "--verbosity", "0"],
 }
+
+
+def python_path() -> str:
+    """Return where other processes find modules: those of tests, and releases that scripts/support tries."""
+    return os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +59,7 @@ async def serve(
         *arguments,
         *([f"frameworks.asgi_app:{app}"] if app else []),
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"} | environment,
+        env=os.environ | {"PYTHONPATH": python_path(), "PYTHONWARNINGS": "ignore"} | environment,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     ) as process:
