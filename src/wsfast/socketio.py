@@ -1,0 +1,139 @@
+"""Fast `emit()` for python-socketio: client managers that send an event to many clients by one broadcast.
+
+    sio = socketio.AsyncServer(client_manager=wsfast.socketio.AsyncManager(), async_mode="asgi")
+
+An event for several clients is encoded once, as one frame, which is sent to all clients that have a WebSocket. Clients
+that poll, and events with a callback, are served by python-socketio as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from typing import Any
+
+from ._arguments import needs
+from ._encoding.message import PreparedMessage
+from ._socketio import Clients
+from ._subscription import ChannelStats
+from .policies import Policy
+
+with needs("python-socketio>=5.11", "socketio", "engineio"):
+    import socketio
+    from engineio.packet import MESSAGE
+    from socketio.packet import EVENT
+
+    from .connections.engineio import close_timed_out, enqueue, hook, sort_out
+
+__all__ = ["AsyncManager", "AsyncRedisManager"]
+
+
+class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
+    """A client manager for one process.
+
+    To use it with a message queue, name it as the last base class of a subclass of that queue's manager:
+
+        class Manager(socketio.AsyncAioPikaManager, wsfast.socketio.AsyncManager):
+            slow = wsfast.DropOldest()
+
+    Args:
+        slow: Policy for clients that do not keep up. None for the class attribute `slow`, where None means
+            `Disconnect()`. Events with binary data, events for a single client, acknowledgements and all other packets
+            of Socket.IO are never dropped: the connection is closed when more than 16 MiB of these wait, or events with
+            binary data exceed the bounds of a `Disconnect`.
+
+    Raises:
+        TypeError: If `slow` is not a policy.
+    """
+
+    slow: Policy | None = None
+
+    def __init__(self, *, slow: Policy | None = None) -> None:
+        super().__init__()
+        self._set_slow(self.slow if slow is None else slow)
+
+    def _set_slow(self, slow: Policy | None) -> None:
+        self._clients = Clients(slow)
+        self.slow = self._clients.events.slow
+
+    def set_server(self, server: Any) -> None:
+        """Note the server, whose WebSockets are subscribed from now on."""
+        super().set_server(server)
+        hook(server.eio, self._clients.link)
+
+    def stats(self) -> ChannelStats:
+        """Return the counts of the events that the policy applies to. Clients that poll are not counted."""
+        return self._clients.events.stats()
+
+    async def emit(
+        self,
+        event: str,
+        data: Any,
+        namespace: str,
+        room: Any = None,
+        skip_sid: Any = None,
+        callback: Any = None,
+        to: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Emit an event to a single client, a room, or all clients in the namespace."""
+        room = to or room
+        if namespace not in self.rooms:
+            return
+        if callback:
+            await super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, **kwargs)
+            return
+        skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
+        values = list(data) if isinstance(data, tuple) else [] if data is None else [data]
+        encoded = self.server.packet_class(EVENT, namespace=namespace, data=[event, *values]).encode()
+        parts = encoded if isinstance(encoded, list) else [encoded]
+        participants = [eio_sid for sid, eio_sid in self.get_participants(namespace, room) if sid not in skipped]
+        alone = isinstance(room, str) and room in self.rooms.get(namespace, {}).get(None, ())
+        private = alone or (self._clients.drops and len(parts) > 1)
+        tasks = self._send(participants, parts, private, (namespace, event, _hashable(room)))
+        if tasks:
+            await asyncio.wait(tasks)
+        elif participants:
+            await asyncio.sleep(0)  # a loop that only emits must let the event loop send
+
+    def _send(self, participants: list[str], parts: list[Any], private: bool, key: Hashable) -> list[asyncio.Task[Any]]:
+        """Send the parts of a packet, and return tasks that close clients which have timed out.
+
+        Nothing is awaited before the packet has its place among the packets for each client.
+        """
+        clients = self._clients
+        direct, sockets, late = sort_out(self.server.eio, clients, participants)
+        tasks = [asyncio.create_task(close_timed_out(socket)) for socket in late]
+        for socket in sockets:
+            for part in parts:
+                enqueue(socket, part)
+        if direct:
+            messages = [PreparedMessage(f"{MESSAGE}{part}" if isinstance(part, str) else part) for part in parts]
+            if private:
+                clients.private.publish([client.private for client in direct], messages, None)
+            else:
+                clients.events.publish([client.event for client in direct], messages, key)
+        return tasks
+
+
+class AsyncRedisManager(socketio.AsyncRedisManager, AsyncManager):  # type: ignore[misc]
+    """A client manager for several processes, connected by Redis or Valkey.
+
+    Args:
+        arguments: See `socketio.AsyncRedisManager`.
+        slow: See `AsyncManager`.
+        options: See `socketio.AsyncRedisManager`.
+
+    Raises:
+        TypeError: If `slow` is not a policy.
+    """
+
+    def __init__(self, *arguments: Any, slow: Policy | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if slow is not None:
+            self._set_slow(slow)
+
+
+def _hashable(room: Any) -> Hashable:
+    """Return a room, or several, as a part of a key."""
+    return tuple(room) if isinstance(room, (list, set)) else room
