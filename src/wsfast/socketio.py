@@ -47,6 +47,7 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
     """
 
     slow: Policy | None = None
+    server: Any
 
     def __init__(self, *, slow: Policy | None = None) -> None:
         super().__init__()

@@ -138,9 +138,10 @@ def hook(server: Any, link: Callable[[str, Any], Link]) -> None:
             return await super().__call__(environ)
 
         async def _wsfast_handle(self, ws: Any) -> None:
-            socket = self._wsfast_handler.__self__
+            socket: Any = self._wsfast_handler.__self__
+            kind: type = type(socket)
             connection = _connection_of(self, self._wsfast_environ)
-            if connection is None or type(socket) is not AsyncSocket:
+            if connection is None or kind is not AsyncSocket:
                 await self._wsfast_handler(ws)
                 return
             try:
