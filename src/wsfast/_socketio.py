@@ -17,7 +17,7 @@ from .policies import Disconnect, Policy
 __all__ = ["Client", "Clients", "ListPublisher"]
 
 PRIVATE = Disconnect(max_bytes=16 << 20)
-"""What may wait for a client of the packets that must not be dropped."""
+"""The policy for packets that must not be dropped."""
 
 
 class _Subscription(Subscription):

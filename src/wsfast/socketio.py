@@ -38,9 +38,9 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
 
     Args:
         slow: Policy for clients that do not keep up. None for the class attribute `slow`, where None means
-            `Disconnect()`. Events with binary data, events for a single client, acknowledgements and all other packets
-            of Socket.IO are never dropped: the connection is closed when more than 16 MiB of these wait, or events with
-            binary data exceed the bounds of a `Disconnect`.
+            `Disconnect()`. Policies that drop messages do not apply to events with binary data, events for a single
+            client, acknowledgements and all other packets of Socket.IO; and no policy but the following applies to the
+            last three. If more than 16 MiB of these wait for a client, its connection is closed.
 
     Raises:
         TypeError: If `slow` is not a policy.
@@ -70,7 +70,7 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
         self,
         event: str,
         data: Any,
-        namespace: str,
+        namespace: str | None = None,
         room: Any = None,
         skip_sid: Any = None,
         callback: Any = None,
@@ -79,6 +79,7 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
     ) -> None:
         """Emit an event to a single client, a room, or all clients in the namespace."""
         room = to or room
+        namespace = namespace or "/"
         if namespace not in self.rooms:
             return
         if callback:

@@ -112,9 +112,10 @@ async def serve(
     async with run as shut_down:
         server = Server(sio, listener.getsockname(), shut_down)
 
-        @sio.event
         async def disconnect(sid: str, *reason: str) -> None:  # given since python-socketio 5.12
             server.reasons.append(reason[0] if reason else "unknown")
+
+        sio.on("disconnect", disconnect)
 
         try:
             yield server
@@ -125,7 +126,7 @@ async def serve(
 @contextlib.asynccontextmanager
 async def under_uvicorn(sio: Any, listener: Any, protocol: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     app = socketio.ASGIApp(sio)
-    server = uvicorn.Server(uvicorn.Config(app, ws=protocol, log_level="critical"))  # type: ignore[arg-type]
+    server = uvicorn.Server(uvicorn.Config(app, ws=protocol, log_level="critical"))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))
 
@@ -189,6 +190,8 @@ class Client:
         if eio.write_loop_task is not None:
             eio.write_loop_task.cancel()  # it would wait as long for something to send
         await asyncio.wait([eio.read_loop_task])
+        if eio.http is not None:
+            await eio.http.close()
 
     def sid(self, namespace: str = "/") -> str:
         return str(self.sio.get_sid(namespace))
@@ -309,11 +312,12 @@ def test_concurrent_tasks(kind: str) -> None:
         async with serve(kind) as server, asyncio.timeout(TIMEOUT):
             client, _ = await join(server)
 
-            @server.sio.on("echo")
             async def echo(sid: str, number: int) -> int:
                 await server.sio.emit("before", number)
                 await server.sio.emit("own", number, to=sid)
                 return number
+
+            server.sio.on("echo", echo)
 
             async def emit(name: str) -> None:
                 for number in range(100):
@@ -557,6 +561,26 @@ def test_stalled(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REACHABLE)
+def test_stalled_alone(kind: str) -> None:
+    """A client that does not read what is for it alone is disconnected as well, even if the policy drops messages."""
+
+    async def main() -> None:
+        manager = wsfast.socketio.AsyncManager(slow=wsfast.DropOldest())
+        async with serve(kind, manager, small=True) as server, asyncio.timeout(TIMEOUT):
+            stalled, sid = await join(server, small=True)
+            await until(lambda: server.direct == 1, "the link")
+            stalled.transport.pause_reading()
+            while not manager._clients.private.stats().disconnected:
+                await server.sio.emit("n", "x" * 1_000_000, to=sid)
+            assert manager._clients.private.messages > 16
+            await server.until_free()
+            assert len(server.reasons) == 1
+            stalled.transport.abort()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", REACHABLE)
 @pytest.mark.parametrize("policy", [wsfast.DropOldest, wsfast.Conflate])
 def test_dropped(kind: str, policy: Any) -> None:
     """A policy drops text events alone, none of them in part; what remains is in order."""
@@ -656,7 +680,7 @@ def test_ping_timeout(kind: str) -> None:
     """A client that does not answer pings is disconnected, also if nothing but events notices that."""
 
     async def main() -> None:
-        options = {"ping_interval": 0.05, "ping_timeout": 0.05, "monitor_clients": False}
+        options: dict[str, Any] = {"ping_interval": 0.05, "ping_timeout": 0.05, "monitor_clients": False}
         async with serve(kind, **options) as server, asyncio.timeout(TIMEOUT):
             client, _ = await join(server)
             while not server.reasons:
@@ -674,7 +698,10 @@ def test_ping_timeout(kind: str) -> None:
 # ---- Several servers
 
 
-class Memory(AsyncPubSubManager):  # type: ignore[misc]
+QueueManager: Any = AsyncPubSubManager
+
+
+class Memory(QueueManager):  # type: ignore[misc]
     """A manager whose message queue is in this process."""
 
     queues: ClassVar[list[asyncio.Queue[Any]]]
@@ -686,7 +713,7 @@ class Memory(AsyncPubSubManager):  # type: ignore[misc]
 
     async def _publish(self, data: Any) -> None:
         for queue in self.queues:
-            queue.put_nowait(json.dumps(data))
+            queue.put_nowait(data)
 
     async def _listen(self) -> AsyncIterator[Any]:
         while True:
@@ -752,8 +779,8 @@ def test_redis(tmp_path: Path) -> None:
         pytest.skip(reason)
 
     async def main(broker: brokers.Broker) -> None:
-        managers = [wsfast.socketio.AsyncRedisManager(broker.url) for _ in range(2)]
-        outside = wsfast.socketio.AsyncRedisManager(broker.url, write_only=True)
+        managers: list[Any] = [wsfast.socketio.AsyncRedisManager(broker.url) for _ in range(2)]
+        outside: Any = wsfast.socketio.AsyncRedisManager(broker.url, write_only=True)
         async with (
             serve("uvicorn", managers[0]) as one,
             serve("aiohttp", managers[1]) as other,
@@ -790,7 +817,8 @@ def test_arguments() -> None:
     assert wsfast.socketio.AsyncManager().slow == wsfast.Disconnect()
     assert wsfast.socketio.AsyncManager(slow=wsfast.DropOldest()).slow == wsfast.DropOldest()
     assert wsfast.socketio.AsyncRedisManager(slow=wsfast.DropOldest()).slow == wsfast.DropOldest()
-    for manager in (wsfast.socketio.AsyncManager, wsfast.socketio.AsyncRedisManager):
+    managers: tuple[Any, ...] = (wsfast.socketio.AsyncManager, wsfast.socketio.AsyncRedisManager)
+    for manager in managers:
         with pytest.raises(TypeError, match=r"slow must be Disconnect\(\)"):
             manager(slow="DropOldest")
 

@@ -2,16 +2,16 @@
 
 | private or moving name       | what                                                   | versions    |
 |------------------------------|--------------------------------------------------------|-------------|
-| `server._async["websocket"]` | class of the framework's WebSockets, or None           | 4.8 to 4.15 |
-| `WebSocket(handler, server)` | `handler.__self__` is the `AsyncSocket`                | 4.8 to 4.15 |
-| `ws(environ)`                | handles one WebSocket, by `await handler(ws)`          | 4.8 to 4.15 |
-| `ws.send(data)`              | sends a message; only the `AsyncSocket` calls it       | 4.8 to 4.15 |
-| `ws._sock`                   | aiohttp's WebSocketResponse, prepared before `handler` | 4.8 to 4.15 |
-| `environ["asgi.scope"]`      | ASGI's scope                                           | 4.8 to 4.15 |
-| `AsyncSocket.queue`          | an asyncio.Queue without a bound                       | 4.8 to 4.15 |
-| `AsyncSocket.poll()`         | once upgraded, called only when all before is sent     | 4.8 to 4.15 |
-| `upgraded`, `closed`, `sid`  | its state                                              | 4.8 to 4.15 |
-| `last_ping`                  | when a ping was sent; None once it was answered        | 4.8 to 4.15 |
+| `server._async["websocket"]` | class of the framework's WebSockets, or None           | 4.9 to 4.15 |
+| `WebSocket(handler, server)` | `handler.__self__` is the `AsyncSocket`                | 4.9 to 4.15 |
+| `ws(environ)`                | handles one WebSocket, by `await handler(ws)`          | 4.9 to 4.15 |
+| `ws.send(data)`              | sends a message; only the `AsyncSocket` calls it       | 4.9 to 4.15 |
+| `ws._sock`                   | aiohttp's WebSocketResponse, prepared before `handler` | 4.9 to 4.15 |
+| `environ["asgi.scope"]`      | ASGI's scope                                           | 4.9 to 4.15 |
+| `AsyncSocket.queue`          | an asyncio.Queue without a bound                       | 4.9 to 4.15 |
+| `AsyncSocket.poll()`         | once upgraded, called only when all before is sent     | 4.9 to 4.15 |
+| `upgraded`, `closed`, `sid`  | its state                                              | 4.9 to 4.15 |
+| `last_ping`                  | when a ping was sent; None once it was answered        | 4.9 to 4.15 |
 """
 
 from __future__ import annotations
