@@ -425,6 +425,35 @@ def test_upgrade(kind: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["uvicorn", "aiohttp"])
+@pytest.mark.parametrize("winner", [0, 1])
+def test_two_upgrades(kind: str, winner: int) -> None:
+    """Of two WebSockets that ask for the upgrade, the one that gets it gets the events."""
+
+    async def main() -> None:
+        async with serve(kind) as server, aiohttp.ClientSession() as http, asyncio.timeout(TIMEOUT):
+            poller = Poller(http, server)
+            await poller.connect()
+            websockets = []
+            for _ in range(2):
+                websockets.append(await poller.probe())
+                assert await websockets[-1].receive_str() == "3probe"
+            (socket,) = server.sio.eio.sockets.values()
+            await websockets[winner].send_str("5")
+            await until(lambda: socket.upgraded and socket.queue.empty(), "the upgrade")
+            got: list[int] = []
+            for number in range(5):
+                await server.sio.emit("n", number)
+                while len(got) <= number:
+                    got += numbers_in([await websockets[winner].receive_str()])
+            assert got == list(range(5))
+            for websocket in websockets:
+                await websocket.close()
+            await server.until_free()
+
+    asyncio.run(main())
+
+
 def test_failed_upgrade() -> None:
     """A client whose upgrade fails goes on polling, and can upgrade later."""
 

@@ -9,7 +9,8 @@
 | `ws._sock`                   | aiohttp's WebSocketResponse, prepared before `handler` | 4.9 to 4.15 |
 | `environ["asgi.scope"]`      | ASGI's scope                                           | 4.9 to 4.15 |
 | `AsyncSocket.queue`          | an asyncio.Queue without a bound                       | 4.9 to 4.15 |
-| `AsyncSocket.poll()`         | once upgraded, called only when all before is sent     | 4.9 to 4.15 |
+| `AsyncSocket.poll()`         | a task that `handler` starts calls it in a loop, each  | 4.9 to 4.15 |
+|                              | time after all that it returned before was sent        |             |
 | `upgraded`, `closed`, `sid`  | its state                                              | 4.9 to 4.15 |
 | `last_ping`                  | when a ping was sent; None once it was answered        | 4.9 to 4.15 |
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 from engineio.async_socket import AsyncSocket
@@ -51,6 +53,9 @@ class Link(Protocol):
 
 L = TypeVar("L", bound=Link)
 
+_handled: ContextVar[Link | None] = ContextVar("wsfast_handled", default=None)
+"""The link of the WebSocket that this task, or the one that has started it, handles."""
+
 
 class LinkedSocket(AsyncSocket):  # type: ignore[misc]
     """The socket of a client with a WebSocket that wsfast can send to."""
@@ -63,9 +68,10 @@ class LinkedSocket(AsyncSocket):  # type: ignore[misc]
         await super().send(pkt)
 
     async def poll(self) -> Any:
-        """Wait for packets to send."""
-        if self.upgraded:
-            self.wsfast_link.ready = self.queue.empty()
+        """Wait for packets to send. Of several WebSockets that ask for the upgrade, another one may have got it."""
+        link = self.wsfast_link
+        if _handled.get() is link:
+            link.ready = self.queue.empty()
         return await super().poll()
 
 
@@ -151,9 +157,11 @@ def hook(server: Any, link: Callable[[str, Any], Link]) -> None:
                 return
             self._wsfast_link = socket.wsfast_link = subscribed
             socket.__class__ = LinkedSocket
+            _handled.set(subscribed)
             try:
                 await self._wsfast_handler(ws)
             finally:
+                _handled.set(None)  # aiohttp handles several requests in one task
                 subscribed.ready = False
                 subscribed.end()
                 socket.__class__ = AsyncSocket
