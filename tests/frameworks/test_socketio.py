@@ -27,7 +27,10 @@ import wsfast.socketio
 from helpers import brokers, processes
 from helpers.libraries import WEBSOCKETS_PROTOCOL, WSPROTO_PROTOCOL, dial, listen
 from helpers.peers import TIMEOUT, until
+from wsfast.connections import foreign
+from wsfast.connections.aiohttp import _Connection as AiohttpConnection
 from wsfast.connections.engineio import LinkedSocket
+from wsfast.connections.uvicorn import UvicornConnection
 
 SOCKET_IO_CLIENT = "4.8.4"  # version of the npm package socket.io-client
 WEBSOCKET = "/socket.io/?EIO=4&transport=websocket"
@@ -40,6 +43,15 @@ REACHABLE = ["uvicorn", "wsproto", "aiohttp"]
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default, clients of python-socketio that poll fail if more than 16 packets wait for them."""
     monkeypatch.setattr(engineio.payload.Payload, "max_decode_packets", 1_000_000)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that are closing are aborted soon."""
+    monkeypatch.setattr(foreign, "CLOSING_INTERVAL", 0.05)
+    monkeypatch.setattr(foreign, "CLOSE_TIMEOUT", 0.05)
+    for kind in (UvicornConnection, AiohttpConnection):
+        monkeypatch.setattr(kind, "close_timeout", property(lambda _: 0.05, lambda *_: None))  # uvicorn sets it
 
 
 # Clients of python-socketio that poll drop responses without reading them to their ends.
@@ -126,7 +138,7 @@ async def serve(
 @contextlib.asynccontextmanager
 async def under_uvicorn(sio: Any, listener: Any, protocol: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     app = socketio.ASGIApp(sio)
-    server = uvicorn.Server(uvicorn.Config(app, ws=protocol, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, ws=protocol, ws_ping_interval=None, log_level="critical"))
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(server.serve(sockets=[listener]))
 
@@ -590,6 +602,7 @@ def test_stalled(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REACHABLE)
+@pytest.mark.usefixtures("impatient")
 def test_stalled_alone(kind: str) -> None:
     """A client that does not read what is for it alone is disconnected as well, even if the policy drops messages."""
 
@@ -709,17 +722,41 @@ def test_ping_timeout(kind: str) -> None:
     """A client that does not answer pings is disconnected, also if nothing but events notices that."""
 
     async def main() -> None:
-        options: dict[str, Any] = {"ping_interval": 0.05, "ping_timeout": 0.05, "monitor_clients": False}
+        options: dict[str, Any] = {"ping_interval": 0.01, "ping_timeout": 2 * TIMEOUT, "monitor_clients": False}
         async with serve(kind, **options) as server, asyncio.timeout(TIMEOUT):
             client, _ = await join(server)
-            while not server.reasons:
-                await client.send('42["other than a pong"]')
-                await server.sio.emit("n", 1)
-                await asyncio.sleep(0.01)
+            await until(lambda: server.direct == 1, "the link")
+            assert await client.recv() == "2"
+            await server.sio.emit("n", 1)
+            assert await client.recv() == '42["n",1]'
+            (socket,) = server.sio.eio.sockets.values()
+            socket.last_ping -= 3 * TIMEOUT
+            await server.sio.emit("n", 2)
             assert server.reasons in (["ping timeout"], ["unknown"])
-            packets = {packet async for packet in client}
-            assert packets == {"2", '42["n",1]'}
-            await until(lambda: not server.manager._clients and not server.manager.rooms, "the end")
+            assert not server.manager.rooms
+            await server.sio.emit("n", 3)
+            await client.close()
+            await server.until_free()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", REACHABLE)
+@pytest.mark.usefixtures("impatient")
+def test_silent_and_stalled(kind: str) -> None:
+    """A client that neither answers pings nor reads is gone soon, also if a frame was sent to it in part."""
+
+    async def main() -> None:
+        async with serve(kind, small=True) as server, asyncio.timeout(TIMEOUT):
+            stalled, _ = await join(server, small=True)
+            stalled.transport.pause_reading()
+            await server.sio.emit("n", "x" * 3_000_000)
+            eio = server.sio.eio
+            eio.ping_interval = eio.ping_timeout = 0.05  # from the next packet of the client on
+            await stalled.send('42["the last"]')
+            await server.until_free()
+            assert len(server.reasons) == 1
+            stalled.transport.abort()
 
     asyncio.run(main())
 

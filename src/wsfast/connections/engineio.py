@@ -6,6 +6,7 @@
 | `WebSocket(handler, server)` | `handler.__self__` is the `AsyncSocket`                | 4.9 to 4.15 |
 | `ws(environ)`                | handles one WebSocket, by `await handler(ws)`          | 4.9 to 4.15 |
 | `ws.send(data)`              | sends a message; only the `AsyncSocket` calls it       | 4.9 to 4.15 |
+| `ws.close()`                 | closes it; only the `AsyncSocket` calls it             | 4.9 to 4.15 |
 | `ws._sock`                   | aiohttp's WebSocketResponse, prepared before `handler` | 4.9 to 4.15 |
 | `environ["asgi.scope"]`      | ASGI's scope                                           | 4.9 to 4.15 |
 | `AsyncSocket.queue`          | an asyncio.Queue without a bound                       | 4.9 to 4.15 |
@@ -28,7 +29,7 @@ from engineio.exceptions import SocketIsClosedError
 from engineio.packet import MESSAGE, Packet
 
 from . import adapt
-from .foreign import EXTENSION
+from .foreign import EXTENSION, abort_later
 
 __all__ = ["Link", "close_timed_out", "enqueue", "hook", "sort_out"]
 
@@ -138,6 +139,7 @@ def hook(server: Any, link: Callable[[str, Any], Link]) -> None:
             self._wsfast_handler = handler
             self._wsfast_link: Link | None = None
             self._wsfast_environ: Any = None
+            self._wsfast_connection: Any = None
 
         async def __call__(self, environ: Any) -> Any:
             self._wsfast_environ = environ
@@ -155,6 +157,7 @@ def hook(server: Any, link: Callable[[str, Any], Link]) -> None:
             except (TypeError, RuntimeError):  # not supported, or closed already
                 await self._wsfast_handler(ws)
                 return
+            self._wsfast_connection = connection
             self._wsfast_link = socket.wsfast_link = subscribed
             socket.__class__ = LinkedSocket
             _handled.set(subscribed)
@@ -172,6 +175,12 @@ def hook(server: Any, link: Callable[[str, Any], Link]) -> None:
                 await super().send(message)
             else:
                 self._wsfast_link.send(message)
+
+        async def close(self) -> None:
+            connection = self._wsfast_connection
+            if connection is not None:  # a client that reads nothing would be waited for
+                abort_later(connection.transport, connection.loop, connection.close_timeout)
+            await super().close()
 
     server._async = {**server._async, "websocket": WebSocket}  # servers share the dict itself
 
