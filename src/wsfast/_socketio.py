@@ -130,8 +130,17 @@ class Clients(dict[str, Client]):
         """Publishes events, with the policy for slow clients."""
         self.private: ListPublisher = ListPublisher("socketio", PRIVATE)
         """Publishes what must not be dropped."""
-        self.drops: bool = not isinstance(self.events.slow, Disconnect)
-        """Whether the policy drops messages."""
+
+    def is_beyond_policy(self, messages: Sequence[PreparedMessage]) -> bool:
+        """Whether the policy would drop a part of an event, or disconnect a client that waits for nothing else."""
+        if len(messages) == 1:
+            return False
+        slow = self.events.slow
+        return (
+            not isinstance(slow, Disconnect)
+            or (slow.max_messages is not None and len(messages) > slow.max_messages)
+            or (slow.max_bytes is not None and sum(message.size for message in messages) > slow.max_bytes)
+        )
 
     def link(self, eio_sid: str, connection: Any) -> Client:
         """Subscribe the connection of a client.

@@ -38,9 +38,10 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
 
     Args:
         slow: Policy for clients that do not keep up. None for the class attribute `slow`, where None means
-            `Disconnect()`. Policies that drop messages do not apply to events with binary data, events for a single
-            client, acknowledgements and all other packets of Socket.IO; and no policy but the following applies to the
-            last three. If more than 16 MiB of these wait for a client, its connection is closed.
+            `Disconnect()`. Policies that drop messages do not apply to events with binary data. No policy applies to
+            an event with binary data that exceeds its bounds by itself, to events for a single client, acknowledgements
+            and all other packets of Socket.IO. If more than 16 MiB of these wait for a client, its connection is
+            closed.
 
     Raises:
         TypeError: If `slow` is not a policy.
@@ -91,14 +92,13 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
         parts = encoded if isinstance(encoded, list) else [encoded]
         participants = [eio_sid for sid, eio_sid in self.get_participants(namespace, room) if sid not in skipped]
         alone = isinstance(room, str) and room in self.rooms.get(namespace, {}).get(None, ())
-        private = alone or (self._clients.drops and len(parts) > 1)
-        tasks = self._send(participants, parts, private, (namespace, event, _hashable(room)))
+        tasks = self._send(participants, parts, alone, (namespace, event, _hashable(room)))
         if tasks:
             await asyncio.wait(tasks)
         elif participants:
             await asyncio.sleep(0)  # a loop that only emits must let the event loop send
 
-    def _send(self, participants: list[str], parts: list[Any], private: bool, key: Hashable) -> list[asyncio.Task[Any]]:
+    def _send(self, participants: list[str], parts: list[Any], alone: bool, key: Hashable) -> list[asyncio.Task[Any]]:
         """Send the parts of a packet, and return tasks that close clients which have timed out.
 
         Nothing is awaited before the packet has its place among the packets for each client.
@@ -111,7 +111,7 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
                 enqueue(socket, part)
         if direct:
             messages = [PreparedMessage(f"{MESSAGE}{part}" if isinstance(part, str) else part) for part in parts]
-            if private:
+            if alone or clients.is_beyond_policy(messages):
                 clients.private.publish([client.private for client in direct], messages, None)
             else:
                 clients.events.publish([client.event for client in direct], messages, key)

@@ -623,6 +623,26 @@ def test_stalled_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REACHABLE)
+@pytest.mark.parametrize("bounds", [{}, {"max_messages": 3}])
+def test_large_attachments(kind: str, bounds: dict[str, int]) -> None:
+    """No client is disconnected because the attachments of a single event exceed a bound together."""
+
+    async def main() -> None:
+        manager = wsfast.socketio.AsyncManager(slow=wsfast.Disconnect(**bounds))
+        async with serve(kind, manager, small=True) as server, asyncio.timeout(TIMEOUT):
+            client, _ = await join(server, small=True)
+            await until(lambda: server.direct == 1, "the link")
+            attachments = [bytes([number]) * 700_000 for number in range(5)]
+            await server.sio.emit("n", tuple(attachments))
+            assert await next_event(client) == ["n", *attachments]
+            assert manager.stats().disconnected == 0
+            await client.close()
+            await server.until_free()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", REACHABLE)
 @pytest.mark.parametrize("policy", [wsfast.DropOldest, wsfast.Conflate])
 def test_dropped(kind: str, policy: Any) -> None:
     """A policy drops text events alone, none of them in part; what remains is in order."""
