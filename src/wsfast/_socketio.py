@@ -131,6 +131,14 @@ class Clients(dict[str, Client]):
         self.private: ListPublisher = ListPublisher("socketio", PRIVATE)
         """Publishes what must not be dropped."""
 
+    def forget_closed_loop(self) -> None:
+        """Forget clients that have not ended because their event loop was closed with their tasks pending."""
+        loop = self.events.loop
+        if loop is not None and loop.is_closed() and len(self.private):
+            self.clear()
+            self.events = ListPublisher("socketio", self.events.slow)
+            self.private = ListPublisher("socketio", PRIVATE)
+
     def is_beyond_policy(self, messages: Sequence[PreparedMessage]) -> bool:
         """Whether the policy would drop a part of an event, or disconnect a client that waits for nothing else."""
         if len(messages) == 1:
@@ -149,6 +157,7 @@ class Clients(dict[str, Client]):
             TypeError: If it is not supported.
             RuntimeError: If it belongs to another event loop, or is not open.
         """
+        self.forget_closed_loop()
         private = self.private.subscribe(connection)
         try:
             event = self.events.subscribe(connection)

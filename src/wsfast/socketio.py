@@ -91,8 +91,10 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
         encoded = self.server.packet_class(EVENT, namespace=namespace, data=[event, *values]).encode()
         parts = encoded if isinstance(encoded, list) else [encoded]
         participants = [eio_sid for sid, eio_sid in self.get_participants(namespace, room) if sid not in skipped]
+        if isinstance(room, (list, tuple)):
+            room = room[0] if len(room) == 1 else tuple(room)
         alone = isinstance(room, str) and room in self.rooms.get(namespace, {}).get(None, ())
-        tasks = self._send(participants, parts, alone, (namespace, event, _hashable(room)))
+        tasks = self._send(participants, parts, alone, (namespace, event, room))
         if tasks:
             await asyncio.wait(tasks)
         elif participants:
@@ -104,6 +106,7 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
         Nothing is awaited before the packet has its place among the packets for each client.
         """
         clients = self._clients
+        clients.forget_closed_loop()
         direct, sockets, late = sort_out(self.server.eio, clients, participants)
         tasks = [asyncio.create_task(close_timed_out(socket)) for socket in late]
         for socket in sockets:
@@ -134,8 +137,3 @@ class AsyncRedisManager(socketio.AsyncRedisManager, AsyncManager):  # type: igno
         super().__init__(*arguments, **options)
         if slow is not None:
             self._set_slow(slow)
-
-
-def _hashable(room: Any) -> Hashable:
-    """Return a room, or several, as a part of a key."""
-    return tuple(room) if isinstance(room, (list, set)) else room

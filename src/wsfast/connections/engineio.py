@@ -81,7 +81,8 @@ def enqueue(socket: Any, data: str | bytes) -> None:
     if isinstance(socket, LinkedSocket):
         socket.wsfast_link.ready = False
     # A packet keeps its encoding, which is not the same for polling and for WebSockets. So no two sockets share one.
-    socket.queue.put_nowait(Packet(MESSAGE, data))
+    with contextlib.suppress(RuntimeError):  # its event loop is closed
+        socket.queue.put_nowait(Packet(MESSAGE, data))
 
 
 def sort_out(server: Any, links: Mapping[str, L], sids: Iterable[str]) -> tuple[list[L], list[Any], list[Any]]:
