@@ -3,12 +3,20 @@
     sio = socketio.AsyncServer(client_manager=wsfast.socketio.AsyncManager(), async_mode="asgi")
 
 An event for several clients is encoded once, as one frame, which is sent to all clients that have a WebSocket. Clients
-that poll, and events with a callback, are served by python-socketio as before.
+that poll are served by python-engineio as before.
+
+| private or moving name                     | what                                                     | versions     |
+|--------------------------------------------|----------------------------------------------------------|--------------|
+| `server.eio`, `server.packet_class`        | the server of Engine.IO; class of packets                | 5.11 to 5.18 |
+| `packet.encode()`                          | data, or a list of data whose parts belong together      | 5.11 to 5.18 |
+| `manager.rooms[namespace][None]`           | maps the clients of a namespace to those of Engine.IO    | 5.11 to 5.18 |
+| `manager._generate_ack_id(sid, callback)`  | number of the answer that a callback is called with      | 5.11 to 5.18 |
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -39,9 +47,9 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
     Args:
         slow: Policy for clients that do not keep up. None for the class attribute `slow`, where None means
             `Disconnect()`. Policies that drop messages do not apply to events with binary data. No policy applies to
-            an event with binary data that exceeds its bounds by itself, to events for a single client, acknowledgements
-            and all other packets of Socket.IO. If more than 16 MiB of these wait for a client, its connection is
-            closed.
+            an event with binary data that exceeds its bounds by itself, to events for a single client or with a
+            callback, acknowledgements and all other packets of Socket.IO. If more than 16 MiB of these wait for a
+            client, its connection is closed.
 
     Raises:
         TypeError: If `slow` is not a policy.
@@ -83,28 +91,31 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
         namespace = namespace or "/"
         if namespace not in self.rooms:
             return
-        if callback:
-            await super().emit(event, data, namespace, room=room, skip_sid=skip_sid, callback=callback, **kwargs)
-            return
         skipped = skip_sid if isinstance(skip_sid, list) else [skip_sid]
-        values = list(data) if isinstance(data, tuple) else [] if data is None else [data]
-        encoded = self.server.packet_class(EVENT, namespace=namespace, data=[event, *values]).encode()
-        parts = encoded if isinstance(encoded, list) else [encoded]
-        participants = [eio_sid for sid, eio_sid in self.get_participants(namespace, room) if sid not in skipped]
-        if isinstance(room, (list, tuple)):
-            room = room[0] if len(room) == 1 else tuple(room)
-        alone = isinstance(room, str) and room in self.rooms.get(namespace, {}).get(None, ())
-        tasks = self._send(participants, parts, alone, (namespace, event, room))
+        data = [event, *(data if isinstance(data, tuple) else () if data is None else (data,))]
+        packet = functools.partial(self.server.packet_class, EVENT, namespace=namespace, data=data)
+        participants = [pair for pair in self.get_participants(namespace, room) if pair[0] not in skipped]
+        tasks: list[asyncio.Task[Any]] = []
+        if callback:  # each client gets a packet of its own
+            for sid, eio_sid in participants:
+                tasks += self._send([eio_sid], packet(id=self._generate_ack_id(sid, callback)), True, None)
+        else:
+            if isinstance(room, (list, tuple)):
+                room = room[0] if len(room) == 1 else tuple(room)
+            alone = isinstance(room, str) and room in self.rooms.get(namespace, {}).get(None, ())
+            tasks = self._send([eio_sid for _, eio_sid in participants], packet(), alone, (namespace, event, room))
         if tasks:
             await asyncio.wait(tasks)
         elif participants:
             await asyncio.sleep(0)  # a loop that only emits must let the event loop send
 
-    def _send(self, participants: list[str], parts: list[Any], alone: bool, key: Hashable) -> list[asyncio.Task[Any]]:
-        """Send the parts of a packet, and return tasks that close clients which have timed out.
+    def _send(self, participants: list[str], packet: Any, alone: bool, key: Hashable) -> list[asyncio.Task[Any]]:
+        """Send a packet, and return tasks that close clients which have timed out.
 
         Nothing is awaited before the packet has its place among the packets for each client.
         """
+        encoded = packet.encode()
+        parts = encoded if isinstance(encoded, list) else [encoded]
         clients = self._clients
         clients.forget_closed_loop()
         direct, sockets, late = sort_out(self.server.eio, clients, participants)

@@ -363,6 +363,44 @@ def test_concurrent_tasks(kind: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["uvicorn", "aiohttp"])
+def test_order_of_calls(kind: str) -> None:
+    """Events with a callback keep their place among the events of other tasks, in the order in which these start."""
+
+    async def main() -> None:
+        async with serve(kind) as server, asyncio.timeout(TIMEOUT):
+            client, sid = await join(server)
+            await until(lambda: server.direct == 1, "the link")
+            answers: list[Any] = []
+
+            def answered(*values: Any) -> None:
+                answers.append(values)
+
+            await asyncio.gather(
+                *(
+                    server.sio.emit("n", (number, b"bytes"), to=sid, callback=answered if number % 3 else None)
+                    for number in range(9)
+                )
+            )
+            numbers = []
+            for _ in range(9):
+                header = await client.recv()
+                assert await client.recv() == b"bytes"
+                identifier, _, values = header[4:].partition("[")
+                numbers.append(json.loads("[" + values)[1])
+                assert bool(identifier) is bool(numbers[-1] % 3)
+                if identifier:
+                    await client.send(f"43{identifier}[{numbers[-1]}]")
+            assert numbers == list(range(9))
+            await until(lambda: len(answers) == 6, "the answers")
+            assert answers == [(number,) for number in range(9) if number % 3]
+            await client.close()
+            await server.until_free()
+            assert not server.manager.callbacks
+
+    asyncio.run(main())
+
+
 class Poller:
     """A client that polls, and upgrades by hand."""
 

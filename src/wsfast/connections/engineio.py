@@ -14,6 +14,9 @@
 |                              | time after all that it returned before was sent        |             |
 | `upgraded`, `closed`, `sid`  | its state                                              | 4.9 to 4.15 |
 | `last_ping`                  | when a ping was sent; None once it was answered        | 4.9 to 4.15 |
+| `check_ping_timeout()`       | closes it if that was too long ago                     | 4.9 to 4.15 |
+| `server.sockets`, `logger`,  | maps `sid` to `AsyncSocket`; and what `send_packet()`  | 4.9 to 4.15 |
+| `ping_timeout`               | of the server does with them                           |             |
 """
 
 from __future__ import annotations
