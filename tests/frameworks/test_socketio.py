@@ -663,12 +663,12 @@ def test_stalled_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REACHABLE)
-@pytest.mark.parametrize("bounds", [{}, {"max_messages": 3}])
-def test_large_attachments(kind: str, bounds: dict[str, int]) -> None:
+@pytest.mark.parametrize("policy", [wsfast.Disconnect(), wsfast.Disconnect(max_messages=3)])
+def test_large_attachments(kind: str, policy: wsfast.Disconnect) -> None:
     """No client is disconnected because the attachments of a single event exceed a bound together."""
 
     async def main() -> None:
-        manager = wsfast.socketio.AsyncManager(slow=wsfast.Disconnect(**bounds))
+        manager = wsfast.socketio.AsyncManager(slow=policy)
         async with serve(kind, manager, small=True) as server, asyncio.timeout(TIMEOUT):
             client, _ = await join(server, small=True)
             await until(lambda: server.direct == 1, "the link")
