@@ -28,8 +28,8 @@ LAYERS = [
     ["channel"],
     ["hub"],
     ["relay"],
-    ["_django"],
-    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django"],
+    ["_django", "_socketio"],
+    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django", "socketio"],
     ["__init__"],
     ["doctor", "cli", "demo", "__main__"],
 ]
