@@ -29,7 +29,7 @@ class Clients:
     """
 
     module = "wsfast_bench.peer"
-    """What runs in that process."""
+    """The module that runs in that process."""
 
     def __init__(self, processor: int | None) -> None:
         self.processor = processor

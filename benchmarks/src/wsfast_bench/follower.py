@@ -19,7 +19,7 @@ from .peer import read_line, upgrade
 __all__ = ["MARK", "Followers", "main"]
 
 MARK = "#"
-"""What each message has once, and nothing else that a server sends has."""
+"""A character that each message has once. Nothing else that a server sends contains it."""
 
 PATHS = {"websocket": "/", "socketio": "/socket.io/?EIO=4&transport=websocket"}
 
