@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import sys
 from typing import Any
 
 from websockets.protocol import CLOSED, CONNECTING, OPEN, State
@@ -46,7 +47,7 @@ class AsgiConnection(Ordered, Foreign):
 
     def __init__(self, origin: Any) -> None:
         self._origin = origin
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = _running_loop()
         self.transport: Any = self._install(origin)
         self._closing = False
 
@@ -122,6 +123,22 @@ class AsgiConnection(Ordered, Foreign):
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""
         await self.transport.send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """Return the running event loop.
+
+    Raises:
+        TypeError: If trio runs instead.
+        RuntimeError: If none is running.
+    """
+    with contextlib.suppress(RuntimeError):
+        if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.current_trio_token():
+            raise TypeError(
+                "cannot send to WebSockets of a server that runs trio; run it on asyncio, for example Hypercorn with "
+                "--worker-class asyncio or uvloop"
+            )
+    return asyncio.get_running_loop()
 
 
 class _Starlette(AsgiConnection):
