@@ -24,6 +24,7 @@ from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 if TYPE_CHECKING:
     from . import django as django
     from . import gunicorn as gunicorn
+    from . import hypercorn as hypercorn
     from . import prometheus as prometheus
     from . import socketio as socketio
     from . import sse as sse
@@ -67,6 +68,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Import modules that need another package when they are first used."""
-    if name in ("django", "gunicorn", "prometheus", "socketio", "sse", "trio", "uvicorn"):
+    if name in ("django", "gunicorn", "hypercorn", "prometheus", "socketio", "sse", "trio", "uvicorn"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ import inspect
 import itertools
 import socket
 import ssl
+import sys
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -586,6 +587,47 @@ async def open_sanic(
         await server.wait_closed()
 
 
+# ---- Hypercorn
+
+
+def under_hypercorn(make_app: Callable[[asyncio.Queue[Any]], Any]) -> Any:
+    @contextlib.asynccontextmanager
+    async def open_server(
+        *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+    ) -> AsyncIterator[Connect]:
+        import hypercorn.asyncio
+
+        import wsfast.hypercorn
+
+        wsfast.hypercorn.install()
+        arrived: asyncio.Queue[Any] = asyncio.Queue()
+        listener = listen(small=small)
+        address = listener.getsockname()
+        config: Any = hypercorn.Config()
+        config.bind = [f"fd://{listener.detach()}"]
+        config.errorlog = config.accesslog = None
+        config.graceful_timeout = 0.1
+        config.websocket_ping_interval = keepalive
+        if tls is not None:
+            config.certfile = config.keyfile = "given"
+            config.create_ssl_context = lambda: tls[0]
+        ended = asyncio.Event()
+        task = asyncio.create_task(hypercorn.asyncio.serve(make_app(arrived), config, shutdown_trigger=ended.wait))
+
+        async def shut_down() -> None:
+            ended.set()
+            async with asyncio.timeout(TIMEOUT):
+                await asyncio.shield(task)
+
+        try:
+            async with clients(arrived, address, compress=compress, small=small, tls=tls) as connect:
+                yield Connect(connect.dial, shut_down)
+        finally:
+            await shut_down()
+
+    return open_server
+
+
 # ---- A sink
 
 
@@ -674,3 +716,8 @@ LIBRARIES: dict[str, Library] = {
 # The group `frameworks` is not installed in scripts/matrix.
 if importlib.util.find_spec("sanic") is not None:
     LIBRARIES["sanic"] = Library(open_sanic, send, compresses=False, shutdown=False)
+if importlib.util.find_spec("hypercorn") is not None:
+    # Since Python 3.12, a server of asyncio waits for its connections before Hypercorn closes them.
+    LIBRARIES["hypercorn"] = Library(
+        under_hypercorn(fastapi_app), send_text, ordered=True, keepalive=False, shutdown=sys.version_info < (3, 12)
+    )

@@ -29,7 +29,7 @@ LAYERS = [
     ["hub"],
     ["relay"],
     ["_django", "_socketio"],
-    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django", "socketio"],
+    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django", "socketio", "hypercorn"],
     ["__init__"],
     ["doctor", "cli", "demo", "__main__"],
 ]

@@ -34,6 +34,7 @@ REBUILD = "WSFAST_REQUIRE_EXT=1 pip install --force-reinstall --no-cache-dir --n
 LIBRARIES = {
     "aiohttp": "aiohttp",
     "fastapi": "asgi",
+    "hypercorn": "hypercorn",
     "litestar": "asgi",
     "picows": "picows",
     "quart": "asgi",
@@ -43,7 +44,7 @@ LIBRARIES = {
 }
 """Libraries whose connections wsfast can send to, each with the adapter that knows its private names."""
 
-QUEUED = ("daphne", "granian", "hypercorn")
+QUEUED = ("daphne", "granian")
 """ASGI servers under which messages go through a queue for each connection, since they offer no transport."""
 
 RELATED = ("redis", "nats-py", "prometheus-client")
