@@ -11,7 +11,7 @@ import enum
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 from weakref import WeakKeyDictionary, ref
 
 from websockets.protocol import CLOSED, OPEN, State
@@ -164,6 +164,10 @@ class Foreign:
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""
         raise NotImplementedError
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the connection itself: middleware may copy an ASGI scope that it is in."""
+        return self
 
 
 def socket_of(transport: Any) -> Any:
