@@ -5,13 +5,13 @@ queue that `wsfast.connections.asgi` gives them.
 
 | private or moving name                                    | what                                     | versions     |
 |-----------------------------------------------------------|------------------------------------------|--------------|
-| `hypercorn.protocol.h11.WSStream`                         | called for each upgraded connection      | 0.17 to 0.18 |
-| `WSStream.send`: `H11Protocol.stream_send`                | all that a stream sends goes through it  | 0.17 to 0.18 |
-| `H11Protocol.send`: `TCPServer.protocol_send`             | writes and drains, holding a lock        | 0.17 to 0.18 |
-| `TCPServer.writer`, `.loop`                               | a `StreamWriter`, the event loop         | 0.17 to 0.18 |
-| `WSStream.app`, `.app_put`, `.app_send()`, `.handle()`    | the application, and both ways to it     | 0.17 to 0.18 |
-| `WSStream.state`, `.closed`, `.connection`                | its state; wsproto's once it is accepted | 0.17 to 0.18 |
-| `WSStream._send_wsproto_event()`                          | sends frames, those of closing included  | 0.17 to 0.18 |
+| `hypercorn.protocol.h11.WSStream`                         | called for each upgraded connection      | 0.16 to 0.18 |
+| `WSStream.send`: `H11Protocol.stream_send`                | all that a stream sends goes through it  | 0.16 to 0.18 |
+| `H11Protocol.send`: `TCPServer.protocol_send`             | writes and drains, holding a lock        | 0.16 to 0.18 |
+| `TCPServer.writer`, `.loop`                               | a `StreamWriter`, the event loop         | 0.16 to 0.18 |
+| `WSStream.app`, `.app_put`, `.app_send()`, `.handle()`    | the application, and both ways to it     | 0.16 to 0.18 |
+| `WSStream.state`, `.closed`, `.connection`                | its state; wsproto's once it is accepted | 0.16 to 0.18 |
+| `WSStream._send_wsproto_event()`                          | sends frames, those of closing included  | 0.16 to 0.18 |
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import hypercorn.protocol.h11
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.protocol.events import StreamClosed
+from hypercorn.protocol.events import Data, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN, State
 from wsproto.events import CloseConnection
@@ -125,7 +125,7 @@ class _Stream(WSStream):
         """Whether messages may be sent."""
         self._disconnect: Any = None  # the message that tells the application that wsfast has closed the connection
         self._told = False  # whether it has received it
-        self._after: list[bytes] | None = None  # frames to write after the latest of these calls, if it is in progress
+        self._calls: list[list[bytes]] = []  # for each of these calls, in order: the frames to write after it
         self._application = self.app
         self._send = self.send
         self.app = self._run  # type: ignore[assignment]
@@ -140,24 +140,27 @@ class _Stream(WSStream):
     async def _counted(self, event: Any) -> None:
         """Send, and note the state. Hypercorn calls this right after each change of it, except for a loss."""
         self.is_open = self.state is ASGIWebsocketState.CONNECTED and state_of(self.connection) is OPEN
-        self.sending = (self.sending or 0) + 1
         after: list[bytes] = []
-        self._after = after
+        calls = self._calls
+        calls.append(after)
+        self.sending = len(calls)
         try:
             await self._send(event)
         finally:
-            self.sending = self.sending - 1 or None
-            if self._after is after:
-                self._after = None
-            if after and not self._connection.transport.is_closing():
+            index = next(index for index, other in enumerate(calls) if other is after)
+            del calls[index]
+            self.sending = len(calls) or None
+            if index:  # cancelled before its turn
+                calls[index - 1] += after
+            elif after and not self._connection.transport.is_closing():
                 self._connection.transport.write(b"".join(after))
 
     def write_after(self, frame: bytes) -> None:
         """Write a frame after the latest of the calls of Hypercorn's `send()`. Its lock lets them through in order."""
-        if self._after is None:
-            self._connection.transport.write(frame)
+        if self._calls:
+            self._calls[-1].append(frame)
         else:
-            self._after.append(frame)
+            self._connection.transport.write(frame)
 
     async def app_send(self, message: Any) -> None:
         """Send a message of the application, after all messages that were published for this connection before.
@@ -173,6 +176,8 @@ class _Stream(WSStream):
         await self._connection._wsfast_flush(wait=sends)
         if sends and self._connection.refuses:
             raise ConnectionError("the connection was closed")
+        if message is None and self._connection.refuses and self.sending and not self.closed:
+            await self.send(Data(self.stream_id, b""))  # Hypercorn closes now; the close frame may wait for its lock
         await super().app_send(message)
 
     async def _send_wsproto_event(self, event: Any) -> None:
