@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ._arguments import needs
 
-with needs("hypercorn>=0.17", "hypercorn"):
+with needs("hypercorn>=0.16", "hypercorn"):
     from .connections.hypercorn import install as _install
 
 __all__ = ["install"]
