@@ -717,7 +717,8 @@ LIBRARIES: dict[str, Library] = {
 if importlib.util.find_spec("sanic") is not None:
     LIBRARIES["sanic"] = Library(open_sanic, send, compresses=False, shutdown=False)
 if importlib.util.find_spec("hypercorn") is not None:
-    # Since Python 3.12, a server of asyncio waits for its connections before Hypercorn closes them.
+    # Since Python 3.12.1, wait_closed() of a server of asyncio waits for the connections. Hypercorn calls it before it
+    # cancels their handlers, so it does not end while a client that does not read is connected, with wsfast or without.
     LIBRARIES["hypercorn"] = Library(
         under_hypercorn(fastapi_app), send_text, ordered=True, keepalive=False, shutdown=sys.version_info < (3, 12)
     )
