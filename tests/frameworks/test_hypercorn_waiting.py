@@ -6,6 +6,7 @@ import asyncio
 import random
 from typing import Any
 
+import fastapi
 import pytest
 from hypercorn.middleware import ProxyFixMiddleware
 from websockets.exceptions import ConnectionClosed
@@ -14,7 +15,7 @@ import wsfast
 from frameworks.test_hypercorn import Room, receive, running
 from helpers.fixtures import Run
 from helpers.libraries import clients
-from helpers.peers import until
+from helpers.peers import TIMEOUT, until
 from wsfast.connections import adapt
 from wsfast.connections.hypercorn import HypercornConnection
 
@@ -84,5 +85,39 @@ def test_copied_scope(run: Run) -> None:
             assert isinstance(adapt(websocket), HypercornConnection)
             assert wsfast.broadcast([websocket], "to all").sent == 1
             assert await receive(client, 1) == ["to all"]
+
+    run(main)
+
+
+def test_accept_that_fails(run: Run) -> None:
+    """A connection is not open if Hypercorn refuses the subprotocol of the application."""
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    upgrade = (
+        f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\nSec-WebSocket-Version: 13"
+    )
+
+    async def main() -> None:
+        seen: asyncio.Queue[Any] = asyncio.Queue()
+        ended = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "websocket":
+                return
+            websocket = fastapi.WebSocket(scope, receive, send)
+            with pytest.raises(Exception, match="Invalid Subprotocol"):
+                await websocket.accept(subprotocol="unknown")
+            seen.put_nowait(wsfast.broadcast([websocket], "too early").skipped)
+            with pytest.raises(RuntimeError, match="not open"):
+                wsfast.Channel().subscribe(websocket)
+            await receive()  # that the client has left
+            ended.set()
+
+        async with running(app) as address, asyncio.timeout(TIMEOUT):
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(f"{upgrade}\r\n\r\n".encode())
+            assert await seen.get() == 1
+            writer.close()
+            await writer.wait_closed()
+            await ended.wait()
 
     run(main)

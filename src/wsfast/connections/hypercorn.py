@@ -85,7 +85,7 @@ class HypercornConnection(Ordered, Foreign):
         stream = self.stream
         if stream.closed:
             return CLOSED
-        if stream.state is not ASGIWebsocketState.CONNECTED:
+        if stream.state is not ASGIWebsocketState.CONNECTED or not hasattr(stream, "connection"):  # as accept() failed
             return CLOSING if self.closed_here else CONNECTING
         return state_of(stream.connection)
 
