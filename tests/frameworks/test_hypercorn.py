@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wsfast
 import wsfast.hypercorn
-from frameworks.test_asgi import check_room, check_stalled, connect, serve
+from helpers.asgi import check_room, check_stalled, connect, serve
 from helpers.fixtures import Run
 from helpers.interop.clients import CLIENTS, Inbox, Node, Offer, fingerprint, install_ws
 from helpers.libraries import Connect, clients, listen
