@@ -84,7 +84,7 @@ class Room:
         elif kind == "dismiss":
             for websocket, own in members:
                 if own is not send:
-                    await websocket.close()
+                    await websocket.close(1000)
         elif kind == "stall":
             others = [self.channel.subscribe(websocket) for websocket, own in members if own is not send]
             while any(other.active for other in others):

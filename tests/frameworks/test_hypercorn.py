@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wsfast
 import wsfast.hypercorn
-from helpers.asgi import check_room, check_stalled, connect, serve
+from helpers.asgi import check_foreign, check_room, check_stalled, connect, serve
 from helpers.fixtures import Run
 from helpers.interop.clients import CLIENTS, Inbox, Node, Offer, fingerprint, install_ws
 from helpers.libraries import Connect, clients, listen
@@ -46,6 +46,7 @@ def test_command_line(app: str, worker: str) -> None:
         command = [*COMMAND, "--worker-class", worker, f"frameworks.hypercorn_app:{app}"]
         async with serve(command, "", WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
             assert await check_room(port) == "HypercornConnection"
+            await check_foreign(port)
             await check_stalled(port)
 
     asyncio.run(main())
