@@ -304,6 +304,12 @@ def test_other_channel() -> None:
         assert receiver.relay.stats().rejected == 5
         assert not receiver.payloads
         assert not receiver.relay._outbound._positions_due
+        receiver.get(message(1))
+        for kind in (REQUEST, GOODBYE):  # who may publish to one topic, cannot speak of all
+            receiver.get(Envelope(kind, US, address=TOPIC))
+        assert receiver.relay.stats().rejected == 7
+        assert receiver.relay._inbound._addresses == {US: {TOPIC}}
+        assert not receiver.relay._outbound._positions_due
 
     go(act)
 
