@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import wsfast
 from helpers.brokers import Nowhere
+from wsfast.hub.registry import Registry
 from wsfast.relay import Relay, inbound, outbound, wire
 from wsfast.relay.broker import public_name
 from wsfast.relay.inbound import RESENT, RUNS, Inbound
@@ -249,6 +250,42 @@ def test_abandoned_stream_leaves_nothing() -> None:
             receiver.get(message(number))
             check_consistency(receiver.relay._inbound)
             assert not receiver.relay._inbound._seen
+
+    go(act)
+
+
+def test_exclusions_cost_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up topics of one publication cost later messages nothing; what is named often is looked at once."""
+
+    class Members:
+        looked = 0
+
+        @property
+        def slots(self) -> list[int]:
+            Members.looked += 1
+            return [1]
+
+    registry = Registry()
+    for group in (registry.add_user("ann"), registry.add_topic(">")):
+        group.members = Members()  # type: ignore[assignment]
+    assert registry.slots_of_users(["ann", "bob"] * 100) == {1}
+    assert registry.slots_of_topics([f"t.{number % 7}" for number in range(100)]) == {1}
+    assert Members.looked == 2
+
+    asked: list[int] = []
+    slots_of_topics = Registry.slots_of_topics
+
+    def count(registry: Registry, topics: Sequence[str]) -> set[int]:
+        asked.append(len(topics))
+        return slots_of_topics(registry, topics)
+
+    monkeypatch.setattr(Registry, "slots_of_topics", count)
+
+    def act() -> None:
+        receiver = Receiver()
+        for number in range(100):
+            receiver.get(message(1, address=("topic", f"t.{number}"), publication=(1, ("t.0", "t.1", "none"))))
+        assert max(asked) <= 2
 
     go(act)
 

@@ -336,7 +336,9 @@ class Inbound:
             return
         number, topics = envelope.publication
         delivered = self._delivered.setdefault((envelope.publisher, number), set())
-        self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=tuple(delivered))
+        # Only topics that this message names: who makes up messages can have any number of others count as delivered.
+        others = tuple(topic for topic in topics if topic in delivered)
+        self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=others)
         self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):
