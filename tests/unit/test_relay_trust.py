@@ -16,14 +16,15 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import wsfast
 from helpers.brokers import Nowhere
+from wsfast.hub.registry import Registry
 from wsfast.relay import Relay, inbound, outbound, wire
 from wsfast.relay.broker import public_name
-from wsfast.relay.inbound import RESENT, RUNS
+from wsfast.relay.inbound import RESENT, RUNS, Inbound
 from wsfast.relay.outbound import Outbound
 from wsfast.relay.wire import (
     GOODBYE,
@@ -148,6 +149,147 @@ def test_distant_numbers_hide_nothing(rounds: list[list[Envelope]]) -> None:
     go(act)
 
 
+def check_consistency(known: Inbound) -> None:
+    """Check that what is known of publishers is what is counted, found by either way, and kept once."""
+    counted = [(address, one) for address, seen in known._seen.items() for one in seen.positions]
+    assert len(counted) == known._positions
+    found = [(address, one) for one, addresses in known._addresses.items() for address in addresses]
+    assert sorted(counted, key=repr) == sorted(found, key=repr)
+    assert {id(address) for address, _ in found} <= {id(address) for address in known._seen}
+    assert all(0 < len(runs) <= RUNS for seen in known._seen.values() for runs in seen.positions.values())
+    assert sum(map(len, known._delivered.values())) == known._delivered_names
+
+
+INTERESTS = ["t", "other", "*", ">"]
+LIMITS = st.sampled_from(
+    [near_to + offset for near_to in (RESENT, 2**32, 2**63, 2**64 - 3) for offset in (-2, 0, 1, 2)]
+)
+changes = st.tuples(st.sampled_from(["open", "close", "abandon"]), st.sampled_from(INTERESTS))
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+@given(st.lists(envelopes(OTHER_EPOCHS | st.just(EPOCH), near | LIMITS | numbers) | changes, max_size=30))
+@example([("open", "t"), ("abandon", "t"), message(1), message(2)])
+@example(
+    [("open", "t"), message(1), message(1, publisher=THEM), message(1, publisher=THEM, address=("topic", "other"))]
+)
+def test_books_are_kept(secret: bytes | None, steps: list[Any]) -> None:
+    """Whatever comes, while subscribers come and go: what is known stays bounded and consistent; gaps are positive."""
+
+    def act() -> None:
+        receiver = Receiver(secret)
+        receiver.stream.close()
+        known, keyring = receiver.relay._inbound, None if secret is None else Keyring(secret, "p")
+        gaps: list[int] = []
+        known._report = lambda gap: gaps.append(gap.messages)  # type: ignore[method-assign]
+        streams: dict[str, wsfast.Stream] = {}
+        for step in steps:
+            if isinstance(step, Envelope):
+                receiver.get(step, keyring=keyring)
+            elif step[0] == "open" and step[1] not in streams:
+                streams[step[1]] = receiver.hub.stream(step[1])
+            elif (stream := streams.pop(step[1], None)) is not None and step[0] == "close":
+                stream.close()
+            stream = None  # without it, one that was not closed is gone now, and the hub learns it with a message
+            check_consistency(known)
+        assert all(gap > 0 for gap in gaps)
+
+    go(act)
+
+
+losses = st.sampled_from([0, 0, 0, 1, 20, RESENT - 2, RESENT - 1, RESENT, RESENT + 1, 2**32, 2**62])
+honest = st.one_of(
+    st.tuples(st.sampled_from([MESSAGE, POSITION]), losses),
+    st.tuples(st.just("again"), st.integers(0, 30) | st.just(RESENT - 1)),
+    st.tuples(st.just("epoch"), st.integers(1, 10**12)),
+)
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+@given(st.lists(honest, max_size=30))
+def test_honest_gaps_are_exact(secret: bytes | None, steps: list[tuple[Any, int]]) -> None:
+    """Of a publisher that follows the rules, each message is delivered once, and exactly what is missing is lost."""
+
+    def act() -> None:
+        receiver = Receiver(secret)
+        keyring = None if secret is None else Keyring(secret, "p")
+        epoch, number, sent, again, lost = EPOCH, 0, 0, 0, 0
+        for what, size in steps:
+            if what == "epoch":
+                epoch, number = epoch + size, 0
+            elif what == "again":
+                for resent in range(max(1, number - min(size, 30)), number + 1):
+                    receiver.get(message(resent, epoch=epoch), keyring=keyring)
+                    again += 1
+                if number > size:
+                    receiver.get(message(number - size, epoch=epoch), keyring=keyring)
+                    again += 1
+            elif number + size + 1 < 2**64 and (number or what == MESSAGE):
+                lost += size if number else 0
+                if what == MESSAGE:
+                    number += size + 1
+                    sent += 1
+                else:
+                    number += size
+                receiver.get(message(number, epoch=epoch, kind=what), keyring=keyring)
+        stats = receiver.relay.stats()
+        assert (stats.received, stats.duplicates, stats.lost) == (sent, again, lost)
+        assert len(receiver.payloads) == sent
+
+    go(act)
+
+
+def test_abandoned_stream_leaves_nothing() -> None:
+    """A message that finds its last subscriber gone, which ends the interest, leaves nothing that nobody can forget."""
+
+    def act() -> None:
+        receiver = Receiver()
+        receiver.stream.close()
+        for number in range(1, 4):
+            receiver.hub.stream("t")  # is gone at once
+            receiver.get(message(number))
+            check_consistency(receiver.relay._inbound)
+            assert not receiver.relay._inbound._seen
+
+    go(act)
+
+
+def test_exclusions_cost_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up topics of one publication cost later messages nothing; what is named often is looked at once."""
+
+    class Members:
+        looked = 0
+
+        @property
+        def slots(self) -> list[int]:
+            Members.looked += 1
+            return [1]
+
+    registry = Registry()
+    for group in (registry.add_user("ann"), registry.add_topic(">")):
+        group.members = Members()  # type: ignore[assignment]
+    assert registry.slots_of_users(["ann", "bob"] * 100) == {1}
+    assert registry.slots_of_topics([f"t.{number % 7}" for number in range(100)]) == {1}
+    assert Members.looked == 2
+
+    asked: list[int] = []
+    slots_of_topics = Registry.slots_of_topics
+
+    def count(registry: Registry, topics: Sequence[str]) -> set[int]:
+        asked.append(len(topics))
+        return slots_of_topics(registry, topics)
+
+    monkeypatch.setattr(Registry, "slots_of_topics", count)
+
+    def act() -> None:
+        receiver = Receiver()
+        for number in range(100):
+            receiver.get(message(1, address=("topic", f"t.{number}"), publication=(1, ("t.0", "t.1", "none"))))
+        assert max(asked) <= 2
+
+    go(act)
+
+
 @pytest.mark.parametrize("jump", [1, 2, 20, 64, 65, 640])
 @pytest.mark.parametrize("kind", [MESSAGE, POSITION])
 def test_forged_message_hides_few(jump: int, kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,12 +360,9 @@ def test_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             receiver.get(message(number))
             if number % 7 == 0:
                 receiver.get(Envelope(GOODBYE, number), Envelope(GOODBYE, 10**9 + number))
-            counted = [(address, one) for address, seen in known._seen.items() for one in seen.positions]
-            assert len(counted) == known._positions <= 100
-            assert sorted(counted, key=repr) == sorted(
-                ((address, one) for one, addresses in known._addresses.items() for address in addresses), key=repr
-            )
-            assert sum(map(len, known._delivered.values())) == known._delivered_names <= 50
+            check_consistency(known)
+            assert known._positions <= 100
+            assert known._delivered_names <= 50
         assert receiver.payloads.count(b"true") == 999
 
     go(act)
@@ -303,6 +442,12 @@ def test_other_channel() -> None:
         receiver.take(pack(message(1)), None)
         assert receiver.relay.stats().rejected == 5
         assert not receiver.payloads
+        assert not receiver.relay._outbound._positions_due
+        receiver.get(message(1))
+        for kind in (REQUEST, GOODBYE):  # who may publish to one topic, cannot speak of all
+            receiver.get(Envelope(kind, US, address=TOPIC))
+        assert receiver.relay.stats().rejected == 7
+        assert receiver.relay._inbound._addresses == {US: {TOPIC}}
         assert not receiver.relay._outbound._positions_due
 
     go(act)
@@ -436,7 +581,14 @@ heads = st.binary() | st.fixed_dictionaries(
 )
 
 
-@given(st.lists(st.tuples(heads | json_values, st.integers(0, 5), st.integers(0, 255), numbers, numbers)))
+LAST = 2**64 - 1
+some_epochs = st.sampled_from([1, LAST]) | numbers
+
+
+@given(st.lists(st.tuples(heads | json_values, st.integers(0, 5), st.integers(0, 255), some_epochs, near | numbers)))
+@example([({"t": "t"}, MESSAGE, 0, LAST, 1)])
+@example([({"t": "t"}, POSITION, 0, LAST, 1)])
+@example([({"t": "t"}, POSITION, 0, 1, 1), ({"t": "t"}, POSITION, 0, LAST, LAST)])
 def test_nothing_raises(messages: list[tuple[Any, int, int, int, int]]) -> None:
     """Whatever comes, a relay goes on: an exception would cut its connection to the broker."""
 
@@ -451,8 +603,13 @@ def test_nothing_raises(messages: list[tuple[Any, int, int, int, int]]) -> None:
                     plain.take(data, address)
                     signed.take(data, address)
                     signed.take(keyring.sign(data), address)
-        plain.get(message(1, epoch=2**64 - 1, key="last"))
-        assert plain.payloads[-1] == b"true"
+        # Who knows an epoch can hide its next messages; so the last message is of an epoch that was not among them.
+        unknown = min(set(range(len(messages) + 1)) - {epoch for *_, epoch, _ in messages})
+        plain.get(message(1, epoch=unknown, key="last"))
+        # Those with the secret are trusted: they can end all epochs of a publisher, but not those of another one.
+        signed.get(message(1, publisher=THEM, key="last"), keyring=keyring)
+        for receiver in (plain, signed):
+            assert receiver.payloads[-1] == b"true"
 
     go(act)
 

@@ -211,7 +211,7 @@ class Registry:
                 self.routes[topic] = route
         return route
 
-    def routes_of(self, topics: tuple[str, ...]) -> tuple[Group, ...]:
+    def routes_of(self, topics: Iterable[str]) -> tuple[Group, ...]:
         """Return the groups that get the messages of any of some topics, each once."""
         return tuple(dict.fromkeys(chain.from_iterable(map(self.route, topics))))
 
@@ -224,11 +224,12 @@ class Registry:
 
     def slots_of_topics(self, topics: Iterable[str]) -> set[int]:
         """Return the slots of the connections that get the messages of any of some topics."""
-        return {slot for topic in topics for group in self.route(topic) for slot in group.members.slots}
+        return {slot for group in self.routes_of(topics) for slot in group.members.slots}
 
     def slots_of_users(self, users: Iterable[Hashable]) -> set[int]:
         """Return the slots of the connections of some users."""
-        return {slot for user in users if (group := self.users.get(user)) for slot in group.members.slots}
+        groups = dict.fromkeys(group for user in users if (group := self.users.get(user)))  # each once
+        return {slot for group in groups for slot in group.members.slots}
 
     def _forget_routes(self, group: Group) -> None:
         # Called last, when the old groups can no longer be found.

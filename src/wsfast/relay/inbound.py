@@ -108,9 +108,10 @@ class Gap:
 class _Seen:
     """The last messages of one address."""
 
-    __slots__ = ("clock", "positions")
+    __slots__ = ("address", "clock", "positions")
 
-    def __init__(self) -> None:
+    def __init__(self, address: Address) -> None:
+        self.address = address  # the only copy that is kept: a name may be long, and each publisher sends it
         self.positions: OrderedDict[int, list[Position]] = OrderedDict()  # by publisher: the end of each run
         self.clock = 0  # when the last message came
 
@@ -258,7 +259,7 @@ class Inbound:
         """Return the last messages of an address; none if others may have been missed."""
         seen = self._seen.get(address)
         if seen is None:
-            seen = self._seen[address] = _Seen()
+            seen = self._seen[address] = _Seen(address)
             if len(self._seen) > len(self._interests) + ADDRESSES:  # patterns may match any number of addresses
                 self._forget_oldest()
         else:
@@ -282,12 +283,15 @@ class Inbound:
             self.received += 1
         positions, missing = following
         # Recorded only now: otherwise a message that could not be delivered would not be counted as missing.
-        self._note(address, seen, publisher, positions)
+        self._note(seen, publisher, positions)
         if missing:
             self._report(Gap(f"{publisher:016x}", *address, missing))
 
-    def _note(self, address: Address, seen: _Seen, publisher: int, positions: list[Position]) -> None:
+    def _note(self, seen: _Seen, publisher: int, positions: list[Position]) -> None:
         """Record the last messages of a publisher and address."""
+        address = seen.address
+        if self._seen.get(address) is not seen:  # the last interest ended while the message was delivered
+            return
         known = publisher in seen.positions
         self._addresses.setdefault(publisher, set()).add(address)
         seen.positions[publisher] = positions
@@ -332,7 +336,9 @@ class Inbound:
             return
         number, topics = envelope.publication
         delivered = self._delivered.setdefault((envelope.publisher, number), set())
-        self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=tuple(delivered))
+        # Only topics that this message names: who makes up messages can have any number of others count as delivered.
+        others = tuple(topic for topic in topics if topic in delivered)
+        self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=others)
         self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):

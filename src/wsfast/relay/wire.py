@@ -242,13 +242,14 @@ def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
         if not isinstance(head, dict):
             raise ValueError("its head is not a JSON object")
         address: Address | None = None
-        if "t" in head:
-            address = "topic", check_topic(head["t"])
-        elif "u" in head:
-            check_user(head["u"])
-            address = "user", head["u"]
-        elif kind in (MESSAGE, POSITION):
-            raise ValueError("it has neither a topic nor a user")
+        if kind in (MESSAGE, POSITION):  # the others concern all addresses, so they have none
+            if "t" in head:
+                address = "topic", check_topic(head["t"])
+            elif "u" in head:
+                check_user(head["u"])
+                address = "user", head["u"]
+            else:
+                raise ValueError("it has neither a topic nor a user")
         publication = head.get("m")
         return Envelope(
             kind,
