@@ -30,9 +30,9 @@ SERVERS: dict[str, tuple[list[str], dict[str, Any], str]] = {
 
 
 @contextlib.asynccontextmanager
-async def served(name: str, **environment: str) -> AsyncIterator[int]:
+async def served(name: str) -> AsyncIterator[int]:
     command, options, _ = SERVERS[name]
-    async with serve(command, "", **options, WSFAST_TEST_CLOSE_TIMEOUT="0.5", **environment) as port:
+    async with serve(command, "", **options, WSFAST_TEST_CLOSE_TIMEOUT="0.5") as port:
         yield port
 
 
@@ -338,9 +338,15 @@ def test_policies(options: dict[str, Any], policy: wsfast.Policy) -> None:
         async with plugin.start_subscription("a") as subscriber:
             for number in range(10):
                 await arrived(plugin, str(number), "a")
-            assert subscriber.qsize == options.get("subscriber_max_backlog", 10)
+            assert subscriber.qsize == (count := options.get("subscriber_max_backlog", 10))
+            async with subscriber.run_in_background(socket.send_text):  # Litestar cannot unsubscribe a full one
+                pass
+            assert subscriber.qsize == 0
+        oldest = 10 - count if "dropleft" in options.values() else 0
+        await socket.send_text(" ".join(map(str, range(oldest, oldest + count))))
 
-    assert run(body, **options) == []
+    *messages, last = run(body, **options)
+    assert messages == str(last).split()
 
 
 def test_policy_is_checked() -> None:
