@@ -167,7 +167,7 @@ class ChannelsPlugin(litestar.channels.ChannelsPlugin):
             `subscriber_max_backlog`, as `subscriber_backlog_strategy` says, or `Disconnect()` if that is None.
         subscriber_max_backlog: Maximum number of events that wait for a subscriber.
         subscriber_backlog_strategy: "backoff" to drop new events beyond that number, or "dropleft" to drop old ones.
-        subscriber_class: Class of subscribers. Those that are not of a subclass of `Subscriber` work as before.
+        subscriber_class: Class of subscribers. If it is not a subclass of `Subscriber`, its subscribers work as before.
         options: Other arguments of `litestar.channels.ChannelsPlugin`.
 
     Raises:

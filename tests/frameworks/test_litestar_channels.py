@@ -284,10 +284,12 @@ def test_exception() -> None:
     """After an exception, nothing more is sent, and the hub is empty."""
 
     async def body(plugin: ChannelsPlugin, socket: Any) -> None:
+        subscriber = await plugin.subscribe("a")
         with pytest.raises(ZeroDivisionError):
-            async with plugin.start_subscription("a") as subscriber, subscriber.run_in_background(socket.send_text):
+            async with subscriber.run_in_background(socket.send_text):
                 raise ZeroDivisionError
         assert not subscriber.is_running
+        await plugin.unsubscribe(subscriber)
         await arrived(plugin, "unheard", "a")
 
     assert run(body) == []
