@@ -8,7 +8,7 @@ import hashlib
 import logging
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Literal
 
 from ._encoding.message import PreparedMessage
@@ -69,11 +69,19 @@ MODES: tuple[Mode, ...] = ("text", "bytes")
 
 
 class Tap:
-    """A backend whose events are published to the hub before the plugin gets them."""
+    """A backend whose events are published to the hub before the plugin gets them.
 
-    def __init__(self, backend: Any, fan_out: FanOut) -> None:
+    Args:
+        backend: The backend.
+        fan_out: The hub.
+        count: Function that returns the number of a channel's subscribers. The plugin does not get an event if all of
+            them are in the hub.
+    """
+
+    def __init__(self, backend: Any, fan_out: FanOut, count: Callable[[str], int]) -> None:
         self._backend = backend
         self._fan_out = fan_out
+        self._count = count
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the backend."""
@@ -86,11 +94,12 @@ class Tap:
         number = 0
         async for channel, event in self._backend.stream_events():
             self._fan_out.publish(channel, event)
-            self._fan_out.event = event
-            try:
-                yield channel, event
-            finally:
-                self._fan_out.event = None
+            if self._count(channel) > sum(self._fan_out.members[channel, mode] for mode in MODES):
+                self._fan_out.event = event
+                try:
+                    yield channel, event
+                finally:
+                    self._fan_out.event = None
             number += 1
             if number % BATCH == 0:
                 await asyncio.sleep(0)
@@ -114,7 +123,8 @@ class Member:
         if self._channels:
             topics = [_topic(channel, mode) for channel in self._channels]
             self._subscription = fan_out.hub.subscribe(socket, *topics)
-            fan_out.members.update((channel, mode) for channel in self._channels)
+            for channel in self._channels:
+                fan_out.members[channel, mode] += 1
 
     @property
     def waiting(self) -> int:
@@ -125,10 +135,11 @@ class Member:
         """Get no more events of some channels, or of any."""
         left = self._channels.intersection(self._channels if channels is None else channels)
         self._channels -= left
-        for one in [(channel, self._mode) for channel in left]:
-            self._fan_out.members[one] -= 1
-            if not self._fan_out.members[one]:
-                del self._fan_out.members[one]
+        members = self._fan_out.members
+        for channel in left:
+            members[channel, self._mode] -= 1
+            if not members[channel, self._mode]:
+                del members[channel, self._mode]
         if left and self._subscription is not None and self._subscription.active:
             self._fan_out.hub.unsubscribe(self._socket, *(_topic(channel, self._mode) for channel in left))
 
@@ -140,12 +151,13 @@ class Member:
 
     async def sent(self) -> None:
         """Wait until everything has been sent, or the connection is closed."""
-        connection = adapt(self._socket)
+        connection: Any = adapt(self._socket)
+        transport = connection.transport
         if isinstance(connection, Ordered):
             with contextlib.suppress(ConnectionError):
                 await connection._wsfast_flush()
-        if isinstance(connection.transport, AsgiQueue):
-            await connection.transport.written()
+        if isinstance(transport, AsgiQueue):
+            await transport.written()
 
     def end(self) -> None:
         """Leave the hub."""

@@ -6,9 +6,10 @@ It replaces `litestar.channels.ChannelsPlugin`. A subscriber that runs in the ba
 `socket.send_text` or `socket.send_bytes`, then needs neither its queue nor a task: its connection is in a hub, to which
 the plugin publishes the events of its backend. All other subscribers work as before.
 
-| private name        | meaning                                 | versions     |
-|---------------------|-----------------------------------------|--------------|
-| `Subscriber._queue` | the `asyncio.Queue` of events that wait | 2.12 to 2.25 |
+| private name               | meaning                                 | versions     |
+|----------------------------|-----------------------------------------|--------------|
+| `Subscriber._queue`        | the `asyncio.Queue` of events that wait | 2.12 to 2.25 |
+| `ChannelsPlugin._channels` | dict of sets of subscribers             | 2.12 to 2.25 |
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ class ChannelsPlugin(litestar.channels.ChannelsPlugin):
             policy = DropOldest if subscriber_backlog_strategy == "dropleft" else DropNewest
             slow = policy(max_messages=subscriber_max_backlog, max_bytes=None)
         self.fan_out = FanOut(slow)
-        tap: Any = Tap(backend, self.fan_out)
+        tap: Any = Tap(backend, self.fan_out, lambda channel: len(self._channels.get(channel, ())))
         super().__init__(
             tap,
             subscriber_max_backlog=subscriber_max_backlog,

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
-import litestar
+import litestar.channels
 import pytest
 from litestar.channels.backends.memory import MemoryChannelsBackend
 from litestar.exceptions import WebSocketDisconnect
@@ -340,7 +340,8 @@ def test_policies(options: dict[str, Any], policy: wsfast.Policy) -> None:
         async with plugin.start_subscription("a") as subscriber:
             for number in range(10):
                 await arrived(plugin, str(number), "a")
-            assert subscriber.qsize == (count := options.get("subscriber_max_backlog", 10))
+            count = options.get("subscriber_max_backlog", 10)
+            assert subscriber.qsize == count
             async with subscriber.run_in_background(socket.send_text):  # Litestar cannot unsubscribe a full one
                 pass
             assert subscriber.qsize == 0
