@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from . import django as django
     from . import gunicorn as gunicorn
     from . import hypercorn as hypercorn
+    from . import litestar as litestar
     from . import prometheus as prometheus
     from . import socketio as socketio
     from . import sse as sse
@@ -68,6 +69,6 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Import modules that need another package when they are first used."""
-    if name in ("django", "gunicorn", "hypercorn", "prometheus", "socketio", "sse", "trio", "uvicorn"):
+    if name in ("django", "gunicorn", "hypercorn", "litestar", "prometheus", "socketio", "sse", "trio", "uvicorn"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,8 +28,8 @@ LAYERS = [
     ["channel"],
     ["hub"],
     ["relay"],
-    ["_django", "_socketio"],
-    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django", "socketio", "hypercorn"],
+    ["_django", "_litestar", "_socketio"],
+    ["_serve", "trio", "uvicorn", "gunicorn", "prometheus", "sse", "django", "socketio", "hypercorn", "litestar"],
     ["__init__"],
     ["doctor", "cli", "demo", "__main__"],
 ]

@@ -117,6 +117,11 @@ class AsgiQueue:
                 await sent
         self.end(message.get("code") or 1000, message.get("reason") or "", Ended.CLOSED_HERE)
 
+    async def written(self) -> None:
+        """Wait until the server has taken everything in the queue, or the connection has ended."""
+        if self._writer is not None:
+            await asyncio.wait([self._writer])
+
     async def receive(self) -> Any:
         """Receive a message for the application; a disconnect as soon as nothing can be sent any more."""
         while not self._end.done():
