@@ -626,6 +626,8 @@ def under_hypercorn(make_app: Callable[[asyncio.Queue[Any]], Any]) -> Any:
             await shut_down()
 
     return open_server
+
+
 # ---- Tornado
 
 
