@@ -641,7 +641,7 @@ async def open_tornado(
 
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
-    class Handler(tornado.websocket.WebSocketHandler):  # type: ignore[misc]
+    class Handler(tornado.websocket.WebSocketHandler):
         def get_compression_options(self) -> dict[str, Any] | None:
             return {} if compress else None
 

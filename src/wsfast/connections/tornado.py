@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Literal
 
+from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.websocket import WebSocketProtocol13, _PerMessageDeflateCompressor
 from websockets.protocol import CLOSED, CLOSING, OPEN, State
@@ -210,21 +211,22 @@ class _Closed(Foreign):
     """A `WebSocketHandler` that was closed before anything was sent to it."""
 
     library = "Tornado"
-    state = CLOSED
     transport: Any = None
 
     def __init__(self, origin: Any) -> None:
         self._origin = origin
+        current: Any = IOLoop.current(instance=False)  # the connection no longer knows its own
+        self.loop: Any = None if current is None else current.asyncio_loop
+
+    @property
+    def state(self) -> State:
+        """The state of the connection."""
+        return CLOSED
 
     @property
     def origin(self) -> Any:
         """The `WebSocketHandler`."""
         return self._origin
-
-    @property
-    def loop(self) -> Any:
-        """The running event loop: nothing more belongs to the connection."""
-        return asyncio.get_running_loop()
 
     @classmethod
     def layout(cls) -> ConnectionLayout | None:
