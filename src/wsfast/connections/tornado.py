@@ -4,15 +4,13 @@
 |-----------------------------------------------------|----------------------------------------------|----------------|
 | `WebSocketHandler.ws_connection`                    | its protocol; None before and after          | 6.3 to 6.6     |
 | `WebSocketProtocol13.stream`                        | an `IOStream`, once the connection is open   | 6.3 to 6.6     |
-| `server_terminated`, `client_terminated`            | whether a close frame was sent, received; or | 6.3 to 6.6     |
-|                                                     | both, after `_abort()`                       |                |
+| `server_terminated`, `client_terminated`            | whether a close frame was sent, was received | 6.3 to 6.6     |
 | `_abort()`                                          | closes the stream, and ends timers           | 6.3 to 6.6     |
 | `_write_frame()`, `write_message()`                 | send                                         | 6.3 to 6.6     |
 | `close(reason="ping timed out")`                    | the client did not answer a ping             | 6.5, 6.6       |
 | `_compressor`: `_PerMessageDeflateCompressor`       | None if nothing compresses messages          | 6.3 to 6.6     |
 | its `_max_wbits`, `_compression_level`, `_mem_level`| arguments of `zlib.compressobj`              | 6.3 to 6.6     |
-| its `_compressor`                                   | a `zlib.compressobj`; None to use a new one  | 6.3 to 6.6     |
-|                                                     | for each message                             |                |
+| its `_compressor`                                   | a `zlib.compressobj`; None: one per message  | 6.3 to 6.6     |
 | `IOStream._closed`, `.socket`, `.error`             | the socket is None once it is closed         | 6.3 to 6.6     |
 | `IOStream._write_buffer._buffers`                   | a deque of what waits; always the same one   | 6.3 to 6.6     |
 | `IOStream._close_callback`                          | what `set_close_callback()` was given        | 6.3 to 6.6     |
@@ -45,7 +43,7 @@ from .foreign import Closer, Ended, Foreign, layout_of
 __all__ = ["EncryptedStreamTransport", "StreamTransport", "adapt"]
 
 _ZLIB_ENCODER = type(zlib.compressobj())
-
+_DEFLATE_COMPRESSOR: Any = _PerMessageDeflateCompressor
 _METHODS = {name: getattr(WebSocketProtocol13, name) for name in ("write_message", "_write_frame")}
 
 
@@ -79,8 +77,7 @@ class EncryptedStreamTransport:
 
     def is_closing(self) -> bool:
         """Whether the stream is closed."""
-        closed: bool = self.closing
-        return closed
+        return bool(self.closing)
 
     def abort(self) -> None:
         """Close the stream at once."""
@@ -90,9 +87,8 @@ class EncryptedStreamTransport:
         """Return the socket, or the address of the client."""
         if name == "socket":
             return self._socket
-        if name == "peername":
-            with contextlib.suppress(OSError):
-                return self._socket.getpeername()
+        with contextlib.suppress(OSError):
+            return self._socket.getpeername() if name == "peername" else default
         return default
 
 
@@ -109,10 +105,10 @@ class _Connection(Foreign):
         self._origin = origin
         self.protocol: Any = origin.ws_connection
         stream = self.protocol.stream
+        self.loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop
         replaced = vars(stream).keys() & {"write", "write_to_fd", "_handle_write"}
         kind = StreamTransport if type(stream) is IOStream and not replaced else EncryptedStreamTransport
         self.transport: Any = kind(self.protocol)
-        self.loop: asyncio.AbstractEventLoop = stream.io_loop.asyncio_loop
         self._ended = Ended.LOST
         self._earlier_callback: Callable[[], object] | None = None
 
@@ -142,24 +138,22 @@ class _Connection(Foreign):
 
     def encoder(self) -> Encoder | Literal[False] | None:
         """See `Foreign`."""
-        compressor = self.protocol._compressor
+        compressor: Any = self.protocol._compressor
         if compressor is None:
             return None
-        if type(compressor) is not _PerMessageDeflateCompressor:
+        if type(compressor) is not _DEFLATE_COMPRESSOR:
             return False
         if compressor._max_wbits < 9:
             return None  # zlib has no window that small; sending uncompressed is always allowed
-        parameters = Parameters.of(
-            compressor._max_wbits, {"level": compressor._compression_level, "memLevel": compressor._mem_level}
-        )
+        settings = {"level": compressor._compression_level, "memLevel": compressor._mem_level}
+        parameters = Parameters.of(compressor._max_wbits, settings)
         if parameters is None:
             return None
         if compressor._compressor is None:
             return parameters.per_message
         if type(compressor._compressor) is _ZLIB_ENCODER:
             compressor._compressor = LazyEncoder(parameters, compressor._compressor)
-        encoder = compressor._compressor
-        return encoder if type(encoder) is LazyEncoder else False
+        return compressor._compressor if type(compressor._compressor) is LazyEncoder else False
 
     def send_message(self, message: PreparedMessage) -> None:
         """Send a message."""
