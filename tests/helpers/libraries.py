@@ -628,6 +628,50 @@ def under_hypercorn(make_app: Callable[[asyncio.Queue[Any]], Any]) -> Any:
     return open_server
 
 
+# ---- Tornado
+
+
+@contextlib.asynccontextmanager
+async def open_tornado(
+    *, compress: bool, small: bool, tls: Tls = None, keepalive: float | None = None
+) -> AsyncIterator[Connect]:
+    import tornado.httpserver
+    import tornado.web
+    import tornado.websocket
+
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+
+    class Handler(tornado.websocket.WebSocketHandler):
+        def get_compression_options(self) -> dict[str, Any] | None:
+            return {} if compress else None
+
+        def open(self) -> None:
+            arrived.put_nowait(self)
+
+        def on_message(self, message: str | bytes) -> None:
+            pass
+
+    app = tornado.web.Application(
+        [("/ws", Handler)],
+        websocket_ping_interval=keepalive,
+        websocket_ping_timeout=keepalive,
+        log_function=lambda _: None,
+    )
+    server = tornado.httpserver.HTTPServer(app, ssl_options=None if tls is None else tls[0])
+    listener = listen(small=small)
+    server.add_sockets([listener])
+    try:
+        async with clients(arrived, listener.getsockname(), compress=compress, small=small, tls=tls) as connect:
+            yield connect
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
+async def send_by_tornado(connection: Any, text: str) -> None:
+    await connection.write_message(text)
+
+
 # ---- A sink
 
 
@@ -722,3 +766,5 @@ if importlib.util.find_spec("hypercorn") is not None:
     LIBRARIES["hypercorn"] = Library(
         under_hypercorn(fastapi_app), send_text, ordered=True, keepalive=False, shutdown=sys.version_info < (3, 12)
     )
+if importlib.util.find_spec("tornado") is not None:
+    LIBRARIES["tornado"] = Library(open_tornado, send_by_tornado, shutdown=False)

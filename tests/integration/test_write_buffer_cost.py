@@ -23,7 +23,7 @@ from wsfast.connections import adapt
 OURS = str(Path(wsfast.__file__).parent)
 ASKED: Any = getattr(asyncio.selector_events, "_SelectorSocketTransport").get_write_buffer_size  # noqa: B009
 MANY = 20_000
-NAMES = [name for name in LIBRARIES if name not in ("picows", "sink")]
+NAMES = [name for name in LIBRARIES if name not in ("picows", "sink", "tornado")]  # which have buffers of their own
 """Libraries that use asyncio's transports."""
 
 

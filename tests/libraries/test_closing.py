@@ -151,7 +151,9 @@ async def open_websockets_client(*, compress: bool, small: bool, tls: Any = None
 
 
 async def close_by_keyword(connection: Any) -> None:
-    await connection.close(code=CODE)
+    closing = connection.close(code=CODE)
+    if closing is not None:  # Tornado's is no coroutine
+        await closing
 
 
 async def close_by_frame(connection: Any) -> None:

@@ -101,6 +101,8 @@ def test_closed_here(play: Any, name: str, subscribe: Subscribe) -> None:
             await adapt(connection).close()
         elif name == "picows":
             connection.send_close(1000, b"")
+        elif name == "tornado":
+            connection.close()
         else:
             await connection.close()
         assert await within(waiting) is Ended.CLOSED_HERE

@@ -151,6 +151,8 @@ async def close(name: str, connection: Any) -> None:
     if name == "picows":
         connection.send_close(4000)
         connection.disconnect()
+    elif name == "tornado":
+        connection.close(4000)
     elif name.startswith("aiohttp"):
         await connection.close(code=4000)
     else:

@@ -85,6 +85,9 @@ def test_smallest_window(core: Any, run: Run, monkeypatch: pytest.MonkeyPatch, n
         await client.shake_hands(parameters)
         return client
 
+    if name == "tornado" and "server_max_window_bits=8" in parameters:
+        pytest.skip("Tornado itself refuses the handshake with status 500")
+
     async def main() -> None:
         monkeypatch.setattr(libraries, "dial", dial)
         async with LIBRARIES[name].open(compress=True, small=False) as connect:

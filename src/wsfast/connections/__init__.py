@@ -15,7 +15,7 @@ import importlib
 import ssl
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -174,6 +174,7 @@ ADAPTERS = {
     ("quart.wrappers.websocket", "Websocket"): "asgi",
     ("sanic.server.websockets.impl", "WebsocketImplProtocol"): "sanic",
     ("starlette.websockets", "WebSocket"): "asgi",
+    ("tornado.websocket", "WebSocketHandler"): "tornado",
     ("websockets.legacy.protocol", "WebSocketCommonProtocol"): "legacy",
     ("werkzeug.local", "LocalProxy"): "foreign:adapt_proxy",
 }
@@ -222,8 +223,8 @@ def unsupported(connection: Any, what: str = "broadcast to") -> TypeError:
     if type(connection).__module__.startswith("websockets.trio"):
         return TypeError(f"cannot {what} connections of websockets.trio; use await wsfast.trio.broadcast()")
     return TypeError(
-        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, aiohttp, picows and "
-        "Sanic, WebSockets of FastAPI, Starlette, Litestar and Quart, and objects that wsfast.attach() returns"
+        f"cannot {what} {name_of(type(connection))}; supported are connections of websockets, aiohttp, picows, Sanic "
+        "and Tornado, WebSockets of FastAPI, Starlette, Litestar and Quart, and objects that wsfast.attach() returns"
     )
 
 
@@ -288,6 +289,12 @@ UVLOOP_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=
 
 AIOFASTNET_TLS = TransportLayout(direct=False, descriptor=None, closing=None, clear=(), methods={}, try_write=False)
 
+# Tornado: streams behind `connections.tornado`.
+TORNADO = TransportLayout(
+    direct=True, descriptor="fd", closing="closing", clear=(), methods={}, try_write=False, buffer="buffer"
+)
+TORNADO_TLS = replace(TORNADO, direct=False)
+
 KNOWN = {
     ("aiofastnet.ssl_transport", "SSLTransport_Socket"): AIOFASTNET_TLS,
     ("aiofastnet.ssl_transport", "SSLTransport_Transport"): AIOFASTNET_TLS,
@@ -297,6 +304,8 @@ KNOWN = {
     ("uvloop.loop", "TCPTransport"): UVLOOP,
     ("uvloop.loop", "UnixTransport"): UVLOOP,
     ("uvloop.loop", "_SSLProtocolTransport"): UVLOOP_TLS,
+    ("wsfast.connections.tornado", "EncryptedStreamTransport"): TORNADO_TLS,
+    ("wsfast.connections.tornado", "StreamTransport"): TORNADO,
 }
 
 
