@@ -612,7 +612,8 @@ def check_command(command: str, page: str, directory: Path) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for one in what:
             match = re.fullmatch(
-                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|h2|httpx2|quart|sanic|uvicorn|uvloop|wsproto)(?:\[([\w,]+)\])?",
+                r"(?:\.|\./benchmarks|\./wsfast|wsfast|fastapi|h2|httpx2|quart|sanic|tornado|uvicorn|uvloop|wsproto)"
+                r"(?:\[([\w,]+)\])?",
                 one,
             )
             assert match is not None, one

@@ -84,7 +84,9 @@ class Room:
         elif kind == "dismiss":
             for websocket, own in members:
                 if own is not send:
-                    await websocket.close(1000)
+                    closing = websocket.close(1000)
+                    if closing is not None:  # as in Tornado
+                        await closing
         elif kind == "stall":
             others = [self.channel.subscribe(websocket) for websocket, own in members if own is not send]
             while any(other.active for other in others):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sized
@@ -17,7 +18,9 @@ from .cases import Case
 from .machine import UnfitError
 from .servers import KEEPALIVE, PATIENCE
 
-__all__ = ["INTEGRATIONS", "Integration", "Served", "serve_asgi"]
+__all__ = ["INTEGRATIONS", "SOCKETIO_EVENT", "Integration", "Served", "serve_asgi"]
+
+SOCKETIO_EVENT = "tick"
 
 WAITING = 100
 """Messages that wait for a client, at most, where the recipe of a library is a queue for each client."""
@@ -45,12 +48,12 @@ class Integration(NamedTuple):
     serve: Serve
     """Serves while in the context, by wsfast (True) or by the library's own way."""
     own: str
-    """What the library's own way is."""
+    """The name of that way in the table."""
     ours: str
     needed: tuple[str, ...]
     """Modules that must be installed."""
     kind: str = "websocket"
-    """What clients there are: `websocket`, `socketio` or `events`."""
+    """Kind of its clients: `websocket`, `socketio` or `events`."""
 
 
 @asynccontextmanager
@@ -241,6 +244,115 @@ async def _sanic(_: Case, ours: bool) -> AsyncIterator[Served]:
         await asyncio.wait_for(server.wait_closed(), PATIENCE)
 
 
+@asynccontextmanager
+async def _socketio(case: Case, ours: bool) -> AsyncIterator[Served]:
+    import socketio
+
+    manager = wsfast.socketio.AsyncManager() if ours else socketio.AsyncManager()
+    # The clients answer no pings.
+    server: Any = socketio.AsyncServer(client_manager=manager, async_mode="asgi", ping_interval=PATIENCE * 60)
+    sids: set[str] = set()
+
+    async def connect(sid: str, _: Any) -> None:
+        sids.add(sid)
+
+    server.on("connect", connect)
+    async with serve_asgi(case, socketio.ASGIApp(server), ours=ours) as port:
+        yield Served(port, functools.partial(server.emit, SOCKETIO_EVENT), sids)
+
+
+@asynccontextmanager
+async def _hypercorn(_: Case, ours: bool) -> AsyncIterator[Served]:
+    import hypercorn.asyncio
+    from starlette.applications import Starlette
+    from starlette.routing import WebSocketRoute
+
+    if ours:
+        import wsfast.hypercorn
+
+        wsfast.hypercorn.install()
+    sockets: list[Any] = []
+
+    async def endpoint(websocket: Any) -> None:
+        await websocket.accept()
+        sockets.append(websocket)
+        while (await websocket.receive())["type"] != "websocket.disconnect":
+            pass
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    port = listener.getsockname()[1]
+    config = hypercorn.Config()
+    config.bind, config.errorlog = [f"fd://{listener.detach()}"], None
+    leaving = asyncio.Event()
+    app: Any = Starlette(routes=[WebSocketRoute("/", endpoint)])
+    task = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=leaving.wait))
+    try:
+        yield Served(port, _to_all(sockets, "send_text", ours), sockets)
+    finally:
+        leaving.set()
+        await asyncio.wait([task], timeout=PATIENCE)
+
+
+@asynccontextmanager
+async def _litestar(case: Case, ours: bool) -> AsyncIterator[Served]:
+    import litestar
+    from litestar.channels import ChannelsPlugin
+    from litestar.channels.backends.memory import MemoryChannelsBackend
+
+    plugin: Any = (wsfast.litestar.ChannelsPlugin if ours else ChannelsPlugin)(
+        MemoryChannelsBackend(), channels=["all"], subscriber_max_backlog=WAITING
+    )
+    sockets: list[Any] = []
+
+    @litestar.websocket("/")
+    async def endpoint(socket: litestar.WebSocket[Any, Any, Any]) -> None:
+        await socket.accept()
+        async with plugin.start_subscription("all") as subscriber, subscriber.run_in_background(socket.send_data):
+            sockets.append(socket)
+            while (await socket.receive())["type"] != "websocket.disconnect":
+                pass
+
+    endpoint.fn.__annotations__["socket"] = litestar.WebSocket  # which Litestar would look for in this module
+    app = litestar.Litestar([endpoint], plugins=[plugin], logging_config=None)
+
+    async def publish(message: str) -> None:
+        plugin.publish(message, "all")
+
+    async with app.lifespan(), serve_asgi(case, app, ours=ours) as port:
+        yield Served(port, publish, sockets)
+
+
+@asynccontextmanager
+async def _tornado(_: Case, ours: bool) -> AsyncIterator[Served]:
+    from tornado.httpserver import HTTPServer
+    from tornado.web import Application
+    from tornado.websocket import WebSocketHandler
+
+    handlers: list[Any] = []
+
+    class Handler(WebSocketHandler):
+        def open(self, *_: Any, **__: Any) -> None:
+            handlers.append(self)
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    listener.setblocking(False)
+    server = HTTPServer(Application([("/", Handler)]))
+    server.add_socket(listener)
+
+    async def publish(message: str) -> None:
+        if ours:
+            wsfast.broadcast(handlers, message)
+            return
+        for handler in handlers:
+            handler.write_message(message)
+
+    try:
+        yield Served(listener.getsockname()[1], publish, handlers)
+    finally:
+        server.stop()
+        await server.close_all_connections()
+
+
 def _to_all(sockets: list[Any], send: str, ours: bool) -> Callable[[str], Awaitable[object]]:
     """Return what sends to all WebSockets, one after the other or by a broadcast."""
 
@@ -271,6 +383,16 @@ INTEGRATIONS = {
     ),
     "Django Channels": Integration(
         _django, "group_send() in memory", "wsfast.django", ("django", "channels", "uvicorn")
+    ),
+    "Socket.IO": Integration(
+        _socketio, "emit() of AsyncManager", "emit() of wsfast.socketio", ("socketio", "uvicorn"), kind="socketio"
+    ),
+    "Hypercorn": Integration(
+        _hypercorn, "await websocket.send_text()", "wsfast.broadcast()", ("hypercorn", "starlette")
+    ),
+    "Tornado": Integration(_tornado, "handler.write_message()", "wsfast.broadcast()", ("tornado",)),
+    "Litestar Channels": Integration(
+        _litestar, "run_in_background(socket.send_data)", "wsfast.litestar", ("litestar", "uvicorn")
     ),
     "Sanic": Integration(_sanic, "await websocket.send()", "wsfast.broadcast()", ("sanic",)),
 }

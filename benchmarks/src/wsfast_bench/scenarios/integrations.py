@@ -1,10 +1,11 @@
-"""What sending to many clients costs over other libraries: their own way, and wsfast's."""
+"""The cost of sending to many clients of other libraries' servers: by the library's own way, and by wsfast."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import json
 import os
 import random
 import socket
@@ -20,7 +21,7 @@ from websockets.frames import Opcode
 
 from wsfast_bench.cases import Case
 from wsfast_bench.follower import MARK, Followers
-from wsfast_bench.integrations import INTEGRATIONS
+from wsfast_bench.integrations import INTEGRATIONS, SOCKETIO_EVENT
 from wsfast_bench.machine import UnfitError, installed
 from wsfast_bench.native import send_many
 from wsfast_bench.servers import PATIENCE, keep
@@ -44,6 +45,8 @@ def _wire(kind: str, text: str) -> bytes:
     if kind == "events":
         event = f"data: {text}\n\n".encode()
         return b"%x\r\n%b\r\n" % (len(event), event)
+    if kind == "socketio":
+        text = f"42{json.dumps([SOCKETIO_EVENT, text], separators=(',', ':'))}"
     return frame(Opcode.TEXT, text.encode())
 
 
