@@ -51,6 +51,7 @@ RUNS = {
     "topics": "--scenario topics --seconds 2",
     "subscriptions": "--scenario memory-subscriptions",
     "frameworks": "--scenario frameworks --clients 250",
+    "integrations": "--scenario integrations --rounds 20",
     "relay": "--scenario relay --seconds 3",
 }
 """Options of `wsfast bench` for each file, in the order in which they run: those of README first."""

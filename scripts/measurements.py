@@ -540,6 +540,21 @@ def frameworks() -> str:
     )
 
 
+@named("integrations", "integrations")
+def integrations() -> str:
+    """Return what other libraries' own ways to send to many cost."""
+    rows = rows_of("integrations")
+    own = {row["integration"]: row["cpu"] for row in rows if row["method"] == "own"}
+    told = {"own": "{}", "wsfast": "**`{}`**", "floor": "*bare loop of `{}` in C*"}
+    return table(
+        rows,
+        ("library", lambda row: str(row["integration"])),
+        ("", lambda row: told[row["method"]].format(row["told"])),
+        ("processor time, us per client", number("cpu")),
+        ("times as fast as its own way", lambda row: f"{own[row['integration']] / row['cpu']:.1f}"),
+    )
+
+
 @named("relay", "relay")
 def relay() -> str:
     """Return what relays deliver."""

@@ -2,10 +2,10 @@
 
 | private or moving name                                       | what                                | versions       |
 |--------------------------------------------------------------|-------------------------------------|----------------|
-| `ws_proto`                                                   | sans-I/O protocol of websockets     | 23.12 to 25.12 |
-| `io_proto.transport`                                         | of asyncio or uvloop                | 23.12 to 25.12 |
-| `loop`, `close_timeout`                                      | event loop; seconds for closing     | 23.12 to 25.12 |
-| `connection_lost_waiter`                                     | a future                            | 23.12 to 25.12 |
+| `ws_proto`                                                   | sans-I/O protocol of websockets     | 25.3 to 25.12  |
+| `io_proto.transport`                                         | of asyncio or uvloop                | 25.3 to 25.12  |
+| `loop`, `close_timeout`                                      | event loop; seconds for closing     | 25.3 to 25.12  |
+| `connection_lost_waiter`                                     | a future                            | 25.3 to 25.12  |
 
 Sanic writes whole frames only, and closes the protocol before it waits for room for the close frame. So a frame that is
 written directly can neither tear another one nor follow a close frame.
