@@ -188,7 +188,7 @@ class ChannelsPlugin(litestar.channels.ChannelsPlugin):
         if slow is None and subscriber_max_backlog:
             policy = DropOldest if subscriber_backlog_strategy == "dropleft" else DropNewest
             slow = policy(max_messages=subscriber_max_backlog, max_bytes=None)
-        self.fan_out = FanOut(slow)
+        self.fan_out: FanOut = FanOut(slow)
         tap: Any = Tap(backend, self.fan_out, lambda channel: len(self._channels.get(channel, ())))
         super().__init__(
             tap,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import needs
 from ._encoding.message import PreparedMessage
@@ -33,10 +33,26 @@ with needs("python-socketio>=5.11", "socketio", "engineio"):
 
     from .connections.engineio import close_timed_out, enqueue, hook, sort_out
 
+if TYPE_CHECKING:  # python-socketio has no types
+
+    class _AsyncManager:
+        rooms: Any
+
+        def __init__(self, *arguments: Any, **options: Any) -> None: ...
+        def set_server(self, server: Any) -> None: ...
+        def _generate_ack_id(self, sid: str, callback: Any) -> Any: ...
+        def get_participants(self, namespace: str, room: Any) -> Any: ...
+        async def emit(self, *arguments: Any, **options: Any) -> None: ...
+
+    class _AsyncRedisManager(_AsyncManager): ...
+
+else:
+    _AsyncManager, _AsyncRedisManager = socketio.AsyncManager, socketio.AsyncRedisManager
+
 __all__ = ["AsyncManager", "AsyncRedisManager"]
 
 
-class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
+class AsyncManager(_AsyncManager):
     """A client manager for one process.
 
     To use it with a message queue, name it as the last base class of a subclass of that queue's manager:
@@ -132,7 +148,7 @@ class AsyncManager(socketio.AsyncManager):  # type: ignore[misc]
         return tasks
 
 
-class AsyncRedisManager(socketio.AsyncRedisManager, AsyncManager):  # type: ignore[misc]
+class AsyncRedisManager(_AsyncRedisManager, AsyncManager):
     """A client manager for several processes, connected by Redis or Valkey.
 
     Args:

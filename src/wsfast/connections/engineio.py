@@ -25,7 +25,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engineio.async_socket import AsyncSocket
 from engineio.exceptions import SocketIsClosedError
@@ -33,6 +33,18 @@ from engineio.packet import MESSAGE, Packet
 
 from . import adapt
 from .foreign import EXTENSION, abort_later
+
+if TYPE_CHECKING:  # python-engineio has no types
+
+    class _AsyncSocket:
+        upgraded: bool
+        queue: Any
+
+        async def send(self, pkt: Any) -> None: ...
+        async def poll(self) -> Any: ...
+
+else:
+    _AsyncSocket = AsyncSocket
 
 __all__ = ["Link", "close_timed_out", "enqueue", "hook", "sort_out"]
 
@@ -61,7 +73,7 @@ _handled: ContextVar[Link | None] = ContextVar("wsfast_handled", default=None)
 """The link of the WebSocket that this task, or the one that has started it, handles."""
 
 
-class LinkedSocket(AsyncSocket):  # type: ignore[misc]
+class LinkedSocket(_AsyncSocket):
     """The socket of a client with a WebSocket that wsfast can send to."""
 
     wsfast_link: Link

@@ -52,13 +52,13 @@ class HypercornConnection(Ordered, Foreign):
     websocket: Any = None
     """The framework's WebSocket through which the connection was first sent to."""
 
-    def __init__(self, stream: _Stream, server: TCPServer) -> None:
-        self.stream = stream
+    def __init__(self, stream: Any, server: TCPServer) -> None:
+        self.stream: Any = stream
         self.transport: Any = server.writer.transport
         self.loop: asyncio.AbstractEventLoop = server.loop
-        self.closed_here = False
+        self.closed_here: bool = False
         """Whether this side began to close."""
-        self.refuses = False
+        self.refuses: bool = False
         """Whether wsfast has closed it, so the application can send no more."""
 
     @classmethod
@@ -121,15 +121,15 @@ class _Stream(WSStream):
         super().__init__(*arguments)
         self.sending: int | None = None
         """How many calls of Hypercorn's `send()` are in progress; None for none."""
-        self.is_open = False
+        self.is_open: bool = False
         """Whether messages may be sent."""
         self._disconnect: Any = None  # the message that tells the application that wsfast has closed the connection
         self._told = False  # whether it has received it
         self._calls: list[list[bytes]] = []  # for each of these calls, in order: the frames to write after it
         self._application = self.app
         self._send = self.send
-        self.app = self._run  # type: ignore[assignment]
-        self.send = self._counted
+        self.app: Any = self._run
+        self.send: Any = self._counted
         self._connection = HypercornConnection(self, server)
 
     async def _run(self, scope: Any, *arguments: Any) -> None:

@@ -50,7 +50,7 @@ _METHODS = {name: getattr(WebSocketProtocol13, name) for name in ("write_message
 class EncryptedStreamTransport:
     """A stream with the methods of a transport. Only the stream may write: it encrypts, or what it does is unknown."""
 
-    closing = property(attrgetter("_stream._closed"))
+    closing: Any = property(attrgetter("_stream._closed"))
     """Whether the stream is closed. Reading it runs no Python code."""
 
     def __init__(self, protocol: Any) -> None:
