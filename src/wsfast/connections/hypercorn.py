@@ -151,6 +151,8 @@ class _Stream(WSStream):
             del calls[index]
             self.sending = len(calls) or None
             if index:  # cancelled before its turn
+                if isinstance(event, Data) and self._connection.encoder() is not None:
+                    after.insert(0, event.data)  # what is compressed next refers to it, so it must leave
                 calls[index - 1] += after
             elif after and not self._connection.transport.is_closing():
                 self._connection.transport.write(b"".join(after))
