@@ -25,12 +25,14 @@ logger: logging.Logger = logging.getLogger("wsfast")
 Mode = Literal["text", "bytes"]
 """How events are sent."""
 
+MODES: tuple[Mode, ...] = ("text", "bytes")
+
 BATCH = 64
 """Events after which the event loop sends them."""
 
 
 def _topic(channel: str, mode: Mode) -> str:
-    """Return the topic of a channel, whose name may have any characters and any length."""
+    """Return the topic of a channel. Unlike a topic, the name of a channel may have any characters and any length."""
     name = urllib.parse.quote(channel, safe="", errors="surrogatepass").replace(".", "%2E")
     if len(name) > 1000:
         name = hashlib.sha256(name.encode()).hexdigest() + "%"  # no other name ends like this
@@ -65,11 +67,8 @@ class FanOut:
                 self.hub.publish(_topic(channel, mode), message)
 
 
-MODES: tuple[Mode, ...] = ("text", "bytes")
-
-
 class Tap:
-    """A backend whose events are published to the hub before the plugin gets them.
+    """A wrapper of a backend. It publishes each event to the hub before the plugin gets the event.
 
     Args:
         backend: The backend.
@@ -122,7 +121,11 @@ class Member:
         self._subscription: HubSubscription | None = None
         if self._channels:
             topics = [_topic(channel, mode) for channel in self._channels]
-            self._subscription = fan_out.hub.subscribe(socket, *topics)
+            try:
+                self._subscription = fan_out.hub.subscribe(socket, *topics)
+            except BaseException:
+                self._registration.unregister()
+                raise
             for channel in self._channels:
                 fan_out.members[channel, mode] += 1
 

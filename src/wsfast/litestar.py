@@ -1,4 +1,4 @@
-"""Fast Channels for Litestar: a plugin whose subscribers send to WebSockets by one broadcast.
+"""Fast Channels for Litestar: a plugin that sends each event to many WebSockets by one broadcast.
 
     channels = wsfast.litestar.ChannelsPlugin(MemoryChannelsBackend(), channels=["news"], create_ws_route_handlers=True)
 
@@ -164,8 +164,9 @@ class ChannelsPlugin(litestar.channels.ChannelsPlugin):
 
     Args:
         backend: The backend, as for `litestar.channels.ChannelsPlugin`.
-        slow: Policy for WebSockets whose clients do not keep up. None means `DropNewest` or `DropOldest` with
-            `subscriber_max_backlog`, as `subscriber_backlog_strategy` says, or `Disconnect()` if that is None.
+        slow: Policy for WebSockets whose clients do not keep up. None means `Disconnect()` without
+            `subscriber_max_backlog`. With it, None means `DropNewest` for the strategy "backoff", and `DropOldest` for
+            "dropleft", with that number of messages.
         subscriber_max_backlog: Maximum number of events that wait for a subscriber.
         subscriber_backlog_strategy: "backoff" to drop new events beyond that number, or "dropleft" to drop old ones.
         subscriber_class: Class of subscribers. If it is not a subclass of `Subscriber`, its subscribers work as before.

@@ -19,6 +19,7 @@ from frameworks.asgi_app import expected, text_of
 from frameworks.litestar_app import LARGE
 from helpers.asgi import COMMANDS, check_foreign, check_room, connect, serve
 from helpers.peers import TIMEOUT
+from wsfast._litestar import FanOut, Member
 from wsfast.litestar import ChannelsPlugin, Subscriber
 
 APP = "frameworks.litestar_app:app"
@@ -356,3 +357,31 @@ def test_policy_is_checked() -> None:
     """Other objects are no policies."""
     with pytest.raises(TypeError, match="slow"):
         ChannelsPlugin(MemoryChannelsBackend(), arbitrary_channels_allowed=True, slow="drop")  # type: ignore[arg-type]
+
+
+def test_member_that_cannot_subscribe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it stays in the hub."""
+
+    class Sink:
+        def write(self, data: bytes) -> None:
+            raise AssertionError("nothing is sent")
+
+        def writable(self) -> bool:
+            return True
+
+        def close(self, code: int, reason: str) -> None:
+            raise AssertionError("nothing is closed")
+
+    def refuse(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        fan_out = FanOut(None)
+        monkeypatch.setattr(fan_out.hub, "subscribe", refuse)
+        with pytest.raises(KeyboardInterrupt):
+            Member(fan_out, wsfast.attach(Sink()), "text", ["news"])
+        assert fan_out.hub.users() == []
+        assert len(fan_out.hub) == 0
+        assert not fan_out.members
+
+    asyncio.run(main())
