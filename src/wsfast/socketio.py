@@ -8,7 +8,7 @@ that poll are served by python-engineio as before.
 | private or moving name                     | what                                                     | versions     |
 |--------------------------------------------|----------------------------------------------------------|--------------|
 | `server.eio`, `server.packet_class`        | the server of Engine.IO; class of packets                | 5.11 to 5.18 |
-| `packet.encode()`                          | data, or a list of data whose parts belong together      | 5.11 to 5.18 |
+| `packet.encode()`                          | a str, or a list: the str and its binary attachments     | 5.11 to 5.18 |
 | `manager.rooms[namespace][None]`           | maps the clients of a namespace to those of Engine.IO    | 5.11 to 5.18 |
 | `manager._generate_ack_id(sid, callback)`  | number of the answer that a callback is called with      | 5.11 to 5.18 |
 """

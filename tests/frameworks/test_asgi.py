@@ -14,11 +14,10 @@ import uvicorn
 from fastapi.testclient import TestClient
 from uvicorn.protocols.http import h11_impl, httptools_impl
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import ConnectionClosed
 
 import wsfast
 import wsfast.uvicorn
-from helpers.asgi import COMMANDS, check_foreign, check_room, check_stalled, connect, serve
+from helpers.asgi import COMMANDS, check_foreign, check_last_words, check_room, check_stalled, connect, serve
 from helpers.pages import blocks_of
 from helpers.peers import TIMEOUT, until
 from wsfast.connections import asgi_queue
@@ -59,14 +58,8 @@ def test_last_words(name: str) -> None:
     """Messages that were published before a close leave before the close frame."""
 
     async def main() -> None:
-        async with serve(COMMANDS[name]) as port, asyncio.timeout(TIMEOUT):
-            client = await connect(port, path="/leave")
-            messages = []
-            with contextlib.suppress(ConnectionClosed):
-                while True:
-                    messages.append(await client.recv())
-            assert messages == [f"last words {number}" for number in range(20)]
-            assert client.close_code == 4321
+        async with serve(COMMANDS[name]) as port:
+            await check_last_words(port)
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wsfast
 import wsfast.hypercorn
-from helpers.asgi import check_foreign, check_room, check_stalled, connect, serve
+from helpers.asgi import check_foreign, check_last_words, check_room, check_stalled, connect, serve
 from helpers.fixtures import Run
 from helpers.interop.clients import CLIENTS, Inbox, Node, Offer, fingerprint, install_ws
 from helpers.libraries import Connect, clients, listen
@@ -56,14 +56,8 @@ def test_last_words() -> None:
     """Messages that were published before a close leave before the close frame."""
 
     async def main() -> None:
-        async with serve([*COMMAND, "frameworks.hypercorn_app:app"], "") as port, asyncio.timeout(TIMEOUT):
-            client = await connect(port, path="/leave")
-            messages = []
-            with contextlib.suppress(ConnectionClosed):
-                while True:
-                    messages.append(await client.recv())
-            assert messages == [f"last words {number}" for number in range(20)]
-            assert client.close_code == 4321
+        async with serve([*COMMAND, "frameworks.hypercorn_app:app"], "") as port:
+            await check_last_words(port)
 
     asyncio.run(main())
 

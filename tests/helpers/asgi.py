@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed
+
 from frameworks.asgi_app import expected
 from helpers import processes
 from helpers.interop.clients import CLIENTS, Inbox, Node, Offer, fingerprint, install_ws
@@ -21,6 +23,7 @@ __all__ = [
     "COMMANDS",
     "TESTS",
     "check_foreign",
+    "check_last_words",
     "check_room",
     "check_stalled",
     "connect",
@@ -130,6 +133,18 @@ async def check_stalled(port: int) -> None:
         finally:
             stalled.transport.abort()
             await healthy.close()
+
+
+async def check_last_words(port: int) -> None:
+    """Messages that were published before a close leave before the close frame."""
+    async with asyncio.timeout(TIMEOUT):
+        client = await connect(port, path="/leave")
+        messages = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                messages.append(await client.recv())
+    assert messages == [f"last words {number}" for number in range(20)]
+    assert client.close_code == 4321
 
 
 async def check_foreign(port: int) -> None:

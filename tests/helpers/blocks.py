@@ -23,6 +23,7 @@ import wsfast
 from helpers.chromium import REQUIRED, Page, find_chromium, open_page
 from helpers.pages import ROOT, Block, blocks_of
 from helpers.peers import TIMEOUT, until
+from helpers.ports import free_port
 from helpers.processes import running
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "address_in",
     "background",
     "browser",
+    "check_chat",
     "commands_of",
     "copy",
     "crowd",
@@ -235,3 +237,18 @@ async def serving_app(app: Any, **options: Any) -> AsyncIterator[int]:
         finally:
             server.should_exit = True
             await task
+
+
+async def check_chat(page: str, directory: Path) -> None:
+    """Run the chat of a page, which is its only program: all clients get what one of them says."""
+    port = free_port()
+    copy(page, directory, port)
+    async with program(directory, "python chat.py"), dialled(port, "chat", "chat") as clients:
+        for number, client in enumerate(clients):
+            await client.send(f"{number} is here")
+            while await receive(client) != [f"{number} is here"]:
+                pass
+        await clients[0].send("hello")
+        for client in clients:
+            while await receive(client) != ["hello"]:
+                pass
