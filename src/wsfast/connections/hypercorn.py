@@ -126,6 +126,7 @@ class _Stream(WSStream):
         self._disconnect: Any = None  # the message that tells the application that wsfast has closed the connection
         self._told = False  # whether it has received it
         self._calls: list[list[bytes]] = []  # for each of these calls, in order: the frames to write after it
+        self._compresses = False  # whether Hypercorn compresses messages
         self._application = self.app
         self._send = self.send
         self.app: Any = self._run
@@ -140,10 +141,21 @@ class _Stream(WSStream):
     async def _counted(self, event: Any) -> None:
         """Send, and note the state. Hypercorn calls this right after each change of it, except for a loss."""
         self.is_open = self.state is ASGIWebsocketState.CONNECTED and state_of(self.connection) is OPEN
+        self._compresses |= self.is_open and self._connection.encoder() is not None
         after: list[bytes] = []
+        waits = bool(self._calls)
+        self._calls.append(after)
+        self.sending = len(self._calls)
+        sent = self._send_then_write(event, after)
+        if waits and self._compresses:
+            # The next compressed message refers to this one, so this must leave even if its task is cancelled.
+            await asyncio.shield(self._connection.loop.create_task(sent))
+        else:
+            await sent
+
+    async def _send_then_write(self, event: Any, after: list[bytes]) -> None:
+        """Send, and then write the frames that must follow."""
         calls = self._calls
-        calls.append(after)
-        self.sending = len(calls)
         try:
             await self._send(event)
         finally:
@@ -151,8 +163,6 @@ class _Stream(WSStream):
             del calls[index]
             self.sending = len(calls) or None
             if index:  # cancelled before its turn
-                if isinstance(event, Data) and self._connection.encoder() is not None:
-                    after.insert(0, event.data)  # what is compressed next refers to it, so it must leave
                 calls[index - 1] += after
             elif after and not self._connection.transport.is_closing():
                 self._connection.transport.write(b"".join(after))
