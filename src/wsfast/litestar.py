@@ -97,6 +97,9 @@ class Subscriber(litestar.channels.Subscriber):
         if self._member is not None:
             raise RuntimeError("Subscriber is already running")  # as Litestar does
         target = _target(on_event)
+        kind = type(self)
+        if kind.put is not Subscriber.put or kind.put_nowait is not Subscriber.put_nowait:
+            target = None  # these methods must get each event
         if target is None or self.is_running or not self._start(*target):
             async with super().run_in_background(on_event, join):
                 yield

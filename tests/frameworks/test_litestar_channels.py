@@ -321,6 +321,20 @@ def test_own_subscriber_class() -> None:
     assert run(body, subscriber_class=litestar.channels.Subscriber) == ["hello"]
 
 
+def test_own_way_to_the_queue() -> None:
+    """A subclass that overrides `put_nowait()` sees and changes each event."""
+
+    class Louder(Subscriber):
+        def put_nowait(self, item: bytes | None) -> bool:
+            return super().put_nowait(item and item.upper())
+
+    async def body(plugin: ChannelsPlugin, socket: Any) -> None:
+        async with plugin.start_subscription("a") as subscriber, subscriber.run_in_background(socket.send_text):
+            await arrived(plugin, "hello", "a")
+
+    assert run(body, subscriber_class=Louder) == ["HELLO"]
+
+
 @pytest.mark.parametrize(
     ("options", "policy"),
     [
