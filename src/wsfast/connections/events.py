@@ -16,15 +16,10 @@ from wsfast._encoding.chunks import ChunkEncoder
 from wsfast._encoding.message import PreparedMessage, self_contained
 
 from . import ConnectionLayout, is_buffering
+from .asgi_queue import HIGH_WATER, MAX_BUFFERED
 from .foreign import Closer, Ended, Foreign, abort_later, layout_of
 
-__all__ = ["HIGH_WATER", "MAX_BUFFERED", "BodyQueue", "EventStream", "QueuedEventStream", "WriteBody"]
-
-HIGH_WATER = 64 * 1024
-"""Bytes in the queue of a stream from which on messages of channels and hubs wait in their own bounded queues."""
-
-MAX_BUFFERED = 16 * 1024 * 1024
-"""Bytes in the queue of a stream beyond which `broadcast()` gives up a client."""
+__all__ = ["BodyQueue", "EventStream", "QueuedEventStream", "WriteBody"]
 
 WriteBody = Callable[[bytes], Awaitable[object]]
 
