@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 import wsfast
 from helpers.brokers import Nowhere
 from wsfast.relay import Gap, Relay, inbound
-from wsfast.relay.outbound import BATCH, Outbound
-from wsfast.relay.wire import GOODBYE, MESSAGE, POSITION, Address, Envelope, pack, unpack
+from wsfast.relay.outbound import BATCH, PACKET_BYTES, Outbound
+from wsfast.relay.wire import GOODBYE, MESSAGE, MOST_ITEMS, POSITION, Address, Envelope, Item, pack, unpack
 
 
 class Sink:
@@ -43,7 +48,7 @@ class End:
 
     def receive(self, topic: str, number: int, *, kind: int = MESSAGE, epoch: int = 1) -> None:
         address: Address | None = None if kind == GOODBYE else ("topic", topic)
-        data = pack(Envelope(kind, 1, epoch, number, address, b"" if kind else b"x"))
+        data = pack(Envelope(kind, 1, epoch, number, address, () if kind else (Item(b"x"),)))
         self.relay._inbound.receive(data, repr(address))
 
     @property
@@ -192,12 +197,12 @@ def test_positions_do_not_run_ahead_of_messages() -> None:
         def __init__(self) -> None:
             self.told: dict[Address | None, int] = {}
 
-        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-            for address, data in messages:
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+            for address, data in packets:
                 envelope = unpack(data)
                 assert envelope.kind == MESSAGE or envelope.number <= self.told.get(address, 0)
-                self.told[address] = envelope.number
-            return 0
+                self.told[address] = envelope.number + max(0, len(envelope.items) - 1)
+            return ()
 
         async def close(self) -> None:
             pass
@@ -248,12 +253,12 @@ def test_a_slow_network_is_learnt_once() -> None:
         def __init__(self) -> None:
             self.took = self.failed = 0
 
-        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-            if len(messages) > 10:
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+            if sum(len(unpack(data).items) for _, data in packets) > 10:
                 self.failed += 1
                 raise TimeoutError
             self.took += 1
-            return 0
+            return ()
 
         async def close(self) -> None:
             pass
@@ -272,5 +277,123 @@ def test_a_slow_network_is_learnt_once() -> None:
             outbound.forward("topic", ("t",), wsfast.PreparedMessage("x"), None, ())
             await outbound._publish(sending)
         assert outbound._most == BATCH
+
+    asyncio.run(main())
+
+
+def test_packets_count_as_their_messages() -> None:
+    """Packets of several messages are received as if each message had come alone, whatever was lost or sent again."""
+
+    @given(st.lists(st.tuples(st.sampled_from([1, 1, 1, 2]), st.integers(1, 40), st.integers(1, 9)), max_size=15))
+    def check(packets: list[tuple[int, int, int]]) -> None:
+        async def main() -> None:
+            packed, single = End(), End()
+            async with packed.relay, single.relay:
+                streams = [end.hub.stream("t") for end in (packed, single)]
+                for epoch, first, count in packets:
+                    items = [Item(b"%d.%d" % (epoch, number)) for number in range(first, first + count)]
+                    address: Address = ("topic", "t")
+                    data = pack(Envelope(MESSAGE, 1, epoch, first, address, tuple(items)))
+                    packed.relay._inbound.receive(data, repr(address))
+                    for number, item in enumerate(items, first):
+                        data = pack(Envelope(MESSAGE, 1, epoch, number, address, (item,)))
+                        single.relay._inbound.receive(data, repr(address))
+                assert packed.counts == single.counts
+                assert [one.data for one in streams[0]._messages] == [one.data for one in streams[1]._messages]
+
+        asyncio.run(main())
+
+    check()
+
+
+def test_interrupted_packet() -> None:
+    """If one message of a packet cannot be delivered, those before it count, and it and the others are missing."""
+
+    async def act(end: End) -> None:
+        end.subscribe("t")
+        end.receive("t", 1)
+        deliver = end.hub.deliver
+
+        def fail_at_the_third(name: str, message: wsfast.PreparedMessage, *arguments: Any, **options: Any) -> None:
+            if message.data == b"4":
+                raise ZeroDivisionError
+            deliver(name, message, *arguments, **options)
+
+        end.hub.deliver = fail_at_the_third  # type: ignore[assignment,method-assign]
+        address: Address = ("topic", "t")
+        data = pack(Envelope(MESSAGE, 1, 1, 2, address, tuple(Item(b"%d" % number) for number in range(2, 7))))
+        with pytest.raises(ZeroDivisionError):
+            end.relay._inbound.receive(data, repr(address))
+        assert end.counts == (3, 0, 0)
+        end.receive("t", 7)
+        assert end.counts == (4, 0, 3)
+
+    run(act)
+
+
+def test_packets_are_consecutive() -> None:
+    """Each packet has messages of one topic with consecutive numbers, within the bounds, and nothing is left out."""
+
+    async def main() -> None:
+        slow = wsfast.DropOldest(max_messages=3000)
+        outbound = Outbound(1, Nowhere(), slow, 1, print)
+        for number in range(4000):
+            size = PACKET_BYTES + 1 if number == 3990 else number % 200
+            message = wsfast.PreparedMessage(b"%d " % number + bytes(size))
+            outbound.forward("topic", ("a", "b") if number % 1000 == 999 else ("ab"[number % 2],), message, None, ())
+        outbound._slow = wsfast.DropNewest(max_messages=3000)
+        for _ in range(10):
+            outbound.forward("topic", ("a",), wsfast.PreparedMessage("dropped"), None, ())
+        outbound._slow = wsfast.DropOldest()
+        outbound.forward("topic", ("a",), wsfast.PreparedMessage("last"), None, ())
+        packets = outbound._packets(outbound._queue)
+        found: dict[Any, list[int]] = {}
+        for packet in packets:
+            envelope = unpack(packet.data)
+            assert len(envelope.items) == len(packet.messages) <= MOST_ITEMS
+            assert len(envelope.items) == 1 or sum(len(one.data) for one in packet.messages) <= PACKET_BYTES
+            first = envelope.number
+            found.setdefault(envelope.address, []).extend(range(first, first + len(envelope.items)))
+        sent = {name: outbound._positions["topic", name].number for name in "ab"}
+        total = sum(map(len, found.values()))
+        assert total + outbound.dropped == outbound.published == sum(sent.values())
+        for (_, name), numbers in found.items():
+            assert numbers[-1] == sent[name]
+            assert numbers == sorted(set(numbers))
+            gaps = [after - before for before, after in itertools.pairwise(numbers) if after != before + 1]
+            assert gaps == ([11] if name == "a" else [])
+
+    asyncio.run(main())
+
+
+def test_refused_packets_are_sent_again_as_single_messages() -> None:
+    """A broker that refuses large packets gets their messages one by one, and only those that it refuses are lost."""
+
+    class Sending:
+        def __init__(self) -> None:
+            self.took: list[int] = []
+            self.told: list[int] = []
+
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+            refused = [index for index, (_, data) in enumerate(packets) if len(data) > 200]
+            for index, (_, data) in enumerate(packets):
+                if unpack(data).kind == POSITION:
+                    self.told.append(unpack(data).number)
+                elif index not in refused:
+                    self.took += [int(item.payload.split()[0]) for item in unpack(data).items]
+            return refused
+
+        async def close(self) -> None:
+            pass
+
+    async def main() -> None:
+        outbound, sending = Outbound(1, Nowhere(), wsfast.DropOldest(), 1, print), Sending()
+        for number in range(10):
+            message = wsfast.PreparedMessage(b"%d " % number + bytes(200 if number == 5 else 20))
+            outbound.forward("topic", ("t",), message, None, ())
+        await outbound._publish(sending)
+        assert sending.took == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+        assert (outbound.sent, outbound.dropped, outbound.queued) == (9, 1, 0)
+        assert sending.told == [10]  # so that receivers learn what is missing
 
     asyncio.run(main())

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -33,6 +33,7 @@ from wsfast.relay.wire import (
     REQUEST,
     Address,
     Envelope,
+    Item,
     Keyring,
     RejectedError,
     check_key,
@@ -71,8 +72,11 @@ class Receiver:
         return [message.data for message in self.stream._messages]
 
 
-def message(number: int, payload: bytes = b"true", **changes: Any) -> Envelope:
-    return replace(Envelope(MESSAGE, US, EPOCH, number, TOPIC, payload), **changes)
+def message(number: int, *payloads: bytes, key: Hashable = None, publication: Any = None, **changes: Any) -> Envelope:
+    """Return one message, or several with consecutive numbers."""
+    items = tuple(Item(payload, key=key, publication=publication) for payload in payloads or [b"true"])
+    envelope = replace(Envelope(MESSAGE, US, EPOCH, number, TOPIC, items), **changes)
+    return envelope if envelope.kind == MESSAGE else replace(envelope, items=())
 
 
 def go(act: Callable[[], object]) -> None:
@@ -92,20 +96,20 @@ addresses = st.sampled_from([TOPIC, ("topic", "other"), ("user", "ann"), None])
 def envelopes(epochs: st.SearchStrategy[int], numbers: st.SearchStrategy[int]) -> st.SearchStrategy[Envelope]:
     """Return what may come in the name of anybody."""
     return st.builds(
-        lambda kind, publisher, epoch, number, address, **options: Envelope(
+        lambda kind, publisher, epoch, number, address, count, **options: Envelope(
             kind,
             publisher,
             epoch,
             number,
-            TOPIC if address is None and kind < REQUEST else address,
-            b"false",
-            **options,
+            None if kind >= REQUEST else address or TOPIC,
+            (Item(b"false", **options),) * count if kind == MESSAGE else (),
         ),
         st.sampled_from([MESSAGE, MESSAGE, POSITION, REQUEST, GOODBYE]),
         st.sampled_from([US, US, THEM]),
         epochs,
         numbers,
         addresses,
+        st.integers(1, 3),
         text=st.booleans(),
         compressible=st.booleans(),
         key=st.sampled_from([None, "key", ("a", 1)]),
@@ -335,7 +339,8 @@ def test_forged_publication_hides_nothing() -> None:
     def publication() -> tuple[int, tuple[str, ...]]:
         sender = Outbound(US, Nowhere(), wsfast.DropOldest(), 1, print)
         sender.forward("topic", ("t", "other"), wsfast.PreparedMessage("x"), None, ())
-        found = unpack(sender._queue[0].data).publication
+        (packet, _) = sender._packets(sender._queue)
+        found = unpack(packet.data).items[0].publication
         assert found is not None
         return found
 
@@ -408,9 +413,9 @@ def test_requests_are_answered_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch
         def __init__(self) -> None:
             self.positions = 0
 
-        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-            self.positions += sum(unpack(data).kind == POSITION for _, data in messages)
-            return 0
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+            self.positions += sum(unpack(data).kind == POSITION for _, data in packets)
+            return ()
 
         async def close(self) -> None:
             pass
@@ -445,7 +450,7 @@ def test_other_channel() -> None:
         assert not receiver.relay._outbound._positions_due
         receiver.get(message(1))
         for kind in (REQUEST, GOODBYE):  # who may publish to one topic, cannot speak of all
-            receiver.get(Envelope(kind, US, address=TOPIC))
+            receiver.take(pack(Envelope(kind, US)), TOPIC)
         assert receiver.relay.stats().rejected == 7
         assert receiver.relay._inbound._addresses == {US: {TOPIC}}
         assert not receiver.relay._outbound._positions_due
@@ -460,7 +465,8 @@ def test_signature_covers_everything() -> None:
     """A message with a single other bit is not what was signed, wherever the bit is; nor is one cut or extended."""
     keyring = Keyring(SECRET, "p")
     for envelope in (
-        message(3, key=("k", 1), excluded=("ann",), publication=(5, ("t", "other")), text=True),
+        message(3, b"one", b"two", key=("k", 1), publication=(5, ("t", "other"))),
+        replace(message(3), items=(Item(b"text", text=True, compressible=False, excluded=("ann",)),)),
         message(3, kind=POSITION),
         Envelope(REQUEST, US),
         Envelope(GOODBYE, US),
@@ -598,7 +604,7 @@ def test_nothing_raises(messages: list[tuple[Any, int, int, int, int]]) -> None:
         for head, kind, flags, epoch, number in messages:
             encoded = head if isinstance(head, bytes) else json.dumps(head).encode()
             for size in (len(encoded), number % 2**32):
-                data = wire._HEAD.pack(0xF5, 1, kind, flags, US, epoch, number, size) + encoded + b"\xff"
+                data = wire._HEAD.pack(0xF5, 2, kind, flags, US, epoch, number, size) + encoded + b"\xff"
                 for address in CHANNELS:
                     plain.take(data, address)
                     signed.take(data, address)
@@ -625,7 +631,7 @@ NESTED = b"[" * 40 + b"]" * 40
 def test_memory_is_bounded_by_length(field: str, value: bytes) -> None:
     """What it takes to read a message is bounded by its length, and by a limit for all that is not payload."""
     head = b'{"%s":%s}' % (field.encode(), value)
-    data = wire._HEAD.pack(0xF5, 1, MESSAGE, 0, US, 1, 1, len(head)) + head
+    data = wire._HEAD.pack(0xF5, 2, MESSAGE, 0, US, 1, 1, len(head)) + head
     tracemalloc.start()
     try:
         with contextlib.suppress(ValueError):
@@ -640,13 +646,13 @@ def test_long_heads() -> None:
     """A head of more than 1 MiB is neither read nor sent; a message that would have one counts as dropped."""
     head = b'{"t":"t"' + b" " * (1 << 20) + b"}"
     with pytest.raises(ValueError, match="head is too long"):
-        unpack(wire._HEAD.pack(0xF5, 1, MESSAGE, 0, US, 1, 1, len(head)) + head)
+        unpack(wire._HEAD.pack(0xF5, 2, MESSAGE, 0, US, 1, 1, len(head)) + head)
     sender = Outbound(US, Nowhere(), wsfast.DropOldest(), 1, print)
     sender.forward("topic", ("t",), wsfast.PreparedMessage("0"), None, ())
     sender.forward("topic", ("t",), wsfast.PreparedMessage("1"), "k" * (1 << 20), ())
     sender.forward("topic", ("t",), wsfast.PreparedMessage("2"), None, ())
     assert (sender.published, sender.queued, sender.dropped) == (3, 2, 1)
-    assert [unpack(item.data).number for item in sender._queue] == [1, 3]
+    assert [unpack(packet.data).number for packet in sender._packets(sender._queue)] == [1, 3]
     assert sender._positions_due
 
 
@@ -656,7 +662,7 @@ def test_deep_keys() -> None:
     for _ in range(31):
         good = (good,)
     check_key(good)
-    assert unpack(pack(message(1, key=good))).key == good
+    assert unpack(pack(message(1, key=good))).items[0].key == good
     with pytest.raises(ValueError, match="32 deep"):
         check_key((good,))
     with pytest.raises(ValueError, match="32 deep"):

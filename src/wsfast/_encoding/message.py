@@ -244,7 +244,7 @@ class PreparedMessage:
         ValueError: If `compress` is neither None nor False.
     """
 
-    __slots__ = ("_compress", "_data", "_opcode", "_self_contained")
+    __slots__ = ("_compress", "_data", "_encodings", "_opcode")
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class PreparedMessage:
         if text is not None and not isinstance(text, bool):
             raise TypeError(f"text must be True, False or None, not {text!r}")
         self._compress: Literal[False] | None = compress
-        self._self_contained = SelfContained(self._opcode, self._data, compress is None)
+        self._encodings: SelfContained | None = None  # created when needed: most relayed messages have no receiver here
 
     @property
     def data(self) -> bytes:
@@ -292,7 +292,7 @@ class PreparedMessage:
     @property
     def frame(self) -> bytes:
         """The frame that a server sends, unmasked and not compressed. It is created on first access."""
-        return self._self_contained.plain.frame
+        return self_contained(self).plain.frame
 
     @property
     def compress(self) -> Literal[False] | None:
@@ -308,7 +308,7 @@ class PreparedMessage:
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        return self._opcode, self._compress, self._data, self._self_contained.fields
+        return self._opcode, self._compress, self._data, self._encodings.fields if self._encodings else b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickle does not contain the encodings that have been made so far.
@@ -354,4 +354,7 @@ def publishable(message: Message | Any) -> PreparedMessage:
 
 def self_contained(message: PreparedMessage) -> SelfContained:
     """Return the encodings of a message that do not refer to other messages."""
-    return message._self_contained
+    encodings = message._encodings
+    if encodings is None:
+        encodings = message._encodings = SelfContained(message.opcode, message.data, message.compress is None)
+    return encodings

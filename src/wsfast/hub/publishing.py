@@ -26,11 +26,12 @@ _Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
 
 
 _Publication: TypeAlias = tuple[
-    Entry, int, set[int], list[tuple[Group, int, int]], list[tuple[Member, int]], list[int], tuple[int, int]
+    Entry | None, int, set[int], list[tuple[Group, int, int]], list[tuple[Member, int]], list[int], tuple[int, int]
 ]
 """The changes that one message makes, as absolute numbers, computed before any of them is applied.
 
-- The entry, its number in the tick table (-1 if nobody gets it), and the excluded slots.
+- The entry (None if nobody gets it and it is not retained), its number in the tick table (-1 if nobody gets it), and
+  the excluded slots.
 - The groups, each with its new counts of messages and bytes.
 - Members who get the message less often than their groups do, each with its count of messages that were not for it.
 - Slots that got the message by another group already, once for each repetition, appended as they are found.
@@ -171,14 +172,16 @@ class Publishing(Membership):
         message: PreparedMessage,
         key: Hashable,
         *,
-        exclude_users: Iterable[Hashable] = (),
-        exclude_topics: Iterable[str] = (),
+        exclude_users: Sequence[Hashable] = (),
+        exclude_topics: Sequence[str] = (),
     ) -> None:
         """Send a message from another process to the subscribers in this process.
 
         Excluded are some users, and the subscribers of other topics to which the same message was published.
         """
-        excluded = self._registry.slots_of_users(exclude_users) | self._registry.slots_of_topics(exclude_topics)
+        excluded = self._registry.slots_of_users(exclude_users) if exclude_users else set()
+        if exclude_topics:
+            excluded |= self._registry.slots_of_topics(exclude_topics)
         self._deliver((topic,), message, key, excluded)
 
     def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
@@ -234,11 +237,14 @@ class Publishing(Membership):
         """Publish a message to groups; it is sent at the end of this iteration of the event loop."""
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        receivers = sum(len(group.members) for group in groups)
-        entry = Entry(self, message, encodings_of(message, receivers), key)
+        receivers, entry = 0, None
+        for group in groups:
+            receivers += len(group.members)
+        if receivers or retain is not None:
+            entry = Entry(self, message, encodings_of(message, receivers), key)
         publication: _Publication = (
             entry,
-            dispatcher.enter(entry) if receivers else -1,
+            dispatcher.enter(entry) if entry is not None and receivers else -1,
             excluded,
             [(group, group.messages + 1, group.bytes + message.size) for group in groups],
             self._left_out(excluded, groups) if excluded else [],
@@ -277,6 +283,7 @@ class Publishing(Membership):
             member._since = since
         self._set_counts(*counts)
         if retain is not None:
+            assert entry is not None
             retain(entry)
 
 

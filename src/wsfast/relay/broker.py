@@ -52,8 +52,8 @@ class Closable(Protocol):
 class Sending(Protocol):
     """A connection to a broker for publishing."""
 
-    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-        """Publish in this order, and wait until the broker has confirmed it; return the number of refused messages."""
+    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+        """Publish in this order, and wait until the broker has confirmed it; return the indexes of refused packets."""
 
     async def close(self) -> None:
         """Close the connection, whether it works or not."""

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Hub, Kind
 from wsfast.hub.topics import matches
 
 from .broker import Channel, Interest
 from .outbound import ADDRESSES, BATCH
-from .wire import GOODBYE, MESSAGE, PUBLISHER, REQUEST, Address, Envelope, Keyring, RejectedError, unpack
+from .wire import GOODBYE, PUBLISHER, REQUEST, Address, Envelope, Item, Keyring, RejectedError, unpack
 
 __all__ = ["Gap", "Inbound"]
 
@@ -40,7 +39,7 @@ PAST_PATTERNS = 256
 RUNS = 4
 """Runs kept per publisher and address, without a secret."""
 
-RESENT = 8 * BATCH
+RESENT = 4 * BATCH
 """How far a message may be behind the last message of a run and still count as sent again.
 
 A publisher sends the batch again that the broker has not confirmed. The other batches allow for a broker that, after an
@@ -157,6 +156,7 @@ class Inbound:
         self._on_request = on_request
         self._channel = channel
         self._keyring = keyring
+        self._heads: dict[bytes, Address] = {}
         self._seen: OrderedDict[Address, _Seen] = OrderedDict()
         self._addresses: dict[int, set[Address]] = {}  # by publisher: the addresses with a position
         self._positions = 0  # in all
@@ -225,8 +225,7 @@ class Inbound:
         if data[PUBLISHER] == self._own:
             return
         try:
-            envelope = unpack(data, self._keyring)
-            message = envelope.message() if envelope.kind == MESSAGE else None
+            envelope = unpack(data, self._keyring, self._heads)
             if channel != self._channel(envelope.address):  # the broker may limit a publisher to some channels
                 raise RejectedError("it came by the channel of another topic or user")
         except RejectedError as exc:
@@ -253,7 +252,7 @@ class Inbound:
         elif envelope.address is not None:
             routes = self._routes(envelope.address)
             if routes:
-                self._receive(envelope, envelope.address, message, self._last_seen(envelope.address, routes))
+                self._receive(envelope, self._last_seen(envelope.address, routes))
 
     def _last_seen(self, address: Address, routes: list[Interest]) -> _Seen:
         """Return the last messages of an address; none if others may have been missed."""
@@ -269,23 +268,48 @@ class Inbound:
         seen.clock = self._clock
         return seen
 
-    def _receive(self, envelope: Envelope, address: Address, message: PreparedMessage | None, seen: _Seen) -> None:
+    def _receive(self, envelope: Envelope, seen: _Seen) -> None:
+        """Deliver messages unless they were received already, and report those missing before them."""
+        publisher, epoch, number = envelope.publisher, envelope.epoch, envelope.number
+        if not envelope.items:
+            self._receive_one(publisher, (epoch, number), None, seen)
+        elif seen.positions.get(publisher) == [(epoch, number - 1)]:
+            self._receive_following(publisher, (epoch, number), envelope.items, seen)
+        else:
+            for index, item in enumerate(envelope.items):
+                self._receive_one(publisher, (epoch, number + index), item, seen)
+                if self._seen.get(seen.address) is not seen:  # the last interest ended meanwhile
+                    break
+
+    def _receive_following(self, publisher: int, position: Position, items: Sequence[Item], seen: _Seen) -> None:
+        """Do the same as `_receive_one()` for messages that directly follow the last one received."""
+        epoch, number = position
+        try:
+            for item in items:
+                self._deliver(publisher, seen.address, item)
+                self.received += 1
+                number += 1
+                if self._seen.get(seen.address) is not seen:
+                    break
+        finally:
+            if number != position[1]:
+                self._note(seen, publisher, [(epoch, number - 1)])
+
+    def _receive_one(self, publisher: int, position: Position, item: Item | None, seen: _Seen) -> None:
         """Deliver a message unless it was received already, and report those missing before it."""
-        publisher = envelope.publisher
-        position = envelope.epoch, envelope.number
-        before = envelope.number - (message is not None)
+        before = position[1] - (item is not None)
         following = follow(seen.positions.get(publisher, ()), position, before, self._keyring is not None)
         if following is None:
-            self.duplicates += message is not None
+            self.duplicates += item is not None
             return
-        if message is not None:
-            self._deliver(envelope, address, message)
+        if item is not None:
+            self._deliver(publisher, seen.address, item)
             self.received += 1
         positions, missing = following
         # Recorded only now: otherwise a message that could not be delivered would not be counted as missing.
         self._note(seen, publisher, positions)
         if missing:
-            self._report(Gap(f"{publisher:016x}", *address, missing))
+            self._report(Gap(f"{publisher:016x}", *seen.address, missing))
 
     def _note(self, seen: _Seen, publisher: int, positions: list[Position]) -> None:
         """Record the last messages of a publisher and address."""
@@ -326,22 +350,23 @@ class Inbound:
         if self.on_gap is not None:
             asyncio.get_running_loop().call_soon(self.on_gap, gap)
 
-    def _deliver(self, envelope: Envelope, address: Address, message: PreparedMessage) -> None:
+    def _deliver(self, publisher: int, address: Address, item: Item) -> None:
         kind, name = address
+        message = item.message()
         if kind == "user":
-            self._hub.deliver_to_user(name, message, envelope.key)
+            self._hub.deliver_to_user(name, message, item.key)
             return
-        if envelope.publication is None:
-            self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded)
+        if item.publication is None:
+            self._hub.deliver(name, message, item.key, exclude_users=item.excluded)
             return
-        number, topics = envelope.publication
-        delivered = self._delivered.setdefault((envelope.publisher, number), set())
+        number, topics = item.publication
+        delivered = self._delivered.setdefault((publisher, number), set())
         # Only topics that this message names: who makes up messages can have any number of others count as delivered.
         others = tuple(topic for topic in topics if topic in delivered)
-        self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=others)
+        self._hub.deliver(name, message, item.key, exclude_users=item.excluded, exclude_topics=others)
         self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):
-            self._delivered_names -= len(self._delivered.pop((envelope.publisher, number)))
+            self._delivered_names -= len(self._delivered.pop((publisher, number)))
         while len(self._delivered) > PUBLICATIONS or self._delivered_names > DELIVERED:
             self._delivered_names -= len(self._delivered.popitem(last=False)[1])

@@ -146,13 +146,13 @@ class _Sending:
         self._lost = lost
         self._timeout = timeout
 
-    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-        refused = 0
-        for address, data in messages:
+    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+        refused = []
+        for index, (address, data) in enumerate(packets):
             try:
                 await self._client.publish(self._broker.channel(address), data)
             except nats.errors.MaxPayloadError:
-                refused += 1
+                refused.append(index)
         await _flush(self._client, self._lost, self._timeout)
         return refused
 

@@ -1,5 +1,7 @@
 """Messages for other processes: numbered per topic and user, queued within bounds, published in batches.
 
+The messages of a batch that have the same topic or user travel together, in one packet or a few.
+
 Messages that the broker has not confirmed are sent again. A receiver that has them already recognizes their numbers.
 Other relays notice missing messages when the next message comes. When there is none, they are sent *positions*, the
 number of the last message of each address: after a connection was lost, after messages were dropped, and on request.
@@ -12,7 +14,7 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
@@ -20,15 +22,29 @@ from wsfast.hub import Kind
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
-from .wire import GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, Keyring, pack
+from .wire import (
+    GOODBYE,
+    MESSAGE,
+    MOST_ITEMS,
+    POSITION,
+    REQUEST,
+    Address,
+    Keyring,
+    encode_item,
+    head_of,
+    join,
+)
 
 __all__ = ["ADDRESSES", "Outbound"]
 
-BATCH = 512
+BATCH = 2048
 """Messages per batch. The broker must confirm a batch before the next one is sent."""
 
 BATCH_BYTES = 1 << 20
 """Bytes per batch, unless it is a single message."""
+
+PACKET_BYTES = 64 << 10
+"""Bytes of messages per packet, unless it is a single message."""
 
 ADDRESSES = 65536
 """Topics and users whose position is kept."""
@@ -43,17 +59,29 @@ POSITIONS = 4096
 class _Position:
     """The number of the last message of one address."""
 
-    __slots__ = ("epoch", "number")
+    __slots__ = ("address", "epoch", "head", "number")
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, address: Address, epoch: int) -> None:
+        self.address = address
         self.epoch = epoch
         self.number = 0
+        try:
+            self.head = head_of(address)
+        except ValueError:  # it is too long
+            self.head = b""
 
 
 class _Queued(NamedTuple):
-    address: Address
+    position: _Position
+    number: int
     data: bytes
     time: float
+
+
+class _Packet(NamedTuple):
+    address: Address
+    data: bytes
+    messages: Sequence[_Queued]
 
 
 class Outbound:
@@ -112,33 +140,20 @@ class Outbound:
         publication = None
         if len(names) > 1:
             publication = secrets.randbits(63), names  # cannot be guessed before it is published
+        data: bytes | None
+        try:
+            data = encode_item(message, key, excluded, publication)
+        except ValueError:  # it is too large
+            data = None
         for name in names:
-            address = kind, name
-            position = self._position_of(address)
-            envelope = Envelope(
-                MESSAGE,
-                self._publisher,
-                position.epoch,
-                position.number + 1,
-                address,
-                message.data,
-                message.text,
-                message.compress is not False,
-                key,
-                excluded,
-                publication,
-            )
-            try:
-                data = pack(envelope, self._keyring)
-            except ValueError:  # the message is too large
-                data = None
+            position = self._position_of((kind, name))
             position.number += 1
             self.published += 1
-            if data is None:
+            if data is None or not position.head:
                 self._drop()
                 self._changed.set()
             else:
-                self._enqueue(address, data)
+                self._enqueue(position, data)
 
     def _position_of(self, address: Address) -> _Position:
         position = self._positions.get(address)
@@ -146,18 +161,18 @@ class Outbound:
             if len(self._positions) >= ADDRESSES:
                 self._positions.popitem(last=False)
             self._epoch = max(time.time_ns(), self._epoch + 1)
-            position = self._positions[address] = _Position(self._epoch)
+            position = self._positions[address] = _Position(address, self._epoch)
         else:
             self._positions.move_to_end(address)
         return position
 
-    def _enqueue(self, address: Address, data: bytes) -> None:
+    def _enqueue(self, position: _Position, data: bytes) -> None:
         while self._queue and self._is_full(len(data)):
             self._drop()
             if isinstance(self._slow, DropNewest):
                 return
             self._queue_bytes -= len(self._queue.popleft().data)
-        self._queue.append(_Queued(address, data, time.monotonic()))
+        self._queue.append(_Queued(position, position.number, data, time.monotonic()))
         self._queue_bytes += len(data)
         self._changed.set()
 
@@ -224,15 +239,50 @@ class Outbound:
         if not self._batch:
             await self._next_batch()
         if self._batch:
-            async with asyncio.timeout(self._timeout):
-                refused = await sending.publish([(address, data) for address, data, _ in self._batch])
+            refused = await self._publish_packets(sending, self._packets(self._batch))
+            # A packet may exceed a limit of the broker that each of its messages keeps.
+            several = [packet.messages for packet in refused if len(packet.messages) > 1]
+            dropped = len(refused) - len(several)
+            if several:
+                single = [self._packet([message]) for messages in several for message in messages]
+                dropped += len(await self._publish_packets(sending, single))
             count, self._batch = len(self._batch), []
             self._most = min(self._most + self._most // 8 + 1, BATCH)
-            self.sent += count - refused
-            if refused:
-                self._drop(refused)
+            self.sent += count - dropped
+            if dropped:
+                self._drop(dropped)
         if not self._queue:
             await self._publish_control(sending)
+
+    async def _publish_packets(self, sending: Sending, packets: Sequence[_Packet]) -> list[_Packet]:
+        """Publish packets; return those that the broker has refused."""
+        async with asyncio.timeout(self._timeout):
+            refused = await sending.publish([(packet.address, packet.data) for packet in packets])
+        return [packets[index] for index in refused]
+
+    def _packets(self, batch: Sequence[_Queued]) -> list[_Packet]:
+        """Return the packets of a batch: messages of one address follow each other there as they do in the batch."""
+        packets: list[_Packet] = []
+        for messages in _by_position(batch):
+            start = size = 0
+            for index, message in enumerate(messages):
+                size += len(message.data)
+                if index > start and (
+                    index - start == MOST_ITEMS
+                    or size > PACKET_BYTES
+                    or message.number != messages[index - 1].number + 1  # those in between were dropped
+                ):
+                    packets.append(self._packet(messages[start:index]))
+                    start, size = index, len(message.data)
+            packets.append(self._packet(messages[start:]))
+        return packets
+
+    def _packet(self, messages: Sequence[_Queued]) -> _Packet:
+        """Return the packet of messages of one address with consecutive numbers."""
+        position, number, _, _ = messages[0]
+        items = [message.data for message in messages]
+        data = join(MESSAGE, self._publisher, position.epoch, number, position.head, items, self._keyring)
+        return _Packet(position.address, data, messages)
 
     def _shorten_batch(self) -> None:
         """Put half of the batch back, since its size may have caused the timeout. Later batches grow slowly."""
@@ -274,7 +324,7 @@ class Outbound:
         """Send what is due: a request for positions, the positions, a goodbye."""
         if self._request_due:
             async with asyncio.timeout(self._timeout):
-                await sending.publish([(None, pack(Envelope(REQUEST, self._publisher), self._keyring))])
+                await sending.publish([(None, self._control(REQUEST))])
             self._request_due = False
         if self._queue:
             return
@@ -282,7 +332,7 @@ class Outbound:
             await self._publish_positions(sending)
         if self._goodbye_due and not self._queue:
             async with asyncio.timeout(self._timeout):
-                await sending.publish([(None, pack(Envelope(GOODBYE, self._publisher), self._keyring))])
+                await sending.publish([(None, self._control(GOODBYE))])
             self._goodbye_due = False
             self._finished.set()
 
@@ -290,9 +340,8 @@ class Outbound:
         positions = []
         for address in list(self._positions):
             position = self._positions.get(address)
-            if position is not None:
-                envelope = Envelope(POSITION, self._publisher, position.epoch, position.number, address)
-                positions.append((address, pack(envelope, self._keyring)))
+            if position is not None and position.head:
+                positions.append((address, self._control(POSITION, position.epoch, position.number, position.head)))
         if self._queue:  # these messages have numbers that must not be announced before the messages are sent
             return
         self._positions_sent = time.monotonic()
@@ -301,7 +350,19 @@ class Outbound:
             async with asyncio.timeout(self._timeout):
                 await sending.publish(positions[start : start + BATCH])
 
+    def _control(self, kind: int, epoch: int = 0, number: int = 0, head: bytes | None = None) -> bytes:
+        """Return a packet without messages."""
+        return join(kind, self._publisher, epoch, number, head_of(None) if head is None else head, (), self._keyring)
+
     def _positions_delay(self) -> float:
         """Return the seconds until positions may be sent again."""
         interval = POSITION_INTERVAL * max(1.0, len(self._positions) / POSITIONS)
         return self._positions_sent + interval - time.monotonic()
+
+
+def _by_position(batch: Sequence[_Queued]) -> Iterable[list[_Queued]]:
+    """Return the messages of each address, in their order."""
+    messages: dict[_Position, list[_Queued]] = {}
+    for message in batch:
+        messages.setdefault(message.position, []).append(message)
+    return messages.values()

@@ -109,12 +109,12 @@ class _Sending:
         self._broker = broker
         self._client = client
 
-    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
+    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
         pipeline = self._client.pipeline(transaction=False)
-        for address, data in messages:
+        for address, data in packets:
             pipeline.publish(self._broker.channel(address), data)
         replies = await pipeline.execute(raise_on_error=False)
-        return sum(isinstance(reply, redis.exceptions.ResponseError) for reply in replies)
+        return [index for index, reply in enumerate(replies) if isinstance(reply, redis.exceptions.ResponseError)]
 
     async def close(self) -> None:
         await self._client.aclose()

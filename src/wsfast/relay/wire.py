@@ -1,17 +1,26 @@
-"""The format of the broker's messages: one message of the broker for each message of a hub.
+"""The format of the broker's messages, or *packets*. A packet has one or several messages of one topic or user.
 
-| bytes  | contents                                                                                         |
-|--------|--------------------------------------------------------------------------------------------------|
-| 0      | 0xF5, a byte that cannot occur in UTF-8                                                          |
-| 1      | version of this format: 1                                                                        |
-| 2      | kind: 0 message, 1 position, 2 request for positions, 3 goodbye                                  |
-| 3      | flags: 1 Text frame, 2 do not compress, 4 signed                                                 |
-| 4-11   | publisher, a random number                                                                       |
-| 12-19  | epoch: when the publisher began to number messages of the address, in nanoseconds since 1970     |
-| 20-27  | number of the message within its address and epoch, from 1; for a position, of the last message  |
-| 28-31  | length of the head in bytes                                                                      |
-| 32-    | head, a JSON object: topic or user, key, excluded users, all topics; then the payload            |
-| last   | if signed: the first 16 bytes of the HMAC-SHA-256 of everything before them                      |
+| bytes  | contents                                                                                            |
+|--------|-----------------------------------------------------------------------------------------------------|
+| 0      | 0xF5, a byte that cannot occur in UTF-8                                                             |
+| 1      | version of this format: 2                                                                           |
+| 2      | kind: 0 messages, 1 position, 2 request for positions, 3 goodbye                                    |
+| 3      | flags: 4 signed                                                                                     |
+| 4-11   | publisher, a random number                                                                          |
+| 12-19  | epoch: when the publisher began to number messages of the address, in nanoseconds since 1970        |
+| 20-27  | number of the first message within its address and epoch, from 1; for a position, of the last one   |
+| 28-31  | length of the head in bytes                                                                         |
+| 32-    | head, a JSON object with the topic or the user; then up to 512 messages, with consecutive numbers   |
+| last   | if signed: the first 16 bytes of the HMAC-SHA-256 of everything before them                         |
+
+Each message consists of:
+
+| bytes  | contents                                                                                            |
+|--------|-----------------------------------------------------------------------------------------------------|
+| 0-3    | length of the payload in bytes                                                                      |
+| 4      | flags: 1 Text frame, 2 do not compress, 8 details                                                   |
+| 5-     | with details: their length in 4 bytes, and a JSON object: key, excluded users, all topics           |
+| then   | payload                                                                                             |
 """
 
 from __future__ import annotations
@@ -21,7 +30,7 @@ import json
 import struct
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
@@ -30,33 +39,49 @@ from wsfast.hub.topics import check_topic
 __all__ = [
     "GOODBYE",
     "MESSAGE",
+    "MOST_ITEMS",
     "POSITION",
     "PUBLISHER",
     "REQUEST",
     "Address",
     "Envelope",
+    "Item",
     "Keyring",
     "RejectedError",
     "check_key",
     "check_user",
+    "encode_item",
+    "head_of",
+    "join",
     "pack",
     "unpack",
 ]
 
 MESSAGE, POSITION, REQUEST, GOODBYE = range(4)
 
-_MAGIC, _VERSION = 0xF5, 1
-_TEXT, _PLAIN, _SIGNED = 1, 2, 4
+MOST_ITEMS = 512
+"""Messages per packet. Python objects take many times the memory of the bytes that they are made from."""
+
+_MAGIC, _VERSION = 0xF5, 2
+_TEXT, _PLAIN, _SIGNED, _DETAILS = 1, 2, 4, 8
 _FLAGS = 3
 """Index of the byte with the flags."""
 _LARGEST_INT = 1 << 256
 _DEEPEST = 32
 """Maximum nesting of tuples in a key."""
 _LARGEST_HEAD = 1 << 20
-"""Bytes. Python objects take many times the memory of the JSON that they are made from."""
+"""Bytes of the head, and of the details of a message. Python objects take many times the memory of their JSON."""
+_HEADS = 16384
+"""Heads whose addresses are cached."""
+_LONGEST_CACHED_HEAD = 256
+"""Bytes."""
+_NO_ADDRESS = b"{}"
+_LARGEST_NUMBER = (1 << 64) - 1
 _SHORTEST_SECRET = 16
 _SIGNATURE = 16
 _HEAD = struct.Struct(">BBBBQQQI")
+_ITEM = struct.Struct(">IB")
+_LENGTH = struct.Struct(">I")
 
 PUBLISHER = slice(4, 12)
 """Position of the publisher in a message."""
@@ -65,16 +90,10 @@ Address = tuple[Kind, Any]
 """A topic or a user. Messages of each are numbered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """The contents of one message of the broker."""
+class Item(NamedTuple):
+    """One message of a packet."""
 
-    kind: int
-    publisher: int
-    epoch: int = 0
-    number: int = 0
-    address: Address | None = None
-    payload: bytes = b""
+    payload: bytes
     text: bool = False
     compressible: bool = True
     key: Hashable = None
@@ -84,14 +103,21 @@ class Envelope:
     """For a message published to several topics at once: the number of that publication, and the topics."""
 
     def message(self) -> PreparedMessage:
-        """Return the message.
+        """Return the message."""
+        return PreparedMessage(self.payload, text=self.text, compress=None if self.compressible else False)
 
-        Raises:
-            UnicodeDecodeError: If it is text, and not valid UTF-8.
-        """
-        if self.text:
-            return PreparedMessage(self.payload.decode(), compress=None if self.compressible else False)
-        return PreparedMessage(self.payload, compress=None if self.compressible else False)
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The contents of one packet."""
+
+    kind: int
+    publisher: int
+    epoch: int = 0
+    number: int = 0
+    """Number of the first message; for a position, of the last one."""
+    address: Address | None = None
+    items: tuple[Item, ...] = ()
 
 
 class RejectedError(ValueError):
@@ -190,47 +216,93 @@ def _check_int(value: int) -> None:
         raise ValueError("with a relay, an int in key or user must not have more than 256 bits")
 
 
+def head_of(address: Address | None) -> bytes:
+    """Return the head of packets of an address; None for those that concern all addresses.
+
+    Raises:
+        ValueError: If it takes more than 1 MiB.
+    """
+    if address is None:
+        return _NO_ADDRESS
+    kind, name = address
+    return _json({"u" if kind == "user" else "t": name})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    encoded = json.dumps(value, separators=(",", ":")).encode()
+    if len(encoded) > _LARGEST_HEAD:
+        raise ValueError(f"topics, users and key take {len(encoded)} bytes of JSON, more than {_LARGEST_HEAD}")
+    return encoded
+
+
+def encode_item(
+    message: PreparedMessage,
+    key: Hashable = None,
+    excluded: tuple[Any, ...] = (),
+    publication: tuple[int, tuple[str, ...]] | None = None,
+) -> bytes:
+    """Return the bytes of one message in a packet.
+
+    Raises:
+        ValueError: If topics, users and the key take more than 1 MiB, or the payload takes 4 GiB.
+    """
+    data = message.data
+    flags = _TEXT * message.text | _PLAIN * (message.compress is False)
+    details: dict[str, Any] = {}
+    if key is not None:
+        details["k"] = key
+    if excluded:
+        details["x"] = excluded
+    if publication is not None:
+        details["m"] = publication
+    try:
+        if not details:
+            return _ITEM.pack(len(data), flags) + data
+        encoded = _json(details)
+        return b"".join((_ITEM.pack(len(data), flags | _DETAILS), _LENGTH.pack(len(encoded)), encoded, data))
+    except struct.error:
+        raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more") from None
+
+
+def join(
+    kind: int, publisher: int, epoch: int, number: int, head: bytes, items: Sequence[bytes], keyring: Keyring | None
+) -> bytes:
+    """Return a packet of items that `encode_item()` has returned, signed if there are secrets."""
+    flags = 0 if keyring is None else _SIGNED
+    data = b"".join((_HEAD.pack(_MAGIC, _VERSION, kind, flags, publisher, epoch, number, len(head)), head, *items))
+    return data if keyring is None else keyring.sign(data)
+
+
 def pack(envelope: Envelope, keyring: Keyring | None = None) -> bytes:
     """Return the bytes of an envelope, signed if there are secrets.
 
     Raises:
         ValueError: If topics, users and the key take more than 1 MiB.
     """
-    head: dict[str, Any] = {}
-    if envelope.address is not None:
-        kind, name = envelope.address
-        head["u" if kind == "user" else "t"] = name
-    if envelope.key is not None:
-        head["k"] = envelope.key
-    if envelope.excluded:
-        head["x"] = envelope.excluded
-    if envelope.publication is not None:
-        head["m"] = envelope.publication
-    encoded = json.dumps(head, separators=(",", ":")).encode()
-    if len(encoded) > _LARGEST_HEAD:
-        raise ValueError(f"topics, users and key take {len(encoded)} bytes of JSON, more than {_LARGEST_HEAD}")
-    flags = _TEXT * envelope.text | _PLAIN * (not envelope.compressible) | _SIGNED * (keyring is not None)
-    fixed = _HEAD.pack(
-        _MAGIC, _VERSION, envelope.kind, flags, envelope.publisher, envelope.epoch, envelope.number, len(encoded)
-    )
-    data = b"".join((fixed, encoded, envelope.payload))
-    return data if keyring is None else keyring.sign(data)
+    items = [encode_item(item.message(), item.key, item.excluded, item.publication) for item in envelope.items]
+    head = head_of(envelope.address)
+    return join(envelope.kind, envelope.publisher, envelope.epoch, envelope.number, head, items, keyring)
 
 
-def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
+def unpack(data: bytes, keyring: Keyring | None = None, heads: dict[bytes, Address] | None = None) -> Envelope:
     """Return the envelope in some bytes. The signature is verified before anything but the fixed part is read.
 
     The cost is linear in the number of bytes, whatever they contain.
 
+    Args:
+        data: The bytes.
+        keyring: The secrets; None if packets are not signed.
+        heads: A cache of short heads and their addresses, which is bounded here.
+
     Raises:
         RejectedError: If they are not signed as they must be.
-        ValueError: If no relay of this version can have sent them.
+        ValueError: If no relay of this version can have sent them, or a text is not valid UTF-8.
     """
     try:
         if _HEAD.unpack_from(data)[:2] != (_MAGIC, _VERSION):
             raise ValueError("it was not sent by a relay of this version")
         data = _authenticated(data, keyring)
-        _, _, kind, flags, publisher, epoch, number, size = _HEAD.unpack_from(data)
+        _, _, kind, _, publisher, epoch, number, size = _HEAD.unpack_from(data)
         if kind > GOODBYE:
             raise ValueError("it was not sent by a relay of this version")
         end = _HEAD.size + size
@@ -238,34 +310,85 @@ def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
             raise ValueError("it is cut off")
         if size > _LARGEST_HEAD:
             raise ValueError("its head is too long")
-        head = json.loads(data[_HEAD.size : end])
-        if not isinstance(head, dict):
-            raise ValueError("its head is not a JSON object")
-        address: Address | None = None
-        if kind in (MESSAGE, POSITION):  # the others concern all addresses, so they have none
-            if "t" in head:
-                address = "topic", check_topic(head["t"])
-            elif "u" in head:
-                check_user(head["u"])
-                address = "user", head["u"]
-            else:
-                raise ValueError("it has neither a topic nor a user")
-        publication = head.get("m")
-        return Envelope(
-            kind,
-            publisher,
-            epoch,
-            number,
-            address,
-            data[end:],
-            bool(flags & _TEXT),
-            not flags & _PLAIN,
-            _key(head.get("k")),
-            tuple(_key(user) for user in head.get("x", ())),
-            None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
-        )
+        head = data[_HEAD.size : end]
+        if kind != MESSAGE and len(data) != end:
+            raise ValueError("it is too long")
+        if kind >= REQUEST:
+            if head != _NO_ADDRESS:
+                raise ValueError("it has an address, but concerns all")
+            return Envelope(kind, publisher, epoch, number)
+        address = _address(head, {} if heads is None else heads)
+        if kind == POSITION:
+            return Envelope(kind, publisher, epoch, number, address)
+        items = _items(data, end)
+        if number + len(items) - 1 > _LARGEST_NUMBER:
+            raise ValueError("its numbers are too large")
+        return Envelope(kind, publisher, epoch, number, address, items)
     except (struct.error, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
+
+
+def _address(head: bytes, heads: dict[bytes, Address]) -> Address:
+    """Return the address in a head."""
+    known = heads.get(head)
+    if known is not None:
+        return known
+    contents = json.loads(head)
+    if not isinstance(contents, dict):
+        raise ValueError("its head is not a JSON object")
+    address: Address
+    if "t" in contents:
+        address = "topic", check_topic(contents["t"])
+    elif "u" in contents:
+        check_user(contents["u"])
+        address = "user", contents["u"]
+    else:
+        raise ValueError("it has neither a topic nor a user")
+    if len(head) <= _LONGEST_CACHED_HEAD:
+        if len(heads) >= _HEADS:
+            heads.clear()
+        heads[head] = address
+    return address
+
+
+def _items(data: bytes, start: int) -> tuple[Item, ...]:
+    """Return the messages in a packet, which begin at an index."""
+    items: list[Item] = []
+    while start < len(data):
+        size, flags = _ITEM.unpack_from(data, start)
+        start += _ITEM.size
+        details: tuple[Any, ...] = ()
+        if flags & _DETAILS:
+            (length,) = _LENGTH.unpack_from(data, start)
+            start += _LENGTH.size
+            if length > _LARGEST_HEAD:
+                raise ValueError("the details of a message are too long")
+            details = _details(json.loads(data[start : start + length]))
+            start += length
+        payload = data[start : start + size]
+        if len(payload) != size:
+            raise ValueError("it is cut off")
+        start += size
+        if flags & _TEXT:
+            payload.decode()
+        if len(items) == MOST_ITEMS:
+            raise ValueError("it has too many messages")
+        items.append(Item(payload, bool(flags & _TEXT), not flags & _PLAIN, *details))
+    if not items:
+        raise ValueError("it has no message")
+    return tuple(items)
+
+
+def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[str, ...]] | None]:
+    """Return the key, the excluded users and the publication of a message."""
+    if not isinstance(details, dict):
+        raise ValueError("the details of a message are not a JSON object")
+    publication = details.get("m")
+    return (
+        _key(details.get("k")),
+        tuple(_key(user) for user in details.get("x", ())),
+        None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
+    )
 
 
 def _authenticated(data: bytes, keyring: Keyring | None) -> bytes:
