@@ -143,7 +143,7 @@ class Hub(Publishing):
             TypeError, ValueError: If `topic` is not a valid topic.
             RuntimeError: If the hub has neither history nor envelopes, or it is called outside the hub's event loop.
         """
-        if not self._retained.numbers:
+        if not self.has_positions:
             raise RuntimeError("messages have positions only in a hub with history: Hub(history=100)")
         name = None if topic is None else check_topic(topic)
         self._bind()
@@ -244,6 +244,11 @@ class Hub(Publishing):
         patterns = self._registry.pattern_count
         topics = len(self._registry.topics) - patterns
         return HubStats(*self._counts(), topics, patterns, len(self._registry.users))
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether messages have positions: the hub has history or envelopes."""
+        return self._retained.numbers
 
     # ---- As a stream
 
