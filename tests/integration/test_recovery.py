@@ -19,6 +19,7 @@ import wsfast
 from helpers.brokers import KINDS, Broker, relay_of, started, why_not
 from helpers.fixtures import Run
 from helpers.inflate import Spec
+from helpers.interrupts import Interrupt
 from helpers.peers import TIMEOUT, parse_frames, until
 from model.test_channel_machine import connect
 from wsfast import History, Position, _dispatcher
@@ -261,6 +262,84 @@ def test_idle_topics_are_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) ->
         assert hub._retained.topics.keys() == {"kept", "t"}
 
     run(main)
+
+
+# ---- Interrupts
+
+MOST = 2000  # moments; every scenario has less
+
+
+def test_interrupts_of_publishing(run: Run, core: Any) -> None:
+    """A message that is interrupted has its offset, its place in the history and its receivers, or none of these."""
+
+    async def main(moment: int) -> bool:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        hub = wsfast.Hub(history=History(3, bytes=60), envelope=True, last_values=1)
+        client = Client()
+        hub.subscribe(client.connection, "a")
+        for number in range(3):
+            hub.publish("a", f"{number}", key="k")
+        since = hub.position("a")
+        hub.flush()
+        interrupt = Interrupt(moment)
+        with interrupt:
+            hub.publish("a", "x", key="k")
+        hub.publish("a", "y")
+        await asyncio.sleep(0)
+        hub.flush()
+        messages = [json.loads(message) for message in client.received()]
+        assert messages in (
+            [["a", 1, "0"], ["a", 2, "1"], ["a", 3, "2"], ["a", 4, "x"], ["a", 5, "y"]],
+            [["a", 1, "0"], ["a", 2, "1"], ["a", 3, "2"], ["a", 4, "y"]],
+        )
+        assert hub.position("a") == (since.epoch, len(messages)) == hub.position("a")
+        topic = hub._retained.topics["a"]
+        assert topic.bytes == sum(one.entry.message.size for _, one in topic.history) <= 60
+        assert topic.gone == len(messages) - 3
+        back = Client()
+        assert hub.subscribe(back.connection, "a", since={"a": since}).recovered
+        hub.flush()
+        assert [json.loads(message) for message in back.received()] == messages[3:]
+        stats = hub.stats()
+        assert (stats.messages, stats.sent) == (len(messages), 2 * len(messages) - 3)
+        return interrupt.left > 0
+
+    for moment in range(1, MOST):
+        if run(lambda moment=moment: main(moment)):  # type: ignore[misc]
+            return
+    pytest.fail("it has no end")
+
+
+def test_interrupts_of_coming_back(run: Run, core: Any) -> None:
+    """Who is interrupted while coming back is subscribed with everything that was missed, or is not subscribed."""
+
+    async def main(moment: int) -> bool:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        hub = wsfast.Hub(history=10)
+        since = {topic: hub.position(topic) for topic in ("a", "b")}
+        hub.publish("a", "1")
+        hub.publish(["a", "b"], "2")
+        hub.publish("b", "3")
+        client = Client()
+        interrupt = Interrupt(moment)
+        with interrupt:
+            hub.subscribe(client.connection, "a", "b", since=since)
+        await asyncio.sleep(0)
+        hub.publish("a", "4")
+        hub.flush()
+        assert hub.count("a") == hub.count("b")
+        if hub.count("a"):
+            assert client.received() == ["1", "2", "3", "4"]
+        else:
+            assert client.received() in ([], ["1"], ["1", "2"], ["1", "2", "3"])
+        stats = hub.stats()
+        assert stats.published == stats.sent == len(client.received())
+        return interrupt.left > 0
+
+    for moment in range(1, MOST):
+        if run(lambda moment=moment: main(moment)):  # type: ignore[misc]
+            return
+    pytest.fail("it has no end")
 
 
 # ---- Over sockets
