@@ -25,10 +25,11 @@ import wsfast._backlog
 from model.test_hub_machine import matching
 from wsfast import History, Position
 from wsfast.hub import retained
+from wsfast.hub.retained import Missed, RetainedMessages, RetainedTopic
 
 STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1000"))
 STEPS_PER_RUN = 50
-PEOPLE = 5
+PEOPLE = 3
 
 WHO = st.integers(0, PEOPLE - 1)
 NAMES = ["a", "b", "a.x", "a.y"]
@@ -210,7 +211,7 @@ class Machine(RuleBasedStateMachine):
         return epoch
 
     @initialize(
-        messages=st.integers(0, 6),
+        messages=st.sampled_from([0, 1, 3, 6, 20]),
         size=st.sampled_from([None, None, 30, 100]),
         seconds=st.sampled_from([None, 10.0, 10.0]),
         last_values=st.sampled_from([0, 0, 2]),
@@ -327,13 +328,12 @@ class Machine(RuleBasedStateMachine):
         """Subscribe from where the person was, as far as that is known; sometimes from before, or from nowhere."""
 
         def act() -> None:
-            if self.lines[who] is None:
-                self.lines[who] = line = Line()
+            line = self.lines[who]
+            if line is None:
+                line = self.lines[who] = Line()
                 if user is not None:
                     self.hub.register(line.connection, user)
                     line.user = user
-            line = self.lines[who]
-            assert line is not None
             since: dict[str, Any] = {}
             known: dict[str, tuple[int, int]] = {}
             for name in filters:
@@ -392,9 +392,9 @@ class Machine(RuleBasedStateMachine):
             if missed is not None and self.continues(line, missed):
                 recovered.add(name)
                 self.seen.add("recovered")
-                for topic, messages in missed.items():
-                    if not line.gets(topic):
-                        line.begins[topic] = messages[0].number - 1 if messages else self.count
+                for other, messages in missed.items():
+                    if not line.gets(other):
+                        line.begins[other] = messages[0].number - 1 if messages else self.count
                         self.repeat(line, messages, found)
                         if messages:
                             self.seen.add("recovered with messages")
@@ -499,6 +499,8 @@ class Machine(RuleBasedStateMachine):
                 return
             if flush:
                 self.hub.flush()
+                self.look()
+                assert line.stalled or len(line.received()) == len(line.expected)
             places = {name: place for name in NAMES if (place := self.where(who, name)) is not None}
             got = len(line.received())
             rest = [message.number for message, _ in line.expected[got:] if message is not None]
@@ -509,6 +511,36 @@ class Machine(RuleBasedStateMachine):
             self.lines[who] = None
 
         self.now(act)
+
+    @rule(
+        who=WHO,
+        user=st.none() | USER,
+        topics=st.lists(TOPICS, max_size=6),
+        filters=FILTERS,
+        age=st.sampled_from([0, 0, 0, 1]),
+        users=st.sets(USER, max_size=1),
+        by=st.sampled_from(["topics", "topics", "total"]),
+    )
+    def be_absent(
+        self,
+        who: int,
+        user: Any,
+        topics: list[Any],
+        filters: list[str],
+        age: int,
+        users: set[Any],
+        by: str,
+    ) -> None:
+        """Lose a connection, miss some messages, and come back for the same topics and others."""
+        line = self.lines[who]
+        names = [] if line is None else list(line.filters)
+        self.go(who, True)
+        for some in topics:
+            self.publish(some, 0, None, set(), users, 1, False)
+        if by == "total":
+            self.subscribe_since_all(who, list(dict.fromkeys(names + filters)), 1)
+        else:
+            self.subscribe(who, list(dict.fromkeys(names + filters)), user, age, 0)
 
     # ---- What happens to topics
 
@@ -617,3 +649,60 @@ def test_machine(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             break
     else:
         pytest.fail(f"in all runs, there was only {Machine.seen}")
+
+
+# ---- That the machine would find faults
+
+
+def ignore(*_: object, **__: object) -> None:
+    """Stand in for what takes note of something."""
+
+
+def never(*_: object) -> bool:
+    """Stand in for what says whether something is the case."""
+    return False
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault"),
+    [
+        (RetainedMessages, "restart", ignore),
+        (RetainedMessages, "_trim", ignore),
+        (RetainedTopic, "drop", lambda topic: topic.history.popleft()),
+        (RetainedTopic, "last", lambda topic, count: [message for _, message in topic.history][:count]),
+        (Missed, "gets", never),
+        (Missed, "_has_got", never),
+    ],
+    ids=["gaps not told", "no bounds", "partial", "wrong messages", "history again", "repeated"],
+)
+def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: Any) -> None:
+    """The machine finds each of these faults, and nothing without them."""
+
+    def play() -> None:
+        machine = Machine()
+        try:
+            machine.open(messages=4, size=None, seconds=10.0, last_values=0, envelope=False)
+            machine.subscribe(0, ["a", "b"], None, 0, 0)
+            machine.publish("a", 0, None, set(), set(), 3, True)
+            machine.be_absent(0, None, ["a", ("a", "b")], ["a.x"], 0, set(), "topics")
+            machine.subscribe(0, [">"], None, 0, 0)
+            machine.be_absent(0, None, ["a", "b"], ["a"], 0, set(), "total")
+            machine.be_absent(0, None, ["a"] * 5, ["a"], 0, set(), "total")
+            machine.be_absent(0, None, ["b"] * 5, ["b"], 0, set(), "topics")
+            machine.subscribe(1, ["a"], None, 0, 0)
+            machine.publish(("a", "b"), 0, None, set(), set(), 1, True)
+            machine.subscribe(1, ["b"], None, 0, 0)
+            machine.go(1, True)
+            machine.interrupt("a")
+            machine.subscribe(1, ["a"], None, 0, 0)
+            machine.wait(11.0)
+            machine.publish("a", 0, None, set(), set(), 1, True)
+            machine.subscribe(2, ["a", "b"], None, 0, 0)
+            machine.subscribe(2, [">"], None, 0, 0)
+        finally:
+            machine.teardown()
+
+    play()
+    monkeypatch.setattr(owner, name, fault)
+    with pytest.raises((AssertionError, KeyError, IndexError)):
+        play()
