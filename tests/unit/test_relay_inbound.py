@@ -194,6 +194,8 @@ def test_positions_do_not_run_ahead_of_messages() -> None:
     """What a finalizer publishes while positions are collected is not told as sent before it is."""
 
     class Sending:
+        largest = 1 << 20
+
         def __init__(self) -> None:
             self.told: dict[Address | None, int] = {}
 
@@ -250,6 +252,8 @@ def test_a_slow_network_is_learnt_once() -> None:
     """Where large batches take too long, most that are sent arrive, rather than one of many ever smaller ones."""
 
     class Sending:
+        largest = 1 << 20
+
         def __init__(self) -> None:
             self.took = self.failed = 0
 

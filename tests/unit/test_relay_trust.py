@@ -339,7 +339,7 @@ def test_forged_publication_hides_nothing() -> None:
     def publication() -> tuple[int, tuple[str, ...]]:
         sender = Outbound(US, Nowhere(), wsfast.DropOldest(), 1, print)
         sender.forward("topic", ("t", "other"), wsfast.PreparedMessage("x"), None, ())
-        (packet, _) = sender._packets(sender._queue)
+        (packet, _) = sender._packets(sender._queue, 1 << 20)
         found = unpack(packet.data).items[0].publication
         assert found is not None
         return found
@@ -410,6 +410,8 @@ def test_requests_are_answered_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "monotonic", lambda: clock)
 
     class Sending:
+        largest = 1 << 20
+
         def __init__(self) -> None:
             self.positions = 0
 
@@ -652,7 +654,7 @@ def test_long_heads() -> None:
     sender.forward("topic", ("t",), wsfast.PreparedMessage("1"), "k" * (1 << 20), ())
     sender.forward("topic", ("t",), wsfast.PreparedMessage("2"), None, ())
     assert (sender.published, sender.queued, sender.dropped) == (3, 2, 1)
-    assert [unpack(packet.data).number for packet in sender._packets(sender._queue)] == [1, 3]
+    assert [unpack(packet.data).number for packet in sender._packets(sender._queue, 1 << 20)] == [1, 3]
     assert sender._positions_due
 
 

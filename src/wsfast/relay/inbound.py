@@ -39,7 +39,7 @@ PAST_PATTERNS = 256
 RUNS = 4
 """Runs kept per publisher and address, without a secret."""
 
-RESENT = 4 * BATCH
+RESENT = 2 * BATCH
 """How far a message may be behind the last message of a run and still count as sent again.
 
 A publisher sends the batch again that the broker has not confirmed. The other batches allow for a broker that, after an

@@ -40,6 +40,7 @@ __all__ = [
     "GOODBYE",
     "MESSAGE",
     "MOST_ITEMS",
+    "OVERHEAD",
     "POSITION",
     "PUBLISHER",
     "REQUEST",
@@ -82,6 +83,9 @@ _SIGNATURE = 16
 _HEAD = struct.Struct(">BBBBQQQI")
 _ITEM = struct.Struct(">IB")
 _LENGTH = struct.Struct(">I")
+
+OVERHEAD = _HEAD.size + _SIGNATURE
+"""Bytes of a packet besides the head and the messages."""
 
 PUBLISHER = slice(4, 12)
 """Position of the publisher in a message."""
