@@ -373,5 +373,3 @@ class Outbound:
         """Return the seconds until positions may be sent again."""
         interval = POSITION_INTERVAL * max(1.0, len(self._positions) / POSITIONS)
         return self._positions_sent + interval - time.monotonic()
-
-
