@@ -181,19 +181,18 @@ class Outbound:
         return position
 
     def _enqueue(self, position: _Position, data: bytes) -> None:
-        while self._queue and self._is_full(len(data)):
+        queue, slow, size = self._queue, self._slow, len(data)
+        most, most_bytes = slow.max_messages, slow.max_bytes
+        while queue and (
+            (most is not None and len(queue) >= most)
+            or (most_bytes is not None and self._queue_bytes + size > most_bytes)
+        ):
             self._drop()
-            if isinstance(self._slow, DropNewest):
+            if isinstance(slow, DropNewest):
                 return
-            self._queue_bytes -= len(self._queue.popleft().data)
-        self._queue.append(_Queued(position, position.number, data, time.monotonic()))
-        self._queue_bytes += len(data)
-
-    def _is_full(self, size: int) -> bool:
-        slow = self._slow
-        return (slow.max_messages is not None and len(self._queue) >= slow.max_messages) or (
-            slow.max_bytes is not None and self._queue_bytes + size > slow.max_bytes
-        )
+            self._queue_bytes -= len(queue.popleft().data)
+        queue.append(_Queued(position, position.number, data, time.monotonic()))
+        self._queue_bytes += size
 
     def _drop(self, count: int = 1) -> None:
         self.dropped += count
