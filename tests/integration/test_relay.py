@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import wsfast
@@ -1382,6 +1382,21 @@ def test_round_trip(envelope: Envelope) -> None:
     assert unpack(data) == unpack(data, None, heads) == unpack(data, None, heads) == envelope
     with pytest.raises(ValueError, match=r"."):
         unpack(data[:-1])
+
+
+@given(envelopes, st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=3))
+@example(Envelope(MESSAGE, 1, 1, 1, ("topic", "t"), (Item(b"payload"),) * 2), [(41 + 3, 1)])
+def test_mutation(envelope: Envelope, changes: list[tuple[int, int]]) -> None:
+    """Octets that were changed on the way mean nothing, or something that can be sent as well."""
+    data = bytearray(pack(envelope))
+    for index, value in changes:
+        data[index % len(data)] = value
+    try:
+        found = unpack(bytes(data))
+    except ValueError:
+        return
+    assert unpack(pack(found)) == found
+    assert sum(len(item.payload) for item in found.items) <= len(data)
 
 
 json_values = st.recursive(

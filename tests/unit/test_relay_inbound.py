@@ -17,7 +17,7 @@ import wsfast
 from helpers.brokers import Nowhere
 from wsfast.relay import Gap, Relay, inbound
 from wsfast.relay.outbound import BATCH, PACKET_BYTES, Outbound
-from wsfast.relay.wire import GOODBYE, MESSAGE, MOST_ITEMS, POSITION, Address, Envelope, Item, pack, unpack
+from wsfast.relay.wire import GOODBYE, MESSAGE, MOST_ITEMS, POSITION, Address, Envelope, Item, Keyring, pack, unpack
 
 
 class Sink:
@@ -95,11 +95,11 @@ def test_undelivered_messages_are_missing() -> None:
     async def act(end: End) -> None:
         end.subscribe("t")
         end.receive("t", 1)
-        deliver, end.hub.deliver = end.hub.deliver, None  # type: ignore[assignment,method-assign]
+        deliver, end.hub._deliver = end.hub._deliver, None  # type: ignore[assignment,method-assign]
         try:
             end.receive("t", 2)
         except TypeError:
-            end.hub.deliver = deliver  # type: ignore[method-assign]
+            end.hub._deliver = deliver  # type: ignore[method-assign]
         end.receive("t", 3)
         assert end.counts == (2, 0, 1)
 
@@ -194,6 +194,8 @@ def test_positions_do_not_run_ahead_of_messages() -> None:
     """What a finalizer publishes while positions are collected is not told as sent before it is."""
 
     class Sending:
+        largest = 1 << 20
+
         def __init__(self) -> None:
             self.told: dict[Address | None, int] = {}
 
@@ -250,6 +252,8 @@ def test_a_slow_network_is_learnt_once() -> None:
     """Where large batches take too long, most that are sent arrive, rather than one of many ever smaller ones."""
 
     class Sending:
+        largest = 1 << 20
+
         def __init__(self) -> None:
             self.took = self.failed = 0
 
@@ -306,22 +310,24 @@ def test_packets_count_as_their_messages() -> None:
     check()
 
 
-def test_interrupted_packet() -> None:
+@pytest.mark.parametrize("excluded", [(), ("ann",)])
+def test_interrupted_packet(excluded: tuple[str, ...]) -> None:
     """If one message of a packet cannot be delivered, those before it count, and it and the others are missing."""
 
     async def act(end: End) -> None:
         end.subscribe("t")
         end.receive("t", 1)
-        deliver = end.hub.deliver
+        deliver = end.hub._deliver
 
-        def fail_at_the_third(name: str, message: wsfast.PreparedMessage, *arguments: Any, **options: Any) -> None:
+        def fail_at_the_third(names: Any, message: wsfast.PreparedMessage, key: Any, excluded: set[int]) -> None:
             if message.data == b"4":
                 raise ZeroDivisionError
-            deliver(name, message, *arguments, **options)
+            deliver(names, message, key, excluded)
 
-        end.hub.deliver = fail_at_the_third  # type: ignore[assignment,method-assign]
+        end.hub._deliver = fail_at_the_third  # type: ignore[method-assign]
         address: Address = ("topic", "t")
-        data = pack(Envelope(MESSAGE, 1, 1, 2, address, tuple(Item(b"%d" % number) for number in range(2, 7))))
+        items = tuple(Item(b"%d" % number, excluded=excluded) for number in range(2, 7))
+        data = pack(Envelope(MESSAGE, 1, 1, 2, address, items))
         with pytest.raises(ZeroDivisionError):
             end.relay._inbound.receive(data, repr(address))
         assert end.counts == (3, 0, 0)
@@ -329,6 +335,73 @@ def test_interrupted_packet() -> None:
         assert end.counts == (4, 0, 3)
 
     run(act)
+
+
+class Receivers:
+    """A hub whose streams, connection, history and last values get a packet of messages, or each message alone."""
+
+    def __init__(self, history: int, connected: bool, max_messages: int) -> None:
+        self.end = End()
+        self.hub = self.end.hub = wsfast.Hub(history=history, last_values=2)
+        self.end.relay = Relay(self.hub, Nowhere(), slow=wsfast.DropOldest(), on_gap=None, timeout=0.01)
+        self.streams = [self.hub.stream(name, max_messages=max_messages) for name in ("t", "t", ">")]
+        self.connected = connected
+        if connected:
+            self.end.subscribe("t")
+
+    def seen(self) -> Any:
+        """Return all that can be seen of what came."""
+        waiting = [([message.data for message in stream._messages], stream.dropped) for stream in self.streams]
+        groups = [(group.name, group.messages, group.bytes) for group in self.hub._registry.route("t")]
+        return waiting, groups, self.hub.last("t"), self.hub.stats(), self.end.counts
+
+
+@pytest.mark.parametrize("history", [0, 3])
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("max_messages", [4, 100])
+@pytest.mark.parametrize("keys", [(None,), ("a", None, "b", "c")])
+def test_packet_is_like_single_messages(
+    history: int, connected: bool, max_messages: int, keys: tuple[str | None, ...]
+) -> None:
+    """Messages that come together do the same as messages that come one by one."""
+
+    async def main() -> None:
+        one, other = (Receivers(history, connected, max_messages) for _ in range(2))
+        async with one.end.relay, other.end.relay:
+            address: Address = ("topic", "t")
+            items = [Item(b"%d" % number, text=number % 2 == 0, key=keys[number % len(keys)]) for number in range(10)]
+            for number, item in enumerate(items):
+                data = pack(Envelope(MESSAGE, 1, 1, number + 1, address, (item,)))
+                one.end.relay._inbound.receive(data, repr(address))
+            for start, stop in ((0, 1), (1, 4), (4, 10)):
+                data = pack(Envelope(MESSAGE, 1, 1, start + 1, address, tuple(items[start:stop])))
+                other.end.relay._inbound.receive(data, repr(address))
+            assert one.seen() == other.seen()
+            assert one.end.counts == (10, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_packet_for_a_stream_that_is_gone() -> None:
+    """A packet for a stream that was garbage collected meanwhile ends the interest, as a message does."""
+
+    async def main() -> None:
+        end = End()
+        async with end.relay:
+            stream: Any = end.hub.stream("t")
+            end.receive("t", 1)
+            group = end.hub._registry.topics["t"]
+            stream.group = None  # so that only the hub notices that it is gone
+            del stream
+            assert group.empty
+            address: Address = ("topic", "t")
+            data = pack(Envelope(MESSAGE, 1, 1, 2, address, (Item(b"x"), Item(b"y"))))
+            end.relay._inbound.receive(data, repr(address))
+            assert "t" not in end.hub._registry.topics
+            assert not end.relay._inbound._seen
+            assert end.counts == (3, 0, 0)
+
+    asyncio.run(main())
 
 
 def test_packets_are_consecutive() -> None:
@@ -346,12 +419,12 @@ def test_packets_are_consecutive() -> None:
             outbound.forward("topic", ("a",), wsfast.PreparedMessage("dropped"), None, ())
         outbound._slow = wsfast.DropOldest()
         outbound.forward("topic", ("a",), wsfast.PreparedMessage("last"), None, ())
-        packets = outbound._packets(outbound._queue)
+        packets = outbound._packets(outbound._queue, 1 << 20)
         found: dict[Any, list[int]] = {}
         for packet in packets:
             envelope = unpack(packet.data)
-            assert len(envelope.items) == len(packet.messages) <= MOST_ITEMS
-            assert len(envelope.items) == 1 or sum(len(one.data) for one in packet.messages) <= PACKET_BYTES
+            assert len(envelope.items) == packet.messages <= MOST_ITEMS
+            assert len(envelope.items) == 1 or len(packet.data) <= PACKET_BYTES + 100
             first = envelope.number
             found.setdefault(envelope.address, []).extend(range(first, first + len(envelope.items)))
         sent = {name: outbound._positions["topic", name].number for name in "ab"}
@@ -366,34 +439,40 @@ def test_packets_are_consecutive() -> None:
     asyncio.run(main())
 
 
-def test_refused_packets_are_sent_again_as_single_messages() -> None:
-    """A broker that refuses large packets gets their messages one by one, and only those that it refuses are lost."""
+def test_packets_fit_the_broker() -> None:
+    """No packet of several messages exceeds what the broker takes; a single one that does so is lost, and told."""
 
     class Sending:
+        largest = 200
+
         def __init__(self) -> None:
             self.took: list[int] = []
             self.told: list[int] = []
 
         async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
-            refused = [index for index, (_, data) in enumerate(packets) if len(data) > 200]
+            refused = [index for index, (_, data) in enumerate(packets) if len(data) > self.largest]
             for index, (_, data) in enumerate(packets):
-                if unpack(data).kind == POSITION:
-                    self.told.append(unpack(data).number)
+                if unpack(data, keyring).kind == POSITION:
+                    self.told.append(unpack(data, keyring).number)
                 elif index not in refused:
-                    self.took += [int(item.payload.split()[0]) for item in unpack(data).items]
+                    self.took += [int(item.payload.split()[0]) for item in unpack(data, keyring).items]
+                else:
+                    assert len(unpack(data, keyring).items) == 1
             return refused
 
         async def close(self) -> None:
             pass
 
+    keyring = Keyring(bytes(16), "p")
+
     async def main() -> None:
-        outbound, sending = Outbound(1, Nowhere(), wsfast.DropOldest(), 1, print), Sending()
-        for number in range(10):
-            message = wsfast.PreparedMessage(b"%d " % number + bytes(200 if number == 5 else 20))
+        outbound, sending = Outbound(1, Nowhere(), wsfast.DropOldest(), 1, print, keyring), Sending()
+        for number in range(40):
+            message = wsfast.PreparedMessage(b"%d " % number + bytes(200 if number == 5 else number))
             outbound.forward("topic", ("t",), message, None, ())
         await outbound._publish(sending)
-        assert sending.took == [0, 1, 2, 3, 4, 6, 7, 8, 9]
-        assert (outbound.sent, outbound.dropped, outbound.queued) == (9, 1, 0)
-        assert sending.told == [10]  # so that receivers learn what is missing
+        assert sending.took == [number for number in range(40) if number != 5]
+        assert (outbound.sent, outbound.dropped, outbound.queued) == (39, 1, 0)
+        assert sending.told == [40]  # so that receivers learn what is missing
 
     asyncio.run(main())

@@ -339,7 +339,7 @@ def test_forged_publication_hides_nothing() -> None:
     def publication() -> tuple[int, tuple[str, ...]]:
         sender = Outbound(US, Nowhere(), wsfast.DropOldest(), 1, print)
         sender.forward("topic", ("t", "other"), wsfast.PreparedMessage("x"), None, ())
-        (packet, _) = sender._packets(sender._queue)
+        (packet, _) = sender._packets(sender._queue, 1 << 20)
         found = unpack(packet.data).items[0].publication
         assert found is not None
         return found
@@ -410,6 +410,8 @@ def test_requests_are_answered_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "monotonic", lambda: clock)
 
     class Sending:
+        largest = 1 << 20
+
         def __init__(self) -> None:
             self.positions = 0
 
@@ -628,10 +630,13 @@ NESTED = b"[" * 40 + b"]" * 40
 @pytest.mark.parametrize(
     "value", [*LISTS, b"1" * 10**6, b"[" + b"9" * 4300 + b"]", b'"' + b"x" * 10**6 + b'"'], ids=range(7)
 )
-def test_memory_is_bounded_by_length(field: str, value: bytes) -> None:
+@pytest.mark.parametrize("messages", [0, 1, 3])
+def test_memory_is_bounded_by_length(field: str, value: bytes, messages: int) -> None:
     """What it takes to read a message is bounded by its length, and by a limit for all that is not payload."""
-    head = b'{"%s":%s}' % (field.encode(), value)
-    data = wire._HEAD.pack(0xF5, 2, MESSAGE, 0, US, 1, 1, len(head)) + head
+    details = b'{"%s":%s}' % (field.encode(), value)
+    head = b'{"t":"t"}' if messages else details
+    item = wire._ITEM.pack(0, 8) + wire._LENGTH.pack(len(details)) + details
+    data = wire._HEAD.pack(0xF5, 2, MESSAGE, 0, US, 1, 1, len(head)) + head + messages * item
     tracemalloc.start()
     try:
         with contextlib.suppress(ValueError):
@@ -652,8 +657,17 @@ def test_long_heads() -> None:
     sender.forward("topic", ("t",), wsfast.PreparedMessage("1"), "k" * (1 << 20), ())
     sender.forward("topic", ("t",), wsfast.PreparedMessage("2"), None, ())
     assert (sender.published, sender.queued, sender.dropped) == (3, 2, 1)
-    assert [unpack(packet.data).number for packet in sender._packets(sender._queue)] == [1, 3]
+    assert [unpack(packet.data).number for packet in sender._packets(sender._queue, 1 << 20)] == [1, 3]
     assert sender._positions_due
+
+
+def test_long_details() -> None:
+    """The details of all messages of a packet together have 1 MiB at most, as those of a single one have."""
+    half = Item(b"", key="k" * ((1 << 19) - 8))
+    assert unpack(pack(message(1, key=half.key))).items[0].key == half.key
+    assert len(unpack(pack(replace(message(1), items=(half, half)))).items) == 2
+    with pytest.raises(ValueError, match="details of its messages are too long"):
+        unpack(pack(replace(message(1), items=(half, half, Item(b"", key=1)))))
 
 
 def test_deep_keys() -> None:

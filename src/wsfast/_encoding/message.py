@@ -349,8 +349,10 @@ def publishable(message: Message | Any) -> PreparedMessage:
     Raises:
         TypeError: If `message` cannot be sent.
     """
-    if isinstance(message, (PreparedMessage, str, bytes, bytearray, memoryview)):
-        return prepare(message)
+    if isinstance(message, PreparedMessage):
+        return message
+    if isinstance(message, (str, bytes, bytearray, memoryview)):
+        return PreparedMessage(message)
     hint = "; pass json.dumps(message)" if isinstance(message, (dict, list, tuple)) else ""
     raise TypeError(f"message must be str or bytes, not {type(message).__name__}{hint}")
 

@@ -52,6 +52,9 @@ class Closable(Protocol):
 class Sending(Protocol):
     """A connection to a broker for publishing."""
 
+    largest: int
+    """Bytes of the largest packet that the broker takes, as far as that is known; a larger one is refused."""
+
     async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
         """Publish in this order, and wait until the broker has confirmed it; return the indexes of refused packets."""
 

@@ -39,7 +39,7 @@ PAST_PATTERNS = 256
 RUNS = 4
 """Runs kept per publisher and address, without a secret."""
 
-RESENT = 4 * BATCH
+RESENT = 2 * BATCH
 """How far a message may be behind the last message of a run and still count as sent again.
 
 A publisher sends the batch again that the broker has not confirmed. The other batches allow for a broker that, after an
@@ -284,16 +284,26 @@ class Inbound:
     def _receive_following(self, publisher: int, position: Position, items: Sequence[Item], seen: _Seen) -> None:
         """Do the same as `_receive_one()` for messages that directly follow the last one received."""
         epoch, number = position
+        kind, name = seen.address
+        together = kind == "topic" and not any(item.excluded or item.publication for item in items)
+        before, count = self._hub.messages, 0
         try:
-            for item in items:
-                self._deliver(publisher, seen.address, item)
-                self.received += 1
-                number += 1
-                if self._seen.get(seen.address) is not seen:
-                    break
+            if together:
+                self._hub.deliver_many(name, [(item.message(), item.key) for item in items])
+                count = len(items)
+            else:
+                for item in items:
+                    self._deliver(publisher, seen.address, item)
+                    count += 1
+                    if self._seen.get(seen.address) is not seen:  # the last interest ended meanwhile
+                        break
+        except BaseException:
+            count = self._hub.messages - before if together else count
+            raise
         finally:
-            if number != position[1]:
-                self._note(seen, publisher, [(epoch, number - 1)])
+            self.received += count
+            if count:
+                self._note(seen, publisher, [(epoch, number + count - 1)])
 
     def _receive_one(self, publisher: int, position: Position, item: Item | None, seen: _Seen) -> None:
         """Deliver a message unless it was received already, and report those missing before it."""

@@ -145,6 +145,7 @@ class _Sending:
         self._client = client
         self._lost = lost
         self._timeout = timeout
+        self.largest: int = client.max_payload
 
     async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
         refused = []

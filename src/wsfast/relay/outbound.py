@@ -14,7 +14,8 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
@@ -26,6 +27,7 @@ from .wire import (
     GOODBYE,
     MESSAGE,
     MOST_ITEMS,
+    OVERHEAD,
     POSITION,
     REQUEST,
     Address,
@@ -81,7 +83,19 @@ class _Queued(NamedTuple):
 class _Packet(NamedTuple):
     address: Address
     data: bytes
-    messages: Sequence[_Queued]
+    messages: int
+    """Their number."""
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    """A packet to be, of messages of one address with consecutive numbers."""
+
+    number: int
+    """That of the first one."""
+    items: list[bytes]
+    room: int
+    """Bytes that may follow."""
 
 
 class Outbound:
@@ -151,9 +165,9 @@ class Outbound:
             self.published += 1
             if data is None or not position.head:
                 self._drop()
-                self._changed.set()
             else:
                 self._enqueue(position, data)
+        self._changed.set()
 
     def _position_of(self, address: Address) -> _Position:
         position = self._positions.get(address)
@@ -167,20 +181,18 @@ class Outbound:
         return position
 
     def _enqueue(self, position: _Position, data: bytes) -> None:
-        while self._queue and self._is_full(len(data)):
+        queue, slow, size = self._queue, self._slow, len(data)
+        most, most_bytes = slow.max_messages, slow.max_bytes
+        while queue and (
+            (most is not None and len(queue) >= most)
+            or (most_bytes is not None and self._queue_bytes + size > most_bytes)
+        ):
             self._drop()
-            if isinstance(self._slow, DropNewest):
+            if isinstance(slow, DropNewest):
                 return
-            self._queue_bytes -= len(self._queue.popleft().data)
-        self._queue.append(_Queued(position, position.number, data, time.monotonic()))
-        self._queue_bytes += len(data)
-        self._changed.set()
-
-    def _is_full(self, size: int) -> bool:
-        slow = self._slow
-        return (slow.max_messages is not None and len(self._queue) >= slow.max_messages) or (
-            slow.max_bytes is not None and self._queue_bytes + size > slow.max_bytes
-        )
+            self._queue_bytes -= len(queue.popleft().data)
+        queue.append(_Queued(position, position.number, data, time.monotonic()))
+        self._queue_bytes += size
 
     def _drop(self, count: int = 1) -> None:
         self.dropped += count
@@ -239,13 +251,10 @@ class Outbound:
         if not self._batch:
             await self._next_batch()
         if self._batch:
-            refused = await self._publish_packets(sending, self._packets(self._batch))
-            # A packet may exceed a limit of the broker that each of its messages keeps.
-            several = [packet.messages for packet in refused if len(packet.messages) > 1]
-            dropped = len(refused) - len(several)
-            if several:
-                single = [self._packet([message]) for messages in several for message in messages]
-                dropped += len(await self._publish_packets(sending, single))
+            packets = self._packets(self._batch, sending.largest)
+            async with asyncio.timeout(self._timeout):
+                refused = await sending.publish([(address, data) for address, data, _ in packets])
+            dropped = sum(packets[index].messages for index in refused)
             count, self._batch = len(self._batch), []
             self._most = min(self._most + self._most // 8 + 1, BATCH)
             self.sent += count - dropped
@@ -254,35 +263,40 @@ class Outbound:
         if not self._queue:
             await self._publish_control(sending)
 
-    async def _publish_packets(self, sending: Sending, packets: Sequence[_Packet]) -> list[_Packet]:
-        """Publish packets; return those that the broker has refused."""
-        async with asyncio.timeout(self._timeout):
-            refused = await sending.publish([(packet.address, packet.data) for packet in packets])
-        return [packets[index] for index in refused]
+    def _packets(self, batch: Iterable[_Queued], largest: int) -> list[_Packet]:
+        """Return the packets of a batch: messages of one address follow each other there as they do in the batch.
 
-    def _packets(self, batch: Sequence[_Queued]) -> list[_Packet]:
-        """Return the packets of a batch: messages of one address follow each other there as they do in the batch."""
+        Args:
+            batch: The messages.
+            largest: Bytes of the largest packet that the broker takes.
+        """
         packets: list[_Packet] = []
-        for messages in _by_position(batch):
-            start = size = 0
-            for index, message in enumerate(messages):
-                size += len(message.data)
-                if index > start and (
-                    index - start == MOST_ITEMS
-                    or size > PACKET_BYTES
-                    or message.number != messages[index - 1].number + 1  # those in between were dropped
-                ):
-                    packets.append(self._packet(messages[start:index]))
-                    start, size = index, len(message.data)
-            packets.append(self._packet(messages[start:]))
+        unfinished: dict[_Position, _Unfinished] = {}
+        for position, number, data, _ in batch:
+            found = unfinished.get(position)
+            if found is not None:
+                found.room -= len(data)
+                # Those in between may have been dropped.
+                if found.room >= 0 and len(found.items) < MOST_ITEMS and number == found.number + len(found.items):
+                    found.items.append(data)
+                    continue
+                packets += self._join(unfinished)  # all of them, since an address may have had two positions
+                unfinished.clear()
+            room = min(PACKET_BYTES, largest - OVERHEAD - len(position.head)) - len(data)
+            unfinished[position] = _Unfinished(number, [data], room)
+        packets += self._join(unfinished)
         return packets
 
-    def _packet(self, messages: Sequence[_Queued]) -> _Packet:
-        """Return the packet of messages of one address with consecutive numbers."""
-        position, number, _, _ = messages[0]
-        items = [message.data for message in messages]
-        data = join(MESSAGE, self._publisher, position.epoch, number, position.head, items, self._keyring)
-        return _Packet(position.address, data, messages)
+    def _join(self, unfinished: dict[_Position, _Unfinished]) -> list[_Packet]:
+        publisher, keyring = self._publisher, self._keyring
+        return [
+            _Packet(
+                position.address,
+                join(MESSAGE, publisher, position.epoch, packet.number, position.head, packet.items, keyring),
+                len(packet.items),
+            )
+            for position, packet in unfinished.items()
+        ]
 
     def _shorten_batch(self) -> None:
         """Put half of the batch back, since its size may have caused the timeout. Later batches grow slowly."""
@@ -358,11 +372,3 @@ class Outbound:
         """Return the seconds until positions may be sent again."""
         interval = POSITION_INTERVAL * max(1.0, len(self._positions) / POSITIONS)
         return self._positions_sent + interval - time.monotonic()
-
-
-def _by_position(batch: Sequence[_Queued]) -> Iterable[list[_Queued]]:
-    """Return the messages of each address, in their order."""
-    messages: dict[_Position, list[_Queued]] = {}
-    for message in batch:
-        messages.setdefault(message.position, []).append(message)
-    return messages.values()

@@ -17,6 +17,9 @@ from .wire import Address
 
 __all__ = ["RedisBroker"]
 
+LARGEST = 1 << 29
+"""Bytes of the largest message that Redis takes, unless it is configured otherwise."""
+
 _SPECIAL = re.compile(r"[\\*?\[\]^-]")
 
 
@@ -108,6 +111,7 @@ class _Sending:
     def __init__(self, broker: RedisBroker, client: redis.asyncio.Redis) -> None:
         self._broker = broker
         self._client = client
+        self.largest: int = LARGEST
 
     async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
         pipeline = self._client.pipeline(transaction=False)

@@ -306,9 +306,11 @@ class Relay(Local):
 
     def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
         """See `wsfast.hub.Relay`."""
-        check_key(key)
-        for user in (*excluded, *(names if kind == "user" else ())):
-            check_user(user)
+        if key is not None:
+            check_key(key)
+        if excluded or kind == "user":
+            for user in (*excluded, *(names if kind == "user" else ())):
+                check_user(user)
 
     def forward(
         self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]

@@ -40,6 +40,7 @@ __all__ = [
     "GOODBYE",
     "MESSAGE",
     "MOST_ITEMS",
+    "OVERHEAD",
     "POSITION",
     "PUBLISHER",
     "REQUEST",
@@ -70,18 +71,25 @@ _LARGEST_INT = 1 << 256
 _DEEPEST = 32
 """Maximum nesting of tuples in a key."""
 _LARGEST_HEAD = 1 << 20
-"""Bytes of the head, and of the details of a message. Python objects take many times the memory of their JSON."""
+"""Bytes of the head, and of the details of all messages of a packet.
+
+Python objects take many times the memory of their JSON.
+"""
 _HEADS = 16384
 """Heads whose addresses are cached."""
 _LONGEST_CACHED_HEAD = 256
 """Bytes."""
 _NO_ADDRESS = b"{}"
 _LARGEST_NUMBER = (1 << 64) - 1
+_LARGEST_PAYLOAD = (1 << 32) - 1
 _SHORTEST_SECRET = 16
 _SIGNATURE = 16
 _HEAD = struct.Struct(">BBBBQQQI")
 _ITEM = struct.Struct(">IB")
 _LENGTH = struct.Struct(">I")
+
+OVERHEAD = _HEAD.size + _SIGNATURE
+"""Bytes of a packet besides the head and the messages."""
 
 PUBLISHER = slice(4, 12)
 """Position of the publisher in a message."""
@@ -248,6 +256,8 @@ def encode_item(
     """
     data = message.data
     flags = _TEXT * message.text | _PLAIN * (message.compress is False)
+    if key is None and not excluded and publication is None and len(data) <= _LARGEST_PAYLOAD:
+        return _ITEM.pack(len(data), flags) + data
     details: dict[str, Any] = {}
     if key is not None:
         details["k"] = key
@@ -255,13 +265,10 @@ def encode_item(
         details["x"] = excluded
     if publication is not None:
         details["m"] = publication
-    try:
-        if not details:
-            return _ITEM.pack(len(data), flags) + data
-        encoded = _json(details)
-        return b"".join((_ITEM.pack(len(data), flags | _DETAILS), _LENGTH.pack(len(encoded)), encoded, data))
-    except struct.error:
-        raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more") from None
+    if len(data) > _LARGEST_PAYLOAD:
+        raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more")
+    encoded = _json(details)
+    return b"".join((_ITEM.pack(len(data), flags | _DETAILS), _LENGTH.pack(len(encoded)), encoded, data))
 
 
 def join(
@@ -354,6 +361,7 @@ def _address(head: bytes, heads: dict[bytes, Address]) -> Address:
 def _items(data: bytes, start: int) -> tuple[Item, ...]:
     """Return the messages in a packet, which begin at an index."""
     items: list[Item] = []
+    room = _LARGEST_HEAD
     while start < len(data):
         size, flags = _ITEM.unpack_from(data, start)
         start += _ITEM.size
@@ -361,15 +369,16 @@ def _items(data: bytes, start: int) -> tuple[Item, ...]:
         if flags & _DETAILS:
             (length,) = _LENGTH.unpack_from(data, start)
             start += _LENGTH.size
-            if length > _LARGEST_HEAD:
-                raise ValueError("the details of a message are too long")
+            room -= length
+            if room < 0:
+                raise ValueError("the details of its messages are too long")
             details = _details(json.loads(data[start : start + length]))
             start += length
         payload = data[start : start + size]
         if len(payload) != size:
             raise ValueError("it is cut off")
         start += size
-        if flags & _TEXT:
+        if flags & _TEXT and not payload.isascii():
             payload.decode()
         if len(items) == MOST_ITEMS:
             raise ValueError("it has too many messages")
