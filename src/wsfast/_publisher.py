@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -264,13 +264,6 @@ class Streams(WeakValueDictionary[int, "Stream"]):
             if stream is not None:
                 stream.put(message)
 
-    def put_many(self, messages: Sequence[PreparedMessage]) -> None:
-        """Add messages to each stream."""
-        for reference in self.valuerefs():
-            stream = reference()
-            if stream is not None:
-                stream.put_many(messages)
-
 
 class Stream(Local, AsyncIterator[str | bytes]):
     """The messages of a channel or a topic, as they are published.
@@ -311,15 +304,6 @@ class Stream(Local, AsyncIterator[str | bytes]):
             self.dropped += 1
         self._messages.append(message)
         self._wake()
-
-    def put_many(self, messages: Sequence[PreparedMessage]) -> None:
-        """Add messages."""
-        if len(self._messages) + len(messages) <= self._max_messages:
-            self._messages.extend(messages)
-            self._wake()
-            return
-        for message in messages:
-            self.put(message)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

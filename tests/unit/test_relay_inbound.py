@@ -95,11 +95,11 @@ def test_undelivered_messages_are_missing() -> None:
     async def act(end: End) -> None:
         end.subscribe("t")
         end.receive("t", 1)
-        deliver, end.hub._deliver = end.hub._deliver, None  # type: ignore[assignment,method-assign]
+        deliver, end.hub.deliver = end.hub.deliver, None  # type: ignore[assignment,method-assign]
         try:
             end.receive("t", 2)
         except TypeError:
-            end.hub._deliver = deliver  # type: ignore[method-assign]
+            end.hub.deliver = deliver  # type: ignore[method-assign]
         end.receive("t", 3)
         assert end.counts == (2, 0, 1)
 
@@ -310,24 +310,22 @@ def test_packets_count_as_their_messages() -> None:
     check()
 
 
-@pytest.mark.parametrize("excluded", [(), ("ann",)])
-def test_interrupted_packet(excluded: tuple[str, ...]) -> None:
+def test_interrupted_packet() -> None:
     """If one message of a packet cannot be delivered, those before it count, and it and the others are missing."""
 
     async def act(end: End) -> None:
         end.subscribe("t")
         end.receive("t", 1)
-        deliver = end.hub._deliver
+        deliver = end.hub.deliver
 
-        def fail_at_the_third(names: Any, message: wsfast.PreparedMessage, key: Any, excluded: set[int]) -> None:
+        def fail_at_the_third(name: str, message: wsfast.PreparedMessage, *arguments: Any, **options: Any) -> None:
             if message.data == b"4":
                 raise ZeroDivisionError
-            deliver(names, message, key, excluded)
+            deliver(name, message, *arguments, **options)
 
-        end.hub._deliver = fail_at_the_third  # type: ignore[method-assign]
+        end.hub.deliver = fail_at_the_third  # type: ignore[assignment,method-assign]
         address: Address = ("topic", "t")
-        items = tuple(Item(b"%d" % number, excluded=excluded) for number in range(2, 7))
-        data = pack(Envelope(MESSAGE, 1, 1, 2, address, items))
+        data = pack(Envelope(MESSAGE, 1, 1, 2, address, tuple(Item(b"%d" % number) for number in range(2, 7))))
         with pytest.raises(ZeroDivisionError):
             end.relay._inbound.receive(data, repr(address))
         assert end.counts == (3, 0, 0)
@@ -335,73 +333,6 @@ def test_interrupted_packet(excluded: tuple[str, ...]) -> None:
         assert end.counts == (4, 0, 3)
 
     run(act)
-
-
-class Receivers:
-    """A hub whose streams, connection, history and last values get a packet of messages, or each message alone."""
-
-    def __init__(self, history: int, connected: bool, max_messages: int) -> None:
-        self.end = End()
-        self.hub = self.end.hub = wsfast.Hub(history=history, last_values=2)
-        self.end.relay = Relay(self.hub, Nowhere(), slow=wsfast.DropOldest(), on_gap=None, timeout=0.01)
-        self.streams = [self.hub.stream(name, max_messages=max_messages) for name in ("t", "t", ">")]
-        self.connected = connected
-        if connected:
-            self.end.subscribe("t")
-
-    def seen(self) -> Any:
-        """Return all that can be seen of what came."""
-        waiting = [([message.data for message in stream._messages], stream.dropped) for stream in self.streams]
-        groups = [(group.name, group.messages, group.bytes) for group in self.hub._registry.route("t")]
-        return waiting, groups, self.hub.last("t"), self.hub.stats(), self.end.counts
-
-
-@pytest.mark.parametrize("history", [0, 3])
-@pytest.mark.parametrize("connected", [False, True])
-@pytest.mark.parametrize("max_messages", [4, 100])
-@pytest.mark.parametrize("keys", [(None,), ("a", None, "b", "c")])
-def test_packet_is_like_single_messages(
-    history: int, connected: bool, max_messages: int, keys: tuple[str | None, ...]
-) -> None:
-    """Messages that come together do the same as messages that come one by one."""
-
-    async def main() -> None:
-        one, other = (Receivers(history, connected, max_messages) for _ in range(2))
-        async with one.end.relay, other.end.relay:
-            address: Address = ("topic", "t")
-            items = [Item(b"%d" % number, text=number % 2 == 0, key=keys[number % len(keys)]) for number in range(10)]
-            for number, item in enumerate(items):
-                data = pack(Envelope(MESSAGE, 1, 1, number + 1, address, (item,)))
-                one.end.relay._inbound.receive(data, repr(address))
-            for start, stop in ((0, 1), (1, 4), (4, 10)):
-                data = pack(Envelope(MESSAGE, 1, 1, start + 1, address, tuple(items[start:stop])))
-                other.end.relay._inbound.receive(data, repr(address))
-            assert one.seen() == other.seen()
-            assert one.end.counts == (10, 0, 0)
-
-    asyncio.run(main())
-
-
-def test_packet_for_a_stream_that_is_gone() -> None:
-    """A packet for a stream that was garbage collected meanwhile ends the interest, as a message does."""
-
-    async def main() -> None:
-        end = End()
-        async with end.relay:
-            stream: Any = end.hub.stream("t")
-            end.receive("t", 1)
-            group = end.hub._registry.topics["t"]
-            stream.group = None  # so that only the hub notices that it is gone
-            del stream
-            assert group.empty
-            address: Address = ("topic", "t")
-            data = pack(Envelope(MESSAGE, 1, 1, 2, address, (Item(b"x"), Item(b"y"))))
-            end.relay._inbound.receive(data, repr(address))
-            assert "t" not in end.hub._registry.topics
-            assert not end.relay._inbound._seen
-            assert end.counts == (3, 0, 0)
-
-    asyncio.run(main())
 
 
 def test_packets_are_consecutive() -> None:

@@ -200,32 +200,6 @@ class Publishing(Membership):
             excluded |= self._registry.slots_of_topics(delivered)
         self._deliver((topic,), message, key, excluded, users, topics or (topic,), publication)
 
-    @exclusive
-    def deliver_many(self, topic: str, messages: Sequence[tuple[PreparedMessage, Hashable]]) -> None:
-        """Send messages from another process, each with its key, to the subscribers in this process.
-
-        After an exception, the count of the hub's messages tells how many were sent.
-        """
-        names, nobody = (topic,), set[int]()
-        groups = self._registry.route(topic)
-        if any(len(group.members) for group in groups) or any(
-            self._retained.prepare(names, key) for _, key in messages
-        ):
-            for message, key in messages:
-                self._deliver(names, message, key, nobody)
-            return
-        count, size = len(messages), sum(message.size for message, _ in messages)
-        with core.collector_paused:  # finalizers may ask for the counts
-            for group in groups:
-                group.messages += count
-                group.bytes += size
-            self._set_counts(self.messages + count, self.bytes + size)
-        for group in groups:
-            if group.streams:
-                group.streams.put_many([message for message, _ in messages])
-            elif group.empty:
-                self._registry.discard(group)
-
     def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
         """Send a message from another process to a user's connections in this process; return their number."""
         group = self._registry.users.get(user)
@@ -304,9 +278,6 @@ class Publishing(Membership):
         """
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        if not groups and retain is None:
-            self._set_counts(self.messages + 1, self.bytes + message.size)
-            return
         receivers, entry = 0, None
         for group in groups:
             receivers += len(group.members)

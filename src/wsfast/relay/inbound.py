@@ -284,26 +284,16 @@ class Inbound:
     def _receive_following(self, publisher: int, position: Position, items: Sequence[Item], seen: _Seen) -> None:
         """Do the same as `_receive_one()` for messages that directly follow the last one received."""
         epoch, number = position
-        kind, name = seen.address
-        together = kind == "topic" and not any(item.excluded or item.publication for item in items)
-        before, count = self._hub.messages, 0
         try:
-            if together:
-                self._hub.deliver_many(name, [(item.message(), item.key) for item in items])
-                count = len(items)
-            else:
-                for item in items:
-                    self._deliver(publisher, seen.address, item)
-                    count += 1
-                    if self._seen.get(seen.address) is not seen:  # the last interest ended meanwhile
-                        break
-        except BaseException:
-            count = self._hub.messages - before if together else count
-            raise
+            for item in items:
+                self._deliver(publisher, seen.address, item)
+                self.received += 1
+                number += 1
+                if self._seen.get(seen.address) is not seen:
+                    break
         finally:
-            self.received += count
-            if count:
-                self._note(seen, publisher, [(epoch, number + count - 1)])
+            if number != position[1]:
+                self._note(seen, publisher, [(epoch, number - 1)])
 
     def _receive_one(self, publisher: int, position: Position, item: Item | None, seen: _Seen) -> None:
         """Deliver a message unless it was received already, and report those missing before it."""
