@@ -61,6 +61,7 @@ class RedisBroker:
             socket_timeout=None,  # otherwise each reply would need a timer; the relay has one for all
             socket_connect_timeout=self._timeout,
             decode_responses=False,
+            protocol=2,  # with 3, redis-py makes a string of each message, for its log
         )
         if self._ssl is not None:
             client.connection_pool.connection_class = _TLSConnection
