@@ -192,12 +192,12 @@ def test_positions_do_not_run_ahead_of_messages() -> None:
         def __init__(self) -> None:
             self.told: dict[Address | None, int] = {}
 
-        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
+        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
             for address, data in messages:
                 envelope = unpack(data)
                 assert envelope.kind == MESSAGE or envelope.number <= self.told.get(address, 0)
                 self.told[address] = envelope.number
-            return 0
+            return {}
 
         async def close(self) -> None:
             pass
@@ -248,12 +248,12 @@ def test_a_slow_network_is_learnt_once() -> None:
         def __init__(self) -> None:
             self.took = self.failed = 0
 
-        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
+        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
             if len(messages) > 10:
                 self.failed += 1
                 raise TimeoutError
             self.took += 1
-            return 0
+            return {}
 
         async def close(self) -> None:
             pass

@@ -408,9 +408,9 @@ def test_requests_are_answered_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch
         def __init__(self) -> None:
             self.positions = 0
 
-        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
+        async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
             self.positions += sum(unpack(data).kind == POSITION for _, data in messages)
-            return 0
+            return {}
 
         async def close(self) -> None:
             pass

@@ -52,8 +52,8 @@ class Closable(Protocol):
 class Sending(Protocol):
     """A connection to a broker for publishing."""
 
-    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
-        """Publish in this order, and wait until the broker has confirmed it; return the number of refused messages."""
+    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
+        """Publish in this order, and wait for the broker's answers; return the reasons of refused messages by index."""
 
     async def close(self) -> None:
         """Close the connection, whether it works or not."""

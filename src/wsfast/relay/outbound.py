@@ -225,7 +225,7 @@ class Outbound:
             await self._next_batch()
         if self._batch:
             async with asyncio.timeout(self._timeout):
-                refused = await sending.publish([(address, data) for address, data, _ in self._batch])
+                refused = len(await sending.publish([(address, data) for address, data, _ in self._batch]))
             count, self._batch = len(self._batch), []
             self._most = min(self._most + self._most // 8 + 1, BATCH)
             self.sent += count - refused

@@ -109,12 +109,12 @@ class _Sending:
         self._broker = broker
         self._client = client
 
-    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> int:
+    async def publish(self, messages: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
         pipeline = self._client.pipeline(transaction=False)
         for address, data in messages:
             pipeline.publish(self._broker.channel(address), data)
         replies = await pipeline.execute(raise_on_error=False)
-        return sum(isinstance(reply, redis.exceptions.ResponseError) for reply in replies)
+        return {index: one for index, one in enumerate(replies) if isinstance(one, redis.exceptions.ResponseError)}
 
     async def close(self) -> None:
         await self._client.aclose()
