@@ -199,12 +199,12 @@ def test_positions_do_not_run_ahead_of_messages() -> None:
         def __init__(self) -> None:
             self.told: dict[Address | None, int] = {}
 
-        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
             for address, data in packets:
                 envelope = unpack(data)
                 assert envelope.kind == MESSAGE or envelope.number <= self.told.get(address, 0)
                 self.told[address] = envelope.number + max(0, len(envelope.items) - 1)
-            return ()
+            return {}
 
         async def close(self) -> None:
             pass
@@ -257,12 +257,12 @@ def test_a_slow_network_is_learnt_once() -> None:
         def __init__(self) -> None:
             self.took = self.failed = 0
 
-        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
             if sum(len(unpack(data).items) for _, data in packets) > 10:
                 self.failed += 1
                 raise TimeoutError
             self.took += 1
-            return ()
+            return {}
 
         async def close(self) -> None:
             pass
@@ -380,8 +380,9 @@ def test_packets_fit_the_broker() -> None:
             self.took: list[int] = []
             self.told: list[int] = []
 
-        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
-            refused = [index for index, (_, data) in enumerate(packets) if len(data) > self.largest]
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
+            too_large = [index for index, (_, data) in enumerate(packets) if len(data) > self.largest]
+            refused: dict[int, Exception] = dict.fromkeys(too_large, ValueError("too large"))
             for index, (_, data) in enumerate(packets):
                 if unpack(data, keyring).kind == POSITION:
                     self.told.append(unpack(data, keyring).number)

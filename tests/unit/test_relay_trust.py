@@ -415,9 +415,9 @@ def test_requests_are_answered_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch
         def __init__(self) -> None:
             self.positions = 0
 
-        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+        async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
             self.positions += sum(unpack(data).kind == POSITION for _, data in packets)
-            return ()
+            return {}
 
         async def close(self) -> None:
             pass

@@ -20,7 +20,7 @@ from .retained import Retained
 from .subscriptions import Member
 from .topics import check_topic
 
-__all__ = ["Publishing"]
+__all__ = ["Publishing", "topics_of", "users_of"]
 
 _Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
 """Topics, the message, and its key."""
@@ -72,8 +72,8 @@ class Publishing(Membership):
             RuntimeError: If it is called outside the hub's event loop.
         """
         self._bind()
-        names = (topic,) if type(topic) is str and topic in self._registry.routes else _topics(topic)
-        users = _users(exclude_users) if exclude_users != () else ()
+        names = (topic,) if type(topic) is str and topic in self._registry.routes else topics_of(topic)
+        users = users_of(exclude_users) if exclude_users != () else ()
         item = self._checked(names, message, key, users)
         self._publish((item,), connections_in("exclude", exclude) if exclude != () else (), users)
 
@@ -95,7 +95,7 @@ class Publishing(Membership):
         for item in items:
             if isinstance(item, (str, bytes)) or not 2 <= len(item) <= 3:
                 raise ValueError(f"an item must be (topic, message) or (topic, message, key), not {item!r}")
-            checked.append(self._checked(_topics(item[0]), item[1], item[2] if len(item) == 3 else None, ()))
+            checked.append(self._checked(topics_of(item[0]), item[1], item[2] if len(item) == 3 else None, ()))
         self._publish(checked, (), ())
 
     def send(self, user: Hashable, message: Message, *, key: Hashable = None) -> int:
@@ -139,7 +139,7 @@ class Publishing(Membership):
             RuntimeError: If the hub has not been used in its event loop yet, or the event loop is closed.
         """
         loop = self._loop_of_thread()
-        names, prepared, users = _topics(topic), publishable(message), _users(exclude_users)
+        names, prepared, users = topics_of(topic), publishable(message), users_of(exclude_users)
         excluded = connections_in("exclude", exclude)
         hash(key)
         loop.call_soon_threadsafe(lambda: self.publish(names, prepared, key=key, exclude=excluded, exclude_users=users))
@@ -328,7 +328,7 @@ class Publishing(Membership):
             retain(entry)
 
 
-def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:
+def topics_of(topic: str | Iterable[str]) -> tuple[str, ...]:
     """Return the topics that are published to, without repetitions."""
     if isinstance(topic, str):
         return (check_topic(topic),)
@@ -340,6 +340,6 @@ def _topics(topic: str | Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-def _users(users: Iterable[Hashable]) -> tuple[Hashable, ...]:
+def users_of(users: Iterable[Hashable]) -> tuple[Hashable, ...]:
     """Return the excluded users."""
     return tuple(several("exclude_users", "users", users))

@@ -8,6 +8,10 @@ hub. Messages of one topic from one process arrive in the order of publishing. W
 local subscribers still get local messages; messages for other processes wait in a bounded queue, and the relay
 reconnects with exponential back-off. A process that misses messages counts and reports them. A process does not get the
 history and the last values that other processes keep.
+
+    wsfast.relay.publisher("redis://localhost").publish("news", "hello")
+
+A program without a hub, for example a Celery task, publishes with a publisher.
 """
 
 from __future__ import annotations
@@ -15,16 +19,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from ssl import SSLContext
 
-from wsfast._arguments import needs
+from wsfast._arguments import check_seconds, needs, several
 from wsfast.hub import Hub
 from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
 
+from .broker import Broker
+from .confirming import PublishError
 from .inbound import Gap
+from .publishers import AsyncPublisher, Publisher
 from .relay import Relay, RelayStats
 from .wire import Keyring
 
-__all__ = ["Gap", "Relay", "RelayStats", "nats", "redis"]
+__all__ = [
+    "AsyncPublisher",
+    "Gap",
+    "PublishError",
+    "Publisher",
+    "Relay",
+    "RelayStats",
+    "async_publisher",
+    "nats",
+    "publisher",
+    "redis",
+]
 
 SLOW = DropOldest(max_messages=100_000, max_bytes=64 << 20)
 """Default policy for messages that wait for the broker."""
@@ -111,3 +129,72 @@ def nats(
     broker = NatsBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
     keyring = None if secret is None else Keyring(secret, prefix)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+
+
+def publisher(
+    url: str | Sequence[str],
+    *,
+    prefix: str = "wsfast",
+    timeout: float = 5.0,
+    secret: bytes | Sequence[bytes] | None = None,
+    ssl: SSLContext | None = None,
+) -> Publisher:
+    """Return a publisher whose methods block, for programs and threads without an event loop.
+
+    It connects when it is first used, in each process anew, and reconnects when the connection is lost. Needs the extra
+    `redis` or `nats`, depending on the URL.
+
+    Args:
+        url: URL of the broker, as for `wsfast.relay.redis()` or `wsfast.relay.nats()`: its scheme says which. Several
+            URLs are the servers of a NATS cluster.
+        prefix: Beginning of the names of the broker's channels, as in the relays.
+        timeout: Seconds that a call takes at most. Until then, it tries to reach the broker.
+        secret: Secret that signs messages, as in the relays.
+        ssl: Settings of the encryption and of the certificates to trust. None means the defaults of the relays.
+
+    Raises:
+        ModuleNotFoundError: If redis or nats-py is not installed.
+        TypeError: If `url` is not a string, `timeout` is not a number, or `secret` is not bytes.
+        ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
+            positive, or `secret` is too short.
+    """
+    return Publisher(*_published_by(url, prefix, timeout, secret, ssl))
+
+
+def async_publisher(
+    url: str | Sequence[str],
+    *,
+    prefix: str = "wsfast",
+    timeout: float = 5.0,
+    secret: bytes | Sequence[bytes] | None = None,
+    ssl: SSLContext | None = None,
+) -> AsyncPublisher:
+    """Return a publisher whose methods are coroutines, for programs with an event loop and without a hub.
+
+    See `publisher()` for the arguments and the exceptions.
+    """
+    return AsyncPublisher(*_published_by(url, prefix, timeout, secret, ssl))
+
+
+def _published_by(
+    url: str | Sequence[str],
+    prefix: str,
+    timeout: float,
+    secret: bytes | Sequence[bytes] | None,
+    ssl: SSLContext | None,
+) -> tuple[Broker, float, Keyring | None]:
+    """Return the arguments of a publisher."""
+    check_seconds("timeout", timeout)
+    check_topic(prefix, "prefix")
+    broker: Broker
+    if isinstance(url, str) and url.partition("://")[0] in ("redis", "rediss", "unix"):
+        with needs("wsfast[redis]", "redis"):
+            from .redis_broker import RedisBroker
+        broker = RedisBroker(url, prefix, timeout, ssl)
+    elif not isinstance(url, str) or url.partition("://")[0] in ("nats", "tls", "ws", "wss"):
+        with needs("wsfast[nats]", "nats"):
+            from .nats_broker import NatsBroker
+        broker = NatsBroker(several("url", "URLs", url) if not isinstance(url, str) else url, prefix, timeout, ssl)
+    else:
+        raise ValueError("url must begin with redis://, rediss://, unix://, nats://, tls://, ws:// or wss://")
+    return broker, timeout, None if secret is None else Keyring(secret, prefix)

@@ -55,8 +55,8 @@ class Sending(Protocol):
     largest: int
     """Bytes of the largest packet that the broker takes, as far as that is known; a larger one is refused."""
 
-    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
-        """Publish in this order, and wait until the broker has confirmed it; return the indexes of refused packets."""
+    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
+        """Publish in this order, and wait for the answers; return the reasons of refused packets by index."""
 
     async def close(self) -> None:
         """Close the connection, whether it works or not."""

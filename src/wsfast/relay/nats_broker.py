@@ -34,7 +34,24 @@ LONGEST_PREFIX = 100
 
 
 class _Client(Client):
-    """A client that sends no password to a server without encryption, if the URL says `tls://`."""
+    """A client that sends no password to a server without encryption, if the URL says `tls://`.
+
+    It also tells when it is closed, even if it does so in a task that it cancels. Its callbacks are not called then.
+
+    Args:
+        lost: Set when the connection is lost or closed.
+    """
+
+    def __init__(self, lost: asyncio.Future[None]) -> None:
+        super().__init__()
+        self._lost = lost
+
+    async def _close(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super()._close(*arguments, **options)
+        finally:
+            if not self._lost.done():
+                self._lost.set_result(None)
 
     def _connect_command(self) -> bytes:
         assert self._current_server is not None
@@ -77,14 +94,20 @@ class NatsBroker:
             if not lost.done():
                 lost.set_result(None)
 
-        async def on_error(_: Exception) -> None:
-            """Do nothing: missing messages are noticed by their numbers."""
+        errors: list[Exception] = []
 
-        client = _Client()
+        async def on_error(error: Exception) -> None:
+            """Note why there is no connection. Otherwise do nothing: missing messages are noticed by their numbers."""
+            if not client.is_connected:
+                errors[:] = (error,)
+
+        client = _Client(lost)
         try:
             await client.connect(
                 self._urls,
                 allow_reconnect=False,
+                max_reconnect_attempts=1,  # otherwise it would wait until it tries a server again
+                reconnect_time_wait=0,
                 connect_timeout=2 * max(1, round(self._timeout)),  # longer than the relay's own timeout
                 ping_interval=NEVER,  # answers to pings would wait behind all messages; we watch the messages instead
                 closed_cb=on_closed,
@@ -92,9 +115,13 @@ class NatsBroker:
                 error_cb=on_error,
                 tls=self._ssl,
             )
-        except BaseException:
+            if not client.is_connected:  # the client does not notice if the connection is lost in the handshake
+                raise ConnectionResetError("the broker has closed the connection")
+        except BaseException as exc:
             # The client may have a socket already. Its own close() may never end after a failed handshake.
             await close(client)
+            if isinstance(exc, nats.errors.NoServersError) and errors:
+                raise errors[0] from None
             raise
         return client
 
@@ -147,13 +174,13 @@ class _Sending:
         self._timeout = timeout
         self.largest: int = client.max_payload
 
-    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
-        refused = []
+    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
+        refused: dict[int, Exception] = {}
         for index, (address, data) in enumerate(packets):
             try:
                 await self._client.publish(self._broker.channel(address), data)
-            except nats.errors.MaxPayloadError:
-                refused.append(index)
+            except nats.errors.MaxPayloadError as exc:
+                refused[index] = exc
         await _flush(self._client, self._lost, self._timeout)
         return refused
 

@@ -114,12 +114,12 @@ class _Sending:
         self._client = client
         self.largest: int = LARGEST
 
-    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> Sequence[int]:
+    async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
         pipeline = self._client.pipeline(transaction=False)
         for address, data in packets:
             pipeline.publish(self._broker.channel(address), data)
         replies = await pipeline.execute(raise_on_error=False)
-        return [index for index, reply in enumerate(replies) if isinstance(reply, redis.exceptions.ResponseError)]
+        return {index: one for index, one in enumerate(replies) if isinstance(one, redis.exceptions.ResponseError)}
 
     async def close(self) -> None:
         await self._client.aclose()
