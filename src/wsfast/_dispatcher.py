@@ -96,6 +96,7 @@ class Dispatcher(Draining):
         self._scheduled = 0.0  # when the handle was scheduled
         self._sequences: dict[int, core.Encodings] = {}  # by node that is being sent
         self._turn = 0
+        self._again: dict[Entry, int] = {}  # numbers of entries that are sent again in this tick
         self._flushing = False
         self._detached: Outcome | None = None  # outcome of the batch that threads are sending
         self._done: Notification | None = None  # tells that the threads are done
@@ -167,6 +168,13 @@ class Dispatcher(Draining):
         self._schedule()
         return self.table.enter(entry)
 
+    def enter_again(self, entry: Entry) -> int:
+        """Return the number of an entry that was sent before, the same for all who get it again in this tick."""
+        number = self._again.get(entry)
+        if number is None:
+            number = self._again[entry] = self.enter(entry)
+        return number
+
     def _schedule(self) -> None:
         # A handle that is late may have been interrupted before it began.
         if self._handle is None or self.loop.time() - self._scheduled > LATE:
@@ -206,8 +214,8 @@ class Dispatcher(Draining):
                 return
             for _ in range(table.published + table.sending):
                 if not table.sending:
-                    table.begin(self._turn)
-                    self._turn += 1
+                    turn, self._turn, self._again = self._turn, self._turn + 1, {}
+                    table.begin(turn)
                     if budget is not None and core.detaches(table.left):
                         self._detach()
                 while table.left > table.detached:

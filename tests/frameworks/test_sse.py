@@ -30,6 +30,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 import wsfast
+import wsfast._keepalive
 import wsfast.sse
 from helpers.chromium import REQUIRED, find_chromium, open_page
 from helpers.fixtures import Run
@@ -258,7 +259,7 @@ def play(run: Run, core: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             await until(lambda: hub.stats().subscribers == 0, "the streams to end")
             if way != "hypercorn":  # which keeps tasks of its own
                 await until(lambda: asyncio.all_tasks() <= before, "tasks to end")
-            assert not wsfast.sse._Keepalive.of(asyncio.get_running_loop(), 15.0)._streams
+            assert not wsfast._keepalive.Keepalive.of(asyncio.get_running_loop(), 15.0)._streams
 
     def play(way: str, act: Any, *, slow: Any = None, **options: Any) -> None:
         run(lambda: main(way, act, wsfast.Hub(slow=slow), options))
@@ -360,7 +361,7 @@ def test_together_with_websockets(run: Run, core: Any, http: str, compress: bool
             for peer in peers:
                 assert await read_events(peer, len(expected)) == expected
             stats = hub.stats()
-            assert (stats.published, stats.sent, stats.queued) == (612, 612, 0)
+            assert (stats.published, stats.sent, stats.queued) == (615, 615, 0)  # with an id for each stream
             for peer in peers:
                 peer.close()
             for client in clients:
@@ -517,7 +518,7 @@ def test_keepalive(play: Any, way: str) -> None:
 
     async def act(join: Any, hub: wsfast.Hub, streams: Any, server: Any) -> None:
         peers = [await join() for _ in range(3)]
-        assert len(wsfast.sse._Keepalive.of(asyncio.get_running_loop(), 0.01)._streams) == 3
+        assert len(wsfast._keepalive.Keepalive.of(asyncio.get_running_loop(), 0.01)._streams) == 3
         for peer in peers:
             async with asyncio.timeout(TIMEOUT):
                 while b"".join(chunks_of(bytes(peer.received))[0]).count(b":\n\n") < 5:

@@ -278,10 +278,12 @@ class Inbound:
         if following is None:
             self.duplicates += message is not None
             return
+        positions, missing = following
+        if missing and address[0] == "topic":
+            self._hub.restart(address[1])  # first: positions must not count this message as following the last one
         if message is not None:
             self._deliver(envelope, address, message)
             self.received += 1
-        positions, missing = following
         # Recorded only now: otherwise a message that could not be delivered would not be counted as missing.
         self._note(seen, publisher, positions)
         if missing:
@@ -338,7 +340,15 @@ class Inbound:
         delivered = self._delivered.setdefault((envelope.publisher, number), set())
         # Only topics that this message names: who makes up messages can have any number of others count as delivered.
         others = tuple(topic for topic in topics if topic in delivered)
-        self._hub.deliver(name, message, envelope.key, exclude_users=envelope.excluded, exclude_topics=others)
+        self._hub.deliver(
+            name,
+            message,
+            envelope.key,
+            exclude_users=envelope.excluded,
+            publication=(envelope.publisher, number),
+            topics=topics,
+            delivered=others,
+        )
         self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):
