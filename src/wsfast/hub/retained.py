@@ -198,13 +198,13 @@ class RetainedMessages:
         if not self.numbers and (key is None or not self._last_values):
             return []
         now = time.monotonic()
-        self.expire(now)
         targets = []
         for name in topics:
-            topic = self.topics.get(name) or RetainedTopic(now, self.forgotten)
+            topic = self._touched(name, now) or RetainedTopic(now, self.forgotten)
             targets.append((name, topic, topic.offset + 1, topic.total))
             if key is not None:
                 topic.values.get(key)
+        self.expire(now)
         return targets
 
     def add(self, targets: list[Target], message: Retained) -> None:
@@ -262,10 +262,18 @@ class RetainedMessages:
     def numbered(self, name: str) -> RetainedTopic:
         """Return a topic, whose numbering begins now if it is not known."""
         now = time.monotonic()
-        self.expire(now)
-        topic = self.topics.get(name)
+        topic = self._touched(name, now)
         if topic is None:
             topic = self.topics[name] = RetainedTopic(now, self.forgotten)
+        self.expire(now)
+        return topic
+
+    def _touched(self, name: str, now: float) -> RetainedTopic | None:
+        """Return a topic, if it is known, and keep it for a while."""
+        topic = self.topics.get(name)
+        if topic is not None:
+            topic.seen = now
+            self.topics.move_to_end(name)
         return topic
 
     def restart(self, name: str, number: int) -> None:
@@ -351,5 +359,6 @@ class RetainedMessages:
             topic.values.clear()
             while topic.history:
                 topic.drop()
-        if not topic.values and not topic.history and (name not in self._subscribed or not self.numbers):
+        wanted = self.numbers and (key is not None or name in self._subscribed)
+        if not (topic.values or topic.history or wanted):
             self._forget(name, topic)
