@@ -84,6 +84,11 @@ function guarded(callback, ...values) {
   }
 }
 
+function isEnvelope(value) {
+  const payload = Array.isArray(value) && value.length === 3 && Number.isInteger(value[1]) && value[2];
+  return typeof payload === "string" || payload instanceof Uint8Array;
+}
+
 /** A connection that is opened again whenever it ends, with subscriptions that outlive it. */
 export class Client {
   duplicates = 0;
@@ -199,7 +204,8 @@ export class Client {
   #abandon(reason) {
     const socket = this.#socket;
     this.#lost(ABANDONED, reason);
-    socket.close(ABANDONED, reason);
+    if (socket.terminate) socket.terminate(); // that of the package ws, whose close() waits for half a minute
+    else socket.close(ABANDONED, reason);
   }
 
   #lost(code, reason) {
@@ -289,7 +295,7 @@ export class Client {
         value = [...JSON.parse(text.decode(bytes.subarray(2, size))), bytes.subarray(size)];
       }
     } catch {} // not of the protocol
-    if (Array.isArray(value) && value.length === 3 && Number.isInteger(value[1])) this.#message(...value);
+    if (isEnvelope(value)) this.#message(...value);
     else if (value?.subscribed) for (const name in value.subscribed) this.#subscribed(name, value);
     else if (value?.unsubscribed) for (const name of value.unsubscribed) this.#unsubscribed(name);
     else if (value?.error) this.#refused(value);

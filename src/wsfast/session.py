@@ -144,12 +144,15 @@ class Session:
         since: dict[str, Position] = {}
         allowed: list[str] = []
         refused: dict[str, list[str]] = {}
+        room = self._max_topics - len(self._subscriptions)
         for name, position in wanted.items():
             try:
-                topic = await self._checked(name, len(allowed))
+                new = name not in self._subscriptions
+                topic = await self._checked(name, has_room=room > 0 or not new)
                 if position is not None:
                     since[topic] = _position(position)
                 allowed.append(topic)
+                room -= new
             except _RefusedError as exc:
                 refused.setdefault(str(exc), []).append(name)
         if allowed and not self._begin(allowed, since, number):
@@ -157,14 +160,14 @@ class Session:
         for reason, topics in refused.items():
             await self._answer({"error": reason, "topics": topics}, number)
 
-    async def _checked(self, name: str, more: int) -> str:
-        """Return a topic that the client may subscribe to, besides some more of the same request."""
+    async def _checked(self, name: str, *, has_room: bool) -> str:
+        """Return a topic that the client may subscribe to."""
         try:
             topic = check_topic(name)
             topic.encode()
         except ValueError:
             raise _RefusedError("this is not a valid name of a topic") from None
-        if topic not in self._subscriptions and len(self._subscriptions) + more >= self._max_topics:
+        if not has_room:
             raise _RefusedError(f"a connection has at most {self._max_topics} topics")
         if self._authorize is not None:
             try:
