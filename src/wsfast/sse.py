@@ -126,12 +126,12 @@ class EventSource(Response):
             await send(dict(_END))
         else:
             await send({"type": "http.response.body", "body": self._preamble, "more_body": True})
-            last_id = dict(scope["headers"]).get(b"last-event-id")
+            last_id = dict(scope["headers"]).get(b"last-event-id", b"")
             await self._respond(_stream_of(scope, send), last_id, receive, send)
         if self.background is not None:
             await self.background()
 
-    async def _respond(self, stream: EventStream, last_id: bytes | None, receive: _Receive, send: _Send) -> None:
+    async def _respond(self, stream: EventStream, last_id: bytes, receive: _Receive, send: _Send) -> None:
         reader = asyncio.ensure_future(_until_disconnect(receive, stream))
         try:
             async with self._subscribed(stream, last_id):
@@ -171,8 +171,8 @@ class EventSource(Response):
             await response.write(self._preamble)
             stream = open_stream(request, response)
             try:
-                last_id = request.headers.get("Last-Event-ID")
-                async with self._subscribed(stream, None if last_id is None else last_id.encode()):
+                last_id = request.headers.get("Last-Event-ID", "").encode(errors="surrogateescape")
+                async with self._subscribed(stream, last_id):
                     await stream.finished
                 await stream.flush()
             finally:
@@ -181,12 +181,12 @@ class EventSource(Response):
         return response
 
     @contextlib.asynccontextmanager
-    async def _subscribed(self, stream: EventStream, last_id: bytes | None) -> AsyncIterator[None]:
+    async def _subscribed(self, stream: EventStream, last_id: bytes) -> AsyncIterator[None]:
         """Subscribe a stream, and send comments to it, until it has ended.
 
         Args:
             stream: The stream.
-            last_id: The header `Last-Event-ID`.
+            last_id: The header `Last-Event-ID`; empty for a new client.
         """
         if stream.finished.done() or stream.transport.is_closing():  # the client has left already
             stream.lose()
@@ -208,7 +208,7 @@ class EventSource(Response):
         finally:
             streams.discard(stream)
 
-    def _subscribe(self, stream: EventStream, last_id: bytes | None) -> None:
+    def _subscribe(self, stream: EventStream, last_id: bytes) -> None:
         """Subscribe a stream to topics of the hub, from the position where its client was."""
         hub, topics = self._source, self._topics
         if isinstance(hub, HubChannel):
@@ -219,7 +219,7 @@ class EventSource(Response):
         if not topics:
             return
         since = None
-        if last_id is not None:
+        if last_id:
             stream.recovered = False
             with contextlib.suppress(ValueError):  # an id that was not made here
                 since = Position.parse(last_id.decode())

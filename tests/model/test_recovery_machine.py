@@ -28,7 +28,7 @@ from wsfast.hub import retained
 
 STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1000"))
 STEPS_PER_RUN = 50
-PEOPLE = 5
+PEOPLE = 3
 
 WHO = st.integers(0, PEOPLE - 1)
 NAMES = ["a", "b", "a.x", "a.y"]
@@ -210,7 +210,7 @@ class Machine(RuleBasedStateMachine):
         return epoch
 
     @initialize(
-        messages=st.integers(0, 6),
+        messages=st.sampled_from([0, 1, 3, 6, 20]),
         size=st.sampled_from([None, None, 30, 100]),
         seconds=st.sampled_from([None, 10.0, 10.0]),
         last_values=st.sampled_from([0, 0, 2]),
@@ -327,13 +327,12 @@ class Machine(RuleBasedStateMachine):
         """Subscribe from where the person was, as far as that is known; sometimes from before, or from nowhere."""
 
         def act() -> None:
-            if self.lines[who] is None:
-                self.lines[who] = line = Line()
+            line = self.lines[who]
+            if line is None:
+                line = self.lines[who] = Line()
                 if user is not None:
                     self.hub.register(line.connection, user)
                     line.user = user
-            line = self.lines[who]
-            assert line is not None
             since: dict[str, Any] = {}
             known: dict[str, tuple[int, int]] = {}
             for name in filters:
@@ -392,9 +391,9 @@ class Machine(RuleBasedStateMachine):
             if missed is not None and self.continues(line, missed):
                 recovered.add(name)
                 self.seen.add("recovered")
-                for topic, messages in missed.items():
-                    if not line.gets(topic):
-                        line.begins[topic] = messages[0].number - 1 if messages else self.count
+                for other, messages in missed.items():
+                    if not line.gets(other):
+                        line.begins[other] = messages[0].number - 1 if messages else self.count
                         self.repeat(line, messages, found)
                         if messages:
                             self.seen.add("recovered with messages")
@@ -509,6 +508,36 @@ class Machine(RuleBasedStateMachine):
             self.lines[who] = None
 
         self.now(act)
+
+    @rule(
+        who=WHO,
+        user=st.none() | USER,
+        topics=st.lists(TOPICS, max_size=6),
+        filters=FILTERS,
+        age=st.sampled_from([0, 0, 0, 1]),
+        users=st.sets(USER, max_size=1),
+        by=st.sampled_from(["topics", "topics", "total"]),
+    )
+    def be_absent(
+        self,
+        who: int,
+        user: Any,
+        topics: list[Any],
+        filters: list[str],
+        age: int,
+        users: set[Any],
+        by: str,
+    ) -> None:
+        """Lose a connection, miss some messages, and come back for the same topics and others."""
+        line = self.lines[who]
+        names = [] if line is None else list(line.filters)
+        self.go(who, True)
+        for some in topics:
+            self.publish(some, 0, None, set(), users, 1, False)
+        if by == "total":
+            self.subscribe_since_all(who, list(dict.fromkeys(names + filters)), 1)
+        else:
+            self.subscribe(who, list(dict.fromkeys(names + filters)), user, age, 0)
 
     # ---- What happens to topics
 

@@ -1,4 +1,4 @@
-"""What a hub that numbers messages sends: envelopes with the topic and the offset, and events with an id."""
+"""Messages as a hub publishes them: envelopes with the topic and the offset, and events with an id."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class Hub(Publishing):
         if not topics:
             raise TypeError("subscribe() needs at least one topic: hub.subscribe(connection, 'news')")
         names = tuple(map(check_topic_or_pattern, topics))
-        positions = None if since is None else check_since(since, names)
+        positions = None if since is None else check_since(since, names) or None
         subscription = HubSubscription(self, names)
         self._bind()
         self._subscribe(subscription, connection, positions)

@@ -54,8 +54,8 @@ class Publishing(Membership):
         """Send a message to all subscribers of a topic, at the end of this iteration of the event loop.
 
         Args:
-            topic: The topic, or several topics. A subscriber of more than one of them gets the message once, but for
-                a hub with envelopes.
+            topic: The topic, or several topics. A subscriber of more than one of them gets the message once; in
+                a hub with envelopes, once for each.
             message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
                 `PreparedMessage` as the frame that it was prepared for.
             key: Identifies the subject of the message, for `Conflate` and `last_values`. With a relay, it must be None,
@@ -188,8 +188,8 @@ class Publishing(Membership):
             exclude_users: Users who do not get it.
             publication: Identifies a message to several topics.
             topics: These topics.
-            delivered: Those of them for which it was delivered already. Their subscribers do not get it again, but for
-                a hub with envelopes.
+            delivered: Those of them for which it was delivered already. Their subscribers do not get it again,
+                except in a hub with envelopes.
         """
         users = tuple(exclude_users)
         excluded = self._registry.slots_of_users(users)

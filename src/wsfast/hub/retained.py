@@ -31,7 +31,7 @@ class Retained:
 
     Args:
         number: Count of the hub's messages, this one included.
-        entry: What is sent.
+        entry: The message as it is sent.
         message: The message as it was published.
         topics: Its topics, including those that another process delivers separately.
         key: Its key.
@@ -139,7 +139,7 @@ class Missed:
         return any(group in self._joined for group in self._route(topic))
 
     def add(self, messages: list[Retained]) -> None:
-        """Add messages, but for those that the subscriber has got already, and those that are not for its user."""
+        """Add messages, except those that the subscriber has got already and those that are not for its user."""
         for message in messages:
             if message.excluded and self._user is not None and self._user in message.excluded:
                 continue
@@ -161,7 +161,7 @@ class Missed:
         )
 
     def entries(self) -> Iterator[Entry]:
-        """Return what is to be sent, in the order of publishing."""
+        """Return the entries to send, in the order of publishing."""
         return (message.entry for message in sorted(self._found.values(), key=lambda message: message.number))
 
 
