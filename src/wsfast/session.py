@@ -108,7 +108,7 @@ class Session:
         """Answer one request. Calls for one session must not overlap.
 
         Args:
-            message: What the client has sent. Only Text messages are requests; others get an error.
+            message: The message. Only Text messages are requests; others get an error.
         """
         number: int | None = None
         try:

@@ -104,8 +104,10 @@ async def start_in_node(url: str, *topics: str, **options: Any) -> AsyncIterator
     modules = install_ws(ROOT / "build" / "node")
     script = Path(__file__).with_name("client.mjs")
     pipe = asyncio.subprocess.PIPE
-    command = (NODE, script, LIBRARY.as_uri(), url, json.dumps({"backoff": QUICK} | options), *topics)
-    async with running(*command, stdin=pipe, stdout=pipe, env=os.environ | {"NODE_PATH": str(modules)}) as process:
+    arguments: list[str | Path] = [script, LIBRARY.as_uri(), url, json.dumps({"backoff": QUICK} | options), *topics]
+    async with running(
+        NODE, *arguments, stdin=pipe, stdout=pipe, env=os.environ | {"NODE_PATH": str(modules)}
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
 

@@ -7,7 +7,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,8 @@ async def in_node(url: str, modules: Path) -> AsyncIterator[Told]:
     options = json.dumps({"backoff": BACKOFF})
     pipe = asyncio.subprocess.PIPE
     environment = os.environ | {"NODE_PATH": str(modules)}
-    command = (NODE, script, LIBRARY.as_uri(), url, options, *TOPICS)
-    async with running(*command, stdin=pipe, stdout=pipe, env=environment) as process:
+    arguments: list[str | Path] = [script, LIBRARY.as_uri(), url, options, *TOPICS]
+    async with running(NODE, *arguments, stdin=pipe, stdout=pipe, env=environment) as process:
         yield InNode(process)
 
 
@@ -241,6 +242,7 @@ def test_kills_and_cuts(kind: str, tmp_path: Path) -> None:
         async with contextlib.AsyncExitStack() as stack:
             network = await stack.enter_async_context(proxy(port))
             url = f"ws://127.0.0.1:{network.port}/"
+            clients: dict[str, Callable[[str], AbstractAsyncContextManager[Told]]]
             clients = {"python": in_python, "chromium": in_chromium, "node": partial(in_node, modules=modules)}
             client = await stack.enter_async_context(clients[kind](url))
             for life in range(1, KILLS + 2):
