@@ -193,7 +193,11 @@ export class Client {
     socket.onmessage = ({ data }) => {
       if (this.#socket !== socket) return;
       this.#listen();
-      this.#receive(data);
+      try {
+        this.#receive(data);
+      } catch (error) {
+        this.#abandon(`not the session protocol: ${error}`.slice(0, 100));
+      }
     };
     socket.onerror = () => {}; // onclose follows
     socket.onclose = ({ code, reason }) => this.#socket === socket && this.#lost(code, String(reason));
@@ -304,7 +308,7 @@ export class Client {
 
   #message(topic, offset, payload) {
     const state = this.#topics.get(topic);
-    if (!state) return; // unsubscribed
+    if (!state || (state.epoch === null && !state.request)) return; // unsubscribed, or refused
     const message = { topic, offset, payload };
     if (!state.request && offset <= state.offset) this.#request([state]); // a new numbering, or a duplicate: ask
     if (state.request) state.held.push(message); // until it is known which epoch they belong to
@@ -325,6 +329,7 @@ export class Client {
     const state = this.#topics.get(name);
     if (!state || state.request !== id) return; // the answer to an older request
     const { epoch, offset, recovered } = subscribed[name];
+    if (typeof epoch !== "string" || !Number.isInteger(offset)) throw new TypeError("no position");
     const held = state.held;
     const first = state.epoch === null;
     const same = state.epoch === epoch;

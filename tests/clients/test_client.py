@@ -405,3 +405,154 @@ def test_other_messages_do_no_harm(start: Start, noise: str | bytes) -> None:
         assert of(told, "gap") == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("subscribed", [{"a": None}, {"a": {}}, {"a": 5}])
+def test_wrong_answers_end_the_connection(start: Start, subscribed: Any) -> None:
+    """An answer that is not of the protocol makes the client try another connection."""
+
+    async def main() -> None:
+        connections = itertools.count()
+
+        async def script(connection: Any, request: Any) -> None:
+            if next(connections):
+                await answer(connection, request, 0)
+            else:
+                await connection.send(json.dumps({"subscribed": subscribed, "id": request["id"]}))
+
+        async with scripted(script) as url, start(url, "a") as told:
+            await until(lambda: of(told, "subscribed"))
+        assert of(told, "close")[0]["code"] == 4000
+        assert "not the session protocol" in of(told, "close")[0]["reason"]
+
+    asyncio.run(main())
+
+
+# ---- Iterating and ending
+
+
+@contextlib.asynccontextmanager
+async def sessions() -> AsyncIterator[tuple[wsfast.Hub, str]]:
+    hub = wsfast.Hub(envelope=True, history=1000)
+
+    async def handler(connection: Any) -> None:
+        await Session(hub, connection).run()
+
+    async with serving(handler) as url:
+        yield hub, url
+
+
+def test_full_queue_stops_reading() -> None:
+    """In Python, nothing is lost if an iteration is slow: the client reads on when there is room."""
+
+    async def main() -> None:
+        async with sessions() as (hub, url), wsfast.client.connect(url, queue=2) as client:
+            subscription = client.subscribe("a")
+            await until(lambda: hub.count("a") == 1)
+            for number in range(100):
+                hub.publish("a", str(number))
+            await until(lambda: subscription.queued == 2)
+            got = [(await anext(subscription)).offset for _ in range(100)]
+            assert got == list(range(1, 101))
+
+    asyncio.run(main())
+
+
+def test_break_unsubscribes() -> None:
+    """A loop that was left does not keep the client from reading, also when its queue is full."""
+
+    async def main() -> None:
+        async with sessions() as (hub, url), wsfast.client.connect(url, queue=2) as client:
+            other = client.subscribe("b")
+            hub.publish("a", "0")
+            async for message in client.subscribe("a"):
+                assert message == ("a", 1, "0")
+                for number in range(10):
+                    hub.publish("a", str(number))
+                break
+            hub.publish("b", "x")
+            assert await anext(other) == ("b", 1, "x")
+            await until(lambda: hub.count("a") == 0)
+
+    asyncio.run(main())
+
+
+def test_unsubscribe_and_subscribe_again() -> None:
+    """A topic that was left and is subscribed to again begins with the history, without what was on its way."""
+
+    async def main() -> None:
+        async with sessions() as (hub, url), wsfast.client.connect(url) as client:
+            for number in range(3):
+                hub.publish("a", str(number))
+            first = client.subscribe("a")
+            assert [(await anext(first)).offset for _ in range(3)] == [1, 2, 3]
+            hub.publish("a", "3")
+            first.unsubscribe()
+            second = client.subscribe("a")
+            assert [message.offset async for message in first] in ([], [4])
+            assert [(await anext(second)).offset for _ in range(4)] == [1, 2, 3, 4]
+            assert client.positions["a"].offset == 4
+            assert client.duplicates == 0
+
+    asyncio.run(main())
+
+
+def test_refused_handshake_ends_the_client() -> None:
+    """After HTTP 401 or 403, the iteration raises an error."""
+
+    async def main() -> None:
+        async with wsfast.serve(lambda _: asyncio.sleep(0), "127.0.0.1", 0, process_request=refuse) as server:
+            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            async with wsfast.client.connect(url) as client:
+                with pytest.raises(ConnectionError, match="4403"):
+                    await anext(client.subscribe("a"))
+                with pytest.raises(RuntimeError, match="closed"):
+                    client.subscribe("a")
+
+    asyncio.run(main())
+
+
+def refuse(connection: Any, _: Any) -> Any:
+    return connection.respond(403, "no")
+
+
+SCRIPT = """
+import {{ createRequire }} from "node:module";
+const WebSocket = createRequire(process.env.NODE_PATH + "/")("ws");
+const {{ Client }} = await import({library});
+const client = new Client({url}, {{ WebSocket, queue: 3 }});
+const gaps = [];
+client.on("gap", ({{ first, last }}) => gaps.push([first, last]));
+const got = [];
+const subscription = client.subscribe("a");
+await new Promise((resolve) => client.on("subscribed", () => setTimeout(resolve, 0)));
+for await (const {{ offset }} of subscription) {{
+  got.push(offset);
+  if (got.length === 3) break;
+}}
+const other = client.subscribe("a")[Symbol.asyncIterator]();
+got.push((await other.next()).value.offset);
+client.close();
+const rest = [];
+for (let step = await other.next(); !step.done; step = await other.next()) rest.push(step.value.offset);
+console.log(JSON.stringify([got, gaps, subscription.active, subscription.dropped, rest]));
+"""
+
+
+def test_iteration_in_javascript() -> None:
+    """In JavaScript, a full queue drops the oldest, which is a gap; leaving a loop unsubscribes; close() ends all."""
+
+    async def main() -> None:
+        async with sessions() as (hub, url):
+            for number in range(5):
+                hub.publish("a", str(number))
+            script = SCRIPT.format(library=json.dumps(LIBRARY.as_uri()), url=json.dumps(url))
+            environment = os.environ | {"NODE_PATH": str(install_ws(ROOT / "build" / "node"))}
+            arguments = ["--input-type=module", "-e", script]
+            async with running(NODE, *arguments, stdout=asyncio.subprocess.PIPE, env=environment) as process:
+                async with asyncio.timeout(TIMEOUT):
+                    output, _ = await process.communicate()
+            assert process.returncode == 0
+        assert json.loads(output) == [[3, 4, 5, 1], [[1, 1], [2, 2], [2, 2]], False, 2, [3, 4, 5]]
+
+    asyncio.run(main())

