@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -152,6 +153,55 @@ def test_authorize(authorize: Authorize, caplog: pytest.LogCaptureFixture) -> No
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
+def test_closed_during_authorize() -> None:
+    """A client that leaves while it is decided whether it may subscribe does no harm."""
+
+    async def main() -> None:
+        hub = new_hub()
+        ended: list[bool] = []
+
+        async def authorize(connection: Any, _: str) -> bool:
+            await connection.wait_closed()
+            return True
+
+        async def handler(connection: Any) -> None:
+            await Session(hub, connection, authorize).run()
+            ended.append(True)
+
+        async with wsfast.serve(handler, "127.0.0.1", 0) as server:
+            client = await connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            await client.send('{"subscribe": {"a": null, "b": null}}')
+            await client.close()
+            await until(lambda: ended)
+        assert not len(hub)
+
+    asyncio.run(main())
+
+
+def test_closed_during_authorize_in_fastapi() -> None:
+    """The same for a WebSocket of FastAPI."""
+    app = fastapi.FastAPI()
+    hub = new_hub()
+    closed, ended = threading.Event(), threading.Event()
+
+    async def authorize(*_: Any) -> bool:
+        await asyncio.to_thread(closed.wait, TIMEOUT)
+        return True
+
+    @app.websocket("/")
+    async def endpoint(websocket: fastapi.WebSocket) -> None:
+        await websocket.accept()
+        await Session(hub, websocket, authorize).run()
+        ended.set()
+
+    with TestClient(app) as client, client.websocket_connect("/") as connection:
+        connection.send_text('{"subscribe": {"a": null, "b": null}}')
+        connection.close()
+        closed.set()
+        assert ended.wait(TIMEOUT)
+        assert not len(hub)
+
+
 def test_bounds() -> None:
     """There is a bound on topics, which those that the client has already do not count against twice."""
 
@@ -212,36 +262,49 @@ FIELDS = st.sampled_from(["subscribe", "unsubscribe", "ping", "id"])
 REQUESTS = st.binary() | st.text() | JSON.map(json.dumps) | st.dictionaries(FIELDS, JSON).map(json.dumps)
 
 
-@given(st.lists(REQUESTS, max_size=20))
-@settings(max_examples=100, deadline=None)
-def test_nothing_raises(requests: list[str | bytes]) -> None:
+def test_nothing_raises() -> None:
     """Whatever a client sends, each message gets an answer, and the session goes on."""
+    hub = new_hub()
+    failures: list[BaseException] = []
 
-    async def main() -> None:
-        hub = new_hub()
-        failures: list[BaseException] = []
+    async def handler(connection: Any) -> None:
+        try:
+            await Session(hub, connection).run()
+        except BaseException as exc:
+            failures.append(exc)
+            raise
 
-        async def handler(connection: Any) -> None:
-            try:
-                await Session(hub, connection).run()
-            except BaseException as exc:
-                failures.append(exc)
-                raise
-
-        async with wsfast.serve(handler, "127.0.0.1", 0) as server:
-            client = await connect(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            for request in requests:
-                await client.send(request if isinstance(request, bytes) else request.encode(errors="replace").decode())
-                answer = await receive(client)
-                assert {"error", "pong", "subscribed", "unsubscribed"} & set(answer), answer
-            await client.send('{"ping": 123456}')
-            while await receive(client) != {"pong": 123456}:
-                pass  # a request for several topics has several answers
-            await client.close()
+    async def send_all(url: str, requests: list[str | bytes]) -> None:
+        client = await connect(url)
+        for request in requests:
+            await client.send(request if isinstance(request, bytes) else request.encode(errors="replace").decode())
+            answer = await receive(client)
+            assert {"error", "pong", "subscribed", "unsubscribed"} & set(answer), answer
+        await client.send('{"ping": 123456}')
+        while await receive(client) != {"pong": 123456}:
+            pass  # a request for several topics has several answers
+        await client.close()
+        await until(lambda: not len(hub))
         assert failures == []
-        assert not len(hub)
 
-    asyncio.run(main())
+    async def start() -> Any:
+        return await wsfast.serve(handler, "127.0.0.1", 0)
+
+    async def stop(server: Any) -> None:
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner() as runner:
+        server = runner.run(start())
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+        @given(st.lists(REQUESTS, max_size=20))
+        @settings(max_examples=100, deadline=None)
+        def check(requests: list[str | bytes]) -> None:
+            runner.run(send_all(url, requests))
+
+        check()
+        runner.run(stop(server))
 
 
 def test_flood_is_bounded() -> None:
