@@ -15,6 +15,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
@@ -168,12 +169,15 @@ class Dispatcher(Draining):
         self._schedule()
         return self.table.enter(entry)
 
-    def enter_again(self, entry: Entry) -> int:
-        """Return the number of an entry that was sent before, the same for all who get it again in this tick."""
-        number = self._again.get(entry)
-        if number is None:
-            number = self._again[entry] = self.enter(entry)
-        return number
+    def enter_again(self, entries: Iterable[Entry]) -> list[int]:
+        """Return the numbers of entries that were sent before: the same for all who get them again in this tick."""
+        numbers = []
+        for entry in entries:
+            number = self._again.get(entry)
+            if number is None:
+                number = self._again[entry] = self.enter(entry)
+            numbers.append(number)
+        return numbers
 
     def _schedule(self) -> None:
         # A handle that is late may have been interrupted before it began.

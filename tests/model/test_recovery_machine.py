@@ -25,6 +25,7 @@ import wsfast._backlog
 from model.test_hub_machine import matching
 from wsfast import History, Position
 from wsfast.hub import retained
+from wsfast.hub.retained import Missed, RetainedMessages, RetainedTopic
 
 STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1000"))
 STEPS_PER_RUN = 50
@@ -498,6 +499,8 @@ class Machine(RuleBasedStateMachine):
                 return
             if flush:
                 self.hub.flush()
+                self.look()
+                assert line.stalled or len(line.received()) == len(line.expected)
             places = {name: place for name in NAMES if (place := self.where(who, name)) is not None}
             got = len(line.received())
             rest = [message.number for message, _ in line.expected[got:] if message is not None]
@@ -646,3 +649,60 @@ def test_machine(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             break
     else:
         pytest.fail(f"in all runs, there was only {Machine.seen}")
+
+
+# ---- That the machine would find faults
+
+
+def ignore(*_: object, **__: object) -> None:
+    """Stand in for what takes note of something."""
+
+
+def never(*_: object) -> bool:
+    """Stand in for what says whether something is the case."""
+    return False
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fault"),
+    [
+        (RetainedMessages, "restart", ignore),
+        (RetainedMessages, "_trim", ignore),
+        (RetainedTopic, "drop", lambda topic: topic.history.popleft()),
+        (RetainedTopic, "last", lambda topic, count: [message for _, message in topic.history][:count]),
+        (Missed, "gets", never),
+        (Missed, "_has_got", never),
+    ],
+    ids=["gaps not told", "no bounds", "partial", "wrong messages", "history again", "repeated"],
+)
+def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: Any) -> None:
+    """The machine finds each of these faults, and nothing without them."""
+
+    def play() -> None:
+        machine = Machine()
+        try:
+            machine.open(messages=4, size=None, seconds=10.0, last_values=0, envelope=False)
+            machine.subscribe(0, ["a", "b"], None, 0, 0)
+            machine.publish("a", 0, None, set(), set(), 3, True)
+            machine.be_absent(0, None, ["a", ("a", "b")], ["a.x"], 0, set(), "topics")
+            machine.subscribe(0, [">"], None, 0, 0)
+            machine.be_absent(0, None, ["a", "b"], ["a"], 0, set(), "total")
+            machine.be_absent(0, None, ["a"] * 5, ["a"], 0, set(), "total")
+            machine.be_absent(0, None, ["b"] * 5, ["b"], 0, set(), "topics")
+            machine.subscribe(1, ["a"], None, 0, 0)
+            machine.publish(("a", "b"), 0, None, set(), set(), 1, True)
+            machine.subscribe(1, ["b"], None, 0, 0)
+            machine.go(1, True)
+            machine.interrupt("a")
+            machine.subscribe(1, ["a"], None, 0, 0)
+            machine.wait(11.0)
+            machine.publish("a", 0, None, set(), set(), 1, True)
+            machine.subscribe(2, ["a", "b"], None, 0, 0)
+            machine.subscribe(2, [">"], None, 0, 0)
+        finally:
+            machine.teardown()
+
+    play()
+    monkeypatch.setattr(owner, name, fault)
+    with pytest.raises((AssertionError, KeyError, IndexError)):
+        play()
