@@ -22,11 +22,13 @@ from .hub import History, Hub, HubChannel, HubStats, HubSubscription, Position, 
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 
 if TYPE_CHECKING:
+    from . import client as client
     from . import django as django
     from . import gunicorn as gunicorn
     from . import hypercorn as hypercorn
     from . import litestar as litestar
     from . import prometheus as prometheus
+    from . import session as session
     from . import socketio as socketio
     from . import sse as sse
     from . import trio as trio
@@ -68,9 +70,23 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+_LAZY = (
+    "client",
+    "django",
+    "gunicorn",
+    "hypercorn",
+    "litestar",
+    "prometheus",
+    "session",
+    "socketio",
+    "sse",
+    "trio",
+    "uvicorn",
+)
+
 
 def __getattr__(name: str) -> Any:
-    """Import modules that need another package when they are first used."""
-    if name in ("django", "gunicorn", "hypercorn", "litestar", "prometheus", "socketio", "sse", "trio", "uvicorn"):
+    """Import modules that need another package, or that few programs need, when they are first used."""
+    if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
