@@ -11,7 +11,8 @@ from ._broadcast import Delivery, broadcast
 from ._delivery import set_threads, threads
 from ._encoding.message import PreparedMessage
 from ._publisher import Stream
-from ._serve import ServerConnection, serve
+from ._serve import Server, ServerConnection, serve
+from ._shutdown import Drained, DrainingError
 from ._subscription import ChannelStats, Lag, Subscription, SubscriptionStats
 from .channel import Channel
 from .connections.foreign import Ended
@@ -40,6 +41,8 @@ __all__ = [
     "Disconnect",
     "DropNewest",
     "DropOldest",
+    "Drained",
+    "DrainingError",
     "Ended",
     "Hub",
     "HubChannel",
@@ -49,6 +52,7 @@ __all__ = [
     "Policy",
     "PreparedMessage",
     "Registration",
+    "Server",
     "ServerConnection",
     "ServerPerMessageDeflateFactory",
     "Sink",
