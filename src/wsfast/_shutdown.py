@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from ._arguments import check_close, check_seconds
 from ._core import core
 from .connections.foreign import abort
-from .connections.shape import PEER, bound_closing, has_left
+from .connections.shape import PEER, bound_closing, has_left, is_open
 
 __all__ = ["Closing", "Drained", "DrainingError", "ServerShutdown", "ShutdownPlan", "moments", "new_connections"]
 
@@ -114,13 +114,15 @@ class Closing:
         self._emptying: dict[Any, Any] = {}  # connections, with transports, that get what waits for them
         self._leaving: dict[Any, tuple[Any, asyncio.Task[None]]] = {}  # those that are being closed, with their tasks
         self._waiters = 0
-        source = source or random.Random()  # noqa: S311
+        source = source or random.Random()
         found = list(find())
-        self._known = {id(connection) for connection in found}
+        self._known = set(found)
         if plan.jitter:
             source.shuffle(found)
         due = [0.0] * len(found) if at_once else moments(len(found), plan.window, plan.jitter, source)
-        self._due = deque((moment, connection, _transport_of(connection)) for moment, connection in zip(due, found))
+        self._due = deque(
+            (moment, connection, _transport_of(connection)) for moment, connection in zip(due, found, strict=True)
+        )
         self._task = self._keep(self._run())
 
     def _keep(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -138,7 +140,7 @@ class Closing:
         """Wait until all connections have left."""
         self._waiters += 1
         try:
-            return await asyncio.shield(self._task)  # type: ignore[no-any-return]
+            return await asyncio.shield(self._task)
         finally:
             self._waiters -= 1
             if not self._waiters and not self._task.done():
@@ -165,8 +167,8 @@ class Closing:
 
     def _add_latecomers(self) -> bool:
         """Close connections that were not there at the beginning, at once; return whether there are any."""
-        late = [connection for connection in self._find() if id(connection) not in self._known]
-        self._known.update(map(id, late))
+        late = [connection for connection in self._find() if connection not in self._known]
+        self._known.update(late)
         self._due.extend((0.0, connection, _transport_of(connection)) for connection in late)
         return bool(late)
 
@@ -197,7 +199,8 @@ class Closing:
             if peer is not None and peer.dispatcher is not None:
                 peer.dispatcher.flush_last(peer)
                 peer.invalidate()
-            await connection.close(self._plan.code, self._plan.reason)
+            if is_open(connection):  # something else may have closed it
+                await connection.close(self._plan.code, self._plan.reason)
         except Exception as exc:
             logger.warning("could not close %s: %r", connection.id, exc)
             abort(transport)
@@ -207,7 +210,7 @@ class Closing:
         tasks = [task for _, task in self._leaving.values()]
         there = {connection: transport for _, connection, transport in self._due}
         there |= self._emptying | {connection: transport for connection, (transport, _) in self._leaving.items()}
-        there |= {one: _transport_of(one) for one in self._find() if id(one) not in self._known}
+        there |= {one: _transport_of(one) for one in self._find() if one not in self._known}
         for connection, transport in there.items():
             try:
                 abort(transport)

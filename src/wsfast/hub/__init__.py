@@ -3,7 +3,17 @@
 from wsfast._subscription import HubStats, TopicStats
 
 from .hub import Hub, HubChannel
-from .registry import Kind, Relay
+from .registry import Command, Kind, Relay
 from .subscriptions import HubSubscription, Registration
 
-__all__ = ["Hub", "HubChannel", "HubStats", "HubSubscription", "Kind", "Registration", "Relay", "TopicStats"]
+__all__ = [
+    "Command",
+    "Hub",
+    "HubChannel",
+    "HubStats",
+    "HubSubscription",
+    "Kind",
+    "Registration",
+    "Relay",
+    "TopicStats",
+]

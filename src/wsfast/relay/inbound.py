@@ -14,8 +14,9 @@ from wsfast.hub import Hub, Kind
 from wsfast.hub.topics import matches
 
 from .broker import Channel, Interest
+from .commands import Commands
 from .outbound import ADDRESSES, BATCH
-from .wire import GOODBYE, MESSAGE, PUBLISHER, REQUEST, Address, Envelope, Keyring, RejectedError, unpack
+from .wire import COMMAND, GOODBYE, MESSAGE, PUBLISHER, REQUEST, Address, Envelope, Keyring, RejectedError, unpack
 
 __all__ = ["Gap", "Inbound"]
 
@@ -153,6 +154,7 @@ class Inbound:
         self.on_gap = on_gap
         self._own = publisher.to_bytes(8)
         self._hub = hub
+        self._commands = Commands(hub)
         self._name = name
         self._on_request = on_request
         self._channel = channel
@@ -224,11 +226,35 @@ class Inbound:
         """Process a message from the broker, given the channel that it came by."""
         if data[PUBLISHER] == self._own:
             return
+        unpacked = self._unpack(data, channel)
+        if unpacked is None:
+            return
+        envelope, message = unpacked
+        if envelope.kind == REQUEST:
+            self._on_request()
+        elif envelope.kind == GOODBYE:
+            for address in list(self._addresses.get(envelope.publisher, ())):
+                self._forget(address, envelope.publisher)
+        elif envelope.address is not None:
+            routes = self._routes(envelope.address)
+            if not routes:
+                return
+            if envelope.command is None:
+                self._receive(envelope, envelope.address, message, self._last_seen(envelope.address, routes))
+            elif self._commands.is_new(envelope.publisher, envelope.address, envelope.epoch):
+                self._commands.carry_out(envelope.address, envelope.command, message)
+                self.received += 1
+            else:
+                self.duplicates += 1
+
+    def _unpack(self, data: bytes, channel: Channel) -> tuple[Envelope, PreparedMessage | None] | None:
+        """Return the envelope and the message in some bytes; None if they are not accepted."""
         try:
             envelope = unpack(data, self._keyring)
-            message = envelope.message() if envelope.kind == MESSAGE else None
+            message = envelope.message() if envelope.kind in (MESSAGE, COMMAND) else None
             if channel != self._channel(envelope.address):  # the broker may limit a publisher to some channels
                 raise RejectedError("it came by the channel of another topic or user")
+            return envelope, message
         except RejectedError as exc:
             self.rejected += 1
             if self.rejected == 1:
@@ -237,23 +263,13 @@ class Inbound:
                     self._name,
                     exc,
                 )
-            return
         except ValueError as exc:
             self.malformed += 1
             if self.malformed == 1:
                 logger.warning(
                     "%s has ignored a malformed message: %s; stats().malformed counts further ones", self._name, exc
                 )
-            return
-        if envelope.kind == REQUEST:
-            self._on_request()
-        elif envelope.kind == GOODBYE:
-            for address in list(self._addresses.get(envelope.publisher, ())):
-                self._forget(address, envelope.publisher)
-        elif envelope.address is not None:
-            routes = self._routes(envelope.address)
-            if routes:
-                self._receive(envelope, envelope.address, message, self._last_seen(envelope.address, routes))
+        return None
 
     def _last_seen(self, address: Address, routes: list[Interest]) -> _Seen:
         """Return the last messages of an address; none if others may have been missed."""

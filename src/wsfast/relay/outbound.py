@@ -13,14 +13,16 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
-from wsfast.hub import Kind
+from wsfast.hub import Command, Kind
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
-from .wire import GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, Keyring, pack
+from .commands import address_of, parts_of
+from .wire import COMMAND, GOODBYE, MESSAGE, POSITION, REQUEST, Address, Envelope, Keyring, pack
 
 __all__ = ["ADDRESSES", "Outbound"]
 
@@ -133,12 +135,31 @@ class Outbound:
             except ValueError:  # the message is too large
                 data = None
             position.number += 1
-            self.published += 1
-            if data is None:
-                self._drop()
-                self._changed.set()
-            else:
-                self._enqueue(address, data)
+            self._enqueue_packed(address, data)
+
+    def command(self, command: Command) -> None:
+        """Enqueue a command for other processes, after all messages before it, as far as the policy allows."""
+        self._epoch = max(time.time_ns(), self._epoch + 1)
+        message, address = command.message, address_of(command)
+        envelope = Envelope(COMMAND, self._publisher, self._epoch, 0, address, command=parts_of(command))
+        if message is not None:
+            envelope = replace(
+                envelope, payload=message.data, text=message.text, compressible=message.compress is not False
+            )
+        try:
+            data = pack(envelope, self._keyring)
+        except ValueError:  # the name is too long
+            data = None
+        self._enqueue_packed(address, data)
+
+    def _enqueue_packed(self, address: Address, data: bytes | None) -> None:
+        """Enqueue what was packed; count it as dropped if it could not be."""
+        self.published += 1
+        if data is None:
+            self._drop()
+            self._changed.set()
+        else:
+            self._enqueue(address, data)
 
     def _position_of(self, address: Address) -> _Position:
         position = self._positions.get(address)

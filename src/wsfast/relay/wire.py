@@ -4,13 +4,14 @@
 |--------|--------------------------------------------------------------------------------------------------|
 | 0      | 0xF5, a byte that cannot occur in UTF-8                                                          |
 | 1      | version of this format: 1                                                                        |
-| 2      | kind: 0 message, 1 position, 2 request for positions, 3 goodbye                                  |
+| 2      | kind: 0 message, 1 position, 2 request for positions, 3 goodbye, 4 command                       |
 | 3      | flags: 1 Text frame, 2 do not compress, 4 signed                                                 |
 | 4-11   | publisher, a random number                                                                       |
-| 12-19  | epoch: when the publisher began to number messages of the address, in nanoseconds since 1970     |
+| 12-19  | epoch: when the publisher began to number messages of the address, in nanoseconds since 1970;    |
+|        | for a command, when it was sent                                                                  |
 | 20-27  | number of the message within its address and epoch, from 1; for a position, of the last message  |
 | 28-31  | length of the head in bytes                                                                      |
-| 32-    | head, a JSON object: topic or user, key, excluded users, all topics; then the payload            |
+| 32-    | head, a JSON object: topic or user, key, excluded users, all topics, command; then the payload   |
 | last   | if signed: the first 16 bytes of the HMAC-SHA-256 of everything before them                      |
 """
 
@@ -27,7 +28,10 @@ from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
 from wsfast.hub.topics import check_topic
 
+from .commands import Parts, check_parts
+
 __all__ = [
+    "COMMAND",
     "GOODBYE",
     "MESSAGE",
     "POSITION",
@@ -43,7 +47,7 @@ __all__ = [
     "unpack",
 ]
 
-MESSAGE, POSITION, REQUEST, GOODBYE = range(4)
+MESSAGE, POSITION, REQUEST, GOODBYE, COMMAND = range(5)
 
 _MAGIC, _VERSION = 0xF5, 1
 _TEXT, _PLAIN, _SIGNED = 1, 2, 4
@@ -82,6 +86,8 @@ class Envelope:
     """Users who do not get it."""
     publication: tuple[int, tuple[str, ...]] | None = None
     """For a message published to several topics at once: the number of that publication, and the topics."""
+    command: Parts | None = None
+    """For a command."""
 
     def message(self) -> PreparedMessage:
         """Return the message.
@@ -206,6 +212,8 @@ def pack(envelope: Envelope, keyring: Keyring | None = None) -> bytes:
         head["x"] = envelope.excluded
     if envelope.publication is not None:
         head["m"] = envelope.publication
+    if envelope.command is not None:
+        head["c"] = envelope.command
     encoded = json.dumps(head, separators=(",", ":")).encode()
     if len(encoded) > _LARGEST_HEAD:
         raise ValueError(f"topics, users and key take {len(encoded)} bytes of JSON, more than {_LARGEST_HEAD}")
@@ -231,7 +239,7 @@ def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
             raise ValueError("it was not sent by a relay of this version")
         data = _authenticated(data, keyring)
         _, _, kind, flags, publisher, epoch, number, size = _HEAD.unpack_from(data)
-        if kind > GOODBYE:
+        if kind > COMMAND:
             raise ValueError("it was not sent by a relay of this version")
         end = _HEAD.size + size
         if len(data) < end:
@@ -242,7 +250,7 @@ def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
         if not isinstance(head, dict):
             raise ValueError("its head is not a JSON object")
         address: Address | None = None
-        if kind in (MESSAGE, POSITION):  # the others concern all addresses, so they have none
+        if kind in (MESSAGE, POSITION, COMMAND):  # the others concern all addresses, so they have none
             if "t" in head:
                 address = "topic", check_topic(head["t"])
             elif "u" in head:
@@ -263,6 +271,7 @@ def unpack(data: bytes, keyring: Keyring | None = None) -> Envelope:
             _key(head.get("k")),
             tuple(_key(user) for user in head.get("x", ())),
             None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
+            check_parts(head.get("c")) if kind == COMMAND else None,
         )
     except (struct.error, TypeError, LookupError, OverflowError, RecursionError) as exc:
         raise ValueError(str(exc)) from exc
