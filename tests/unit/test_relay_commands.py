@@ -14,7 +14,7 @@ from wsfast.hub import Command
 from wsfast.relay import wire
 from wsfast.relay.commands import LAST, MAX_AGE, Commands
 from wsfast.relay.outbound import Outbound
-from wsfast.relay.wire import COMMAND, Keyring, RejectedError, unpack
+from wsfast.relay.wire import COMMAND, Address, Keyring, RejectedError, unpack
 
 KEYRING = Keyring(b"s" * 16, "p")
 """That of all relays here."""
@@ -103,7 +103,8 @@ def test_each_is_carried_out_once() -> None:
     """A command that comes again, is older than the last one, or is from another time is ignored."""
     hub: Any = None
     seen, now = Commands(hub), time.time_ns()
-    ann, bob = ("user", "ann"), ("user", "bob")
+    ann: Address = ("user", "ann")
+    bob: Address = ("user", "bob")
     assert seen.is_new(1, ann, now)
     assert not seen.is_new(1, ann, now)
     assert not seen.is_new(1, ann, now - 1)

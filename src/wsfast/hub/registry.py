@@ -32,7 +32,7 @@ Kind: TypeAlias = Literal["topic", "pattern", "user"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What `Hub.disconnect()` asks for, in every process."""
+    """A call of `Hub.disconnect()`, as it is carried out in every process."""
 
     user: Hashable
     topic: str | None
