@@ -274,7 +274,8 @@ class Publisher(Local):
 
     def _connections(self) -> list[Any]:
         """Return the connections that are subscribed now."""
-        return [subscription._peer.connection for subscription in tuple(self._subscriptions.values())]
+        peers = [subscription._peer for subscription in tuple(self._subscriptions.values())]
+        return [peer.connection for peer in peers if peer is not None]
 
     def _counts(self) -> tuple[int, int, int, int, int, int, int, int, int, int]:
         """Return the counts of the messages so far, in the order of `ChannelStats`."""

@@ -264,9 +264,11 @@ def test_failures_of_one_do_not_keep_the_others(run: Run, core: Any, caplog: pyt
             sink: Sink = Failing()
             channel.subscribe(wsfast.attach(sink))
             connection, client = await here.connect()
-            channel.subscribe(connection)
+            subscription = channel.subscribe(connection)
             assert await channel.drain(1.0) == (2, 0)
             assert (await read_all(client))[1] == 1012
+            assert await subscription.ended() is wsfast.Ended.CLOSED_HERE
+            assert channel.stats().disconnected == 0
 
     run(main)
     assert [record.getMessage() for record in caplog.records if "could not close" in record.getMessage()]

@@ -11,7 +11,7 @@ import pytest
 
 import wsfast
 from helpers.fixtures import Run
-from helpers.libraries import LIBRARIES
+from helpers.libraries import LIBRARIES, Library, fastapi_app, litestar_app, send_text, under_uvicorn
 from helpers.peers import TIMEOUT
 from wsfast.connections import foreign
 
@@ -45,7 +45,11 @@ def by_hub() -> tuple[Any, Callable[[Any], object], Callable[[str], object]]:
 
 
 MAKE = {"channel": by_channel, "hub": by_hub}
-SERVERS = sorted(set(LIBRARIES) - {"aiohttp-client"})
+OPEN: dict[str, Library] = {name: library for name, library in LIBRARIES.items() if name != "aiohttp-client"}
+# uvicorn's own protocols, which can only be sent to through ASGI.
+OPEN["asgi-fastapi"] = Library(under_uvicorn(fastapi_app, "websockets-sansio"), send_text)
+OPEN["asgi-litestar"] = Library(under_uvicorn(litestar_app, "websockets-sansio"), send_text)
+SERVERS = sorted(OPEN)
 
 
 @pytest.mark.parametrize("make", MAKE)
@@ -54,7 +58,7 @@ def test_clients_get_all_messages_and_the_close_frame(run: Run, core: Any, name:
     """Clients get what is published until their turn comes, then the code and the reason, and nothing else."""
 
     async def main() -> None:
-        async with LIBRARIES[name].open(compress=False, small=False) as connect:
+        async with OPEN[name].open(compress=False, small=False) as connect:
             publisher, subscribe, publish = MAKE[make]()
             pairs = [await connect() for _ in range(4)]
             for connection, _ in pairs:
@@ -85,7 +89,7 @@ def test_stalled_clients_are_aborted(run: Run, core: Any, name: str) -> None:
     """A client that reads nothing is gone at the deadline; one that reads late gets all that waited, and the code."""
 
     async def main() -> None:
-        async with LIBRARIES[name].open(compress=False, small=True) as connect:
+        async with OPEN[name].open(compress=False, small=True) as connect:
             channel = wsfast.Channel(slow=UNBOUNDED)
             (stalled, client), (slow, late) = await connect(), await connect()
             for connection, one in ((stalled, client), (slow, late)):
