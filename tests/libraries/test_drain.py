@@ -109,6 +109,8 @@ def test_stalled_clients_are_aborted(run: Run, core: Any, name: str) -> None:
             assert await draining == (1, 1)
             assert asyncio.get_running_loop().time() - begin < 3
             assert len(channel) == 0
+            if name.startswith("asgi-"):
+                return  # the application has received a disconnect; the server closes the connection in its own way
             client.transport.resume_reading()
             messages, code, _ = await read_all(client)
             assert messages == sent[: len(messages)]
