@@ -11,7 +11,8 @@ from ._broadcast import Delivery, broadcast
 from ._delivery import set_threads, threads
 from ._encoding.message import PreparedMessage
 from ._publisher import Stream
-from ._serve import ServerConnection, serve
+from ._serve import Server, ServerConnection, serve
+from ._shutdown import Drained, DrainingError
 from ._subscription import ChannelStats, Lag, Subscription, SubscriptionStats
 from .channel import Channel
 from .connections.foreign import Ended
@@ -40,6 +41,8 @@ __all__ = [
     "Conflate",
     "Delivery",
     "Disconnect",
+    "Drained",
+    "DrainingError",
     "DropNewest",
     "DropOldest",
     "Ended",
@@ -53,6 +56,7 @@ __all__ = [
     "Position",
     "PreparedMessage",
     "Registration",
+    "Server",
     "ServerConnection",
     "ServerPerMessageDeflateFactory",
     "Sink",

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, SupportsIndex
 __all__ = [
     "Local",
     "check_callback",
+    "check_close",
     "check_integer",
     "check_seconds",
     "check_str",
@@ -73,6 +74,23 @@ def check_str(name: str, value: object) -> None:
     """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {_described(value)}")
+
+
+def check_close(code: Any, reason: Any) -> None:
+    """Check the status code and the reason of a close frame (RFC 6455, section 7.4).
+
+    Raises:
+        TypeError: If the code is not an integer, or the reason is not a string.
+        ValueError: If the code may not be sent, or the reason is too long.
+    """
+    check_integer("code", code)
+    check_str("reason", reason)
+    if not (code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= code < 5000):
+        raise ValueError(
+            f"code must be a close code that may be sent (1000 to 1003, 1007 to 1014 or 3000 to 4999), not {code}"
+        )
+    if len(reason.encode()) > 123:
+        raise ValueError(f"reason must not be longer than 123 bytes in UTF-8, but has {len(reason.encode())}")
 
 
 def _is_coroutine_function(function: Any) -> bool:

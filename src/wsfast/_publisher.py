@@ -15,6 +15,7 @@ from ._core import core
 from ._dispatcher import Dispatcher
 from ._encoding.message import PreparedMessage
 from ._reentrancy import Calls
+from ._shutdown import Closing, Drained, ShutdownPlan, new_connections
 from .connections import adapt
 from .connections.shape import PEER
 from .policies import Disconnect, Policy
@@ -63,6 +64,8 @@ class Publisher(Local):
         self._notsent_lowat = notsent_lowat
         self._subscriptions: dict[int, Any] = {}  # by slot
         self._dispatcher: Dispatcher | None = None
+        self._closing: Closing | None = None  # the last run of drain()
+        self._draining = False
         self._left = 0, 0, 0, 0  # counts of former subscribers: published, sent, dropped, conflated
 
     def __repr__(self) -> str:
@@ -94,6 +97,7 @@ class Publisher(Local):
                     "example one that asyncio.run() runs"
                 )
             self._dispatcher = Dispatcher.of(loop)
+            self._draining = False
         elif loop is not self._dispatcher.loop or self._dispatcher.calls.forked:
             self._check_process(self._dispatcher)
             raise RuntimeError(
@@ -137,6 +141,10 @@ class Publisher(Local):
         """Return the subscription of a connection: a new one if it has none."""
         dispatcher = self._bind()
         connection = adapt(connection)
+        if self._draining:
+            known: core.Peer | None = getattr(connection, PEER, None)
+            if known is None or known.dispatcher is not dispatcher or known.slot not in self._subscriptions:
+                raise new_connections(self)
         with core.collector_paused:  # finalizers may subscribe the connection as well
             peer = dispatcher.admit(connection)
             try:
@@ -220,6 +228,54 @@ class Publisher(Local):
     def flush(self) -> None:
         """Send now everything published in this iteration of the event loop, by all of its channels and hubs."""
         self._bind().flush()
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain()` was called, so that no new connections are taken."""
+        return self._draining
+
+    async def drain(self, seconds: float, code: int = 1012, reason: str = "", jitter: bool = True) -> Drained:
+        """Close all subscribed connections, spread over some seconds, for example before the process ends.
+
+        From now on, subscribing a connection that is not subscribed yet raises `DrainingError`. A connection whose turn
+        has come first gets all messages that wait for it, as far as its client reads them, and then the close frame.
+        Until then, it gets everything that is published. Event streams end, so that their clients connect again.
+
+        The last 2 s are for the answers of clients, or the last quarter if `seconds` is less than 8. The close frames
+        are spread evenly over the time before. Connections that are still there at the end are aborted.
+
+        A second call waits for the first one; its arguments have no effect. When all tasks that wait are cancelled,
+        no further connections are closed, and new ones are still refused; those that got a close frame end within the
+        timeouts of their libraries. Another call then continues with the connections that are left.
+
+        Args:
+            seconds: Seconds after which the call returns at the latest. It returns earlier if all have left.
+            code: Status code of the close frames. The default means "service restart".
+            reason: Reason in the close frames, at most 123 bytes.
+            jitter: Whether connections are closed in random order and at random moments. If not, they are closed in the
+                order of subscribing, at equal intervals. No second gets more than its share either way.
+
+        Returns:
+            The numbers of connections that were closed and aborted.
+
+        Raises:
+            TypeError: If an argument has another type.
+            ValueError: If `seconds` is not positive, `code` may not be sent, or `reason` is too long (RFC 6455,
+                section 7.4).
+            RuntimeError: If it is called outside its event loop.
+        """
+        plan = ShutdownPlan(seconds, code, reason, jitter)
+        plan.check()
+        self._bind()
+        self._draining = True
+        if self._closing is None or self._closing.done:
+            self._closing = Closing(self._connections, plan)
+        return await self._closing.wait()
+
+    def _connections(self) -> list[Any]:
+        """Return the connections that are subscribed now."""
+        peers = [subscription._peer for subscription in tuple(self._subscriptions.values())]
+        return [peer.connection for peer in peers if peer is not None]
 
     def _counts(self) -> tuple[int, int, int, int, int, int, int, int, int, int]:
         """Return the counts of the messages so far, in the order of `ChannelStats`."""

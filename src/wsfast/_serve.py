@@ -11,14 +11,15 @@ from types import TracebackType
 from typing import Any, Protocol, TypedDict, Unpack
 
 import websockets.asyncio.server
-from websockets.asyncio.server import Server
+from websockets.asyncio.server import Server as _Server
 from websockets.extensions.base import ServerExtensionFactory
 from websockets.http11 import Request, Response
 from websockets.typing import Origin, Subprotocol
 
+from ._shutdown import Closing, Drained, ShutdownPlan
 from .connections.websockets import ReportingConnection
 
-__all__ = ["ServeOptions", "ServerConnection", "Serving", "serve"]
+__all__ = ["ServeOptions", "Server", "ServerConnection", "Serving", "serve"]
 
 
 class ServerConnection(ReportingConnection):
@@ -29,6 +30,40 @@ class ServerConnection(ReportingConnection):
     whether it can be written to. So code that uses its transport or protocol must read `connection.transport` or
     `connection.protocol` each time, and must not keep a reference.
     """
+
+
+class Server(_Server):
+    """A server of `serve()`: that of websockets, and `drain()`."""
+
+    _wsfast_closing: Closing | None = None
+
+    def is_serving(self) -> bool:
+        """Whether the server accepts connections. Handshakes are answered with HTTP status 503 if not."""
+        return self._wsfast_closing is None and super().is_serving()
+
+    async def drain(self, seconds: float, code: int = 1012, reason: str = "", jitter: bool = True) -> Drained:
+        """Close all connections of this server like `Hub.drain()`, whether they are subscribed to anything or not.
+
+        From now on, handshakes are answered with HTTP status 503. `process_request` is still called, so it can answer
+        health checks. Call `close()` afterwards, or leave the `async with` block.
+
+        Args:
+            seconds: Seconds after which the call returns at the latest.
+            code: Status code of the close frames.
+            reason: Reason in the close frames, at most 123 bytes.
+            jitter: See `Hub.drain()`.
+
+        Returns:
+            The numbers of connections that were closed and aborted.
+
+        Raises:
+            TypeError, ValueError: See `Hub.drain()`.
+        """
+        plan = ShutdownPlan(seconds, code, reason, jitter)
+        plan.check()
+        if self._wsfast_closing is None or self._wsfast_closing.done:
+            self._wsfast_closing = Closing(lambda: self.connections, plan)
+        return await self._wsfast_closing.wait()
 
 
 class ServeOptions(TypedDict, total=False):
@@ -114,4 +149,7 @@ def serve(
         raise TypeError(f"create_connection must be a subclass of wsfast.ServerConnection, not {create_connection!r}")
     passed: dict[str, Any] = {**options, "create_connection": create_connection}
     serving: Any = websockets.asyncio.server.serve  # untyped: its signature differs between releases
-    return serving(handler, host, port, **passed)  # type: ignore[no-any-return]
+    result = serving(handler, host, port, **passed)
+    # websockets creates the server itself. Until 16, it is an attribute of what serve() returns; then, it is that.
+    (result if isinstance(result, _Server) else result.server).__class__ = Server
+    return result  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ._arguments import check_integer, check_seconds, check_str
+from ._arguments import check_close, check_integer, check_seconds
 from ._backlog import Entry, Queue
 
 __all__ = ["Conflate", "Disconnect", "DropNewest", "DropOldest", "Policy"]
@@ -106,15 +106,7 @@ class Disconnect(Policy):
 
     def __post_init__(self) -> None:
         super(Disconnect, self).__post_init__()
-        check_integer("code", self.code)
-        check_str("reason", self.reason)
-        if not (self.code in (1000, 1001, 1002, 1003, *range(1007, 1015)) or 3000 <= self.code < 5000):
-            raise ValueError(
-                "code must be a close code that may be sent (1000 to 1003, 1007 to 1014 or 3000 to 4999), "
-                f"not {self.code}"
-            )
-        if len(self.reason.encode()) > 123:
-            raise ValueError(f"reason must not be longer than 123 bytes in UTF-8, but has {len(self.reason.encode())}")
+        check_close(self.code, self.reason)
 
     def admit(self, queue: Queue, entry: Entry) -> None:
         """Queue the message, or close the connection."""

@@ -18,6 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import needs
+from ._shutdown import ServerShutdown, ShutdownPlan
+from .connections.foreign import set_takeover
 
 with needs("uvicorn>=0.35", "uvicorn"):
     from .connections.uvicorn import WebSocketsProtocol
@@ -26,7 +28,7 @@ with needs("uvicorn>=0.35", "uvicorn"):
 if TYPE_CHECKING:
     from .connections.uvicorn_wsproto import WSProtocol
 
-__all__ = ["WSProtocol", "WebSocketsProtocol", "install"]
+__all__ = ["WSProtocol", "WebSocketsProtocol", "drain_on_shutdown", "install"]
 
 
 def install() -> None:
@@ -38,6 +40,28 @@ def install() -> None:
     as `ws` stays. Calling it again does nothing. Under another server, it has no effect.
     """
     _install()
+
+
+def drain_on_shutdown(seconds: float, code: int = 1012, reason: str = "", jitter: bool = True) -> None:
+    """Have uvicorn close its connections like `Hub.drain()` when it shuts down, instead of all in one moment.
+
+    Call it once, for example at the top of the module that creates the application. It holds for the connections of the
+    protocols in this module, subscribed or not, and for event streams that wsfast writes to directly. Calling it again
+    replaces the arguments. uvicorn has stopped accepting connections by then. It must wait long enough: its option
+    `timeout_graceful_shutdown` must be None or longer than `seconds`, and so must gunicorn's `graceful_timeout`.
+
+    Args:
+        seconds: Seconds after which all connections are closed or aborted.
+        code: Status code of the close frames.
+        reason: Reason in the close frames, at most 123 bytes.
+        jitter: See `Hub.drain()`.
+
+    Raises:
+        TypeError, ValueError: See `Hub.drain()`.
+    """
+    plan = ShutdownPlan(seconds, code, reason, jitter)
+    plan.check()
+    set_takeover(ServerShutdown(plan))
 
 
 def __getattr__(name: str) -> Any:

@@ -679,6 +679,43 @@ def test_shutdown(play: Any, way: str) -> None:
     play(way, act)
 
 
+@each_way
+def test_drain(play: Any, way: str) -> None:
+    """A hub that is drained ends responses as they should end, after what was published, and refuses new ones."""
+
+    async def act(join: Any, hub: wsfast.Hub, streams: Any, server: Any) -> None:
+        peers = [await join() for _ in range(3)]
+        hub.publish("news", "first")
+        draining = asyncio.create_task(hub.drain(2.0, jitter=False))
+        for peer in peers:
+            await peer.read_to_end()
+            found = events_of(peer)
+            assert found == ["first", "next", "next"][: len(found)]
+            assert chunks_of(bytes(peer.received))[1]
+            hub.publish("news", "next")
+        assert [len(events_of(peer)) for peer in peers] == [1, 2, 3]
+        async with asyncio.timeout(TIMEOUT):
+            assert await draining == (3, 0)
+
+    play(way, act)
+
+
+@each_way
+def test_drain_with_a_stalled_client(play: Any, way: str) -> None:
+    """A client that does not read is gone at the deadline."""
+
+    async def act(join: Any, hub: wsfast.Hub, streams: Any, server: Any) -> None:
+        await join()
+        while not hub.stats().queued:
+            hub.publish("news", text(0, 30_000))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(TIMEOUT):
+            assert await hub.drain(0.5) == (0, 1)
+        assert len(hub) == 0
+
+    play(way, act, slow=UNBOUNDED)
+
+
 def test_shutdown_with_a_stalled_client(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not read does not keep the server from ending."""
     monkeypatch.setattr(foreign, "CLOSE_TIMEOUT", 0.05)

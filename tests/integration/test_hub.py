@@ -27,7 +27,7 @@ from helpers.inflate import Spec, Wire, connect
 from helpers.peers import TIMEOUT, parse_frames, until
 from wsfast._encoding.message import Encoding, Joined
 from wsfast._subscription import SubscriptionStats
-from wsfast.hub import HubStats, Kind, TopicStats
+from wsfast.hub import Command, HubStats, Kind, TopicStats
 from wsfast.policies import Policy
 
 KINDS = ["evented", "evented-deflate", "stock", "stock-deflate"]
@@ -1694,6 +1694,9 @@ class Recorder:
 
     def forward(self, kind: Kind, names: Any, message: Any, key: Any, excluded: Any) -> None:
         self.forwarded.append((kind, names, message.data, key, excluded))
+
+    def command(self, command: Command) -> None:
+        self.forwarded.append(command)
 
     def check(self, kind: Kind, names: Any, key: Any, excluded: Any) -> None:
         if key == "bad" or "bad" in (*names, *excluded):

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosed
 
 import wsfast
 from helpers.brokers import KINDS, Broker, proxy_to, relay_of, started, why_not
@@ -768,6 +769,53 @@ def test_users(run: Run, shared: Broker, prefix: str) -> None:
             assert b.received == 2 * len(USERS)
             await a.sent()
             await check_counts(a, b)
+
+    run(main)
+
+
+@pytest.mark.parametrize("secret", [None, b"s" * 16], ids=["plain", "signed"])
+def test_disconnect(run: Run, shared: Broker, prefix: str, secret: bytes | None) -> None:
+    """A user, or the subscribers of a topic, are disconnected in all processes, after all messages until then."""
+
+    async def rest(client: Any) -> tuple[list[str | bytes], int | None, str | None]:
+        messages: list[str | bytes] = []
+        async with asyncio.timeout(TIMEOUT):
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    messages.append(await client.recv())
+        return messages, client.close_code, client.close_reason
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack, ends(shared, prefix, secret=secret) as (a, b):
+            here_, there = [await Clients(end.hub, stack).open() for end in (a, b)]
+            _, ann = await here_.connect("t", user="ann")
+            _, ann_there = await there.connect("t", user="ann")
+            _, ann_elsewhere = await there.connect("other", user="ann")
+            _, bob = await there.connect("t", user=7)
+            _, watcher = await there.connect("*")
+            await b.subscribed()
+            a.hub.publish("t", "first")
+            assert await a.hub.disconnect(user="ann", topic="t", code=4001, reason="kicked", message="bye") == 1
+            assert await rest(ann) == (["first", "bye"], 4001, "kicked")
+            messages, *close = await rest(ann_there)  # the topic and the user have channels of their own
+            assert (set(messages) - {"first"}, close) == ({"bye"}, [4001, "kicked"])
+            assert await a.hub.disconnect(user="ann") == 0
+            assert await rest(ann_elsewhere) == ([], 1000, "")
+            for number in range(10):
+                a.hub.publish("t", str(number))
+            assert await a.hub.disconnect(topic="t", message=b"closed") == 0
+            expected = ["first", *map(str, range(10)), b"closed"], 1000, ""
+            assert await rest(bob) == expected
+            assert await rest(watcher) == expected
+            _, bob = await there.connect("t", user=7)
+            await b.subscribed()
+            a.hub.publish("t", "again")
+            assert await read(bob, 1) == ["again"]
+            with pytest.raises(TypeError, match="user must be a str or an int"):
+                await a.hub.disconnect(user=1.5)
+            await a.sent()
+            await check_counts(a, b)
+            assert (b.rejected, b.malformed, b.lost) == (0, 0, 0)
 
     run(main)
 

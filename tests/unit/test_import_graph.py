@@ -24,6 +24,7 @@ LAYERS = [
     ["policies"],
     ["_draining", "_reentrancy"],
     ["_dispatcher", "_broadcast", "_subscription"],
+    ["_shutdown"],
     ["_publisher", "_keepalive"],
     ["channel"],
     ["hub"],

@@ -94,6 +94,10 @@ class EventStream(Foreign):
         """See `Foreign`."""
         return self._why
 
+    def has_left(self, transport: Any) -> bool:
+        """See `Foreign`. The end of the response may still have to be written."""
+        return not self._open and bool(transport.is_closing()) and not is_buffering(transport)
+
     def finish(self) -> None:
         """End the response, after all messages that were published for it before, and its connection."""
         if self._open:

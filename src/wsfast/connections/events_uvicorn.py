@@ -29,6 +29,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from .events import EventStream
+from .foreign import hand_over
 
 __all__ = ["find_stream"]
 
@@ -59,7 +60,7 @@ def find_stream(send: Any, client: object) -> EventStream | None:
 
 
 class _UvicornStream(EventStream):
-    """That of a cycle. It ends when the server is shut down."""
+    """That of a cycle. It ends when the server is shut down, unless it is handed over."""
 
     def __init__(self, cycle: Any, protocol: Any, client: object) -> None:
         super().__init__(cycle.transport, client)
@@ -69,7 +70,8 @@ class _UvicornStream(EventStream):
 
     def _shut_down(self, shutdown: Callable[[], None]) -> None:
         shutdown()
-        self.finish()
+        if not hand_over(self):
+            self.finish()
 
     def finish(self) -> None:
         """See `EventStream`."""

@@ -20,7 +20,7 @@ from wsfast._core import core
 from wsfast._encoding.deflate import Encoder
 from wsfast._encoding.message import PreparedMessage
 
-from . import ConnectionLayout, adapt
+from . import ConnectionLayout, adapt, is_buffering
 
 __all__ = [
     "EXTENSION",
@@ -30,7 +30,9 @@ __all__ = [
     "abort",
     "abort_later",
     "adapt_proxy",
+    "hand_over",
     "layout_of",
+    "set_takeover",
     "watch_closing",
     "why_closed",
 ]
@@ -148,6 +150,12 @@ class Foreign:
             if not self.reports_loss:
                 watch_closing(self)
         return self._lost
+
+    def has_left(self, transport: Any) -> bool:
+        """Whether the connection is gone, and nothing of it waits to be written."""
+        if self.reports_loss:
+            return self._lost is not None and self._lost.done()
+        return bool(transport.is_closing()) and not is_buffering(transport)
 
     def lose(self) -> None:
         """Report that the connection is lost."""
@@ -278,6 +286,25 @@ class _ClosingWatch:
             function(*arguments)
         except Exception as exc:  # continue with the others
             loop.call_exception_handler({"message": f"{function!r} has failed", "exception": exc})
+
+
+# ---- Servers that shut down
+
+_takeover: Callable[[Any], None] | None = None
+
+
+def set_takeover(takeover: Callable[[Any], None] | None) -> None:
+    """Set a function that closes the connections of a server that shuts down; None for the server's own way."""
+    global _takeover
+    _takeover = takeover
+
+
+def hand_over(connection: Any) -> bool:
+    """Let the function of `set_takeover()` close a connection, whose server shuts down; return whether there is one."""
+    if _takeover is None:
+        return False
+    _takeover(connection)
+    return True
 
 
 def layout_of(kind: type, **changes: Any) -> ConnectionLayout:

@@ -33,9 +33,11 @@ __all__ = [
     "FlushFirst",
     "Lost",
     "attach",
+    "bound_closing",
     "check_subscriber",
     "close",
     "closers_of",
+    "has_left",
     "hook_closers",
     "is_closing",
     "is_open",
@@ -154,6 +156,22 @@ async def close(connection: Any, code: int, reason: str) -> None:
         if not isinstance(exc, Exception):
             raise
         logger.warning("could not close %s: %r", connection.id, exc)
+
+
+def bound_closing(connection: Any, transport: Any) -> None:
+    """Make sure that a connection which is being closed has an end, whatever becomes of the task that closes it."""
+    if not isinstance(transport, SinkTransport):  # a sink is closed when its close() returns
+        abort_later(transport, connection.loop, getattr(connection, "close_timeout", None))
+
+
+def has_left(connection: Any, transport: Any) -> bool:
+    """Whether a connection is gone, and nothing of it waits to be written."""
+    try:
+        if isinstance(connection, Foreign):
+            return connection.has_left(transport)
+        return bool(getattr(connection, LOST).done())
+    except Exception:  # what has no state is not connected
+        return True
 
 
 def keep_reason(connection: Any, errno: int) -> None:

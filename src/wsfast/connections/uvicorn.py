@@ -27,7 +27,7 @@ from websockets.server import ServerProtocol
 from wsfast._encoding.message import PreparedMessage
 
 from . import ConnectionLayout
-from .foreign import EXTENSION, Closer, Ended, Foreign, abort_later, layout_of, why_closed
+from .foreign import EXTENSION, Closer, Ended, Foreign, abort_later, hand_over, layout_of, why_closed
 from .websockets import (
     Reporting,
     ServerPerMessageDeflateFactory,
@@ -62,6 +62,7 @@ class UvicornConnection(Reporting, Foreign):
     logger: Any
     queue: Any
     close_sent: bool
+    handshake_complete: bool
     close_timer: Any
     disconnected: bool = False
     read_paused: bool
@@ -112,11 +113,17 @@ class UvicornConnection(Reporting, Foreign):
 
     def shutdown(self) -> None:
         """Close the connection because the server shuts down. uvicorn before 0.52 would send a second close frame."""
+        if self.handshake_complete and self.state is OPEN and hand_over(self):
+            return
         if self.close_sent and not hasattr(self, "close_timer"):
             self.transport.close()
         else:
             super().shutdown()  # type: ignore[misc]
         self._wsfast_end()
+
+    def has_left(self, transport: Any) -> bool:
+        """See `Foreign`."""
+        return self.disconnected
 
     def _wsfast_end(self) -> None:
         """Abort the connection if it is closing and that takes too long: uvicorn waits until everything is written."""

@@ -4,10 +4,11 @@ from wsfast._subscription import HubStats, TopicStats
 
 from .hub import Hub, HubChannel
 from .positions import History, Position
-from .registry import Kind, Relay
+from .registry import Command, Kind, Relay
 from .subscriptions import HubSubscription, Registration
 
 __all__ = [
+    "Command",
     "History",
     "Hub",
     "HubChannel",

@@ -12,8 +12,8 @@ from wsfast._reentrancy import consistent, exclusive
 from wsfast._subscription import HubStats, TopicStats
 from wsfast.policies import Policy
 
+from .departures import Departures
 from .positions import History, Position, check_since
-from .publishing import Publishing
 from .registry import Group, HubStream, Kind, PresenceCallback, Relay
 from .subscriptions import HubSubscription, Member, Registration
 from .topics import check_topic, check_topic_or_pattern
@@ -21,7 +21,7 @@ from .topics import check_topic, check_topic_or_pattern
 __all__ = ["Hub", "HubChannel"]
 
 
-class Hub(Publishing):
+class Hub(Departures):
     """Publishes messages to topics and users. A topic exists as long as it has a subscriber.
 
     A topic is a name of tokens separated by dots: `orders.eu.42`. Subscribers may also use patterns: `*` matches one

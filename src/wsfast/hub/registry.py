@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -16,6 +17,7 @@ from .topics import PatternTree, is_pattern
 
 __all__ = [
     "ROUTES",
+    "Command",
     "Group",
     "HubStream",
     "Kind",
@@ -26,6 +28,17 @@ __all__ = [
 ]
 
 Kind: TypeAlias = Literal["topic", "pattern", "user"]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A call of `Hub.disconnect()`, as it is carried out in every process."""
+
+    user: Hashable
+    topic: str | None
+    code: int
+    reason: str
+    message: PreparedMessage | None
 
 
 class Relay(Protocol):
@@ -46,6 +59,9 @@ class Relay(Protocol):
         excluded: tuple[Any, ...],
     ) -> None:
         """Send a message to other processes. The excluded users do not get it there."""
+
+    def command(self, command: Command) -> None:
+        """Send a command to other processes."""
 
     def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
         """Check that a message can be forwarded.

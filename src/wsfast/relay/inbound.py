@@ -13,6 +13,7 @@ from wsfast.hub import Hub, Kind
 from wsfast.hub.topics import matches
 
 from .broker import Channel, Interest
+from .commands import carry_out
 from .outbound import ADDRESSES, BATCH
 from .wire import GOODBYE, PUBLISHER, REQUEST, Address, Envelope, Item, Keyring, RejectedError, unpack
 
@@ -356,6 +357,9 @@ class Inbound:
     def _deliver(self, publisher: int, address: Address, item: Item) -> None:
         kind, name = address
         message = item.message()
+        if item.command is not None:
+            carry_out(self._hub, address, item.command, message)
+            return
         if kind == "user":
             self._hub.deliver_to_user(name, message, item.key)
             return

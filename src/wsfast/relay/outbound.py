@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
-from wsfast.hub import Kind
+from wsfast.hub import Command, Kind
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
+from .commands import address_of, parts_of
 from .wire import (
     GOODBYE,
     MESSAGE,
@@ -50,6 +51,8 @@ PACKET_BYTES = 64 << 10
 
 ADDRESSES = 65536
 """Topics and users whose position is kept."""
+
+_NO_MESSAGE = PreparedMessage(b"")
 
 POSITION_INTERVAL = 1.0
 """Minimum number of seconds between two announcements of positions."""
@@ -151,12 +154,20 @@ class Outbound:
         self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
     ) -> None:
         """Enqueue a message for other processes, as far as the policy allows."""
-        publication = None
-        if len(names) > 1:
-            publication = secrets.randbits(63), names  # cannot be guessed before it is published
+        # The number cannot be guessed before it is published.
+        publication = (secrets.randbits(63), names) if len(names) > 1 else None
+        self._enqueue_all(kind, names, message, key, excluded, publication)
+
+    def command(self, command: Command) -> None:
+        """Enqueue a command for other processes, after the messages before it, as far as the policy allows."""
+        kind, name = address_of(command)
+        self._enqueue_all(kind, (name,), command.message or _NO_MESSAGE, command=parts_of(command))
+
+    def _enqueue_all(self, kind: Kind, names: tuple[Any, ...], *item: Any, **details: Any) -> None:
+        """Enqueue an item for each of some topics or users. See `encode_item()` for the other arguments."""
         data: bytes | None
         try:
-            data = encode_item(message, key, excluded, publication)
+            data = encode_item(*item, **details)
         except ValueError:  # it is too large
             data = None
         for name in names:

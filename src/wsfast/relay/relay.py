@@ -15,7 +15,7 @@ from weakref import ref
 
 from wsfast._arguments import Local, check_callback, check_seconds
 from wsfast._encoding.message import PreparedMessage
-from wsfast.hub import Hub, Kind
+from wsfast.hub import Command, Hub, Kind
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Broker, BrokerSubscriptions, stop
@@ -104,6 +104,14 @@ class _NotStarted:
     def forward(
         self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
     ) -> None:
+        """See `wsfast.hub.Relay`."""
+        self._warn()
+
+    def command(self, command: Command) -> None:
+        """See `wsfast.hub.Relay`."""
+        self._warn()
+
+    def _warn(self) -> None:
         """Log a warning once, as long as the relay exists."""
         relay = self._relay()
         if relay is not None and not self.warned:
@@ -317,3 +325,7 @@ class Relay(Local):
     ) -> None:
         """See `wsfast.hub.Relay`."""
         self._outbound.forward(kind, names, message, key, excluded)
+
+    def command(self, command: Command) -> None:
+        """See `wsfast.hub.Relay`."""
+        self._outbound.command(command)

@@ -19,7 +19,7 @@ Each message consists of:
 |--------|-----------------------------------------------------------------------------------------------------|
 | 0-3    | length of the payload in bytes                                                                      |
 | 4      | flags: 1 Text frame, 2 do not compress, 8 details                                                   |
-| 5-     | with details: their length in 4 bytes, and a JSON object: key, excluded users, all topics           |
+| 5-     | with details: their length in 4 bytes, and a JSON object: key, excluded users, all topics, command  |
 | then   | payload                                                                                             |
 """
 
@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
 from wsfast.hub.topics import check_topic
+
+from .commands import Parts, check_parts
 
 __all__ = [
     "GOODBYE",
@@ -109,6 +111,8 @@ class Item(NamedTuple):
     """Users who do not get it."""
     publication: tuple[int, tuple[str, ...]] | None = None
     """For a message published to several topics at once: the number of that publication, and the topics."""
+    command: Parts | None = None
+    """For a command: all but its address and its message."""
 
     def message(self) -> PreparedMessage:
         """Return the message."""
@@ -248,6 +252,7 @@ def encode_item(
     key: Hashable = None,
     excluded: tuple[Any, ...] = (),
     publication: tuple[int, tuple[str, ...]] | None = None,
+    command: Parts | None = None,
 ) -> bytes:
     """Return the bytes of one message in a packet.
 
@@ -265,6 +270,8 @@ def encode_item(
         details["x"] = excluded
     if publication is not None:
         details["m"] = publication
+    if command is not None:
+        details["c"] = command
     if len(data) > _LARGEST_PAYLOAD:
         raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more")
     encoded = _json(details)
@@ -286,7 +293,9 @@ def pack(envelope: Envelope, keyring: Keyring | None = None) -> bytes:
     Raises:
         ValueError: If topics, users and the key take more than 1 MiB.
     """
-    items = [encode_item(item.message(), item.key, item.excluded, item.publication) for item in envelope.items]
+    items = [
+        encode_item(item.message(), item.key, item.excluded, item.publication, item.command) for item in envelope.items
+    ]
     head = head_of(envelope.address)
     return join(envelope.kind, envelope.publisher, envelope.epoch, envelope.number, head, items, keyring)
 
@@ -388,8 +397,8 @@ def _items(data: bytes, start: int) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[str, ...]] | None]:
-    """Return the key, the excluded users and the publication of a message."""
+def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[str, ...]] | None, Parts | None]:
+    """Return the key, the excluded users, the publication and the command of a message."""
     if not isinstance(details, dict):
         raise ValueError("the details of a message are not a JSON object")
     publication = details.get("m")
@@ -397,6 +406,7 @@ def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[
         _key(details.get("k")),
         tuple(_key(user) for user in details.get("x", ())),
         None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
+        check_parts(details["c"]) if "c" in details else None,
     )
 
 
