@@ -261,7 +261,9 @@ def encode_item(
     """
     data = message.data
     flags = _TEXT * message.text | _PLAIN * (message.compress is False)
-    if key is None and not excluded and publication is None and len(data) <= _LARGEST_PAYLOAD:
+    if len(data) > _LARGEST_PAYLOAD:
+        raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more")
+    if key is None and not excluded and publication is None and command is None:
         return _ITEM.pack(len(data), flags) + data
     details: dict[str, Any] = {}
     if key is not None:
@@ -272,8 +274,6 @@ def encode_item(
         details["m"] = publication
     if command is not None:
         details["c"] = command
-    if len(data) > _LARGEST_PAYLOAD:
-        raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more")
     encoded = _json(details)
     return b"".join((_ITEM.pack(len(data), flags | _DETAILS), _LENGTH.pack(len(encoded)), encoded, data))
 
