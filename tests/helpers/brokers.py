@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -53,7 +53,7 @@ class Nowhere:
     async def open_sending(self) -> Any:
         raise ConnectionRefusedError
 
-    async def open_receiving(self, receive: Any) -> Any:
+    async def open_receiving(self, receive: Any, on_missed: Any) -> Any:
         raise ConnectionRefusedError
 
     def channel(self, interest: Any) -> str:
@@ -76,6 +76,8 @@ def nats_server() -> str | None:
 
 def why_not(kind: str) -> str | None:
     """Return why there cannot be a broker of a kind; None if there can be one."""
+    if kind == "local":
+        return None if hasattr(socket, "AF_UNIX") and sys.platform != "win32" else "there are no Unix sockets"
     library = {"redis": "redis", "nats": "nats"}[kind]
     if importlib.util.find_spec(library) is None:
         return f"{library} is not installed"
@@ -98,7 +100,8 @@ def relay_of(kind: str, hub: wsfast.Hub, url: str, **options: Any) -> Relay:
     """Return a relay through a broker of a kind."""
     from wsfast import relay
 
-    return relay.redis(hub, url, **options) if kind == "redis" else relay.nats(hub, url, **options)
+    functions: dict[str, Callable[..., Relay]] = {"redis": relay.redis, "nats": relay.nats, "local": relay.local}
+    return functions[kind](hub, url, **options)
 
 
 class Broker(Protocol):
@@ -271,12 +274,36 @@ class Nats(_Server):
         return int(self.ask("connz")["num_connections"])
 
 
+class Directory(_Server):
+    """A directory of Unix sockets, where there is no server."""
+
+    kind = "local"
+
+    @property
+    def url(self) -> str:
+        return str(self.directory)
+
+    def start(self) -> None:
+        self.directory.chmod(0o700)
+
+    def channels(self, prefix: str) -> set[str]:
+        raise NotImplementedError
+
+    def patterns(self) -> int:
+        raise NotImplementedError
+
+    def connections(self) -> int:
+        raise NotImplementedError
+
+
 @contextlib.contextmanager
 def started(kind: str, directory: Path, config: str | Sequence[str] = ()) -> Iterator[Broker]:
-    """Run a server, with options for Redis, or a configuration for NATS."""
+    """Run a server, with options for Redis, or a configuration for NATS; or prepare a directory of sockets."""
     broker: Broker
     if kind == "redis":
         broker = Redis(directory, *config)
+    elif kind == "local":
+        broker = Directory(directory)
     else:
         broker = Nats(directory, config if isinstance(config, str) else "")
     try:

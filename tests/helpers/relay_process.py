@@ -129,6 +129,7 @@ class Process:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._killed = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -148,6 +149,8 @@ class Process:
             self = cls(process)
             assert await self._answer() == "ready"
             yield self
+            if self._killed:
+                return
             assert process.stdin is not None
             process.stdin.close()
             async with asyncio.timeout(TIMEOUT):
@@ -177,6 +180,12 @@ class Process:
             stats = await self.tell("stats")
             raise AssertionError(f"{command} still says {str(answer)[:2000]}; stats are {stats}") from None
         return answer
+
+    async def kill(self) -> None:
+        """Kill it, without a chance to say goodbye."""
+        self._killed = True
+        self._process.kill()
+        await self._process.wait()
 
     def freeze(self) -> None:
         """Have it do nothing."""

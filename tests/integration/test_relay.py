@@ -66,9 +66,19 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def shared(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker for all tests that leave it alone."""
+def server(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A server for all tests that leave it alone."""
     with started(kind, tmp_path_factory.mktemp(kind)) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "local"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A server, or a directory of sockets, for all tests that need nothing but relays."""
+    reason = why_not(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    with started(request.param, tmp_path_factory.mktemp(request.param)) as broker:
         yield broker
 
 
@@ -306,11 +316,11 @@ def test_broker_killed(run: Run, own: Broker, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_subscriber_cut(shared: Broker, prefix: str) -> None:
+def test_subscriber_cut(server: Broker, prefix: str) -> None:
     """Only the connection is lost by which a process subscribes: it counts what it has missed meanwhile."""
 
     async def main() -> None:
-        async with ends(shared, prefix, 1) as (a,), proxy_to(shared) as proxy, End(shared, prefix, url=proxy.url) as b:
+        async with ends(server, prefix, 1) as (a,), proxy_to(server) as proxy, End(server, prefix, url=proxy.url) as b:
             local, stream = a.stream("t"), b.stream("t")
             back = a.stream("back")
             await b.subscribed()
@@ -341,11 +351,11 @@ def test_subscriber_cut(shared: Broker, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_publisher_cut(shared: Broker, prefix: str) -> None:
+def test_publisher_cut(server: Broker, prefix: str) -> None:
     """Only the connection is lost by which a process publishes: its messages wait, and none is lost."""
 
     async def main() -> None:
-        async with ends(shared, prefix, 1) as (b,), proxy_to(shared) as proxy, End(shared, prefix, url=proxy.url) as a:
+        async with ends(server, prefix, 1) as (b,), proxy_to(server) as proxy, End(server, prefix, url=proxy.url) as a:
             local, stream = a.stream("t"), b.stream("t")
             back = a.stream("back")
             await b.subscribed()
@@ -374,14 +384,14 @@ def test_publisher_cut(shared: Broker, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_network_cut_without_a_word(shared: Broker, prefix: str) -> None:
+def test_network_cut_without_a_word(server: Broker, prefix: str) -> None:
     """Nothing passes any more, and nobody is told: the timeout tells."""
 
     async def main() -> None:
         async with (
-            ends(shared, prefix, 1) as (a,),
-            proxy_to(shared) as proxy,
-            End(shared, prefix, url=proxy.url, timeout=1) as b,
+            ends(server, prefix, 1) as (a,),
+            proxy_to(server) as proxy,
+            End(server, prefix, url=proxy.url, timeout=1) as b,
         ):
             stream, back = b.stream("t"), a.stream("back")
             await b.subscribed()
@@ -404,11 +414,11 @@ def test_network_cut_without_a_word(shared: Broker, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_connection_cut_in_the_middle(shared: Broker, prefix: str) -> None:
+def test_connection_cut_in_the_middle(server: Broker, prefix: str) -> None:
     """A message that has arrived in part is missing, or arrives once; what came before it is there."""
 
     async def main() -> None:
-        async with ends(shared, prefix, 1) as (a,), proxy_to(shared) as proxy, End(shared, prefix, url=proxy.url) as b:
+        async with ends(server, prefix, 1) as (a,), proxy_to(server) as proxy, End(server, prefix, url=proxy.url) as b:
             stream = b.stream("t")
             await b.subscribed()
             a.hub.publish("t", "-1")
@@ -430,20 +440,20 @@ def test_connection_cut_in_the_middle(shared: Broker, prefix: str) -> None:
     go(main)
 
 
-def test_slow_network(shared: Broker, prefix: str) -> None:
+def test_slow_network(server: Broker, prefix: str) -> None:
     """Messages that come in crumbs, with pauses beyond the timeout in each, are whole."""
 
     async def main() -> None:
         async with (
-            ends(shared, prefix, 1) as (a,),
-            proxy_to(shared) as proxy,
-            End(shared, prefix, url=proxy.url, timeout=1) as b,
+            ends(server, prefix, 1) as (a,),
+            proxy_to(server) as proxy,
+            End(server, prefix, url=proxy.url, timeout=1) as b,
         ):
             stream = b.stream("t")
             await b.subscribed()
             # A message takes more than a second, and less than the two in which something must come; with NATS, less
             # than the one in which a ping must be answered.
-            proxy.piece, proxy.pause = 100, 0.1 if shared.kind == "redis" else 0.03
+            proxy.piece, proxy.pause = 100, 0.1 if server.kind == "redis" else 0.03
             for number in range(2):
                 a.hub.publish("t", f"{number}" * 1000)
             await a.sent()
@@ -454,14 +464,14 @@ def test_slow_network(shared: Broker, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-def test_slow_sending(shared: Broker, prefix: str) -> None:
+def test_slow_sending(server: Broker, prefix: str) -> None:
     """A batch that takes longer than the timeout is sent in smaller ones."""
 
     async def main() -> None:
         async with (
-            ends(shared, prefix, 1) as (b,),
-            proxy_to(shared) as proxy,
-            End(shared, prefix, url=proxy.url, timeout=1) as a,
+            ends(server, prefix, 1) as (b,),
+            proxy_to(server) as proxy,
+            End(server, prefix, url=proxy.url, timeout=1) as a,
         ):
             stream = b.stream("t")
             await b.subscribed()
@@ -1016,17 +1026,17 @@ def test_conflation(shared: Broker, prefix: str) -> None:
 # ---- At the broker
 
 
-def test_only_what_is_wanted(run: Run, shared: Broker, prefix: str) -> None:
+def test_only_what_is_wanted(run: Run, server: Broker, prefix: str) -> None:
     """The broker is asked for what somebody here gets, and for nothing when all have left."""
-    redis = shared.kind == "redis"
+    redis = server.kind == "redis"
 
     async def main() -> None:
-        before = shared.patterns()
+        before = server.patterns()
 
         def at_broker() -> tuple[set[str], int]:
-            return shared.channels(prefix), shared.patterns() - before
+            return server.channels(prefix), server.patterns() - before
 
-        async with contextlib.AsyncExitStack() as stack, ends(shared, prefix, 1) as (a,):
+        async with contextlib.AsyncExitStack() as stack, ends(server, prefix, 1) as (a,):
             here_ = await Clients(a.hub, stack).open()
             assert at_broker() == ({"all"}, 0)
             a.hub.publish("nobody", "x")
@@ -1073,12 +1083,12 @@ def test_what_was_there_before(shared: Broker, prefix: str) -> None:
     go(main)
 
 
-def test_thousands_of_topics(shared: Broker, prefix: str) -> None:
+def test_thousands_of_topics(server: Broker, prefix: str) -> None:
     """Thousands of topics come and go, also when they change their minds meanwhile."""
     count = 5000
 
     async def main() -> None:
-        async with ends(shared, prefix) as (a, b):
+        async with ends(server, prefix) as (a, b):
             streams = [b.stream(f"t.{number}") for number in range(count)]
             await asyncio.sleep(0)
             for stream in streams[::2]:
@@ -1087,7 +1097,7 @@ def test_thousands_of_topics(shared: Broker, prefix: str) -> None:
                 streams[number] = b.stream(f"t.{number}")
             await b.subscribed()
             wanted = {f"t.t.{number}" for number in range(count) if number % 2 or number % 4 == 0}
-            assert shared.channels(prefix) == {"all"} | wanted
+            assert server.channels(prefix) == {"all"} | wanted
             a.hub.publish_many((f"t.{number}", f"{number}") for number in range(count))
             for number in range(1, count, 2):
                 assert await take(streams[number], 1) == [f"{number}"]
@@ -1095,7 +1105,7 @@ def test_thousands_of_topics(shared: Broker, prefix: str) -> None:
             for stream in streams:
                 stream.close()
             await b.subscribed()
-            await until(lambda: shared.channels(prefix) == {"all"})
+            await until(lambda: server.channels(prefix) == {"all"})
 
     go(main)
 
@@ -1124,15 +1134,15 @@ def test_subscribing_again(shared: Broker, prefix: str) -> None:
 @pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("policy", [wsfast.DropOldest, wsfast.DropNewest])
 @pytest.mark.parametrize("bound", ["max_messages", "max_bytes"])
-def test_queue_is_bounded(shared: Broker, prefix: str, policy: Any, bound: str) -> None:
+def test_queue_is_bounded(server: Broker, prefix: str, policy: Any, bound: str) -> None:
     """While the broker is away, the queue holds what its policy says; the rest is missing over there, and counted."""
 
     async def main() -> None:
         slow = policy(max_messages=50, max_bytes=None) if bound == "max_messages" else policy(max_bytes=10_000)
         async with (
-            ends(shared, prefix, 1) as (b,),
-            proxy_to(shared) as proxy,
-            End(shared, prefix, url=proxy.url, slow=slow) as a,
+            ends(server, prefix, 1) as (b,),
+            proxy_to(server) as proxy,
+            End(server, prefix, url=proxy.url, slow=slow) as a,
         ):
             local, stream = a.stream("t"), b.stream("t")
             await b.subscribed()
@@ -1163,14 +1173,14 @@ def test_queue_is_bounded(shared: Broker, prefix: str, policy: Any, bound: str) 
 
 
 @pytest.mark.usefixtures("quickly")
-def test_queue_has_an_age(shared: Broker, prefix: str) -> None:
+def test_queue_has_an_age(server: Broker, prefix: str) -> None:
     """Messages that have waited for too long are not sent any more; that is told, though nothing follows."""
 
     async def main() -> None:
         async with (
-            ends(shared, prefix, 1) as (b,),
-            proxy_to(shared) as proxy,
-            End(shared, prefix, url=proxy.url) as a,
+            ends(server, prefix, 1) as (b,),
+            proxy_to(server) as proxy,
+            End(server, prefix, url=proxy.url) as a,
         ):
             patient = a.relay._outbound._slow
             stream = b.stream("t")
@@ -1217,11 +1227,11 @@ def test_busy_publisher_answers(shared: Broker, prefix: str, monkeypatch: pytest
     go(main)
 
 
-def test_requests_are_answered(run: Run, shared: Broker, prefix: str) -> None:
+def test_requests_are_answered(run: Run, server: Broker, prefix: str) -> None:
     """Whoever asks twice in a short time gets a second answer, too, though nothing else is sent."""
 
     async def main() -> None:
-        async with ends(shared, prefix) as (a, b):
+        async with ends(server, prefix) as (a, b):
             with b.stream("t") as stream:
                 await b.subscribed()
                 a.hub.publish("t", "0")
@@ -1229,7 +1239,7 @@ def test_requests_are_answered(run: Run, shared: Broker, prefix: str) -> None:
                 seen = b.relay._inbound._seen["topic", "t"].positions
                 for _ in range(3):
                     seen.clear()
-                    await raw_publish(shared, f"{prefix}.all", [pack(Envelope(REQUEST, 1))])
+                    await raw_publish(server, f"{prefix}.all", [pack(Envelope(REQUEST, 1))])
                     await until(lambda: seen, "a position")
                 assert (b.received, b.lost, b.duplicates) == (1, 0, 0)
 
@@ -1369,16 +1379,16 @@ async def raw_publish(broker: Broker, channel: str, messages: Iterable[bytes]) -
         await connection.close()
 
 
-def test_malformed(shared: Broker, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed(server: Broker, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     """What no relay has sent is counted, and logged once; nothing else comes of it."""
 
     async def main() -> None:
-        async with ends(shared, prefix) as (a, b):
+        async with ends(server, prefix) as (a, b):
             streams = [b.stream("t"), b.stream(">"), b.stream("a.*")]
             await b.subscribed()
-            await raw_publish(shared, f"{prefix}.all", MALFORMED)
+            await raw_publish(server, f"{prefix}.all", MALFORMED)
             await until(lambda: b.malformed == len(MALFORMED))
-            await raw_publish(shared, f"{prefix}.all", [pack(Envelope(GOODBYE, 99)), pack(Envelope(REQUEST, 99))])
+            await raw_publish(server, f"{prefix}.all", [pack(Envelope(GOODBYE, 99)), pack(Envelope(REQUEST, 99))])
             a.hub.publish("t", "end")
             for stream in streams[:2]:
                 assert await take(stream, 1) == ["end"]
@@ -1649,17 +1659,17 @@ def go_in_thread(main: Main) -> None:
 # ---- Leaving
 
 
-def test_leaving(run: Run, shared: Broker, prefix: str) -> None:
+def test_leaving(run: Run, server: Broker, prefix: str) -> None:
     """What waits is sent before a relay ends; then nothing of it is left."""
 
     async def main() -> None:
-        connections = shared.connections()
+        connections = server.connections()
         tasks = len(asyncio.all_tasks())
-        async with ends(shared, prefix, 1) as (b,):
+        async with ends(server, prefix, 1) as (b,):
             stream = b.stream("t")
             await b.subscribed()
             own = b.relay._inbound._seen
-            async with End(shared, prefix) as a:
+            async with End(server, prefix) as a:
                 a.stream("x")
                 for number in range(3000):
                     a.hub.publish("t", f"{number}")
@@ -1668,8 +1678,8 @@ def test_leaving(run: Run, shared: Broker, prefix: str) -> None:
             await until(lambda: not any(seen.positions for seen in own.values()))  # it has said goodbye
             a.hub.publish("t", "alone")
             await check_counts(a, b)
-        await until(lambda: shared.connections() == connections)
-        await until(lambda: shared.channels(prefix) == set())
+        await until(lambda: server.connections() == connections)
+        await until(lambda: server.channels(prefix) == set())
         await until(lambda: len(asyncio.all_tasks()) == tasks)
 
     run(main)
@@ -1988,15 +1998,15 @@ def test_ssl_needs_a_scheme(kind: str, scheme: str, tls: Tls) -> None:
             relay(f"{kind}://localhost")
 
 
-def test_secret(run: Run, shared: Broker, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_secret(run: Run, server: Broker, prefix: str, caplog: pytest.LogCaptureFixture) -> None:
     """Those with the same secret hear each other, also while it is exchanged. Others are ignored."""
     old, new = b"open-sesame-open", b"barley-barley-bar"
     secrets: list[Any] = [old, [old, new], [new, old], new]
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
-            some = [await stack.enter_async_context(End(shared, prefix, secret=secret)) for secret in secrets]
-            none = await stack.enter_async_context(End(shared, prefix))
+            some = [await stack.enter_async_context(End(server, prefix, secret=secret)) for secret in secrets]
+            none = await stack.enter_async_context(End(server, prefix))
             streams = [end.stream("t") for end in (*some, none)]
             for end in (*some, none):
                 await end.subscribed()
@@ -2005,7 +2015,7 @@ def test_secret(run: Run, shared: Broker, prefix: str, caplog: pytest.LogCapture
                 await end.sent()
             forged = Envelope(MESSAGE, 1, 2**60, 1, ("topic", "t"), (Item(b"forged", text=True),))
             raw = [pack(forged), MALFORMED[2]]
-            await raw_publish(shared, f"{prefix}.t.t", raw)
+            await raw_publish(server, f"{prefix}.t.t", raw)
             true, false = ["0", "1", "2", "3"], ["4", "forged"]
             expected = [(true[:2], 4), (true, 2), (true, 2), (true[2:], 4), (false, 4)]
             for end, stream, (heard, rejected) in zip((*some, none), streams, expected, strict=True):

@@ -17,6 +17,7 @@ A program without a hub, for example a Celery task, publishes with a publisher.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from ssl import SSLContext
 
 from wsfast._arguments import check_seconds, needs, several
@@ -27,6 +28,7 @@ from wsfast.policies import DropNewest, DropOldest
 from .broker import Broker
 from .confirming import PublishError
 from .inbound import Gap
+from .local_broker import LocalBroker
 from .publishers import AsyncPublisher, Publisher
 from .relay import Relay, RelayStats
 from .wire import Keyring
@@ -39,6 +41,7 @@ __all__ = [
     "Relay",
     "RelayStats",
     "async_publisher",
+    "local",
     "nats",
     "publisher",
     "redis",
@@ -86,6 +89,47 @@ def redis(
         from .redis_broker import RedisBroker
 
     broker = RedisBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
+    keyring = None if secret is None else Keyring(secret, prefix)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+
+
+def local(
+    hub: Hub,
+    directory: str | PathLike[str] | None = None,
+    *,
+    prefix: str = "wsfast",
+    slow: DropOldest | DropNewest = SLOW,
+    on_gap: Callable[[Gap], object] | None = None,
+    timeout: float = 5.0,
+    secret: bytes | Sequence[bytes] | None = None,
+) -> Relay:
+    """Return a relay between the processes of one machine that run as the same user. It needs no broker.
+
+    Each process listens at a Unix socket in a directory, and connects to the sockets of all others. A process that is
+    started or ends is noticed at once.
+
+    Args:
+        hub: The hub to connect.
+        directory: Directory of the sockets, which only its owner may enter; it is created with mode 0700. None means
+            `wsfast` in `$XDG_RUNTIME_DIR`, or `wsfast-<uid>` in the directory for temporary files.
+        prefix: Beginning of the names of the sockets. Hubs with the same prefix in the same directory are connected.
+        slow: Policy for messages that wait to be sent: `DropOldest` or `DropNewest`.
+        on_gap: Called with a `Gap` when messages of another process are missing.
+        timeout: Seconds after which a process that does not read its messages counts as lost. It misses messages then,
+            which it reports as soon as it goes on.
+        secret: Secret of at least 16 bytes that signs messages, the same in all processes. Messages that are not signed
+            with it are ignored. Without a secret, every process of the same user may publish to this hub.
+
+    Raises:
+        OSError: If the directory cannot be created, or does not belong to this user alone.
+        RuntimeError: If the system has no Unix sockets for asyncio, as Windows.
+        TypeError: If `hub` is not a Hub, `directory` is not a path, `slow` is another policy, `on_gap` is not callable
+            or is a coroutine function, or `secret` is not bytes.
+        ValueError: If the path of `directory` is too long for sockets, `prefix` is not a valid topic, `timeout` is not
+            positive, or `secret` is too short.
+    """
+    check_seconds("timeout", timeout)
+    broker = LocalBroker(directory, check_topic(prefix, "prefix"), timeout)
     keyring = None if secret is None else Keyring(secret, prefix)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
 

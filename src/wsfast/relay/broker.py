@@ -87,8 +87,11 @@ class Broker(Protocol):
     async def open_sending(self) -> Sending:
         """Connect for publishing."""
 
-    async def open_receiving(self, receive: Receive) -> Receiving:
-        """Connect for subscribing; call `receive` with each message and the channel that it came by."""
+    async def open_receiving(self, receive: Receive, on_missed: Callable[[], None]) -> Receiving:
+        """Connect for subscribing; call `receive` with each message and the channel that it came by.
+
+        Call `on_missed` when messages may be missing though this connection was not lost.
+        """
 
     def channel(self, interest: Interest | None) -> Channel:
         """Return the channel of a topic or a user, or the broker's pattern for a pattern; None: that of all relays."""
@@ -238,7 +241,7 @@ class BrokerSubscriptions:
             running: asyncio.Task[None] | None = None
             try:
                 async with asyncio.timeout(self._timeout):
-                    receiving = await self._broker.open_receiving(self._receive)
+                    receiving = await self._broker.open_receiving(self._receive, self._on_reconnected)
                 running = asyncio.create_task(receiving.run())
                 self._outdated = dict(self._interests)
                 await self._update(receiving, running)

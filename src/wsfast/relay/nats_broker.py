@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ssl import SSLContext
 from typing import Any
 
@@ -142,7 +142,7 @@ class NatsBroker:
         lost = asyncio.get_running_loop().create_future()
         return _Sending(self, await self.connect(lost), lost, self._timeout)
 
-    async def open_receiving(self, receive: Receive) -> Receiving:
+    async def open_receiving(self, receive: Receive, on_missed: Callable[[], None]) -> Receiving:
         """Connect for subscribing."""
         lost = asyncio.get_running_loop().create_future()
         return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)

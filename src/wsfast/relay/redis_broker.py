@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ssl import SSLContext, create_default_context
 from typing import Any
 
@@ -91,7 +91,7 @@ class RedisBroker:
             raise
         return _Sending(self, client)
 
-    async def open_receiving(self, receive: Receive) -> Receiving:
+    async def open_receiving(self, receive: Receive, on_missed: Callable[[], None]) -> Receiving:
         """Connect for subscribing."""
         client = self._client()
         receiving = _Receiving(self, client, receive, self._timeout)

@@ -123,7 +123,7 @@ class Relay(Local):
     """Forwards messages of a hub to the hubs of other processes, and their messages to this hub.
 
     It is an asynchronous context manager: it starts when `async with` is entered, and stops when it is left. Create it
-    with `wsfast.relay.redis()` or `wsfast.relay.nats()`.
+    with `wsfast.relay.redis()`, `nats()` or `local()`.
     """
 
     hub: Hub
