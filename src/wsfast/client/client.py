@@ -63,12 +63,12 @@ class Client:
         random: Callable[[], float],
         options: dict[str, Any],
     ) -> None:
-        self.url = url
-        self.connected = False
+        self.url: str = url
+        self.connected: bool = False
         """Whether there is a connection now."""
-        self.attempts = 0
+        self.attempts: int = 0
         """Attempts to connect again since a connection was last good."""
-        self.duplicates = 0
+        self.duplicates: int = 0
         """Messages that came twice and were dropped."""
         self._backoff = backoff
         self._heartbeat = heartbeat

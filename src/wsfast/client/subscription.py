@@ -18,13 +18,13 @@ class Queue:
     __slots__ = ("active", "bound", "changed", "error", "messages", "room", "topic")
 
     def __init__(self, topic: str, bound: int) -> None:
-        self.topic = topic
-        self.bound = bound
-        self.active = True
+        self.topic: str = topic
+        self.bound: int = bound
+        self.active: bool = True
         self.error: Exception | None = None
         self.messages: deque[Message] = deque()
-        self.changed = asyncio.Event()
-        self.room = asyncio.Event()
+        self.changed: asyncio.Event = asyncio.Event()
+        self.room: asyncio.Event = asyncio.Event()
 
     async def put(self, message: Message) -> None:
         """Add a message, once there is room."""

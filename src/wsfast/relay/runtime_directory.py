@@ -22,6 +22,11 @@ from urllib.parse import quote
 
 __all__ = ["RuntimeDirectory", "check_peer"]
 
+SUPPORTED: bool = os.name == "posix" and hasattr(socket, "AF_UNIX")
+"""Whether the system has Unix sockets that asyncio supports."""
+
+_FAMILY: int = getattr(socket, "AF_UNIX", 0)
+
 BACKLOG = 512
 """Connections that may wait for a busy process."""
 
@@ -35,14 +40,21 @@ BINDING_TAKES = 60.0
 """Seconds after which a socket under its first name is left over from a process that has ended."""
 
 
+def _own_user() -> int:
+    """Return the user as whom this process runs; 0 on Windows, where nothing of this is used."""
+    if sys.platform == "win32":
+        return 0
+    return os.geteuid()
+
+
 def _default() -> Path:
     """Return the directory for all programs of this user."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime):
         with contextlib.suppress(OSError):
-            if os.stat(runtime).st_uid == os.geteuid():
+            if os.stat(runtime).st_uid == _own_user():
                 return Path(runtime, "wsfast")
-    return Path(tempfile.gettempdir(), f"wsfast-{os.geteuid()}")
+    return Path(tempfile.gettempdir(), f"wsfast-{_own_user()}")
 
 
 class RuntimeDirectory:
@@ -62,7 +74,7 @@ class RuntimeDirectory:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None, prefix: str) -> None:
-        if sys.platform == "win32" or not hasattr(socket, "AF_UNIX"):
+        if not SUPPORTED:
             raise RuntimeError(
                 "wsfast.relay.local() needs Unix sockets, which asyncio does not have on this system; use "
                 "wsfast.relay.redis() or nats()"
@@ -102,9 +114,9 @@ class RuntimeDirectory:
         found = os.lstat(self.path)  # a link may be somebody else's
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(f"{str(self.path)!r} is not a directory; remove it, or choose another directory")
-        if found.st_uid != os.geteuid():
+        if found.st_uid != _own_user():
             raise PermissionError(
-                f"{str(self.path)!r} belongs to user {found.st_uid}, not to user {os.geteuid()}, as whom this process "
+                f"{str(self.path)!r} belongs to user {found.st_uid}, not to user {_own_user()}, as whom this process "
                 "runs; choose another directory"
             )
         if found.st_mode & 0o077:
@@ -126,7 +138,7 @@ class RuntimeDirectory:
         self.check()
         self._remove_leftovers()
         hidden = self.of(f".{name}")
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening = socket.socket(_FAMILY, socket.SOCK_STREAM)
         try:
             listening.setblocking(False)
             listening.bind(hidden)
@@ -155,7 +167,7 @@ class RuntimeDirectory:
         Raises:
             OSError: If that is not possible now: many connections wait already.
         """
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = socket.socket(_FAMILY, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)
             connection.connect(self.of(name))
@@ -200,5 +212,5 @@ def check_peer(connection: socket.socket) -> None:
     if not hasattr(socket, "SO_PEERCRED"):
         return
     _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if user != os.geteuid():
-        raise PermissionError(f"the process at the other end runs as user {user}, not as user {os.geteuid()}")
+    if user != _own_user():
+        raise PermissionError(f"the process at the other end runs as user {user}, not as user {_own_user()}")
