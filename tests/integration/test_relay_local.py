@@ -7,6 +7,8 @@ import contextlib
 import gc
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -262,6 +264,50 @@ def test_leaving(run: Run, directory: str) -> None:
 
 
 # ---- The directory
+
+
+def test_relay_is_created_before_a_fork(directory: str) -> None:
+    """A relay that is started in several processes after a fork connects them: each has a number of its own."""
+    command = [sys.executable, "-c", FORKING, directory]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+FORKING = """
+import asyncio, os, sys
+import wsfast
+
+hub = wsfast.Hub()
+relay = wsfast.relay.local(hub, sys.argv[1])
+child = os.fork()
+
+async def main():
+    stream = hub.stream("t")
+    said = "from the parent" if child else "from the child"
+    ended = False
+
+    async def listen():
+        nonlocal said, ended
+        async for message in stream:
+            if child and message == "from the child":
+                said = "seen"
+            elif not child and message == "seen":
+                ended = True
+
+    async with relay, asyncio.timeout(20):
+        listening = asyncio.create_task(listen())
+        while not ended:
+            hub.publish("t", said)
+            await asyncio.sleep(0.01)
+            if child:
+                pid, status = os.waitpid(child, os.WNOHANG)
+                if pid:
+                    assert status == 0
+                    break
+        listening.cancel()
+
+asyncio.run(main())
+"""
 
 
 def test_stale_socket(run: Run, directory: str) -> None:

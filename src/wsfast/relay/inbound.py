@@ -151,7 +151,7 @@ class Inbound:
         self.gaps: int = 0
         self.lost: int = 0
         self.on_gap = on_gap
-        self._own = publisher.to_bytes(8)
+        self.publisher: int = publisher
         self._hub = hub
         self._name = name
         self._on_request = on_request
@@ -223,7 +223,7 @@ class Inbound:
 
     def receive(self, data: bytes, channel: Channel) -> None:
         """Process a message from the broker, given the channel that it came by."""
-        if data[PUBLISHER] == self._own:
+        if data[PUBLISHER] == self.publisher.to_bytes(8):
             return
         try:
             envelope = unpack(data, self._keyring, self._heads)

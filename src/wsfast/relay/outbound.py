@@ -126,7 +126,7 @@ class Outbound:
         self.sent: int = 0
         self.dropped: int = 0
         self.reconnects: int = 0
-        self._publisher = publisher
+        self.publisher: int = publisher
         self._broker = broker
         self._slow = slow
         self._timeout = timeout
@@ -299,7 +299,7 @@ class Outbound:
         return packets
 
     def _join(self, unfinished: dict[_Position, _Unfinished]) -> list[_Packet]:
-        publisher, keyring = self._publisher, self._keyring
+        publisher, keyring = self.publisher, self._keyring
         return [
             _Packet(
                 position.address,
@@ -377,7 +377,7 @@ class Outbound:
 
     def _control(self, kind: int, epoch: int = 0, number: int = 0, head: bytes | None = None) -> bytes:
         """Return a packet without messages."""
-        return join(kind, self._publisher, epoch, number, head_of(None) if head is None else head, (), self._keyring)
+        return join(kind, self.publisher, epoch, number, head_of(None) if head is None else head, (), self._keyring)
 
     def _positions_delay(self) -> float:
         """Return the seconds until positions may be sent again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
@@ -148,9 +149,10 @@ class Relay(Local):
         self.hub = hub
         self._broker = broker
         self._timeout = timeout
-        self._id = secrets.randbits(64)
-        self._outbound = Outbound(self._id, broker, slow, timeout, partial(self._on_connected, "publish"), keyring)
-        self._inbound = Inbound(self._id, hub, repr(self), on_gap, self._outbound.announce, broker.channel, keyring)
+        self._process = os.getpid()
+        publisher = secrets.randbits(64)
+        self._outbound = Outbound(publisher, broker, slow, timeout, partial(self._on_connected, "publish"), keyring)
+        self._inbound = Inbound(publisher, hub, repr(self), on_gap, self._outbound.announce, broker.channel, keyring)
         self._subscriptions = BrokerSubscriptions(
             broker,
             timeout,
@@ -176,8 +178,11 @@ class Relay(Local):
 
     @property
     def id(self) -> str:
-        """Random unique name of this relay. Other processes see it as `Gap.publisher`."""
-        return f"{self._id:016x}"
+        """Random unique name of this relay. Other processes see it as `Gap.publisher`.
+
+        A relay that is created before `os.fork()` and started after it gets another one in each process.
+        """
+        return f"{self._outbound.publisher:016x}"
 
     async def __aenter__(self) -> Relay:
         """Start the relay.
@@ -193,6 +198,9 @@ class Relay(Local):
         if self._tasks:
             raise RuntimeError("a Relay cannot be reused; create a new one")
         self._placeholder = None
+        if self._process != os.getpid():  # other processes that were forked have this number as well
+            self._process = os.getpid()
+            self._outbound.publisher = self._inbound.publisher = secrets.randbits(64)
         present = self.hub.attach(self)
         self._attached = True
         try:
