@@ -18,7 +18,7 @@ from .connections.foreign import Ended
 from .connections.shape import attach
 from .connections.sink import Sink
 from .connections.websockets import ServerPerMessageDeflateFactory
-from .hub import Hub, HubChannel, HubStats, HubSubscription, Registration, TopicStats
+from .hub import History, Hub, HubChannel, HubStats, HubSubscription, Position, Registration, TopicStats
 from .policies import Conflate, Disconnect, DropNewest, DropOldest, Policy
 
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ __all__ = [
     "DropNewest",
     "DropOldest",
     "Ended",
+    "History",
     "Hub",
     "HubChannel",
     "HubStats",
     "HubSubscription",
     "Lag",
     "Policy",
+    "Position",
     "PreparedMessage",
     "Registration",
     "ServerConnection",

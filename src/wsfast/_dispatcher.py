@@ -15,6 +15,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Iterable
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
@@ -96,6 +97,7 @@ class Dispatcher(Draining):
         self._scheduled = 0.0  # when the handle was scheduled
         self._sequences: dict[int, core.Encodings] = {}  # by node that is being sent
         self._turn = 0
+        self._again: dict[Entry, int] = {}  # numbers of entries that are sent again in this tick
         self._flushing = False
         self._detached: Outcome | None = None  # outcome of the batch that threads are sending
         self._done: Notification | None = None  # tells that the threads are done
@@ -167,6 +169,16 @@ class Dispatcher(Draining):
         self._schedule()
         return self.table.enter(entry)
 
+    def enter_again(self, entries: Iterable[Entry]) -> list[int]:
+        """Return the numbers of entries that were sent before: the same for all who get them again in this tick."""
+        numbers = []
+        for entry in entries:
+            number = self._again.get(entry)
+            if number is None:
+                number = self._again[entry] = self.enter(entry)
+            numbers.append(number)
+        return numbers
+
     def _schedule(self) -> None:
         # A handle that is late may have been interrupted before it began.
         if self._handle is None or self.loop.time() - self._scheduled > LATE:
@@ -206,8 +218,8 @@ class Dispatcher(Draining):
                 return
             for _ in range(table.published + table.sending):
                 if not table.sending:
-                    table.begin(self._turn)
-                    self._turn += 1
+                    turn, self._turn, self._again = self._turn, self._turn + 1, {}
+                    table.begin(turn)
                     if budget is not None and core.detaches(table.left):
                         self._detach()
                 while table.left > table.detached:

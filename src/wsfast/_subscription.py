@@ -354,7 +354,7 @@ class Subscription(Local):
         """Send messages that were published before the subscription began."""
         assert self._peer is not None
         slot, dispatcher, since = self._peer.slot, self._peer.dispatcher, self._since
-        numbers = [dispatcher.enter(entry) for entry in entries]
+        numbers = dispatcher.enter_again(entries)
         before, after = len(dispatcher.table.pending(slot)), since - len(numbers)
         try:
             for number in numbers:

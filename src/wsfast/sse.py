@@ -13,16 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import check_callback, check_integer, check_seconds, needs
-from ._broadcast import broadcast
 from ._encoding.chunks import COMMENT
-from ._encoding.events import KEEPALIVE, Event
+from ._encoding.events import Event, event_with_id
+from ._keepalive import Keepalive
 from .channel import Channel
 from .connections.events import EventStream, QueuedEventStream
-from .hub import Hub, HubChannel
+from .hub import Hub, HubChannel, Position
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -54,6 +53,10 @@ class EventSource(Response):
     Each message becomes one event, the same for all clients. Each line of the message becomes a line of its data. A
     message that is not UTF-8 text is skipped. An `Event` also has a type and an id. The policy of the channel or hub
     applies to clients that do not keep up: `Disconnect` ends their responses, and browsers then reconnect.
+
+    In a hub with history, each event without an id of its own gets one: the hub's position. A browser that reconnects
+    sends the last one in the header `Last-Event-ID`, and gets what it has missed: see `Hub.subscribe()`. For a new
+    client, `EventStream.recovered` is None.
 
     Under uvicorn and aiohttp, events are written to the connection directly, once for all. Under other servers, with
     HTTP/2, and inside of middleware that may change bodies (`BaseHTTPMiddleware`), each response has a bounded queue
@@ -123,14 +126,15 @@ class EventSource(Response):
             await send(dict(_END))
         else:
             await send({"type": "http.response.body", "body": self._preamble, "more_body": True})
-            await self._respond(_stream_of(scope, send), receive, send)
+            last_id = dict(scope["headers"]).get(b"last-event-id", b"")
+            await self._respond(_stream_of(scope, send), last_id, receive, send)
         if self.background is not None:
             await self.background()
 
-    async def _respond(self, stream: EventStream, receive: _Receive, send: _Send) -> None:
+    async def _respond(self, stream: EventStream, last_id: bytes, receive: _Receive, send: _Send) -> None:
         reader = asyncio.ensure_future(_until_disconnect(receive, stream))
         try:
-            async with self._subscribed(stream):
+            async with self._subscribed(stream, last_id):
                 await stream.finished
             if await stream.flush():
                 async with asyncio.timeout(END_TIMEOUT):
@@ -167,7 +171,8 @@ class EventSource(Response):
             await response.write(self._preamble)
             stream = open_stream(request, response)
             try:
-                async with self._subscribed(stream):
+                last_id = request.headers.get("Last-Event-ID", "").encode(errors="surrogateescape")
+                async with self._subscribed(stream, last_id):
                     await stream.finished
                 await stream.flush()
             finally:
@@ -176,31 +181,53 @@ class EventSource(Response):
         return response
 
     @contextlib.asynccontextmanager
-    async def _subscribed(self, stream: EventStream) -> AsyncIterator[None]:
-        """Subscribe a stream, and send comments to it, until it has ended."""
+    async def _subscribed(self, stream: EventStream, last_id: bytes) -> AsyncIterator[None]:
+        """Subscribe a stream, and send comments to it, until it has ended.
+
+        Args:
+            stream: The stream.
+            last_id: The header `Last-Event-ID`; empty for a new client.
+        """
         if stream.finished.done() or stream.transport.is_closing():  # the client has left already
             stream.lose()
             yield
             return
-        source = self._source
-        if isinstance(source, Hub):
-            if self._user is not None:
-                source.register(stream, self._user)
-            if self._topics:
-                source.subscribe(stream, *self._topics)
+        if isinstance(self._source, Channel):
+            self._source.subscribe(stream)
         else:
-            source.subscribe(stream)
+            self._subscribe(stream, last_id)
         if self._on_open is not None:
             self._on_open(stream)
         if self._keepalive is None:
             yield
             return
-        streams = _Keepalive.of(stream.loop, self._keepalive)
+        streams = Keepalive.of(stream.loop, self._keepalive)
         streams.add(stream)
         try:
             yield
         finally:
             streams.discard(stream)
+
+    def _subscribe(self, stream: EventStream, last_id: bytes) -> None:
+        """Subscribe a stream to topics of the hub, from the position where its client was."""
+        hub, topics = self._source, self._topics
+        if isinstance(hub, HubChannel):
+            hub, topics = hub.hub, (hub.name,)
+        assert isinstance(hub, Hub)
+        if self._user is not None:
+            hub.register(stream, self._user)
+        if not topics:
+            return
+        since = None
+        if last_id:
+            stream.recovered = False
+            with contextlib.suppress(ValueError):  # an id that was not made here
+                since = Position.parse(last_id.decode())
+        subscription = hub.subscribe(stream, *topics, since=since)
+        if since is not None:
+            stream.recovered = subscription.recovered
+        if hub.has_positions:
+            subscription.send(event_with_id(str(hub.position())))
 
 
 def _stream_of(scope: _Scope, send: _Send) -> EventStream:
@@ -220,38 +247,3 @@ async def _until_disconnect(receive: _Receive, stream: EventStream) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
     stream.lose()
-
-
-class _Keepalive:
-    """Sends comments to all streams of an event loop that ask for them at the same interval. Its timer keeps it."""
-
-    _all: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[float, _Keepalive]]] = (
-        WeakKeyDictionary()
-    )
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop, interval: float) -> _Keepalive:
-        """Return the instance of an event loop and an interval."""
-        return cls._all.setdefault(loop, WeakValueDictionary()).setdefault(interval, cls(interval))
-
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
-        self._streams: set[EventStream] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, stream: EventStream) -> None:
-        """Send comments to a stream."""
-        self._streams.add(stream)
-        if self._timer is None:
-            self._timer = stream.loop.call_later(self._interval, self._send, stream.loop)
-
-    def discard(self, stream: EventStream) -> None:
-        """Send no more comments to a stream."""
-        self._streams.discard(stream)
-        if not self._streams and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(self._interval, self._send, loop)
-        broadcast([stream for stream in self._streams if stream.idle], KEEPALIVE)

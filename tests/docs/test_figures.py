@@ -42,6 +42,7 @@ CONSTANTS = {
     "docs/how-to/deployment.md": ("ten times as",),
     "docs/how-to/moving.md": ("1 MiB",),
     "docs/how-to/connections.md": ("16 MiB", "64 KiB", "50 ms"),
+    "docs/how-to/recovery.md": ("16 MiB",),
     "docs/how-to/slow-clients.md": ("1 MiB", "16 KiB"),
 }
 """Numbers that nobody measures, by the pages that may have them."""

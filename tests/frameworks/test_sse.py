@@ -30,6 +30,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 import wsfast
+import wsfast._keepalive
 import wsfast.sse
 from helpers.chromium import REQUIRED, find_chromium, open_page
 from helpers.fixtures import Run
@@ -258,12 +259,77 @@ def play(run: Run, core: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             await until(lambda: hub.stats().subscribers == 0, "the streams to end")
             if way != "hypercorn":  # which keeps tasks of its own
                 await until(lambda: asyncio.all_tasks() <= before, "tasks to end")
-            assert not wsfast.sse._Keepalive.of(asyncio.get_running_loop(), 15.0)._streams
+            assert not wsfast._keepalive.Keepalive.of(asyncio.get_running_loop(), 15.0)._streams
 
     def play(way: str, act: Any, *, slow: Any = None, **options: Any) -> None:
         run(lambda: main(way, act, wsfast.Hub(slow=slow), options))
 
     return play
+
+
+# ---- Coming back
+
+
+def ids_of(peer: Peer) -> list[tuple[str, str | None]]:
+    """Return the id and the data of each whole event that a client has read; no data if there is only an id."""
+    found = []
+    for event in b"".join(chunks_of(bytes(peer.received))[0]).decode().split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in event.split("\n") if not line.startswith(":"))
+        if "id" in fields:
+            found.append((fields["id"], fields.get("data")))
+    return found
+
+
+@pytest.mark.parametrize("topics", [("news",), ("news", "prices.>")], ids=["topic", "topics"])
+@each_way
+def test_last_event_id(run: Run, core: Any, monkeypatch: pytest.MonkeyPatch, way: str, topics: tuple[str, ...]) -> None:
+    """A client that comes back ten times with the last id gets each event once, whatever was published meanwhile."""
+    monkeypatch.setattr(foreign, "CLOSING_INTERVAL", 0.02)
+
+    async def main() -> None:
+        hub = wsfast.Hub(slow=UNBOUNDED, history=1000)
+        streams: list[Any] = []
+        log: list[str] = []
+
+        def publish(count: int) -> None:
+            for _ in range(count):
+                log.append(f"{len(log)}")
+                hub.publish(["news", "prices.a", "prices.b"][len(log) % 3] if len(topics) > 1 else "news", log[-1])
+            hub.publish("other", "not for it")
+            hub.send("nobody", "not for it")
+
+        async with WAYS[way](lambda: EventSource(hub, *topics, on_open=streams.append)) as server:
+            last = ""
+            got: list[str] = []
+            for turn in range(11):
+                head = REQUEST[:-2] + (b"Last-Event-ID: %s\r\n\r\n" % last.encode() if last else b"\r\n")
+                peer = await connect(server, request=head)
+                async with asyncio.timeout(TIMEOUT):
+                    missing = len(log) - len(got)
+                    while len(ids_of(peer)) < missing + 1:  # and the id alone
+                        await peer.read_some()
+                    assert streams[-1].recovered is (None if turn == 0 else True)
+                    assert [data for _, data in ids_of(peer)] == [*log[len(got) :], None]
+                    publish(turn)
+                    while len(ids_of(peer)) < missing + 1 + turn // 2:  # the rest is lost on its way
+                        await peer.read_some()
+                events = ids_of(peer)[: missing + 1 + turn // 2]
+                last = events[-1][0]
+                got += [data for _, data in events if data is not None]
+                peer.close()
+                publish(turn)
+            assert got == log[: len(got)]
+            assert len(got) > 50
+            for wrong in (b"7", b"0123456789abcdef-5", last[:17].encode() + b"9999", "\u00e9".encode(), b"\xe9"):
+                peer = await connect(server, request=REQUEST[:-2] + b"Last-Event-ID: %b\r\n\r\n" % wrong)
+                async with asyncio.timeout(TIMEOUT):
+                    while len(ids_of(peer)) < len(log) + 1:
+                        await peer.read_some()
+                assert streams[-1].recovered is False
+                peer.close()
+            await until(lambda: len(hub) == 0, "the streams to end")
+
+    run(main)
 
 
 # ---- What is sent
@@ -360,7 +426,7 @@ def test_together_with_websockets(run: Run, core: Any, http: str, compress: bool
             for peer in peers:
                 assert await read_events(peer, len(expected)) == expected
             stats = hub.stats()
-            assert (stats.published, stats.sent, stats.queued) == (612, 612, 0)
+            assert (stats.published, stats.sent, stats.queued) == (615, 615, 0)  # with an id for each stream
             for peer in peers:
                 peer.close()
             for client in clients:
@@ -517,7 +583,7 @@ def test_keepalive(play: Any, way: str) -> None:
 
     async def act(join: Any, hub: wsfast.Hub, streams: Any, server: Any) -> None:
         peers = [await join() for _ in range(3)]
-        assert len(wsfast.sse._Keepalive.of(asyncio.get_running_loop(), 0.01)._streams) == 3
+        assert len(wsfast._keepalive.Keepalive.of(asyncio.get_running_loop(), 0.01)._streams) == 3
         for peer in peers:
             async with asyncio.timeout(TIMEOUT):
                 while b"".join(chunks_of(bytes(peer.received))[0]).count(b":\n\n") < 5:
@@ -798,6 +864,43 @@ def test_browser() -> None:
 
 
 # ---- Values
+
+
+def test_browser_that_comes_back() -> None:
+    """A browser's EventSource that reconnects gets what it missed, even if it had got nothing before."""
+    chromium = find_chromium()
+    if chromium is None:
+        (pytest.fail if REQUIRED else pytest.skip)("there is no Chromium")
+
+    async def main() -> None:
+        hub = wsfast.Hub(history=100)
+        streams: list[Any] = []
+        app = fastapi_app(lambda: EventSource(hub, "news", "prices.*", retry=50, on_open=streams.append))
+        async with under_uvicorn(app) as server, open_page(chromium) as page:
+            await page.go("http://{}:{}/".format(*server.address))
+            await page.evaluate(SCRIPT)
+            for turn in range(5):
+                await page.until(f"opened === {turn + 1}")
+                await until(lambda turn=turn: len(streams) == turn + 1)  # type: ignore[misc]
+                if turn % 2:
+                    hub.publish("news", f"{turn} seen")
+                    await page.until(f"got.at(-1)[1] === '{turn} seen'")
+                streams[-1].finish()
+                hub.publish("news", f"{turn} first")
+                hub.publish("prices.a", f"{turn} second")
+            await page.until("got.at(-1)[1] === '4 second'")
+            expected = [
+                f"{turn} {what}"
+                for turn in range(5)
+                for what in ("seen", "first", "second")
+                if what != "seen" or turn % 2
+            ]
+            assert [data for _, data, _ in await page.evaluate("got")] == expected
+            assert [stream.recovered for stream in streams] == [None, True, True, True, True, True]
+            await page.evaluate("source.close()")
+            await until(lambda: len(hub) == 0)
+
+    asyncio.run(main())
 
 
 def test_events_are_messages() -> None:

@@ -24,7 +24,7 @@ LAYERS = [
     ["policies"],
     ["_draining", "_reentrancy"],
     ["_dispatcher", "_broadcast", "_subscription"],
-    ["_publisher"],
+    ["_publisher", "_keepalive"],
     ["channel"],
     ["hub"],
     ["relay"],

@@ -9,7 +9,7 @@ from wsfast._arguments import check_integer, check_str
 from .chunks import COMMENT
 from .message import PreparedMessage, self_contained
 
-__all__ = ["KEEPALIVE", "Event", "fields_of"]
+__all__ = ["KEEPALIVE", "Event", "event_with_id", "fields_of"]
 
 
 class Event(PreparedMessage):
@@ -83,3 +83,10 @@ def fields_of(event: str | None, id: str | None, retry: int | None) -> bytes:  #
 KEEPALIVE = PreparedMessage("")
 """A comment, to event streams. Never sent to WebSockets."""
 self_contained(KEEPALIVE).event = COMMENT
+
+
+def event_with_id(id: str) -> PreparedMessage:  # noqa: A002
+    """Return a message that only tells event streams an id: clients note it without an event."""
+    message = PreparedMessage("")
+    self_contained(message).event = b"id: %b\n\n" % id.encode()
+    return message

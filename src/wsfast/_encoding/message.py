@@ -109,12 +109,15 @@ class SelfContained:
     def event(self) -> bytes:
         """The message as an event of an event stream. It is created on first access."""
         if self._event is None:
-            self._event = event_of(self._data, self.fields)
+            self._event = self._make_event()
         return self._event
 
     @event.setter
     def event(self, event: bytes) -> None:
         self._event = event
+
+    def _make_event(self) -> bytes:
+        return event_of(self._data, self.fields)
 
     @property
     def chunk(self) -> Encoding:

@@ -50,6 +50,8 @@ class EventStream(Foreign):
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.finished: asyncio.Future[None] = self.loop.create_future()
         """Done when nothing more will be published through it: the response can be ended."""
+        self.recovered: bool | None = None
+        """Whether a client that came back to a hub got everything it had missed; None for a new client."""
         self._client = client
         self._open = True
         self._why = Ended.LOST

@@ -3,7 +3,19 @@
 from wsfast._subscription import HubStats, TopicStats
 
 from .hub import Hub, HubChannel
+from .positions import History, Position
 from .registry import Kind, Relay
 from .subscriptions import HubSubscription, Registration
 
-__all__ = ["Hub", "HubChannel", "HubStats", "HubSubscription", "Kind", "Registration", "Relay", "TopicStats"]
+__all__ = [
+    "History",
+    "Hub",
+    "HubChannel",
+    "HubStats",
+    "HubSubscription",
+    "Kind",
+    "Position",
+    "Registration",
+    "Relay",
+    "TopicStats",
+]

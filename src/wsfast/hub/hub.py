@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from wsfast._encoding.message import Message
@@ -12,10 +12,11 @@ from wsfast._reentrancy import consistent, exclusive
 from wsfast._subscription import HubStats, TopicStats
 from wsfast.policies import Policy
 
+from .positions import History, Position, check_since
 from .publishing import Publishing
 from .registry import Group, HubStream, Kind, PresenceCallback, Relay
 from .subscriptions import HubSubscription, Member, Registration
-from .topics import check_topic_or_pattern
+from .topics import check_topic, check_topic_or_pattern
 
 __all__ = ["Hub", "HubChannel"]
 
@@ -35,10 +36,17 @@ class Hub(Publishing):
     Args:
         slow: Policy for connections that do not keep up: `Disconnect`, `DropNewest`, `DropOldest` or `Conflate`. None
             means `Disconnect()`. With `Conflate`, a newer message replaces a queued one with the same topic and key.
-        history: Number of recent messages of each topic that a new subscriber gets first. They are kept for every topic
-            that was ever published to, until `forget()` is called for it. The same is true of last values.
+        history: Number of recent messages of each topic that a new subscriber gets first, and that a connection that
+            comes back gets from where it was: see `subscribe()`. A `History` also bounds their size and age; a number
+            stands for the bounds that are its defaults.
         last_values: Number of keys per topic whose last message a new subscriber gets first. The least recently
-            published key is evicted first. Messages without a key are not kept.
+            published key is evicted first. Messages without a key are not kept. Last values are kept until `forget()`
+            is called for their topic.
+        envelope: Whether to send each message of a topic with the topic's name and its offset, so that clients know
+            their positions: a Text message as the JSON text `["topic",offset,"payload"]`, a Binary message after the
+            length in two bytes, most significant first, of the JSON text `["topic",offset]`, and that text. The
+            envelope is made once for all receivers. A message to several topics is published to one after the other,
+            and a subscriber of several gets it once for each. Event streams, `Stream` and `send()` have no envelopes.
         name: Name for log records and metrics.
         notsent_lowat: See `Channel`.
         on_join: Called with a user and None soon after the user's first connection is registered, and with a user and a
@@ -59,8 +67,9 @@ class Hub(Publishing):
         self,
         *,
         slow: Policy | None = None,
-        history: int = 0,
+        history: int | History = 0,
         last_values: int = 0,
+        envelope: bool = False,
         name: str = "",
         notsent_lowat: int | None = NOTSENT_LOWAT,
         on_join: PresenceCallback | None = None,
@@ -74,6 +83,7 @@ class Hub(Publishing):
             slow=slow,
             history=history,
             last_values=last_values,
+            envelope=envelope,
             notsent_lowat=notsent_lowat,
             on_join=on_join,
             on_leave=on_leave,
@@ -85,27 +95,61 @@ class Hub(Publishing):
 
     # ---- Subscribing
 
-    def subscribe(self, connection: object, *topics: str) -> HubSubscription:
+    def subscribe(
+        self,
+        connection: object,
+        *topics: str,
+        since: Mapping[str, Position | tuple[str, int]] | Position | None = None,
+    ) -> HubSubscription:
         """Subscribe a connection to topics and patterns.
 
         The connection first gets the history and the last values of those topics whose messages it did not get before,
         in the order of publishing, and then every new message. No message is missing or repeated in between.
 
+        A client that comes back gives the positions up to which it has received the topics. For each of them, the
+        connection gets all messages after the position instead, and the topic is in `recovered_topics` of the
+        subscription; or, if some of these messages are not in the history any more or the position is unknown, it is
+        treated like a new subscriber of this topic. It never gets only a part of what it has missed. If the connection
+        gets the messages of the topic already, nothing is sent again.
+
         Args:
             connection: Any connection that a `Channel` accepts.
             topics: Topics and patterns. The connection may already be subscribed to some of them.
+            since: Maps topics to positions, or to tuples of epoch and offset. Or one position that `position()` has
+                returned without a topic: it holds for all topics and patterns.
 
         Raises:
-            TypeError: If there are no topics, a topic is not a string, or `connection` is of an unsupported kind.
-            ValueError: If a name is neither a valid topic nor a valid pattern.
+            TypeError: If there are no topics, a topic is not a string, `since` or a position has the wrong type, or
+                `connection` is of an unsupported kind.
+            ValueError: If a name is neither a valid topic nor a valid pattern, an offset is negative, or `since` has a
+                pattern, or a topic that is not one of `topics`.
             RuntimeError: If the connection belongs to another event loop, or is not open.
         """
         if not topics:
             raise TypeError("subscribe() needs at least one topic: hub.subscribe(connection, 'news')")
-        subscription = HubSubscription(self, tuple(map(check_topic_or_pattern, topics)))
+        names = tuple(map(check_topic_or_pattern, topics))
+        positions = None if since is None else check_since(since, names) or None
+        subscription = HubSubscription(self, names)
         self._bind()
-        self._subscribe(subscription, connection)
+        self._subscribe(subscription, connection, positions)
         return subscription
+
+    def position(self, topic: str | None = None) -> Position:
+        """Return the position after the last message of a topic. Without a topic, return that after all messages.
+
+        The position is valid in this process only, as long as the topic has a subscriber or a message in its history.
+
+        Raises:
+            TypeError, ValueError: If `topic` is not a valid topic.
+            RuntimeError: If the hub has neither history nor envelopes, or it is called outside the hub's event loop.
+        """
+        if not self.has_positions:
+            raise RuntimeError("messages have positions only in a hub with history: Hub(history=100)")
+        name = None if topic is None else check_topic(topic)
+        self._bind()
+        if name is None:
+            return Position(self._retained.epoch, self.messages)
+        return self._retained.numbered(name).position
 
     def unsubscribe(self, connection: object, *topics: str) -> None:
         """Unsubscribe a connection from topics and patterns. Without any, unsubscribe it from all of its topics.
@@ -201,6 +245,11 @@ class Hub(Publishing):
         topics = len(self._registry.topics) - patterns
         return HubStats(*self._counts(), topics, patterns, len(self._registry.users))
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether messages have positions: the hub has history or envelopes."""
+        return self._retained.numbers
+
     # ---- As a stream
 
     def stream(self, topic: str, *, max_messages: int = STREAM_BOUND) -> Stream:
@@ -226,7 +275,7 @@ class Hub(Publishing):
         if stream.closed:
             return
         try:
-            stream.group = self._registry.topics.get(topic) or self._registry.add_topic(topic)
+            stream.group = self._registry.topics.get(topic) or self._add_topic(topic)
             if stream.group.streams is None:
                 stream.group.streams = Streams()
             stream.group.streams.add(stream)
@@ -263,12 +312,19 @@ class Hub(Publishing):
         self._bind()
         self._registry.relay = relay
         self._has_relay = relay is not None
+        if relay is not None:  # messages of other processes were missed until now
+            self._retained.restart_all(self.messages)
         return self._registry.names()
 
     def expect(self, stand_in: Relay) -> None:
         """Put a placeholder in the place of a relay that has not started, unless another relay is running."""
         if not self._has_relay:
             self._registry.relay = stand_in
+
+    @exclusive
+    def restart(self, topic: str) -> None:
+        """Begin a new numbering of a topic, because messages of another process are missing."""
+        self._retained.restart(topic, self.messages)
 
     def routes(self, topic: str) -> list[tuple[Kind, str]]:
         """Return the topic and the patterns by which this hub has subscribers to a topic."""
@@ -309,9 +365,13 @@ class HubChannel:
         """The event loop that the hub belongs to."""
         return self.hub.loop
 
-    def subscribe(self, connection: object) -> HubSubscription:
-        """See `Hub.subscribe()`."""
-        return self.hub.subscribe(connection, self.name)
+    def subscribe(self, connection: object, *, since: Position | tuple[str, int] | None = None) -> HubSubscription:
+        """See `Hub.subscribe()`; `since` is the position in this topic."""
+        return self.hub.subscribe(connection, self.name, since=None if since is None else {self.name: since})
+
+    def position(self) -> Position:
+        """See `Hub.position()`."""
+        return self.hub.position(self.name)
 
     def unsubscribe(self, connection: object) -> None:
         """See `Hub.unsubscribe()`."""

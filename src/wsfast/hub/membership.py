@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any
 
 from wsfast._arguments import check_callback, check_integer
 from wsfast._backlog import Entry
 from wsfast._core import core
+from wsfast._encoding.message import PreparedMessage
+from wsfast._encoding.shared import encodings_of
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import exclusive
 
+from .positions import History, Position, Since, history_of
 from .registry import Group, PresenceCallback, Registry, User
-from .retained import RetainedMessages
+from .retained import Missed, Retained, RetainedMessages
 from .subscriptions import HubSubscription, Joining, Member, Registration
+from .topics import is_pattern
 
 __all__ = ["Membership"]
 
@@ -29,20 +34,25 @@ class Membership(Publisher):
         self,
         name: str,
         *,
-        history: int,
+        history: int | History,
         last_values: int,
+        envelope: bool,
         on_join: PresenceCallback | None,
         on_leave: PresenceCallback | None,
         **options: Any,
     ) -> None:
-        super().__init__(name, history=history, **options)
+        bounds = history_of(history)
+        super().__init__(name, history=bounds.messages, **options)
         check_integer("last_values", last_values, least=0)
         check_callback("on_join", on_join)
         check_callback("on_leave", on_leave)
+        if not isinstance(envelope, bool):
+            raise TypeError(f"envelope must be a bool, not {envelope!r}")
         self.on_join = on_join
         self.on_leave = on_leave
         self._registry = Registry()
-        self._retained = RetainedMessages(history, last_values)
+        self._envelope = envelope
+        self._retained = RetainedMessages(bounds, last_values, envelope, self._registry.topics)
 
     def _new_subscription(self, peer: core.Peer) -> Member:
         return Member(self, peer, self._bind().calls)
@@ -60,47 +70,102 @@ class Membership(Publisher):
     # ---- Topics
 
     @exclusive
-    def _subscribe(self, subscription: HubSubscription, connection: Any) -> None:
+    def _subscribe(self, subscription: HubSubscription, connection: Any, since: Since | None) -> None:
         """Add a connection to the topics of a subscription."""
         member: Member = self._admit(connection)
         joined: list[Group] = []
         joining = Joining(self.messages)
         try:
-            groups = self._join(member, subscription.topics, joined, joining)
+            recovered = self._join(member, subscription.topics, joined, joining, since)
+            groups = tuple(self._registry.topics[name] for name in subscription.topics)
+            positions = self._positions(subscription.topics)
         except BaseException:
             for group in joined:
                 if group in member.groups:
                     member.leave(group)
             self._repair(member, [*joined, *map(self._registry.topics.get, subscription.topics)], member.user)
             raise
+        complete = since is not None and len(recovered) == _asked(subscription.topics, since)
+        subscription.note(positions, recovered, complete)
         subscription.begin(member, groups, joining)
 
     def _join(
-        self, member: Member, topics: tuple[str, ...], joined: list[Group], joining: Joining
-    ) -> tuple[Group, ...]:
-        """Add a connection to topics, and return their groups. New ones for the connection are appended to `joined`.
+        self,
+        member: Member,
+        topics: tuple[str, ...],
+        joined: list[Group],
+        joining: Joining,
+        since: Since | None,
+    ) -> frozenset[str]:
+        """Add a connection to topics. Groups that are new for the connection are appended to `joined`.
 
-        The connection gets their retained messages first.
+        The connection first gets what it has missed since a position, or else the retained messages.
+
+        Returns:
+            The topics and patterns for which it gets all that it has missed.
         """
         assert member._peer is not None
         slot = member._peer.slot
-        groups: list[Group] = []
-        replayed: dict[int, Entry] = {}
-        for name in topics:
-            group = self._registry.topics.get(name)
-            if group is None or group not in member.groups:
-                if self._retained.topics:
-                    self._retained.replay(member, member.groups, name, self._registry.route, replayed)
-                if group is None:
-                    group = self._registry.add_topic(name)
+        user = None if member.user is None else member.user.name
+        missed = Missed(member, member.groups, user, self._registry.route)
+        recovered: list[str] = []
+        for name in topics if since is None else sorted(topics, key=partial(_order, since)):
+            group = self._registry.topics.get(name) or self._add_topic(name)
+            if since is not None and self._recover(member, name, since, missed):
+                recovered.append(name)
+            elif group not in member.groups and self._retained.topics:
+                member.began(dict.fromkeys(self._retained.replay(name, missed), None))
+            if group not in member.groups:
                 joined.append(group)
                 group.members.add(slot)
                 if member.user is not None:
                     self._enter(member.user, group)
                 member.join(group, joining)
-            groups.append(group)
-        member.replay(replayed[number] for number in sorted(replayed))
-        return tuple(groups)
+        member.replay(missed.entries())
+        return frozenset(recovered)
+
+    def _recover(self, member: Member, name: str, since: Since, missed: Missed) -> bool:
+        """Add what a connection has missed of a topic or pattern; return False if that is not known completely.
+
+        A connection that gets the messages of a topic already has missed none since then. If it has missed some before,
+        these cannot be sent any more: they would come behind newer ones.
+        """
+        found: dict[str, list[Retained]] | None = None
+        if isinstance(since, Position):
+            if since.epoch == self._retained.epoch and since.offset <= self.messages:
+                found = self._retained.since_number(name, since.offset)
+        elif name in since and (messages := self._retained.since(name, since[name])) is not None:
+            found = {name: messages}
+        if found is None:
+            return False
+        begins = {topic: messages[0].number - 1 if messages else self.messages for topic, messages in found.items()}
+        if any(missed.gets(topic) and begin < member.begin_of(topic) for topic, begin in begins.items()):
+            return False
+        new = [topic for topic in found if not missed.gets(topic)]
+        for topic in new:
+            missed.add(found[topic])
+        member.began({topic: begins[topic] for topic in new})
+        return True
+
+    def _positions(self, topics: tuple[str, ...]) -> tuple[tuple[str, Position], ...]:
+        """Return the positions of those of some topics that are not patterns."""
+        if not self._retained.numbers:
+            return ()
+        return tuple((name, self._retained.numbered(name).position) for name in topics if not is_pattern(name))
+
+    def _add_topic(self, name: str) -> Group:
+        """Add a topic or pattern that does not exist yet.
+
+        With a relay, messages of other processes may have been missed until now, so positions from before are not
+        valid any more.
+        """
+        if self._registry.relay is not None and self._retained.numbers:
+            silent = [topic for topic in self._retained.matching(name) if not self._registry.route(topic)]
+            if is_pattern(name) or not self._registry.route(name):
+                self._retained.forgotten = self.messages + 1
+            for topic in silent:
+                self._retained.restart(topic, self.messages)
+        return self._registry.add_topic(name)
 
     @exclusive
     def end_subscription(self, subscription: HubSubscription, *, all_holds: bool) -> None:
@@ -275,6 +340,14 @@ class Membership(Publisher):
         if user.leave(group):
             self.report(self.on_leave, user.name, group.name)
 
+    @exclusive
+    def send_to(self, subscription: HubSubscription, message: PreparedMessage) -> None:
+        """Send a message to a subscription's connection alone."""
+        member = subscription.member
+        if member is not None and member._peer is not None and subscription.why() is None:
+            with core.collector_paused:
+                member.replay([Entry(self, message, encodings_of(message, 1), None)])
+
     # ---- For the queues
 
     def report(self, callback: Callable[..., object] | None, *arguments: Any) -> None:
@@ -284,3 +357,15 @@ class Membership(Publisher):
             about = HubSubscription(self, tuple(member.topics), member, member.connection)
             arguments = (about, *arguments[1:])
         super().report(callback, *arguments)
+
+
+def _order(since: Since, name: str) -> int:
+    """Return when to join a topic or pattern: what would bring the history of a topic that goes on comes after it."""
+    if isinstance(since, Position):
+        return 0
+    return 0 if name in since else 1
+
+
+def _asked(topics: tuple[str, ...], since: Since) -> int:
+    """Return for how many topics and patterns there is a position."""
+    return len(set(topics)) if isinstance(since, Position) else len(since)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 from wsfast._arguments import connections_in, several
 from wsfast._backlog import Entry
 from wsfast._core import core
 from wsfast._encoding.message import Message, PreparedMessage, publishable
+from wsfast._encoding.publication import enveloped, publication_of
 from wsfast._encoding.shared import encodings_of
 from wsfast._reentrancy import exclusive
 
 from .membership import Membership
 from .registry import Group
+from .retained import Retained
 from .subscriptions import Member
 from .topics import check_topic
 
@@ -54,13 +55,15 @@ class Publishing(Membership):
         """Send a message to all subscribers of a topic, at the end of this iteration of the event loop.
 
         Args:
-            topic: The topic, or several topics. A subscriber of more than one of them gets the message once.
+            topic: The topic, or several topics. A subscriber of more than one of them gets the message once; in
+                a hub with envelopes, once for each.
             message: `str` is sent as a Text frame; `bytes`, `bytearray` and `memoryview` as a Binary frame; a
                 `PreparedMessage` as the frame that it was prepared for.
             key: Identifies the subject of the message, for `Conflate` and `last_values`. With a relay, it must be None,
                 a str, a number, a bool or a tuple of these.
-            exclude: Connections that do not get the message, for example the one that sent it.
-            exclude_users: Users who do not get the message, in any process.
+            exclude: Connections that do not get the message, for example the one that sent it. A client that comes
+                back by another connection gets it then.
+            exclude_users: Users who do not get the message, in any process, nor later from the history.
 
         Raises:
             TypeError: If `message` has none of these types, a topic is not a string, `key` is not hashable, or with a
@@ -173,16 +176,29 @@ class Publishing(Membership):
         key: Hashable,
         *,
         exclude_users: Sequence[Hashable] = (),
-        exclude_topics: Sequence[str] = (),
+        publication: Hashable = None,
+        topics: tuple[str, ...] = (),
+        delivered: Sequence[str] = (),
     ) -> None:
         """Send a message from another process to the subscribers in this process.
 
-        Excluded are some users, and the subscribers of other topics to which the same message was published.
+        Args:
+            topic: The topic.
+            message: The message.
+            key: Its key.
+            exclude_users: Users who do not get it.
+            publication: Identifies a message to several topics.
+            topics: These topics.
+            delivered: Those of them for which it was delivered already. Their subscribers do not get it again,
+                except in a hub with envelopes.
         """
-        excluded = self._registry.slots_of_users(exclude_users) if exclude_users else set()
-        if exclude_topics:
-            excluded |= self._registry.slots_of_topics(exclude_topics)
-        self._deliver((topic,), message, key, excluded)
+        users = tuple(exclude_users)
+        excluded = self._registry.slots_of_users(users) if users else set()
+        if self._envelope:
+            publication, topics = None, ()
+        elif delivered:
+            excluded |= self._registry.slots_of_topics(delivered)
+        self._deliver((topic,), message, key, excluded, users, topics or (topic,), publication)
 
     def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
         """Send a message from another process to a user's connections in this process; return their number."""
@@ -206,16 +222,37 @@ class Publishing(Membership):
             excluded |= self._registry.slots_of_users(users)
         relay = self._registry.relay
         for names, message, key in items:
-            self._deliver(names, message, key, excluded)
+            for some in [(name,) for name in names] if self._envelope else [names]:
+                self._deliver(some, message, key, excluded, users, some)
             if relay is not None:
                 relay.forward("topic", names, message, key, users)
 
-    def _deliver(self, names: tuple[str, ...], message: PreparedMessage, key: Hashable, excluded: set[int]) -> None:
-        """Send a message to the subscribers in this process, and retain it."""
+    def _deliver(
+        self,
+        names: tuple[str, ...],
+        message: PreparedMessage,
+        key: Hashable,
+        excluded: set[int],
+        users: tuple[Hashable, ...],
+        topics: tuple[str, ...],
+        publication: Hashable = None,
+    ) -> None:
+        """Send a message to the subscribers in this process, and retain it. See `Retained` for the last arguments."""
         groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
-        retained = self._retained.prepare(names, key)
-        retain = partial(self._retained.add, retained, self.messages + 1, names, key) if retained else None
-        self._enqueue(groups, message, None if key is None else (names, key), excluded, retain)
+        conflated_by = None if key is None else (names, key)
+        targets = self._retained.prepare(names, key)
+        if not targets:
+            self._enqueue(groups, message, conflated_by, excluded)
+            return
+        sent, number = message, self.messages + 1
+        if self._retained.numbers:
+            envelope = enveloped(message, names[0], targets[0][2]) if self._envelope else None
+            sent = publication_of(message, f"{self._retained.epoch}-{number}", envelope)
+
+        def retain(entry: Entry) -> None:
+            self._retained.add(targets, Retained(number, entry, message, topics, key, users, publication))
+
+        self._enqueue(groups, sent, conflated_by, excluded, retain, message)
 
     @exclusive
     def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> None:
@@ -233,8 +270,12 @@ class Publishing(Membership):
         key: Hashable,
         excluded: set[int],
         retain: Callable[[Entry], None] | None = None,
+        original: PreparedMessage | None = None,
     ) -> None:
-        """Publish a message to groups; it is sent at the end of this iteration of the event loop."""
+        """Publish a message to groups; it is sent at the end of this iteration of the event loop.
+
+        Streams get the original, if there is one.
+        """
         dispatcher = self._dispatcher
         assert dispatcher is not None
         receivers, entry = 0, None
@@ -259,7 +300,7 @@ class Publishing(Membership):
                 raise
         for group in groups:
             if group.streams:
-                group.streams.put(message)
+                group.streams.put(original or message)
             elif group.empty:
                 self._registry.discard(group)  # its stream was garbage collected
 

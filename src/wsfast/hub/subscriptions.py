@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
 from wsfast._arguments import Local
 from wsfast._core import core
+from wsfast._encoding.message import Message, PreparedMessage, publishable
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import Calls, consistent, exclusive
 from wsfast._subscription import Lag, Subscription, SubscriptionStats
 from wsfast.connections.foreign import Ended
 
+from .positions import Position
 from .registry import Group, User
 
 __all__ = ["HubSubscription", "Member", "Registration"]
@@ -46,7 +48,7 @@ class Joining:
 class Member(Subscription):
     """One connection in a hub, with one queue for all of its topics."""
 
-    __slots__ = ("__weakref__", "_calls", "final_groups", "groups", "user")
+    __slots__ = ("__weakref__", "_begins", "_calls", "final_groups", "groups", "user")
 
     def __init__(self, hub: Publisher, peer: core.Peer, calls: Calls) -> None:
         self._calls = calls
@@ -54,6 +56,7 @@ class Member(Subscription):
         """The member's groups, each with the call that joined it."""
         self.final_groups: dict[Group, Joining] | None = None  # the groups at the end
         self.user: User | None = None
+        self._begins: dict[str, int] | None = None  # for topics that it came back to, the last message it had before
         super().__init__(hub, peer, 0)  # last: makes it known to the connection
 
     def _published(self) -> int:
@@ -72,6 +75,23 @@ class Member(Subscription):
         self.wake()
         self.exclude(-group.messages)
         del self.groups[group]
+
+    def began(self, topics: Mapping[str, int | None]) -> None:
+        """Note from where on it gets the messages of topics that it did not get before.
+
+        Args:
+            topics: For each topic, the number of the last message that it had before, because it has come back; None if
+                it gets the whole history.
+        """
+        for topic, number in topics.items():
+            if number is not None:
+                self._begins = {**(self._begins or {}), topic: number}
+            elif self._begins is not None:
+                self._begins.pop(topic, None)
+
+    def begin_of(self, topic: str) -> int:
+        """Return the number of the last message that it had before those of a topic; 0 if it got the whole history."""
+        return 0 if self._begins is None else self._begins.get(topic, 0)
 
     @property
     @consistent
@@ -110,6 +130,9 @@ class Ends(Protocol):
 
     def end_registration(self, registration: Registration, *, all_holds: bool) -> None:
         """End a registration; unless `all_holds`, only if no other registration holds it."""
+
+    def send_to(self, subscription: HubSubscription, message: PreparedMessage) -> None:
+        """Send a message to a subscription's connection alone."""
 
 
 class Handle(Local):
@@ -226,7 +249,12 @@ class HubSubscription(Handle):
     The queue belongs to the connection: the counts cover all messages that the connection gets from the hub.
     """
 
-    __slots__ = ("_connection", "_topics")
+    __slots__ = ("_connection", "_positions", "_topics", "recovered", "recovered_topics")
+
+    recovered: bool
+    """Whether the connection got all that it had missed since the positions given to `subscribe()`, of all topics."""
+    recovered_topics: frozenset[str]
+    """The topics for which this is true. For the others, the connection was treated like a new subscriber."""
 
     def __init__(
         self, hub: Ends, topics: tuple[str, ...], member: Member | None = None, connection: Any = None
@@ -234,6 +262,9 @@ class HubSubscription(Handle):
         super().__init__(hub)
         self._topics = topics
         self._connection = connection
+        self._positions: tuple[tuple[str, Position], ...] = ()
+        self.recovered = False
+        self.recovered_topics = frozenset()
         if member is not None:
             self.begin(member, tuple(group for group in member.groups if group is not member.user), None)
 
@@ -246,6 +277,37 @@ class HubSubscription(Handle):
         """Cover groups that a connection is in."""
         super().begin(member, groups, own)
         self._topics = ()  # the groups have the names
+
+    def note(
+        self, positions: tuple[tuple[str, Position], ...], recovered_topics: frozenset[str], recovered: bool
+    ) -> None:
+        """Note the positions at the beginning, and which topics were recovered."""
+        self._positions = positions
+        self.recovered_topics = recovered_topics
+        self.recovered = recovered
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """The position of each topic at the moment of subscribing, after the messages that were sent again.
+
+        Patterns have none. Empty if the hub has neither history nor envelopes.
+        """
+        return dict(self._positions)
+
+    def send(self, message: Message) -> None:
+        """Send a message to this connection alone, after what was published before and before what is published later.
+
+        It goes through the connection's queue, like what is published, and without an envelope. Nothing is sent if the
+        connection has left the hub.
+
+        Raises:
+            TypeError: If `message` has an unsupported type.
+            RuntimeError: If it is called in another thread than that of the hub's event loop.
+        """
+        prepared = publishable(message)
+        if (calls := self._hub._calls) is not None:
+            calls.check_thread()
+        self._hub.send_to(self, prepared)
 
     def __enter__(self) -> HubSubscription:
         self._enter()

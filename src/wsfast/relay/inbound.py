@@ -302,10 +302,13 @@ class Inbound:
         if following is None:
             self.duplicates += item is not None
             return
+        positions, missing = following
+        if missing and seen.address[0] == "topic":
+            # First: positions must not count this message as following the last one.
+            self._hub.restart(seen.address[1])
         if item is not None:
             self._deliver(publisher, seen.address, item)
             self.received += 1
-        positions, missing = following
         # Recorded only now: otherwise a message that could not be delivered would not be counted as missing.
         self._note(seen, publisher, positions)
         if missing:
@@ -363,7 +366,15 @@ class Inbound:
         delivered = self._delivered.setdefault((publisher, number), set())
         # Only topics that this message names: who makes up messages can have any number of others count as delivered.
         others = tuple(topic for topic in topics if topic in delivered)
-        self._hub.deliver(name, message, item.key, exclude_users=item.excluded, exclude_topics=others)
+        self._hub.deliver(
+            name,
+            message,
+            item.key,
+            exclude_users=item.excluded,
+            publication=(publisher, number),
+            topics=topics,
+            delivered=others,
+        )
         self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):
