@@ -35,7 +35,7 @@ from .wire import (
     join,
 )
 
-__all__ = ["ADDRESSES", "Outbound"]
+__all__ = ["ADDRESSES", "Outbound", "Packet", "Queued", "by_position"]
 
 BATCH = 2048
 """Messages per batch. The broker must confirm a batch before the next one is sent."""
@@ -59,29 +59,34 @@ POSITIONS = 4096
 class _Position:
     """The number of the last message of one address."""
 
-    __slots__ = ("address", "epoch", "head", "number")
+    __slots__ = ("address", "epoch", "head", "number", "tried")
 
     def __init__(self, address: Address, epoch: int) -> None:
         self.address = address
         self.epoch = epoch
         self.number = 0
+        self.tried = 0  # number of the last message that was given to a broker that orders messages
         try:
             self.head = head_of(address)
         except ValueError:  # it is too long
             self.head = b""
 
 
-class _Queued(NamedTuple):
+class Queued(NamedTuple):
+    """A message that waits."""
+
     position: _Position
     number: int
     data: bytes
     time: float
 
 
-class _Packet(NamedTuple):
+class Packet(NamedTuple):
+    """Messages of one address that travel together."""
+
     address: Address
     data: bytes
-    messages: Sequence[_Queued]
+    messages: Sequence[Queued]
 
 
 class Outbound:
@@ -115,9 +120,9 @@ class Outbound:
         self._timeout = timeout
         self._on_connected = on_connected
         self._keyring = keyring
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
         self._queue_bytes = 0
-        self._batch: list[_Queued] = []
+        self._batch: list[Queued] = []
         self._most = BATCH  # maximum number of messages in the next batch
         self._positions: OrderedDict[Address, _Position] = OrderedDict()
         self._epoch = 0
@@ -172,7 +177,7 @@ class Outbound:
             if isinstance(self._slow, DropNewest):
                 return
             self._queue_bytes -= len(self._queue.popleft().data)
-        self._queue.append(_Queued(position, position.number, data, time.monotonic()))
+        self._queue.append(Queued(position, position.number, data, time.monotonic()))
         self._queue_bytes += len(data)
         self._changed.set()
 
@@ -185,6 +190,11 @@ class Outbound:
     def _drop(self, count: int = 1) -> None:
         self.dropped += count
         self._positions_due = True
+
+    def last(self, address: Address) -> tuple[int, int]:
+        """Return the epoch and the number of the last message of an address; smaller ones if there was none."""
+        position = self._positions.get(address)
+        return (0, 0) if position is None else (position.epoch, position.number)
 
     # ---- Announcements to other relays
 
@@ -254,16 +264,16 @@ class Outbound:
         if not self._queue:
             await self._publish_control(sending)
 
-    async def _publish_packets(self, sending: Sending, packets: Sequence[_Packet]) -> list[_Packet]:
+    async def _publish_packets(self, sending: Sending, packets: Sequence[Packet]) -> list[Packet]:
         """Publish packets; return those that the broker has refused."""
         async with asyncio.timeout(self._timeout):
             refused = await sending.publish([(packet.address, packet.data) for packet in packets])
         return [packets[index] for index in refused]
 
-    def _packets(self, batch: Sequence[_Queued]) -> list[_Packet]:
+    def _packets(self, batch: Sequence[Queued]) -> list[Packet]:
         """Return the packets of a batch: messages of one address follow each other there as they do in the batch."""
-        packets: list[_Packet] = []
-        for messages in _by_position(batch):
+        packets: list[Packet] = []
+        for messages in by_position(batch):
             start = size = 0
             for index, message in enumerate(messages):
                 size += len(message.data)
@@ -277,12 +287,12 @@ class Outbound:
             packets.append(self._packet(messages[start:]))
         return packets
 
-    def _packet(self, messages: Sequence[_Queued]) -> _Packet:
+    def _packet(self, messages: Sequence[Queued]) -> Packet:
         """Return the packet of messages of one address with consecutive numbers."""
         position, number, _, _ = messages[0]
         items = [message.data for message in messages]
         data = join(MESSAGE, self._publisher, position.epoch, number, position.head, items, self._keyring)
-        return _Packet(position.address, data, messages)
+        return Packet(position.address, data, messages)
 
     def _shorten_batch(self) -> None:
         """Put half of the batch back, since its size may have caused the timeout. Later batches grow slowly."""
@@ -340,7 +350,7 @@ class Outbound:
         positions = []
         for address in list(self._positions):
             position = self._positions.get(address)
-            if position is not None and position.head:
+            if position is not None and position.head and self._announces(address):
                 positions.append((address, self._control(POSITION, position.epoch, position.number, position.head)))
         if self._queue:  # these messages have numbers that must not be announced before the messages are sent
             return
@@ -349,6 +359,10 @@ class Outbound:
         for start in range(0, len(positions), BATCH):
             async with asyncio.timeout(self._timeout):
                 await sending.publish(positions[start : start + BATCH])
+
+    def _announces(self, address: Address) -> bool:
+        """Whether other relays must be told how many messages an address has."""
+        return True
 
     def _control(self, kind: int, epoch: int = 0, number: int = 0, head: bytes | None = None) -> bytes:
         """Return a packet without messages."""
@@ -360,9 +374,9 @@ class Outbound:
         return self._positions_sent + interval - time.monotonic()
 
 
-def _by_position(batch: Sequence[_Queued]) -> Iterable[list[_Queued]]:
+def by_position(batch: Sequence[Queued]) -> Iterable[list[Queued]]:
     """Return the messages of each address, in their order."""
-    messages: dict[_Position, list[_Queued]] = {}
+    messages: dict[_Position, list[Queued]] = {}
     for message in batch:
         messages.setdefault(message.position, []).append(message)
     return messages.values()
