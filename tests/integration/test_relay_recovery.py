@@ -265,6 +265,26 @@ def test_own_message_after_subscribing(shared: Broker, prefix: str) -> None:
     go(main)
 
 
+def test_other_message_after_subscribing(shared: Broker, prefix: str) -> None:
+    """What another process publishes once the broker has confirmed a subscription is delivered."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, two):
+            for number in range(30):
+                topic = f"t{number}"
+                two.hub.publish(topic, "before")
+                stream = one.stream(topic)
+                await one.relay.subscribed(TIMEOUT)
+                two.hub.publish(topic, "first")
+                two.hub.publish(topic, "second")
+                messages = await take(stream, 2)
+                while messages[-1] != "second":
+                    messages += await take(stream, 1)
+                assert messages in (["first", "second"], ["before", "first", "second"])
+
+    go(main)
+
+
 # ---- Coming back
 
 

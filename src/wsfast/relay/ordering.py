@@ -172,7 +172,10 @@ class Order:
             self._waiting.append(placed)
             self._sink.waits(1, placed.size)
         else:  # the broker will be asked for it
-            self._stop_waiting()
+            waiting = [*self._stop_waiting(), placed]
+            if self.position is None:  # the first one tells where to begin
+                self._waiting = waiting[:1]
+                self._sink.waits(1, waiting[0].size)
             self._overflow = True
 
     def _stop_waiting(self) -> list[Placed]:
@@ -210,6 +213,9 @@ class Order:
         before = Position(epoch, packets[0][0].first - 1 if packets else offset)
         if self._loading:
             self._sink.begin(before)
+        heard = self._waiting[0] if self.position is None and self._waiting else None
+        if heard is not None and heard.epoch == epoch and heard.last <= before.offset:  # it is not kept any more
+            self.position = Position(epoch, heard.first - 1)
         if self.position is not None and self.position.epoch != epoch:
             self.position = before
             self._sink.missing(0)
@@ -218,7 +224,8 @@ class Order:
 
     def _take_stored(self, placed: Placed, age: float) -> None:
         if self.position is None:
-            start = self._sink.starts(placed)
+            heard = any((one.epoch, one.first) == (placed.epoch, placed.first) for one in self._waiting[:1])
+            start = 0 if heard and self._waiting[0].envelope == placed.envelope else self._sink.starts(placed)
             if start is not None:
                 self.position = Position(placed.epoch, placed.first - 1 + start)
         known = placed.last if self.position is None else self.position.offset
