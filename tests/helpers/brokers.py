@@ -220,10 +220,16 @@ class Redis(_Server):
         sock.sendall(b"PING\r\nQUIT\r\n")
         return b"".join(iter(lambda: sock.recv(64), b"")) == b"+PONG\r\n+OK\r\n"
 
-    def ask(self, *command: str) -> Any:
+    def ask(self, *command: str | bytes) -> Any:
+        return self._ask(command, decode_responses=True)
+
+    def ask_bytes(self, *command: str | bytes) -> Any:
+        return self._ask(command, decode_responses=False)
+
+    def _ask(self, command: Sequence[str | bytes], *, decode_responses: bool) -> Any:
         import redis
 
-        with redis.Redis(port=self.port, decode_responses=True) as client:
+        with redis.Redis(port=self.port, decode_responses=decode_responses) as client:
             return client.execute_command(*command)  # type: ignore[no-untyped-call, unused-ignore]
 
     def channels(self, prefix: str) -> set[str]:

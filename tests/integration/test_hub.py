@@ -1682,6 +1682,7 @@ class Recorder:
     """A relay that notes what it is told."""
 
     def __init__(self) -> None:
+        self.ordered = False
         self.wanted: set[tuple[Kind, Any]] = set()
         self.forwarded: list[Any] = []
 
@@ -1692,7 +1693,13 @@ class Recorder:
     def unsubscribe(self, kind: Kind, name: Any) -> None:
         self.wanted.remove((kind, name))
 
-    def forward(self, kind: Kind, names: Any, message: Any, key: Any, excluded: Any) -> None:
+    def is_loaded(self, topic: str, since: Any) -> bool:
+        raise NotImplementedError
+
+    async def load(self, topics: Any) -> None:
+        raise NotImplementedError
+
+    def forward(self, kind: Kind, names: Any, message: Any, key: Any, excluded: Any, members: Any) -> None:
         self.forwarded.append((kind, names, message.data, key, excluded))
 
     def command(self, command: Command) -> None:

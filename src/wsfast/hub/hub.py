@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from .departures import Departures
 from .positions import History, Position, check_since
 from .registry import Group, HubStream, Kind, PresenceCallback, Relay
 from .subscriptions import HubSubscription, Member, Registration
-from .topics import check_topic, check_topic_or_pattern
+from .topics import check_topic, check_topic_or_pattern, is_pattern
 
 __all__ = ["Hub", "HubChannel"]
 
@@ -134,6 +135,44 @@ class Hub(Departures):
         self._subscribe(subscription, connection, positions)
         return subscription
 
+    async def recover(
+        self,
+        connection: object,
+        *topics: str,
+        since: Mapping[str, Position | tuple[str, int]] | Position | None = None,
+    ) -> HubSubscription:
+        """Subscribe a connection after fetching what this process lacks of the history from the broker.
+
+        With a relay that recovers, such as `wsfast.relay.redis(hub, url, recover=True)`, the positions of a topic are
+        the same in all processes, and a client may come back to any of them. If the broker does not answer within the
+        relay's timeout, the connection is subscribed nevertheless, and what cannot be recovered is not in
+        `recovered_topics`. With any other relay, or none, this is the same as `subscribe()`.
+
+        Args:
+            connection: See `subscribe()`.
+            topics: See `subscribe()`. Of patterns, nothing is fetched.
+            since: See `subscribe()`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: See `subscribe()`.
+        """
+        names = tuple(map(check_topic_or_pattern, topics))
+        positions = None if since is None else check_since(since, names)
+        self._bind()
+        relay = self._registry.relay
+        with contextlib.ExitStack() as stack:
+            if relay is not None and relay.ordered:
+                some = {} if positions is None or isinstance(positions, Position) else positions
+                behind = {
+                    name: some.get(name)
+                    for name in names
+                    if not is_pattern(name) and not relay.is_loaded(name, some.get(name))
+                }
+                for name in behind:  # while there is a subscriber, the relay follows the topic
+                    stack.callback(self.stream(name, max_messages=1).close)
+                await relay.load(behind)
+            return self.subscribe(connection, *topics, since=since)
+
     def position(self, topic: str | None = None) -> Position:
         """Return the position after the last message of a topic. Without a topic, return that after all messages.
 
@@ -246,6 +285,11 @@ class Hub(Departures):
         return HubStats(*self._counts(), topics, patterns, len(self._registry.users))
 
     @property
+    def history(self) -> History:
+        """The bounds of the history."""
+        return self._retained.bounds
+
+    @property
     def has_positions(self) -> bool:
         """Whether messages have positions: the hub has history or envelopes."""
         return self._retained.numbers
@@ -310,9 +354,11 @@ class Hub(Departures):
                 f"{self!r} has a relay already; a hub can have one relay at a time: leave its `async with` block first"
             )
         self._bind()
+        before = self._registry.relay
         self._registry.relay = relay
         self._has_relay = relay is not None
-        if relay is not None:  # messages of other processes were missed until now
+        # Messages of other processes were missed until now, or the numbers were those of a broker.
+        if relay is not None or (before is not None and before.ordered):
             self._retained.restart_all(self.messages)
         return self._registry.names()
 
@@ -320,19 +366,6 @@ class Hub(Departures):
         """Put a placeholder in the place of a relay that has not started, unless another relay is running."""
         if not self._has_relay:
             self._registry.relay = stand_in
-
-    @exclusive
-    def restart(self, topic: str) -> None:
-        """Begin a new numbering of a topic, because messages of another process are missing."""
-        self._retained.restart(topic, self.messages)
-
-    def routes(self, topic: str) -> list[tuple[Kind, str]]:
-        """Return the topic and the patterns by which this hub has subscribers to a topic."""
-        return [(group.kind, group.name) for group in self._registry.route(topic)]
-
-    def has_user(self, user: Hashable) -> bool:
-        """Whether a user has a connection."""
-        return user in self._registry.users
 
 
 class HubChannel:

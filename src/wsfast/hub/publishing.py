@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -15,7 +16,8 @@ from wsfast._encoding.shared import encodings_of
 from wsfast._reentrancy import exclusive
 
 from .membership import Membership
-from .registry import Group
+from .positions import Position
+from .registry import Group, Kind
 from .retained import Retained
 from .subscriptions import Member
 from .topics import check_topic
@@ -179,6 +181,8 @@ class Publishing(Membership):
         publication: Hashable = None,
         topics: tuple[str, ...] = (),
         delivered: Sequence[str] = (),
+        exclude: Iterable[Member] = (),
+        age: float | None = None,
     ) -> None:
         """Send a message from another process to the subscribers in this process.
 
@@ -191,6 +195,8 @@ class Publishing(Membership):
             topics: These topics.
             delivered: Those of them for which it was delivered already. Their subscribers do not get it again,
                 except in a hub with envelopes.
+            exclude: Members who do not get it.
+            age: If given, nobody gets it: it is only retained, as a message that is so many seconds old.
         """
         users = tuple(exclude_users)
         excluded = self._registry.slots_of_users(users) if users else set()
@@ -198,7 +204,29 @@ class Publishing(Membership):
             publication, topics = None, ()
         elif delivered:
             excluded |= self._registry.slots_of_topics(delivered)
-        self._deliver((topic,), message, key, excluded, users, topics or (topic,), publication)
+        excluded |= {member._peer.slot for member in exclude if member._peer is not None}
+        self._deliver((topic,), message, key, excluded, users, topics or (topic,), publication, age)
+
+    @exclusive
+    def restart(self, topic: str) -> None:
+        """Begin a new numbering of a topic, because messages of another process are missing."""
+        self._retained.restart(topic, self.messages)
+
+    def routes(self, topic: str) -> list[tuple[Kind, str]]:
+        """Return the topic and the patterns by which this hub has subscribers to a topic."""
+        return [(group.kind, group.name) for group in self._registry.route(topic)]
+
+    def has_user(self, user: Hashable) -> bool:
+        """Whether a user has a connection."""
+        return user in self._registry.users
+
+    @exclusive
+    def locate(self, topic: str, position: Position, *, clear: bool = False) -> None:
+        """Number the next messages of a topic from a position that the broker of an ordered relay has given.
+
+        The history is forgotten unless it ends at this position, and in any case if `clear` is true.
+        """
+        self._retained.locate(topic, position, self.messages, clear=clear)
 
     def deliver_to_user(self, user: Hashable, message: PreparedMessage, key: Hashable) -> int:
         """Send a message from another process to a user's connections in this process; return their number."""
@@ -221,11 +249,14 @@ class Publishing(Membership):
         if users:
             excluded |= self._registry.slots_of_users(users)
         relay = self._registry.relay
+        ordered = relay is not None and relay.ordered  # then the message comes back from the broker
+        members = self._members(excluded) if ordered and connections else ()
         for names, message, key in items:
-            for some in [(name,) for name in names] if self._envelope else [names]:
-                self._deliver(some, message, key, excluded, users, some)
+            if not ordered:
+                for some in [(name,) for name in names] if self._envelope else [names]:
+                    self._deliver(some, message, key, excluded, users, some)
             if relay is not None:
-                relay.forward("topic", names, message, key, users)
+                relay.forward("topic", names, message, key, users, members)
 
     def _deliver(
         self,
@@ -236,21 +267,33 @@ class Publishing(Membership):
         users: tuple[Hashable, ...],
         topics: tuple[str, ...],
         publication: Hashable = None,
+        age: float | None = None,
     ) -> None:
-        """Send a message to the subscribers in this process, and retain it. See `Retained` for the last arguments."""
-        groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
+        """Send a message to the subscribers in this process, and retain it. See `Retained` for the last arguments.
+
+        If there is an age in seconds, it is only retained.
+        """
+        groups: tuple[Group, ...] = ()
+        if age is None:
+            groups = self._registry.route(names[0]) if len(names) == 1 else self._registry.routes_of(names)
         conflated_by = None if key is None else (names, key)
         targets = self._retained.prepare(names, key)
         if not targets:
             self._enqueue(groups, message, conflated_by, excluded)
             return
-        sent, number = message, self.messages + 1
+        sent, number, now = message, self.messages + 1, time.monotonic()
         if self._retained.numbers:
             envelope = enveloped(message, names[0], targets[0][2]) if self._envelope else None
             sent = publication_of(message, f"{self._retained.epoch}-{number}", envelope)
 
+        if age is not None:
+            for _, topic, _, _ in targets:
+                topic.gone = number  # positions in all messages tell nothing about it
+
         def retain(entry: Entry) -> None:
             self._retained.add(targets, Retained(number, entry, message, topics, key, users, publication))
+            if age is not None:
+                entry.time = now - age
 
         self._enqueue(groups, sent, conflated_by, excluded, retain, message)
 
@@ -261,7 +304,7 @@ class Publishing(Membership):
         conflated_by = None if key is None else ((user,), "user", key)
         self._enqueue(() if group is None else (group,), message, conflated_by, set())
         if forward and self._registry.relay is not None:
-            self._registry.relay.forward("user", (user,), message, key, ())
+            self._registry.relay.forward("user", (user,), message, key, (), ())
 
     def _enqueue(
         self,

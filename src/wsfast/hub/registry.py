@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, Protocol, TypeAlias
@@ -13,6 +13,7 @@ from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 from wsfast._publisher import Stream, Streams
 
+from .positions import Position
 from .topics import PatternTree, is_pattern
 
 __all__ = [
@@ -44,6 +45,22 @@ class Command:
 class Relay(Protocol):
     """Forwards messages of a hub to the hubs of other processes."""
 
+    @property
+    def ordered(self) -> bool:
+        """Whether messages to topics come back from the broker, and are delivered only then."""
+
+    def is_loaded(self, topic: str, since: Position | None) -> bool:
+        """For an ordered relay, whether the hub's history has what the broker keeps of a topic, as far as is known.
+
+        A client that comes back with a position from another process may know more.
+        """
+
+    async def load(self, topics: Mapping[str, Position | None]) -> None:
+        """Have the hub's history contain what an ordered relay's broker keeps of topics that have a subscriber.
+
+        Returns soon even if the broker cannot be reached.
+        """
+
     def subscribe(self, kind: Kind, name: Any) -> None:
         """Called when a topic or a pattern gets its first subscriber in this process, or a user a first connection."""
 
@@ -57,8 +74,12 @@ class Relay(Protocol):
         message: PreparedMessage,
         key: Hashable,
         excluded: tuple[Any, ...],
+        members: Collection[Any],
     ) -> None:
-        """Send a message to other processes. The excluded users do not get it there."""
+        """Send a message to other processes. The excluded users do not get it there.
+
+        Members of this hub who do not get it either when it comes back are given to an ordered relay.
+        """
 
     def command(self, command: Command) -> None:
         """Send a command to other processes."""

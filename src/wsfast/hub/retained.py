@@ -177,10 +177,10 @@ class RetainedMessages:
         subscribed: The topics and patterns that have a subscriber.
     """
 
-    __slots__ = ("_history", "_idle", "_last_values", "_subscribed", "epoch", "forgotten", "numbers", "topics")
+    __slots__ = ("_idle", "_last_values", "_subscribed", "bounds", "epoch", "forgotten", "numbers", "topics")
 
     def __init__(self, history: History, last_values: int, numbers: bool, subscribed: Container[str]) -> None:
-        self._history = history
+        self.bounds: History = history
         self._idle = IDLE if history.seconds is None else history.seconds
         self._last_values = last_values
         self._subscribed = subscribed
@@ -210,7 +210,7 @@ class RetainedMessages:
     def add(self, targets: list[Target], message: Retained) -> None:
         """Retain a message in the topics that `prepare()` has returned. Running it twice changes nothing."""
         number, key, now = message.number, message.key, message.entry.time
-        most, size = self._history.messages, message.entry.message.size
+        most, size = self.bounds.messages, message.entry.message.size
         for name, topic, offset, before in targets:
             self.topics[name] = topic
             self.topics.move_to_end(name)
@@ -229,7 +229,7 @@ class RetainedMessages:
 
     def _trim(self, topic: RetainedTopic, now: float) -> None:
         """Forget what is beyond the bounds of the history."""
-        history, bounds = topic.history, self._history
+        history, bounds = topic.history, self.bounds
         while len(history) > bounds.messages:
             topic.drop()
         if bounds.bytes is not None:
@@ -289,6 +289,25 @@ class RetainedMessages:
             return
         epoch, gone = new_epoch(), max(topic.gone, number + 1)
         topic.epoch, topic.offset, topic.gone = epoch, 0, gone
+
+    def locate(self, name: str, position: Position, number: int, *, clear: bool) -> None:
+        """Have the numbering of a topic continue after a position that a broker has given.
+
+        The history is kept only if it ends at this position.
+
+        Args:
+            name: The topic.
+            position: The position.
+            number: Count of the hub's messages so far.
+            clear: Whether to forget the history in any case.
+        """
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = RetainedTopic(time.monotonic(), self.forgotten)
+        elif topic.position == position and not clear:
+            return
+        topic.history.clear()
+        topic.epoch, topic.offset, topic.gone = position.epoch, position.offset, max(topic.gone, number + 1)
 
     def restart_all(self, number: int) -> None:
         """Begin a new numbering of all topics."""

@@ -29,6 +29,7 @@ from .broker import Broker
 from .confirming import PublishError
 from .inbound import Gap
 from .local_broker import LocalBroker
+from .ordered_relay import OrderedRelay
 from .publishers import AsyncPublisher, Publisher
 from .relay import Relay, RelayStats
 from .wire import Keyring
@@ -61,6 +62,7 @@ def redis(
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
+    recover: bool = False,
 ) -> Relay:
     """Return a relay through Redis (PUBLISH and SUBSCRIBE). Needs the extra `redis`: `pip install "wsfast[redis]"`.
 
@@ -77,19 +79,32 @@ def redis(
             Without a secret, everyone who may publish at the broker may publish to this hub.
         ssl: Settings of the encryption and of the certificates to trust, for `rediss://`. None means the settings in
             `url` and the system's defaults.
+        recover: Whether Redis orders the messages of each topic and keeps the last ones, within the bounds of the hub's
+            history, so that clients can come back to any process: see `Hub.recover()`. Messages to topics then reach
+            the clients of every process, this one included, by way of Redis. Give the same to all processes. It needs
+            Redis 6.2 or newer, or Valkey.
 
     Raises:
         ModuleNotFoundError: If redis is not installed.
         TypeError: If `hub` is not a Hub, `slow` is another policy, `url` is not a string, `on_gap` is not callable or
-            is a coroutine function, or `secret` is not bytes.
+            is a coroutine function, `secret` is not bytes, or `recover` is not a bool.
         ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
-            positive, or `secret` is too short.
+            positive, `secret` is too short, or `recover` is true and the hub has no history.
     """
     with needs("wsfast[redis]", "redis"):
         from .redis_broker import RedisBroker
+        from .redis_streams import RedisStreams
 
-    broker = RedisBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
+    if not isinstance(recover, bool):
+        raise TypeError(f"recover must be a bool, not {recover!r}")
+    check_topic(prefix, "prefix")
     keyring = None if secret is None else Keyring(secret, prefix)
+    if recover and isinstance(hub, Hub):
+        if not hub.history.messages:
+            raise ValueError("recover=True needs a hub with history: Hub(history=100)")
+        streams = RedisStreams(url, prefix, timeout, ssl, hub.history)
+        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    broker = RedisBroker(url, prefix, timeout, ssl)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
 
 

@@ -6,11 +6,11 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from wsfast._arguments import check_str
-from wsfast.hub import Kind
+from wsfast.hub import Kind, Position
 
 from .wire import Address
 
@@ -19,9 +19,12 @@ __all__ = [
     "Broker",
     "BrokerSubscriptions",
     "Channel",
+    "Fetching",
     "Interest",
+    "Kept",
     "Receive",
     "Receiving",
+    "Request",
     "Sending",
     "close",
     "public_name",
@@ -40,6 +43,28 @@ Channel = bytes | str
 """The broker's name for the place where messages of one topic or user are published."""
 
 Receive = Callable[[bytes, Channel], None]
+
+
+class Request(NamedTuple):
+    """Asks for messages that the broker keeps."""
+
+    topic: str
+    since: Position | None
+    """After which message. None, or a position of another epoch: from the start."""
+    sure: bool
+    """Whether the broker has given this position: if it does not know it any more, it must begin a new epoch."""
+
+
+class Kept(NamedTuple):
+    """A part of what the broker keeps of a topic."""
+
+    epoch: str
+    offset: int
+    """Offset of the topic's last message."""
+    packets: Sequence[tuple[int, float, bytes]]
+    """The offset of the last message of each packet, its age in seconds, and the packet."""
+    more: bool
+    """Whether there are more packets."""
 
 
 class Closable(Protocol):
@@ -73,6 +98,16 @@ class Receiving(Protocol):
 
     async def run(self) -> None:
         """Receive until the connection is lost or nothing is heard for too long; then return or raise."""
+
+    async def close(self) -> None:
+        """Close the connection, whether it works or not."""
+
+
+class Fetching(Protocol):
+    """A connection to a broker that keeps messages, for asking for them."""
+
+    async def fetch(self, requests: Sequence[Request]) -> Sequence[Kept]:
+        """Return, for each request, a part of what the broker keeps of a topic."""
 
     async def close(self) -> None:
         """Close the connection, whether it works or not."""
@@ -184,6 +219,7 @@ class BrokerSubscriptions:
         receive: Called with each message and its channel.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
         on_reconnected: Called after reconnecting, when messages may be missing.
+        on_subscribed: Called with each interest that the broker has confirmed, again after reconnecting.
     """
 
     def __init__(
@@ -193,6 +229,7 @@ class BrokerSubscriptions:
         receive: Receive,
         on_connected: Callable[..., None],
         on_reconnected: Callable[[], None],
+        on_subscribed: Callable[[Sequence[Interest | None]], None],
     ) -> None:
         self.reconnects: int = 0
         self._broker = broker
@@ -200,6 +237,7 @@ class BrokerSubscriptions:
         self._receive = receive
         self._on_connected = on_connected
         self._on_reconnected = on_reconnected
+        self._on_subscribed = on_subscribed
         self._interests: dict[Interest | None, None] = {None: None}  # None is the channel of all relays
         self._outdated: dict[Interest | None, None] = {}  # interests that may have changed
         self._subscribed: set[Interest | None] = set()
@@ -287,6 +325,7 @@ class BrokerSubscriptions:
             if new:
                 await while_running(running, receiving.subscribe(new))
                 self._subscribed.update(new)
+                self._on_subscribed(new)
             if old:
                 await while_running(running, receiving.unsubscribe(old))
                 self._subscribed.difference_update(old)

@@ -17,7 +17,7 @@ from .commands import carry_out
 from .outbound import ADDRESSES, BATCH
 from .wire import GOODBYE, PUBLISHER, REQUEST, Address, Envelope, Item, Keyring, RejectedError, unpack
 
-__all__ = ["Gap", "Inbound"]
+__all__ = ["Gap", "Inbound", "Seen"]
 
 logger: logging.Logger = logging.getLogger("wsfast")
 
@@ -96,16 +96,16 @@ class Gap:
     """Messages of another process that will never arrive in this one."""
 
     publisher: str
-    """The `Relay.id` of the relay that published them."""
+    """The `Relay.id` of the relay that published them; `""` if a broker that keeps messages has not kept these."""
     kind: Kind
     """`"topic"` or `"user"`."""
     name: Any
     """The topic or the user."""
     messages: int
-    """Number of missing messages."""
+    """Number of missing messages; 0 if it is not known, because a broker that keeps messages has lost them."""
 
 
-class _Seen:
+class Seen:
     """The last messages of one address."""
 
     __slots__ = ("address", "clock", "positions")
@@ -158,7 +158,7 @@ class Inbound:
         self._channel = channel
         self._keyring = keyring
         self._heads: dict[bytes, Address] = {}
-        self._seen: OrderedDict[Address, _Seen] = OrderedDict()
+        self._seen: OrderedDict[Address, Seen] = OrderedDict()
         self._addresses: dict[int, set[Address]] = {}  # by publisher: the addresses with a position
         self._positions = 0  # in all
         self._delivered: OrderedDict[tuple[int, int], set[str]] = OrderedDict()
@@ -193,6 +193,9 @@ class Inbound:
                 self._forget(interest)
                 del self._seen[interest]
 
+    def on_subscribed(self, interests: Sequence[Interest | None]) -> None:
+        """Note that the broker has confirmed subscriptions."""
+
     def _routes(self, address: Address) -> list[Interest]:
         """Return for which interests the messages of an address are delivered."""
         kind, name = address
@@ -204,7 +207,7 @@ class Inbound:
         """Return when the first one of some interests began."""
         return min(self._interests.get(interest, self._clock) for interest in interests)
 
-    def _is_continuous(self, topic: str, seen: _Seen, began: int) -> bool:
+    def _is_continuous(self, topic: str, seen: Seen, began: int) -> bool:
         """Whether the hub has had a subscriber to a topic ever since the topic's last message.
 
         Args:
@@ -221,29 +224,22 @@ class Inbound:
 
     # ---- Messages
 
+    def reject(self, reason: object) -> None:
+        """Count a packet that is ignored, and log the first one."""
+        self.rejected += 1
+        if self.rejected == 1:
+            logger.warning(
+                "%s has rejected a message of another process: %s; stats().rejected counts further ones",
+                self._name,
+                reason,
+            )
+
     def receive(self, data: bytes, channel: Channel) -> None:
         """Process a message from the broker, given the channel that it came by."""
         if data[PUBLISHER] == self.publisher.to_bytes(8):
             return
-        try:
-            envelope = unpack(data, self._keyring, self._heads)
-            if channel != self._channel(envelope.address):  # the broker may limit a publisher to some channels
-                raise RejectedError("it came by the channel of another topic or user")
-        except RejectedError as exc:
-            self.rejected += 1
-            if self.rejected == 1:
-                logger.warning(
-                    "%s has rejected a message of another process: %s; stats().rejected counts further ones",
-                    self._name,
-                    exc,
-                )
-            return
-        except ValueError as exc:
-            self.malformed += 1
-            if self.malformed == 1:
-                logger.warning(
-                    "%s has ignored a malformed message: %s; stats().malformed counts further ones", self._name, exc
-                )
+        envelope = self._unpack(data, channel)
+        if envelope is None:
             return
         if envelope.kind == REQUEST:
             self._on_request()
@@ -255,11 +251,31 @@ class Inbound:
             if routes:
                 self._receive(envelope, self._last_seen(envelope.address, routes))
 
-    def _last_seen(self, address: Address, routes: list[Interest]) -> _Seen:
+    def _unpack(self, data: bytes, channel: Channel) -> Envelope | None:
+        """Return the contents of a packet that came by a channel; count it and return None if it is not valid."""
+        try:
+            envelope = unpack(data, self._keyring, self._heads)
+            if channel != self._channel(envelope.address):  # the broker may limit a publisher to some channels
+                raise RejectedError("it came by the channel of another topic or user")
+            return envelope
+        except RejectedError as exc:
+            self.reject(exc)
+        except ValueError as exc:
+            self.malformed += 1
+            if self.malformed == 1:
+                logger.warning(
+                    "%s has ignored a malformed message: %s; stats().malformed counts further ones", self._name, exc
+                )
+        return None
+
+    def _new_seen(self, address: Address) -> Seen:
+        return Seen(address)
+
+    def _last_seen(self, address: Address, routes: list[Interest]) -> Seen:
         """Return the last messages of an address; none if others may have been missed."""
         seen = self._seen.get(address)
         if seen is None:
-            seen = self._seen[address] = _Seen(address)
+            seen = self._seen[address] = self._new_seen(address)
             if len(self._seen) > len(self._interests) + ADDRESSES:  # patterns may match any number of addresses
                 self._forget_oldest()
         else:
@@ -269,7 +285,7 @@ class Inbound:
         seen.clock = self._clock
         return seen
 
-    def _receive(self, envelope: Envelope, seen: _Seen) -> None:
+    def _receive(self, envelope: Envelope, seen: Seen) -> None:
         """Deliver messages unless they were received already, and report those missing before them."""
         publisher, epoch, number = envelope.publisher, envelope.epoch, envelope.number
         if not envelope.items:
@@ -282,7 +298,7 @@ class Inbound:
                 if self._seen.get(seen.address) is not seen:  # the last interest ended meanwhile
                     break
 
-    def _receive_following(self, publisher: int, position: Position, items: Sequence[Item], seen: _Seen) -> None:
+    def _receive_following(self, publisher: int, position: Position, items: Sequence[Item], seen: Seen) -> None:
         """Do the same as `_receive_one()` for messages that directly follow the last one received."""
         epoch, number = position
         try:
@@ -296,7 +312,7 @@ class Inbound:
             if number != position[1]:
                 self._note(seen, publisher, [(epoch, number - 1)])
 
-    def _receive_one(self, publisher: int, position: Position, item: Item | None, seen: _Seen) -> None:
+    def _receive_one(self, publisher: int, position: Position, item: Item | None, seen: Seen) -> None:
         """Deliver a message unless it was received already, and report those missing before it."""
         before = position[1] - (item is not None)
         following = follow(seen.positions.get(publisher, ()), position, before, self._keyring is not None)
@@ -315,7 +331,7 @@ class Inbound:
         if missing:
             self._report(Gap(f"{publisher:016x}", *seen.address, missing))
 
-    def _note(self, seen: _Seen, publisher: int, positions: list[Position]) -> None:
+    def _note(self, seen: Seen, publisher: int, positions: list[Position]) -> None:
         """Record the last messages of a publisher and address."""
         address = seen.address
         if self._seen.get(address) is not seen:  # the last interest ended while the message was delivered
@@ -354,7 +370,8 @@ class Inbound:
         if self.on_gap is not None:
             asyncio.get_running_loop().call_soon(self.on_gap, gap)
 
-    def _deliver(self, publisher: int, address: Address, item: Item) -> None:
+    def _deliver(self, publisher: int, address: Address, item: Item, **options: Any) -> None:
+        """Deliver a message; options are those of `Hub.deliver()`."""
         kind, name = address
         message = item.message()
         if item.command is not None:
@@ -364,21 +381,17 @@ class Inbound:
             self._hub.deliver_to_user(name, message, item.key)
             return
         if item.publication is None:
-            self._hub.deliver(name, message, item.key, exclude_users=item.excluded)
+            self._hub.deliver(name, message, item.key, exclude_users=item.excluded, **options)
             return
         number, topics = item.publication
+        options.update(exclude_users=item.excluded, publication=(publisher, number), topics=topics)
+        if "age" in options:  # it is only retained
+            self._hub.deliver(name, message, item.key, **options)
+            return
         delivered = self._delivered.setdefault((publisher, number), set())
         # Only topics that this message names: who makes up messages can have any number of others count as delivered.
         others = tuple(topic for topic in topics if topic in delivered)
-        self._hub.deliver(
-            name,
-            message,
-            item.key,
-            exclude_users=item.excluded,
-            publication=(publisher, number),
-            topics=topics,
-            delivered=others,
-        )
+        self._hub.deliver(name, message, item.key, delivered=others, **options)
         self._delivered_names += name not in delivered
         delivered.add(name)
         if delivered.issuperset(topics):

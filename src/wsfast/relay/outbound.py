@@ -14,7 +14,7 @@ import contextlib
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ from .wire import (
     join,
 )
 
-__all__ = ["ADDRESSES", "Outbound"]
+__all__ = ["ADDRESSES", "NO_MESSAGE", "Numbered", "Outbound", "Packet", "Queued"]
 
 BATCH = 2048
 """Messages per batch. The broker must confirm a batch before the next one is sent."""
@@ -52,7 +52,7 @@ PACKET_BYTES = 64 << 10
 ADDRESSES = 65536
 """Topics and users whose position is kept."""
 
-_NO_MESSAGE = PreparedMessage(b"")
+NO_MESSAGE = PreparedMessage(b"")
 
 POSITION_INTERVAL = 1.0
 """Minimum number of seconds between two announcements of positions."""
@@ -61,33 +61,39 @@ POSITIONS = 4096
 """Positions up to which that interval holds; with more, it grows in proportion."""
 
 
-class _Position:
+class Numbered:
     """The number of the last message of one address."""
 
-    __slots__ = ("address", "epoch", "head", "number")
+    __slots__ = ("address", "epoch", "head", "number", "tried")
 
     def __init__(self, address: Address, epoch: int) -> None:
         self.address = address
         self.epoch = epoch
         self.number = 0
+        self.tried = 0  # number of the last message that was given to a broker that orders messages
         try:
             self.head = head_of(address)
         except ValueError:  # it is too long
             self.head = b""
 
 
-class _Queued(NamedTuple):
-    position: _Position
+class Queued(NamedTuple):
+    """A message that waits."""
+
+    position: Numbered
     number: int
     data: bytes
     time: float
 
 
-class _Packet(NamedTuple):
+class Packet(NamedTuple):
+    """Messages of one address that travel together."""
+
     address: Address
     data: bytes
     messages: int
     """Their number."""
+    epoch: int
 
 
 @dataclass(slots=True)
@@ -132,11 +138,11 @@ class Outbound:
         self._timeout = timeout
         self._on_connected = on_connected
         self._keyring = keyring
-        self._queue: deque[_Queued] = deque()
+        self._queue: deque[Queued] = deque()
         self._queue_bytes = 0
-        self._batch: list[_Queued] = []
+        self._batch: list[Queued] = []
         self._most = BATCH  # maximum number of messages in the next batch
-        self._positions: OrderedDict[Address, _Position] = OrderedDict()
+        self._positions: OrderedDict[Address, Numbered] = OrderedDict()
         self._epoch = 0
         self._positions_due = self._request_due = self._goodbye_due = False
         self._positions_sent = 0.0  # time of the last announcement
@@ -161,7 +167,7 @@ class Outbound:
     def command(self, command: Command) -> None:
         """Enqueue a command for other processes, after the messages before it, as far as the policy allows."""
         kind, name = address_of(command)
-        self._enqueue_all(kind, (name,), command.message or _NO_MESSAGE, command=parts_of(command))
+        self._enqueue_all(kind, (name,), command.message or NO_MESSAGE, command=parts_of(command))
 
     def _enqueue_all(self, kind: Kind, names: tuple[Any, ...], *item: Any, **details: Any) -> None:
         """Enqueue an item for each of some topics or users. See `encode_item()` for the other arguments."""
@@ -180,18 +186,18 @@ class Outbound:
                 self._enqueue(position, data)
         self._changed.set()
 
-    def _position_of(self, address: Address) -> _Position:
+    def _position_of(self, address: Address) -> Numbered:
         position = self._positions.get(address)
         if position is None:
             if len(self._positions) >= ADDRESSES:
                 self._positions.popitem(last=False)
             self._epoch = max(time.time_ns(), self._epoch + 1)
-            position = self._positions[address] = _Position(address, self._epoch)
+            position = self._positions[address] = Numbered(address, self._epoch)
         else:
             self._positions.move_to_end(address)
         return position
 
-    def _enqueue(self, position: _Position, data: bytes) -> None:
+    def _enqueue(self, position: Numbered, data: bytes) -> None:
         queue, slow, size = self._queue, self._slow, len(data)
         most, most_bytes = slow.max_messages, slow.max_bytes
         while queue and (
@@ -202,12 +208,17 @@ class Outbound:
             if isinstance(slow, DropNewest):
                 return
             self._queue_bytes -= len(queue.popleft().data)
-        queue.append(_Queued(position, position.number, data, time.monotonic()))
+        queue.append(Queued(position, position.number, data, time.monotonic()))
         self._queue_bytes += size
 
     def _drop(self, count: int = 1) -> None:
         self.dropped += count
         self._positions_due = True
+
+    def last(self, address: Address) -> tuple[int, int]:
+        """Return the epoch and the number of the last message of an address; smaller ones if there was none."""
+        position = self._positions.get(address)
+        return (0, 0) if position is None else (position.epoch, position.number)
 
     # ---- Announcements to other relays
 
@@ -264,7 +275,7 @@ class Outbound:
         if self._batch:
             packets = self._packets(self._batch, sending.largest)
             async with asyncio.timeout(self._timeout):
-                refused = await sending.publish([(address, data) for address, data, _ in packets])
+                refused = await self._send(sending, packets)
             dropped = sum(packets[index].messages for index in refused)
             count, self._batch = len(self._batch), []
             self._most = min(self._most + self._most // 8 + 1, BATCH)
@@ -274,15 +285,20 @@ class Outbound:
         if not self._queue:
             await self._publish_control(sending)
 
-    def _packets(self, batch: Iterable[_Queued], largest: int) -> list[_Packet]:
+    async def _send(self, sending: Any, packets: Sequence[Packet]) -> dict[int, Exception]:
+        """Give packets to the broker; return the reasons of those that it has refused, by index."""
+        refused: dict[int, Exception] = await sending.publish([(address, data) for address, data, *_ in packets])
+        return refused
+
+    def _packets(self, batch: Iterable[Queued], largest: int) -> list[Packet]:
         """Return the packets of a batch: messages of one address follow each other there as they do in the batch.
 
         Args:
             batch: The messages.
             largest: Bytes of the largest packet that the broker takes.
         """
-        packets: list[_Packet] = []
-        unfinished: dict[_Position, _Unfinished] = {}
+        packets: list[Packet] = []
+        unfinished: dict[Numbered, _Unfinished] = {}
         for position, number, data, _ in batch:
             found = unfinished.get(position)
             if found is not None:
@@ -298,13 +314,14 @@ class Outbound:
         packets += self._join(unfinished)
         return packets
 
-    def _join(self, unfinished: dict[_Position, _Unfinished]) -> list[_Packet]:
+    def _join(self, unfinished: dict[Numbered, _Unfinished]) -> list[Packet]:
         publisher, keyring = self.publisher, self._keyring
         return [
-            _Packet(
+            Packet(
                 position.address,
                 join(MESSAGE, publisher, position.epoch, packet.number, position.head, packet.items, keyring),
                 len(packet.items),
+                position.epoch,
             )
             for position, packet in unfinished.items()
         ]
@@ -365,7 +382,7 @@ class Outbound:
         positions = []
         for address in list(self._positions):
             position = self._positions.get(address)
-            if position is not None and position.head:
+            if position is not None and position.head and self._announces(address):
                 positions.append((address, self._control(POSITION, position.epoch, position.number, position.head)))
         if self._queue:  # these messages have numbers that must not be announced before the messages are sent
             return
@@ -374,6 +391,10 @@ class Outbound:
         for start in range(0, len(positions), BATCH):
             async with asyncio.timeout(self._timeout):
                 await sending.publish(positions[start : start + BATCH])
+
+    def _announces(self, address: Address) -> bool:
+        """Whether other relays must be told how many messages an address has."""
+        return True
 
     def _control(self, kind: int, epoch: int = 0, number: int = 0, head: bytes | None = None) -> bytes:
         """Return a packet without messages."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -16,7 +16,7 @@ from weakref import ref
 
 from wsfast._arguments import Local, check_callback, check_seconds
 from wsfast._encoding.message import PreparedMessage
-from wsfast.hub import Command, Hub, Kind
+from wsfast.hub import Command, Hub, Kind, Position
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Broker, BrokerSubscriptions, stop
@@ -90,6 +90,8 @@ class Condition:
 class _NotStarted:
     """Placeholder in a hub for a relay that was created and not started. It forwards nothing, and warns about that."""
 
+    ordered = False
+
     def __init__(self, relay: Relay) -> None:
         self._relay = ref(relay)
         self.warned: bool = False
@@ -102,8 +104,21 @@ class _NotStarted:
     def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
         """See `wsfast.hub.Relay`."""
 
+    def is_loaded(self, topic: str, since: Position | None) -> bool:
+        """See `wsfast.hub.Relay`."""
+        return True
+
+    async def load(self, topics: Mapping[str, Position | None]) -> None:
+        """See `wsfast.hub.Relay`."""
+
     def forward(
-        self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
+        self,
+        kind: Kind,
+        names: tuple[Any, ...],
+        message: PreparedMessage,
+        key: Hashable,
+        excluded: tuple[Any, ...],
+        members: Collection[Any],
     ) -> None:
         """See `wsfast.hub.Relay`."""
         self._warn()
@@ -130,6 +145,9 @@ class Relay(Local):
     hub: Hub
     """The hub."""
 
+    ordered: bool = False
+    """Whether the broker gives each topic its order and keeps its last messages: `recover=True`."""
+
     def __init__(
         self,
         hub: Hub,
@@ -150,23 +168,40 @@ class Relay(Local):
         self._broker = broker
         self._timeout = timeout
         self._process = os.getpid()
-        publisher = secrets.randbits(64)
-        self._outbound = Outbound(publisher, broker, slow, timeout, partial(self._on_connected, "publish"), keyring)
-        self._inbound = Inbound(publisher, hub, repr(self), on_gap, self._outbound.announce, broker.channel, keyring)
+        self._outbound = self._make_outbound(slow, keyring)
+        self._inbound = self._make_inbound(on_gap, keyring)
         self._subscriptions = BrokerSubscriptions(
             broker,
             timeout,
             self._inbound.receive,
             partial(self._on_connected, "subscribe"),
-            self._outbound.resynchronize,
+            self._resynchronize,
+            self._inbound.on_subscribed,
         )
-        self._connections = {"publish": False, "subscribe": False}
+        self._connections = dict.fromkeys(self._names(), False)
         self._connected = asyncio.Event()
         self._warned = False
         self._attached = False
         self._tasks: list[asyncio.Task[None]] = []
         self._placeholder: _NotStarted | None = _NotStarted(self)
         hub.expect(self._placeholder)
+
+    def _names(self) -> tuple[str, ...]:
+        """Return the names of the connections to the broker."""
+        return "publish", "subscribe"
+
+    def _make_outbound(self, slow: DropOldest | DropNewest, keyring: Keyring | None) -> Outbound:
+        on_connected = partial(self._on_connected, "publish")
+        return Outbound(secrets.randbits(64), self._broker, slow, self._timeout, on_connected, keyring)
+
+    def _make_inbound(self, on_gap: Callable[[Gap], object] | None, keyring: Keyring | None) -> Inbound:
+        channel = self._broker.channel
+        outbound = self._outbound
+        return Inbound(outbound.publisher, self.hub, repr(self), on_gap, outbound.announce, channel, keyring)
+
+    def _resynchronize(self) -> None:
+        """Find out what was missed while there was no connection for subscribing."""
+        self._outbound.resynchronize()
 
     def __del__(self) -> None:
         placeholder: _NotStarted | None = getattr(self, "_placeholder", None)  # None if __init__ has raised
@@ -208,7 +243,7 @@ class Relay(Local):
                 if kind == "user":
                     check_user(name)
                 self.subscribe(kind, name)
-            self._tasks = [asyncio.create_task(self._outbound.run()), asyncio.create_task(self._subscriptions.run())]
+            self._tasks = [asyncio.create_task(run) for run in self._runs()]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout):
                     await self._connected.wait()
@@ -222,13 +257,21 @@ class Relay(Local):
     ) -> None:
         """Stop the relay. Waiting messages are sent, if the broker takes them within the timeout."""
         try:
-            self._detach()
             if exc_type is None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timeout if self._connections["publish"] else 0):
-                        await self._outbound.finish()
+                await self._finish()
         finally:
             await self._end()
+
+    async def _finish(self) -> None:
+        """Send the messages that wait, if the broker takes them within the timeout."""
+        self._detach()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout if self._connections["publish"] else 0):
+                await self._outbound.finish()
+
+    def _runs(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what runs as long as the relay does."""
+        return [self._outbound.run(), self._subscriptions.run()]
 
     def _detach(self) -> None:
         if self._attached:  # otherwise the hub may have another relay
@@ -328,8 +371,21 @@ class Relay(Local):
             for user in (*excluded, *(names if kind == "user" else ())):
                 check_user(user)
 
+    def is_loaded(self, topic: str, since: Position | None) -> bool:
+        """See `wsfast.hub.Relay`."""
+        return True
+
+    async def load(self, topics: Mapping[str, Position | None]) -> None:
+        """See `wsfast.hub.Relay`."""
+
     def forward(
-        self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
+        self,
+        kind: Kind,
+        names: tuple[Any, ...],
+        message: PreparedMessage,
+        key: Hashable,
+        excluded: tuple[Any, ...],
+        members: Collection[Any],
     ) -> None:
         """See `wsfast.hub.Relay`."""
         self._outbound.forward(kind, names, message, key, excluded)

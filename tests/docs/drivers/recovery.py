@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import aiohttp
 
 import wsfast
-from helpers.blocks import copy, dialled, play, program, receive, runs, serving_app
+from helpers.blocks import background, copy, dialled, play, program, receive, runs, serving_app
+from helpers.brokers import measured_broker
 from helpers.pages import Block, blocks_of
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
@@ -161,4 +163,27 @@ async def sse(block: Block, _: Path) -> None:
 @runs(PAGE, "bounds")
 async def bounds(block: Block, _: Path) -> None:
     """The bounds are those of the hub."""
-    assert play(block, wsfast=wsfast)["hub"]._retained._history == wsfast.History(1000, 1_000_000, 60)
+    assert play(block, wsfast=wsfast)["hub"].history == wsfast.History(1000, 1_000_000, 60)
+
+
+@runs(PAGE, "redis")
+async def redis(block: Block, _: Path) -> None:
+    """A client comes back to another process, and has missed nothing."""
+    port = free_port()
+    with measured_broker("redis") as url:
+        code = block.code.replace("redis://localhost", url)
+
+        def process() -> Any:
+            return background(play(dataclasses.replace(block, code=code), at=port)["main"]())
+
+        async with process(), asking(port, '{"news": null}') as client:
+            positions = json.loads((await receive(client))[0])["positions"]
+            await client.send("hello")
+            assert json.loads((await receive(client))[0]) == ["news", 1, "hello"]
+            await client.send("missed")
+            assert json.loads((await receive(client))[0]) == ["news", 2, "missed"]
+        positions["news"][1] = 1
+        async with process(), asking(port, json.dumps(positions)) as client:
+            assert json.loads((await receive(client))[0]) == ["news", 2, "missed"]
+            answer = json.loads((await receive(client))[0])
+            assert answer == {"positions": {"news": [positions["news"][0], 2]}, "recovered": ["news"]}

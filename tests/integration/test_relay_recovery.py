@@ -1,0 +1,842 @@
+"""Relays that recover, through a real Redis: the same order everywhere, and clients that come back to any process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import NoScriptError
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+import wsfast
+from helpers import recovery_process
+from helpers.brokers import Broker, Redis, proxy_to, started, why_not
+from helpers.peers import TIMEOUT, parse_frames, until
+from helpers.ports import free_port
+from helpers.recovery_process import TOPICS
+from wsfast import Position, relay
+from wsfast._publisher import Stream
+from wsfast.relay import Gap, broker, ordered, outbound, redis_streams
+
+pytestmark = pytest.mark.skipif(why_not("redis") is not None, reason=str(why_not("redis")))
+
+SECRET = b"0123456789abcdef"
+
+
+def go(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine function in an event loop of asyncio's."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop, debug=False) as runner:
+        return runner.run(asyncio.wait_for(main(), 3 * TIMEOUT))
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Have connections that were not closed be warned about in the test that has left them."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A server for all tests that leave it alone."""
+    with started("redis", tmp_path_factory.mktemp("redis")) as broker:
+        assert isinstance(broker, Redis)
+        yield broker
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Redis]:
+    """A server that the test may kill."""
+    with started("redis", tmp_path) as broker:
+        assert isinstance(broker, Redis)
+        yield broker
+
+
+@pytest.fixture
+def prefix(request: pytest.FixtureRequest) -> str:
+    """What no other test's channels and keys begin with."""
+    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60] + str(random.random())[2:8]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have relays look for the server often."""
+    monkeypatch.setattr(broker, "LAST_BACKOFF", 0.1)
+    monkeypatch.setattr(outbound, "POSITION_INTERVAL", 0.1)
+
+
+class Client:
+    """A client without a network."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.connection = wsfast.attach(self)
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Do nothing."""
+
+    @property
+    def received(self) -> list[str]:
+        """The messages that have arrived."""
+        return [frame.payload.decode() for frame in parse_frames(self.data)[0]]
+
+
+class End:
+    """A hub with a relay, and what is missing there."""
+
+    def __init__(self, url: str, prefix: str, *, history: Any = 10_000, hub: Any = None, **options: Any) -> None:
+        self.hub = wsfast.Hub(history=history) if hub is None else hub
+        self.gaps: list[Gap] = []
+        options.setdefault("timeout", TIMEOUT)
+        self.relay = relay.redis(self.hub, url, prefix=prefix, recover=True, on_gap=self.gaps.append, **options)
+
+    async def __aenter__(self) -> End:
+        await self.relay.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self.relay.__aexit__(*exc)
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Packets that wait for others, and their size."""
+        inbound: Any = self.relay._inbound
+        return inbound.waiting, inbound.waiting_bytes
+
+    def stream(self, topic: str) -> Stream:
+        return self.hub.stream(topic, max_messages=10**6)
+
+    async def loaded(self, *topics: str) -> None:
+        """Wait until the topics are followed."""
+        await self.relay.load(dict.fromkeys(topics))
+
+    async def recover(self, client: Client, *topics: str, **since: Position) -> Any:
+        return await self.hub.recover(client.connection, *topics, since=since or None)
+
+
+@contextlib.asynccontextmanager
+async def ends(url: str, prefix: str, number: int = 2, **options: Any) -> AsyncIterator[list[End]]:
+    """Run several hubs with relays."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(End(url, prefix, **options)) for _ in range(number)]
+
+
+async def take(stream: Stream, count: int) -> list[str | bytes]:
+    """Wait for so many messages."""
+    async with asyncio.timeout(TIMEOUT):
+        return [await anext(stream) for _ in range(count)]
+
+
+def here(stream: Stream) -> int:
+    """Return how many messages are there now."""
+    return len(stream._messages)
+
+
+# ---- Arguments
+
+
+def test_arguments() -> None:
+    """What makes no sense is told."""
+    with pytest.raises(ValueError, match=r"recover=True needs a hub with history: Hub\(history=100\)"):
+        relay.redis(wsfast.Hub(), recover=True)
+    with pytest.raises(TypeError, match="recover must be a bool"):
+        relay.redis(wsfast.Hub(history=5), recover=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"hub must be a wsfast\.Hub"):
+        relay.redis(None, recover=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prefix"):
+        relay.redis(wsfast.Hub(history=5), prefix="*", recover=True)
+
+
+def test_without_a_relay() -> None:
+    """recover() does what subscribe() does where nothing can be fetched; errors are the same."""
+
+    async def main() -> None:
+        hub, client = wsfast.Hub(history=5), Client()
+        hub.publish("a", "1")
+        position = hub.position("a")
+        hub.publish("a", "2")
+        subscription = await hub.recover(client.connection, "a", "b.*", since={"a": position})
+        hub.flush()
+        assert subscription.recovered
+        assert client.received == ["2"]
+        with pytest.raises(TypeError, match="at least one topic"):
+            await hub.recover(client.connection)
+        with pytest.raises(ValueError, match="not one of the topics"):
+            await hub.recover(client.connection, "a", since={"c": position})
+
+    go(main)
+
+
+# ---- Order
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_same_order_everywhere(shared: Broker, prefix: str, secret: bytes | None) -> None:
+    """All processes deliver the messages of concurrent publishers in one order, and number them alike."""
+    rounds = 400
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 3, secret=secret) as three:
+            streams = [end.stream("t") for end in three]
+            for end in three:
+                await end.loaded("t")
+            for number in range(rounds):
+                for index, end in enumerate(three):
+                    end.hub.publish("t", f"{index}|{number}")
+                if number % 20 == 0:
+                    await asyncio.sleep(0.001)
+            first, *others = [await take(stream, 3 * rounds) for stream in streams]
+            assert others == [first, first]
+            for index in range(3):
+                own = [text for text in first if str(text).startswith(f"{index}|")]
+                assert own == [f"{index}|{number}" for number in range(rounds)]
+            assert len({end.hub.position("t") for end in three}) == 1
+            assert three[0].hub.position("t").offset == 3 * rounds
+            assert not any(end.gaps for end in three)
+            assert three[0].relay.stats().received == 2 * rounds
+
+    go(main)
+
+
+def test_what_comes_back(shared: Broker, prefix: str) -> None:
+    """A message that comes back has all that it was published with; who is excluded does not get it."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, two):
+            here, other, there = Client(), Client(), Client()
+            await one.recover(here, "a", "b")
+            await one.recover(other, "a")
+            await two.recover(there, "a", "b")
+            one.hub.register(other.connection, "ann")
+            two.hub.register(there.connection, "bob")
+            await two.relay.subscribed(TIMEOUT)
+            one.hub.publish("a", "1", exclude=[here.connection])
+            one.hub.publish(["a", "b"], "2")
+            one.hub.publish("a", "3", exclude_users=["ann", "bob"])
+            one.hub.publish("b", "4", exclude=[here.connection], exclude_users=["bob"])
+            one.hub.send("bob", "5")
+            one.hub.publish_many([("a", "6"), ("a", "7", "key")])
+            await until(lambda: "7" in here.received and "7" in there.received and "7" in other.received)
+            assert here.received == ["2", "3", "6", "7"]
+            assert other.received == ["1", "2", "6", "7"]
+            assert sorted(there.received) == ["1", "2", "5", "6", "7"]
+            # Who comes later gets each message once as well, also of several topics.
+            late = Client()
+            await one.recover(late, "a", "b")
+            one.hub.flush()
+            assert sorted(late.received) == ["1", "2", "3", "4", "6", "7"]
+
+    go(main)
+
+
+def test_own_message_after_subscribing(shared: Broker, prefix: str) -> None:
+    """Who subscribes gets what the same process publishes next, though the broker knows nothing of it yet."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, two):
+            for number in range(20):
+                topic = f"t{number}"
+                two.hub.publish(topic, "before")
+                one.hub.publish(topic, "earlier")
+                stream = one.stream(topic)
+                one.hub.publish(topic, "first")
+                one.hub.publish(topic, "second")
+                messages = await take(stream, 2)
+                while messages[-1] != "second":
+                    messages += await take(stream, 1)
+                assert messages[-2:] == ["first", "second"]
+                assert set(messages[:-2]) <= {"before"}  # which may come later than "first" is published
+
+    go(main)
+
+
+def test_other_message_after_subscribing(shared: Broker, prefix: str) -> None:
+    """What another process publishes once the broker has confirmed a subscription is delivered."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, two):
+            for number in range(30):
+                topic = f"t{number}"
+                two.hub.publish(topic, "before")
+                stream = one.stream(topic)
+                await one.relay.subscribed(TIMEOUT)
+                two.hub.publish(topic, "first")
+                two.hub.publish(topic, "second")
+                messages = await take(stream, 2)
+                while messages[-1] != "second":
+                    messages += await take(stream, 1)
+                assert messages in (["first", "second"], ["before", "first", "second"])
+
+    go(main)
+
+
+# ---- Coming back
+
+
+def test_back_to_another_process(shared: Broker, prefix: str) -> None:
+    """A client that comes back to a process that knows nothing of the topic gets what it missed, and the stream."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, publisher):
+            client = Client()
+            await one.recover(client, "t", "u")
+            for number in range(10):
+                publisher.hub.publish("t", str(number))
+            await until(lambda: len(client.received) == 10)
+            positions = {topic: one.hub.position(topic) for topic in "tu"}
+        async with End(shared.url, prefix) as publisher:
+            for number in range(10, 3000):
+                publisher.hub.publish("t", str(number))
+            publisher.hub.publish("u", "u")
+        async with ends(shared.url, prefix, 2) as (other, publisher):
+            back, new = Client(), Client()
+            subscription = await other.recover(back, "t", "u", **positions)
+            assert subscription.recovered
+            assert subscription.positions["t"] == (positions["t"].epoch, 3000)
+            publisher.hub.publish("t", "3000")
+            await until(lambda: "3000" in back.received)
+            assert sorted(back.received, key=lambda text: (text == "u", text)) == [
+                *sorted(str(number) for number in range(10, 3001)),
+                "u",
+            ]
+            assert [text for text in back.received if text != "u"] == [str(number) for number in range(10, 3001)]
+            assert not other.gaps
+            # A new client gets the history, as much as there is.
+            await other.recover(new, "t")
+            other.hub.flush()
+            assert new.received == [str(number) for number in range(3001)]
+
+    go(main)
+
+
+def test_ahead_of_the_process(shared: Broker, prefix: str) -> None:
+    """A client that has seen more than the process to which it comes back misses nothing and gets nothing twice."""
+
+    async def main() -> None:
+        async with proxy_to(shared) as proxy, End(shared.url, prefix) as fast, End(proxy.url, prefix) as slow:
+            stream, late = fast.stream("t"), slow.stream("t")
+            await fast.loaded("t")
+            await slow.loaded("t")
+            proxy.freeze("subscribing")
+            fast.hub.publish("t", "1")
+            fast.hub.publish("t", "2")
+            await take(stream, 2)
+            position = fast.hub.position("t")
+            assert slow.hub.position("t").offset == 0
+            client = Client()
+            subscription = await slow.recover(client, "t", t=position)
+            slow.hub.flush()
+            assert subscription.recovered
+            assert subscription.positions == {"t": position}
+            assert client.received == []
+            assert await take(late, 2) == ["1", "2"]
+            proxy.cut("subscribing")
+            fast.hub.publish("t", "3")
+            await until(lambda: client.received)
+            assert await take(late, 1) == client.received == ["3"]
+
+    go(main)
+
+
+@pytest.mark.parametrize("bound", ["messages", "bytes", "seconds"])
+def test_beyond_the_bounds(shared: Redis, prefix: str, bound: str) -> None:
+    """What the stream does not reach back to is not recovered, not even a part; Redis keeps no more than asked for."""
+    history = {
+        "messages": wsfast.History(20),
+        "bytes": wsfast.History(10_000, bytes=60_000),
+        "seconds": wsfast.History(10_000, seconds=0.2),
+    }[bound]
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2, history=history) as (one, publisher):
+            client = Client()
+            await one.recover(client, "t")
+            publisher.hub.publish("t", "0")
+            await until(lambda: client.received == ["0"])
+            position = one.hub.position("t")
+        async with End(shared.url, prefix, history=history) as publisher:
+            for number in range(1, 200):
+                publisher.hub.publish("t", f"{number}" + 1000 * " ")
+                await until(lambda: not publisher.relay.stats().queued)
+            if bound == "seconds":
+                await asyncio.sleep(0.3)
+                publisher.hub.publish("t", "last")
+        kept = shared.ask("XLEN", f"{prefix}.s.t")
+        assert kept <= {"messages": 20, "bytes": 70 + 64, "seconds": 2 + 64}[bound]
+        async with End(shared.url, prefix, history=history) as other:
+            back = Client()
+            subscription = await other.recover(back, "t", t=position)
+            other.hub.flush()
+            assert not subscription.recovered
+            assert subscription.positions["t"].epoch == position.epoch
+            some = {"messages": 20, "bytes": 59, "seconds": 1}[bound]
+            assert len(back.received) == some
+            assert other.gaps == []
+            # From within the bounds, it is recovered.
+            last = other.hub.position("t")
+            again = Client()
+            near = Position(last.epoch, last.offset - some)
+            assert (await other.recover(again, "t", t=near)).recovered
+            other.hub.flush()
+            assert again.received == back.received
+
+    go(main)
+
+
+def test_broker_has_lost_its_data(own: Redis, prefix: str) -> None:
+    """After a restart of Redis the topic has a new epoch: nobody is said to be recovered, and the stream goes on."""
+
+    async def main() -> None:
+        async with ends(own.url, prefix, 2) as (one, publisher):
+            client = Client()
+            await one.recover(client, "t")
+            for number in range(5):
+                publisher.hub.publish("t", str(number))
+            await until(lambda: len(client.received) == 5)
+            position = one.hub.position("t")
+            own.kill()
+            publisher.hub.publish("t", "5")
+            own.start()
+            await until(lambda: client.received[5:] == ["5"])
+            assert one.hub.position("t").epoch != position.epoch
+            assert one.hub.position("t").offset == 1
+            await until(lambda: one.gaps)
+            assert [gap.messages for gap in one.gaps] == [0]  # nobody knows how many
+            back = Client()
+            subscription = await one.recover(back, "t", t=position)
+            one.hub.flush()
+            assert not subscription.recovered
+            assert back.received == ["5"]
+            await until(lambda: publisher.relay.connected)
+
+    go(main)
+
+
+def test_broker_is_away(own: Redis, prefix: str) -> None:
+    """While Redis is away, recover() takes no longer than the timeout, and says what is recovered and what is not."""
+
+    async def main() -> None:
+        async with End(own.url, prefix, timeout=0.3) as end:
+            client = Client()
+            await end.recover(client, "t")
+            end.hub.publish("t", "1")
+            await until(lambda: client.received == ["1"])
+            position = end.hub.position("t")
+            end.hub.publish("t", "2")
+            await until(lambda: client.received == ["1", "2"])
+            own.kill()
+            await until(lambda: not end.relay.connected)
+            known, unknown = Client(), Client()
+            assert (await end.recover(known, "t", t=position)).recovered
+            begin = asyncio.get_running_loop().time()
+            subscription = await end.recover(unknown, "t", "u", t=position, u=position)
+            assert asyncio.get_running_loop().time() - begin < TIMEOUT / 2
+            assert subscription.recovered_topics == {"t"}
+            end.hub.publish("t", "3")
+            end.hub.flush()
+            assert known.received == unknown.received == ["2"]  # without the broker, nothing of topics is delivered
+
+    go(main)
+
+
+# ---- Faults
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_cuts(shared: Broker, prefix: str, secret: bytes | None) -> None:
+    """However often connections are cut, each process delivers every message once, in the one order, without a gap."""
+    number, random_ = 1500, random.Random(5)
+
+    async def main() -> None:
+        async with proxy_to(shared) as first, proxy_to(shared) as second, contextlib.AsyncExitStack() as stack:
+            three = [
+                await stack.enter_async_context(End(url, prefix, secret=secret))
+                for url in (first.url, second.url, shared.url)
+            ]
+            streams = [end.stream("t") for end in three]
+            for end in three:
+                await end.loaded("t")
+            for index in range(number):
+                for end in three:
+                    end.hub.publish("t", f"{three.index(end)}|{index}")
+                if index % 10 == 0:
+                    await asyncio.sleep(0.002)
+                if index % 150 == 149:
+                    random_.choice((first, second)).cut(random_.choice(("publishing", "subscribing", None)))
+            got = [await take(stream, 3 * number) for stream in streams]
+            assert got[0] == got[1] == got[2]
+            assert sorted(got[0]) == sorted(f"{one}|{index}" for one in range(3) for index in range(number))
+            assert not any(end.gaps for end in three)
+            assert sum(end.relay.stats().reconnects for end in three) > 3
+            assert not any(map(here, streams))
+            assert all(end.relay.stats().rejected == end.relay.stats().malformed == 0 for end in three)
+
+    go(main)
+
+
+def test_lost_confirmations(shared: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Redis has placed and not confirmed is sent again, together with other messages, and not placed again."""
+    real, calls = redis_streams._Placing.place, 0
+
+    async def place(self: Any, packets: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < 20 and calls % 2:
+            await real(self, packets[: len(packets) // 2 + 1])
+            raise ConnectionResetError("the confirmation is lost")
+        return await real(self, packets)
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, two):
+            streams = {topic: two.stream(topic) for topic in "abc"}
+            await two.loaded(*"abc")
+            monkeypatch.setattr(redis_streams._Placing, "place", place)
+            for number in range(600):
+                for topic in "abc":
+                    one.hub.publish(topic, str(number))
+                if number % 60 == 0:
+                    await asyncio.sleep(0.01)
+            for stream in streams.values():
+                assert await take(stream, 600) == [str(number) for number in range(600)]
+            await until(lambda: one.relay.stats().queued == 0)
+            monkeypatch.setattr(redis_streams._Placing, "place", real)
+            assert {shared.ask("HGET", f"{prefix}.m.{topic}", "o") for topic in "abc"} == {"600"}
+            assert calls > 3
+            assert not two.gaps
+
+    go(main)
+
+
+def test_placed_in_part(shared: Redis, prefix: str) -> None:
+    """A packet of which Redis has placed a part only is refused as a whole, and one that is older is ignored."""
+
+    async def main() -> None:
+        streams = redis_streams.RedisStreams(shared.url, prefix, TIMEOUT, None, wsfast.History(100))
+        sending: Any = await streams.open_sending()
+
+        def packet(epoch: int, number: int) -> bytes:
+            return b"head" + (7).to_bytes(8) + epoch.to_bytes(8) + number.to_bytes(8)
+
+        address = "topic", "t"
+        try:
+            assert await sending.place([(address, packet(5, 1), 10)]) == []
+            with pytest.raises(ConnectionError, match="placed in part"):
+                await sending.place([(address, packet(5, 6), 10)])
+            for epoch, number, count, offset in (
+                (5, 1, 10, "10"),
+                (5, 3, 2, "10"),
+                (4, 100, 1, "10"),
+                (5, 11, 2, "12"),
+                (6, 1, 1, "13"),
+                (5, 13, 1, "13"),
+            ):
+                assert await sending.place([(address, packet(epoch, number), count)]) == []
+                assert shared.ask("HGET", f"{prefix}.m.t", "o") == offset
+            shared.ask("SCRIPT", "FLUSH")
+            with pytest.raises(NoScriptError):
+                await sending.place([(address, packet(7, 1), 1)])
+        finally:
+            await sending.close()
+
+    go(main)
+
+
+def test_trimmed_while_away(shared: Redis, prefix: str) -> None:
+    """A process that was cut off for longer than the stream reaches back tells how many messages are missing."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 1, history=10) as (publisher,), proxy_to(shared) as proxy:  # noqa: SIM117
+            async with End(proxy.url, prefix, history=10) as end:
+                client, stream = Client(), end.stream("t")
+                await end.recover(client, "t")
+                publisher.hub.publish("t", "0")
+                await take(stream, 1)
+                position = end.hub.position("t")
+                proxy.refuse = True
+                proxy.cut()
+                for number in range(1, 100):
+                    publisher.hub.publish("t", str(number))
+                    await until(lambda: not publisher.relay.stats().queued)
+                proxy.refuse = False
+                assert await take(stream, 10) == [str(number) for number in range(90, 100)]
+                await until(lambda: end.gaps)
+                assert end.gaps == [Gap("", "topic", "t", 89)]
+                assert end.relay.stats().lost == 89
+                back = Client()
+                assert not (await end.recover(back, "t", t=position)).recovered
+                assert end.hub.position("t").offset == 100
+                near = Position(position.epoch, 95)
+                assert (await end.recover(Client(), "t", t=near)).recovered
+
+    go(main)
+
+
+def test_dropped_by_the_publisher(shared: Redis, prefix: str) -> None:
+    """Messages that the queue of the publisher had no room for are told in the other processes, with their number."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2, slow=wsfast.DropOldest(max_messages=5)) as (one, two):
+            stream = two.stream("t")
+            await two.loaded("t")
+            one.hub.publish("t", "first")
+            await take(stream, 1)
+            for number in range(20):
+                one.hub.publish("t", str(number))
+            assert await take(stream, 5) == ["15", "16", "17", "18", "19"]
+            await until(lambda: two.gaps)
+            assert two.gaps == [Gap(one.relay.id, "topic", "t", 15)]
+
+    go(main)
+
+
+def test_forged_places(shared: Redis, prefix: str) -> None:
+    """Packets with places that Redis has not given cost a question each, and hide nothing."""
+
+    async def main() -> None:
+        async with End(shared.url, prefix, secret=SECRET) as one:
+            stream = one.stream("t")
+            await one.loaded("t")
+            one.hub.publish("t", "1")
+            assert await take(stream, 1) == ["1"]
+            packet = shared.ask_bytes("XRANGE", f"{prefix}.s.t", "-", "+")[0][1][b"d"]
+            epoch = one.hub.position("t").epoch
+            for place in (f"{epoch}{2:016}", f"{epoch}{10**15:016}", f"{'f' * 16}{1:016}", f"{'f' * 16}{2:016}"):
+                shared.ask("PUBLISH", f"{prefix}.t.t", b"\xf6" + place.encode() + packet)
+                one.hub.publish("t", place)
+                assert await take(stream, 1) == [place]
+            await until(lambda: one.relay.stats().rejected == 4)
+            shared.ask("PUBLISH", f"{prefix}.t.t", b"\xf6" + packet)
+            shared.ask("PUBLISH", f"{prefix}.t.t", packet[:4] + b"12345678" + packet[12:])
+            await until(lambda: one.relay.stats().rejected + one.relay.stats().malformed == 6)
+            assert one.gaps == []
+            assert one.hub.position("t") == (epoch, 5)
+            assert one.waiting == (0, 0)
+
+    go(main)
+
+
+def test_subscribing_while_the_history_arrives(shared: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who subscribes while the history arrives in parts gets all of it or nothing."""
+    monkeypatch.setattr(redis_streams, "_FETCH", redis_streams._FETCH.replace(str(redis_streams.PART), "100"))
+
+    async def main() -> None:
+        async with End(shared.url, prefix) as publisher:
+            for number in range(200):
+                publisher.hub.publish("t", f"{number:3}" + 100 * " ")
+                await until(lambda: not publisher.relay.stats().queued)
+            epoch = shared.ask("HGET", f"{prefix}.m.t", "e")
+            async with End(shared.url, prefix) as end:
+                stream = end.stream("t")
+                clients: list[tuple[Client, wsfast.HubSubscription]] = []
+                while not clients or not clients[-1][1].recovered:
+                    client = Client()
+                    since = Position(epoch, 10)
+                    clients.append((client, end.hub.subscribe(client.connection, "t", since={"t": since})))
+                    await asyncio.sleep(0)
+                assert len(clients) > 10
+                publisher.hub.publish("t", "last")
+                assert await take(stream, 1) == ["last"]
+                end.hub.flush()
+                for client, subscription in clients[:-1]:
+                    assert not subscription.recovered
+                    assert client.received == ["last"]
+                assert len(clients[-1][0].received) == 191
+
+    go(main)
+
+
+def test_little_room_to_wait(shared: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packets for which there is no room while others are fetched are fetched as well."""
+    monkeypatch.setattr(ordered, "WAITING", 3)
+    monkeypatch.setattr(redis_streams, "_FETCH", redis_streams._FETCH.replace(str(redis_streams.PART), "2000"))
+
+    async def main() -> None:
+        async with proxy_to(shared) as proxy, End(shared.url, prefix) as publisher, End(proxy.url, prefix) as end:
+            stream = end.stream("t")
+            await end.loaded("t")
+            for number in range(1000):
+                publisher.hub.publish("t", str(number))
+                if number % 5 == 0:
+                    await asyncio.sleep(0.0005)
+                if number in (100, 500):
+                    proxy.cut()
+            assert await take(stream, 1000) == [str(number) for number in range(1000)]
+            assert end.gaps == []
+            assert end.waiting == (0, 0)
+
+    go(main)
+
+
+def test_patterns(shared: Redis, prefix: str) -> None:
+    """A subscriber by a pattern gets each message once, also after a cut; who comes by the name gets the history."""
+
+    async def main() -> None:
+        async with proxy_to(shared) as proxy, End(shared.url, prefix) as publisher:
+            for number in range(5):
+                publisher.hub.publish("a.1", f"early {number}")
+            await until(lambda: not publisher.relay.stats().queued)
+            async with End(proxy.url, prefix) as end:
+                stream = end.stream("a.*")
+                await end.relay.subscribed(TIMEOUT)
+                for number in range(300):
+                    publisher.hub.publish("a.1", str(number))
+                    publisher.hub.publish("a.2", str(number))
+                    await asyncio.sleep(0.001)
+                    if number == 100:
+                        proxy.cut()
+                    if number == 200:
+                        late = Client()
+                        await end.recover(late, "a.1")
+                messages = await take(stream, 600)
+                assert Counter(messages) == Counter(2 * [str(number) for number in range(300)])
+                assert here(stream) == 0
+                await until(lambda: len(late.received) == 305)
+                assert late.received == [
+                    *(f"early {number}" for number in range(5)),
+                    *(str(number) for number in range(300)),
+                ]
+                assert end.gaps == []
+
+    go(main)
+
+
+def test_name_after_pattern(shared: Redis, prefix: str) -> None:
+    """Who subscribes by the name after a pattern has ended gets nothing that was published while nobody listened."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, publisher):
+            with one.stream("a.*") as stream:
+                await one.relay.subscribed(TIMEOUT)
+                publisher.hub.publish("a.1", "1")
+                assert await take(stream, 1) == ["1"]
+            await one.relay.subscribed(TIMEOUT)
+            publisher.hub.publish("a.1", "2")
+            await until(lambda: not publisher.relay.stats().queued)
+            stream = one.stream("a.1")
+            await one.loaded("a.1")
+            publisher.hub.publish("a.1", "3")
+            assert await take(stream, 1) == ["3"]
+            assert one.hub.position("a.1").offset == 3
+            # And the other way round: while the name has a subscriber, a pattern that comes and goes changes nothing.
+            with one.stream("a.*") as other:
+                await one.relay.subscribed(TIMEOUT)
+                publisher.hub.publish("a.1", "4")
+                assert await take(other, 1) == await take(stream, 1) == ["4"]
+            publisher.hub.publish("a.1", "5")
+            assert await take(stream, 1) == ["5"]
+            stream.close()
+            assert one.gaps == []
+
+    go(main)
+
+
+# ---- The end of a relay
+
+
+def test_leaving(shared: Redis, prefix: str) -> None:
+    """What was published last is delivered in this process too; afterwards, positions are those of the hub again."""
+
+    async def main() -> None:
+        hub, client = wsfast.Hub(history=10), Client()
+        async with End(shared.url, prefix, hub=hub) as end:
+            await end.recover(client, "t")
+            for number in range(3000):
+                hub.publish("t", str(number))
+        assert client.received == [str(number) for number in range(3000)]
+        position = hub.position("t")
+        hub.publish("t", "alone")
+        hub.flush()
+        assert client.received[-1] == "alone"
+        async with End(shared.url, prefix) as other:
+            assert not (await other.recover(Client(), "t", t=position)).recovered
+            assert other.hub.position("t").offset == 3000
+
+    go(main)
+
+
+# ---- Processes
+
+
+class Follower:
+    """A client over a network that comes back whenever it loses its connection, and checks all that it gets."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.positions: dict[str, tuple[str, int]] = {}
+        self.next = dict.fromkeys(TOPICS, 0)
+        self.offsets: dict[str, int] = {}
+        self.answers: list[bool] = []
+        self.last = 10**9
+        """Messages to each topic."""
+
+    @property
+    def done(self) -> bool:
+        return min(self.next.values()) >= self.last
+
+    async def run(self) -> None:
+        while not self.done:
+            with contextlib.suppress(OSError, ConnectionClosed, InvalidHandshake):
+                async with connect(f"ws://127.0.0.1:{self.port}", compression=None, open_timeout=5) as connection:
+                    await connection.send(json.dumps(self.positions))
+                    async for message in connection:
+                        self.take(json.loads(message))
+                        if self.done:
+                            return
+            await asyncio.sleep(0.01)
+
+    def take(self, message: Any) -> None:
+        if isinstance(message, dict):
+            self.answers.append(message["recovered"])
+            for topic, (epoch, offset) in message["positions"].items():
+                if topic in self.positions:
+                    assert (epoch, offset) == self.positions[topic]  # it got all before
+                self.positions[topic] = epoch, offset
+            return
+        topic, offset, payload = message
+        assert int(payload) == self.next[topic]
+        self.next[topic] += 1
+        epoch, before = self.positions[topic]
+        assert offset == before + 1
+        self.positions[topic] = epoch, offset
+
+
+@pytest.mark.timeout(180)
+def test_server_is_killed(shared: Redis, prefix: str) -> None:
+    """A server is killed ten times while another process publishes: its client gets every message exactly once."""
+
+    async def main() -> None:
+        port = free_port()
+        follower = Follower(port)
+        task = asyncio.create_task(follower.run())
+        async with recovery_process.process(shared.url, prefix, port):
+            await until(lambda: task.done() or follower.answers)
+        async with recovery_process.process(shared.url, prefix) as publisher:
+            for number in range(10):
+                async with recovery_process.process(shared.url, prefix, port):
+                    await until(lambda number=number: task.done() or len(follower.answers) > number + 1)  # type: ignore[misc]
+                    await asyncio.sleep(0.02 * (number % 3))
+            publisher.stdin.close()
+            messages = int(await publisher.stdout.readline())
+        async with recovery_process.process(shared.url, prefix, port):
+            follower.last = messages
+            await asyncio.wait_for(task, TIMEOUT)
+        assert follower.next == dict.fromkeys(TOPICS, messages)
+        assert follower.answers == [False, *(len(follower.answers) - 1) * [True]]
+        assert len(follower.answers) >= 11
+
+    go(main)
