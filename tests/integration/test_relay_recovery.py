@@ -213,6 +213,42 @@ def test_same_order_everywhere(shared: Broker, prefix: str, secret: bytes | None
     go(main)
 
 
+def test_disconnect(shared: Broker, prefix: str) -> None:
+    """Connections of users and topics are closed in other processes too; commands take no place among messages."""
+
+    class Closing(Client):
+        codes: tuple[int, ...] = ()
+
+        def close(self, code: int, reason: str) -> None:
+            self.codes = (*self.codes, code)
+
+    async def main() -> None:
+        async with ends(shared.url, prefix) as (a, b):
+            ann, bob, eve = Closing(), Closing(), Closing()
+            b.hub.register(ann.connection, "ann")
+            for client in (ann, bob):
+                b.hub.subscribe(client.connection, "t")
+            b.hub.subscribe(eve.connection, "other")
+            await b.relay.subscribed(TIMEOUT)
+            await b.loaded("t", "other")
+            a.hub.publish("t", "1")
+            await until(lambda: len(bob.received) == 1)
+            assert await a.hub.disconnect(user="ann", code=4001) == 0
+            await until(lambda: ann.codes == (4001,))
+            assert await a.hub.disconnect(topic="t", code=4002, message="bye") == 0
+            await until(lambda: bob.codes == (4002,))
+            assert bob.received == ["1", "bye"]
+            stream = b.stream("t")
+            a.hub.publish("t", "2")
+            assert await take(stream, 1) == ["2"]
+            assert b.hub.position("t").offset == 2
+            assert not eve.codes
+            stats = b.relay.stats()
+            assert (stats.rejected, stats.malformed, stats.lost) == (0, 0, 0)
+
+    go(main)
+
+
 def test_what_comes_back(shared: Broker, prefix: str) -> None:
     """A message that comes back has all that it was published with; who is excluded does not get it."""
 
@@ -534,7 +570,7 @@ def test_placed_in_part(shared: Redis, prefix: str) -> None:
 
         address = "topic", "t"
         try:
-            assert await sending.place([(address, packet(5, 1), 10)]) == []
+            assert await sending.place([(address, packet(5, 1), 10)]) == {}
             with pytest.raises(ConnectionError, match="placed in part"):
                 await sending.place([(address, packet(5, 6), 10)])
             for epoch, number, count, offset in (
@@ -545,7 +581,7 @@ def test_placed_in_part(shared: Redis, prefix: str) -> None:
                 (6, 1, 1, "13"),
                 (5, 13, 1, "13"),
             ):
-                assert await sending.place([(address, packet(epoch, number), count)]) == []
+                assert await sending.place([(address, packet(epoch, number), count)]) == {}
                 assert shared.ask("HGET", f"{prefix}.m.t", "o") == offset
             shared.ask("SCRIPT", "FLUSH")
             with pytest.raises(NoScriptError):
