@@ -42,6 +42,7 @@ class Retrieval:
         self._on_connected = on_connected
         self._due: dict[str, None] = {}
         self._changed = asyncio.Event()
+        self._most = TOPICS  # fewer after a timeout: the answer may have been too large for it
         inbound.on_due = self._add
 
     def _add(self, topic: str) -> None:
@@ -72,7 +73,7 @@ class Retrieval:
 
     async def _fetch(self, fetching: Fetching) -> None:
         """Ask for some topics."""
-        some = list(itertools.islice(self._due, TOPICS))
+        some = list(itertools.islice(self._due, self._most))
         for topic in some:
             del self._due[topic]
         orders = {topic: seen.order for topic in some if (seen := self._inbound.followed(topic)) is not None}
@@ -84,7 +85,9 @@ class Retrieval:
                 )
         except BaseException:
             self._due.update(dict.fromkeys(asked))
+            self._most = max(1, self._most // 2)
             raise
+        self._most = min(2 * self._most, TOPICS)
         for (topic, (serial, *_)), kept in zip(asked.items(), answers, strict=True):
             if (seen := self._inbound.followed(topic)) is None or seen.order is not orders[topic]:
                 continue
