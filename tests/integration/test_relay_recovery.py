@@ -239,6 +239,7 @@ def test_disconnect(shared: Broker, prefix: str) -> None:
             await until(lambda: bob.codes == (4002,))
             assert bob.received == ["1", "bye"]
             stream = b.stream("t")
+            await b.loaded("t")
             a.hub.publish("t", "2")
             assert await take(stream, 1) == ["2"]
             assert b.hub.position("t").offset == 2
