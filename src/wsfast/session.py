@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from websockets.exceptions import ConnectionClosed
 
 from wsfast._arguments import check_integer
+from wsfast._shutdown import DrainingError
 from wsfast.hub import Hub, HubSubscription, Position
 from wsfast.hub.topics import check_topic
 
@@ -155,7 +156,7 @@ class Session:
                 room -= new
             except _RefusedError as exc:
                 refused.setdefault(str(exc), []).append(name)
-        if allowed and not self._begin(allowed, since, number):
+        if allowed and not await self._begin(allowed, since, number):
             return
         for reason, topics in refused.items():
             await self._answer({"error": reason, "topics": topics}, number)
@@ -180,10 +181,12 @@ class Session:
                 raise _RefusedError("not allowed")
         return topic
 
-    def _begin(self, topics: list[str], since: Mapping[str, Position], number: int | None) -> bool:
+    async def _begin(self, topics: list[str], since: Mapping[str, Position], number: int | None) -> bool:
         """Subscribe, and send the positions; return False if the connection is not open any more."""
         try:
-            subscription = self.hub.subscribe(self.connection, *topics, since=since)
+            subscription = await self.hub.recover(self.connection, *topics, since=since)
+        except DrainingError:
+            raise _RefusedError("the server is about to close this connection") from None
         except RuntimeError as exc:
             if "not open" not in str(exc):
                 raise
