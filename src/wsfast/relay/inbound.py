@@ -111,9 +111,9 @@ class Seen:
     __slots__ = ("address", "clock", "positions")
 
     def __init__(self, address: Address) -> None:
-        self.address = address  # the only copy that is kept: a name may be long, and each publisher sends it
+        self.address: Address = address  # the only copy that is kept: a name may be long, and each publisher sends it
         self.positions: OrderedDict[int, list[Position]] = OrderedDict()  # by publisher: the end of each run
-        self.clock = 0  # when the last message came
+        self.clock: int = 0  # when the last message came
 
 
 class Inbound:
@@ -330,6 +330,10 @@ class Inbound:
         self._note(seen, publisher, positions)
         if missing:
             self._report(Gap(f"{publisher:016x}", *seen.address, missing))
+
+    def _count(self, messages: int) -> None:
+        """Count messages that were received."""
+        self.received += messages
 
     def _note(self, seen: Seen, publisher: int, positions: list[Position]) -> None:
         """Record the last messages of a publisher and address."""

@@ -59,10 +59,9 @@ class OrderedOutbound(Outbound):
         if kind == "user":
             super().command(command)
             return
-        self.published += 1
-        position = Numbered((kind, name), UNPLACED)
-        position.number = 1
-        self._enqueue(position, encode_item(command.message or NO_MESSAGE, command=parts_of(command)))
+        self._enter(
+            Numbered((kind, name), UNPLACED), encode_item(command.message or NO_MESSAGE, command=parts_of(command))
+        )
         self._changed.set()
 
     async def _send(self, sending: Any, packets: Sequence[Packet]) -> dict[int, Exception]:
@@ -104,7 +103,7 @@ class Followed(Seen):
     def __init__(self, address: Address, inbound: OrderedInbound) -> None:
         super().__init__(address)
         self._inbound = inbound
-        self.own = inbound.last_own(address)
+        self.own: tuple[int, int] = inbound.last_own(address)
         """The last message that this process had published before the first subscriber came."""
         self.order: Order = Order(self, awaits=inbound.is_wanted(address))
         self.waiters: list[asyncio.Future[None]] = []
@@ -277,7 +276,7 @@ class OrderedInbound(Inbound):
             if envelope.epoch == UNPLACED and all(item.command for item in envelope.items):
                 for item in envelope.items:
                     self._deliver(envelope.publisher, seen.address, item)
-                self.received += len(envelope.items)
+                self._count(len(envelope.items))
             elif envelope.items:
                 self.reject("it has no place: give recover=True to the relays of all processes, or to none")
             return
@@ -310,7 +309,7 @@ class OrderedInbound(Inbound):
                 excluded = self._excluded.pop((topic, envelope.epoch, envelope.number + index), None)
                 if excluded:
                     options["exclude"] = list(excluded)
-            self.received += not own
+            self._count(not own)
             self._deliver(envelope.publisher, seen.address, item, **options)
             if self._seen.get(seen.address) is not seen:  # the last interest ended meanwhile
                 break

@@ -67,14 +67,13 @@ class Numbered:
     __slots__ = ("address", "epoch", "head", "number", "tried")
 
     def __init__(self, address: Address, epoch: int) -> None:
-        self.address = address
-        self.epoch = epoch
-        self.number = 0
-        self.tried = 0  # number of the last message that was given to a broker that orders messages
-        try:
+        self.address: Address = address
+        self.epoch: int = epoch
+        self.number: int = 0
+        self.tried: int = 0  # number of the last message that was given to a broker that orders messages
+        self.head: bytes = b""
+        with contextlib.suppress(ValueError):  # it is too long
             self.head = head_of(address)
-        except ValueError:  # it is too long
-            self.head = b""
 
 
 class Queued(NamedTuple):
@@ -177,14 +176,17 @@ class Outbound:
         except ValueError:  # it is too large
             data = None
         for name in names:
-            position = self._position_of((kind, name))
-            position.number += 1
-            self.published += 1
-            if data is None or not position.head:
-                self._drop()
-            else:
-                self._enqueue(position, data)
+            self._enter(self._position_of((kind, name)), data)
         self._changed.set()
+
+    def _enter(self, position: Numbered, data: bytes | None) -> None:
+        """Give the next number to an item; enqueue it unless it is None, because it is too large."""
+        position.number += 1
+        self.published += 1
+        if data is None or not position.head:
+            self._drop()
+        else:
+            self._enqueue(position, data)
 
     def _position_of(self, address: Address) -> Numbered:
         position = self._positions.get(address)
