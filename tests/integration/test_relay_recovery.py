@@ -250,6 +250,42 @@ def test_disconnect(shared: Broker, prefix: str) -> None:
     go(main)
 
 
+def test_publisher(shared: Broker, prefix: str) -> None:
+    """A program without a hub publishes to a topic that Redis keeps, and to users, if it is given the history."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, history=5) as (a, b):
+            ann = Client()
+            b.hub.register(ann.connection, "ann")
+            b.hub.subscribe(ann.connection, "t")
+            await b.loaded("t")
+            async with relay.async_publisher(shared.url, prefix=prefix, history=5) as publisher:
+                for number in range(10):
+                    await publisher.publish("t", f"{number}")
+                await publisher.send("ann", "private")
+                a.hub.publish("t", "last")
+            numbers = [f"{number}" for number in range(10)]
+            await until(lambda: len(ann.received) == 12)
+            assert sorted(ann.received) == sorted([*numbers, "private", "last"])
+            assert [text for text in ann.received if text != "private"] == [*numbers, "last"]
+            back, late = Client(), Client()
+            epoch, offset = b.hub.position("t")
+            assert offset == 11
+            for client, since in ((back, 6), (late, 5)):
+                subscription = await a.recover(client, "t", t=Position(epoch, since))
+                assert subscription.recovered == (since == 6)
+            await until(lambda: back.received == [*numbers[6:], "last"])
+            async with relay.async_publisher(shared.url, prefix=prefix) as publisher:
+                await publisher.publish("t", "without a place")
+            await until(lambda: b.relay.stats().rejected == 1)
+
+    go(main)
+    with pytest.raises(ValueError, match="history needs a url"):
+        relay.publisher("nats://localhost", history=5)
+    with pytest.raises(ValueError, match="history must have messages"):
+        relay.publisher("redis://localhost", history=0)
+
+
 def test_what_comes_back(shared: Broker, prefix: str) -> None:
     """A message that comes back has all that it was published with; who is excluded does not get it."""
 

@@ -21,7 +21,8 @@ from os import PathLike
 from ssl import SSLContext
 
 from wsfast._arguments import check_seconds, needs, several
-from wsfast.hub import Hub
+from wsfast.hub import History, Hub
+from wsfast.hub.positions import history_of
 from wsfast.hub.topics import check_topic
 from wsfast.policies import DropNewest, DropOldest
 
@@ -197,6 +198,7 @@ def publisher(
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
+    history: int | History | None = None,
 ) -> Publisher:
     """Return a publisher whose methods block, for programs and threads without an event loop.
 
@@ -210,14 +212,16 @@ def publisher(
         timeout: Seconds that a call takes at most. Until then, it tries to reach the broker.
         secret: Secret that signs messages, as in the relays.
         ssl: Settings of the encryption and of the certificates to trust. None means the defaults of the relays.
+        history: The history of the hubs whose relays have `recover=True`, as given to `Hub`. Redis then keeps the
+            messages to topics within these bounds. None for relays without `recover`.
 
     Raises:
         ModuleNotFoundError: If redis or nats-py is not installed.
         TypeError: If `url` is not a string, `timeout` is not a number, or `secret` is not bytes.
         ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
-            positive, or `secret` is too short.
+            positive, `secret` is too short, or `history` is given with NATS or has no messages.
     """
-    return Publisher(*_published_by(url, prefix, timeout, secret, ssl))
+    return Publisher(*_published_by(url, prefix, timeout, secret, ssl, history))
 
 
 def async_publisher(
@@ -227,12 +231,13 @@ def async_publisher(
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
+    history: int | History | None = None,
 ) -> AsyncPublisher:
     """Return a publisher whose methods are coroutines, for programs with an event loop and without a hub.
 
     See `publisher()` for the arguments and the exceptions.
     """
-    return AsyncPublisher(*_published_by(url, prefix, timeout, secret, ssl))
+    return AsyncPublisher(*_published_by(url, prefix, timeout, secret, ssl, history))
 
 
 def _published_by(
@@ -241,6 +246,7 @@ def _published_by(
     timeout: float,
     secret: bytes | Sequence[bytes] | None,
     ssl: SSLContext | None,
+    history: int | History | None,
 ) -> tuple[Broker, float, Keyring | None]:
     """Return the arguments of a publisher."""
     check_seconds("timeout", timeout)
@@ -249,7 +255,16 @@ def _published_by(
     if isinstance(url, str) and url.partition("://")[0] in ("redis", "rediss", "unix"):
         with needs("wsfast[redis]", "redis"):
             from .redis_broker import RedisBroker
-        broker = RedisBroker(url, prefix, timeout, ssl)
+            from .redis_streams import RedisStreams
+        if history is None:
+            broker = RedisBroker(url, prefix, timeout, ssl)
+        else:
+            bounds = history_of(history)
+            if not bounds.messages:
+                raise ValueError("history must have messages: give what Hub(history=...) of the servers was given")
+            broker = RedisStreams(url, prefix, timeout, ssl, bounds, single=True)
+    elif history is not None:
+        raise ValueError("history needs a url that begins with redis://, rediss:// or unix://")
     elif not isinstance(url, str) or url.partition("://")[0] in ("nats", "tls", "ws", "wss"):
         with needs("wsfast[nats]", "nats"):
             from .nats_broker import NatsBroker

@@ -109,10 +109,21 @@ class RedisStreams(RedisBroker):
         timeout: Seconds without an answer after which a connection counts as lost.
         ssl: Settings of the encryption; None for those in `url`.
         history: How much is kept of each topic.
+        single: Whether `publish()` is given packets of one message, which are to be placed. Otherwise, it places none.
     """
 
-    def __init__(self, url: str, prefix: str, timeout: float, ssl: SSLContext | None, history: History) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        timeout: float,
+        ssl: SSLContext | None,
+        history: History,
+        *,
+        single: bool = False,
+    ) -> None:
         super().__init__(url, prefix, timeout, ssl)
+        self.single: bool = single
         age = 0 if history.seconds is None else max(1, round(history.seconds * 1000))
         self._kept = max(KEPT * 1000, age) if age else 0
         self._bounds = history.messages, history.bytes or 0, age, self._kept
@@ -174,7 +185,8 @@ class _Placing:
         self.largest: int = LARGEST
 
     async def publish(self, packets: Sequence[tuple[Address | None, bytes]]) -> dict[int, Exception]:
-        return await self.place([(address, packet, 0) for address, packet in packets])
+        count = int(self._broker.single)
+        return await self.place([(address, packet, count) for address, packet in packets])
 
     async def place(self, packets: Sequence[tuple[Address | None, bytes, int]]) -> dict[int, Exception]:
         pipeline = self._client.pipeline(transaction=False)
