@@ -109,7 +109,7 @@ class RedisStreams(RedisBroker):
         timeout: Seconds without an answer after which a connection counts as lost.
         ssl: Settings of the encryption; None for those in `url`.
         history: How much is kept of each topic.
-        single: Whether `publish()` is given packets of one message, which are to be placed. Otherwise, it places none.
+        single: Whether `publish()` is given packets of one message, and places them. Otherwise, it places none.
     """
 
     def __init__(
