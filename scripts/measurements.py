@@ -555,12 +555,18 @@ def integrations() -> str:
     )
 
 
+BROKERS = {"redis": "Redis", "nats": "NATS", "local": "none: Unix sockets"}
+
+
 @named("relay", "relay")
 def relay() -> str:
     """Return what relays deliver."""
     return table(
         rows_of("relay"),
-        ("broker", lambda row: {"redis": "Redis", "nats": "NATS"}[row["broker"]]),
+        (
+            "broker",
+            lambda row: {"redis": "Redis", "nats": "NATS", "local": "none: `wsfast.relay.local()`"}[row["broker"]],
+        ),
         ("", lambda row: {"relay": "**`wsfast.relay`**", "recipe": "`await publish()` in a loop"}[row["method"]]),
         ("messages per second", lambda row: significant(row["rate"], 2)),
         ("publisher, us per message", number("publisher", ".0f")),

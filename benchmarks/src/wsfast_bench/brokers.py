@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from .machine import UnfitError
 
 __all__ = ["BROKERS", "broker"]
 
-BROKERS = ("redis", "nats")
+BROKERS = ("redis", "nats", "local")
 
 PATIENCE = 20.0
 """Seconds that a broker has to begin."""
@@ -26,9 +27,15 @@ PATIENCE = 20.0
 def broker(kind: str) -> Iterator[str]:
     """Start a broker of one of the kinds on a free port of this machine, and give its URL.
 
+    For "local", there is no broker: give a directory for the sockets of the processes.
+
     Raises:
         UnfitError: If there is none, or it does not begin.
     """
+    if kind == "local":
+        with tempfile.TemporaryDirectory() as directory:
+            yield directory
+        return
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]

@@ -27,7 +27,7 @@ from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
 __all__ = ["SCENARIO", "WAYS", "compare"]
 
-WAYS = {"redis": ("relay", "recipe"), "nats": ("relay", "recipe")}
+WAYS = {"redis": ("relay", "recipe"), "nats": ("relay", "recipe"), "local": ("relay",)}
 """Brokers, each with its methods."""
 
 WAITING = 5000
@@ -141,7 +141,7 @@ class Relay(Scenario):
     """As fast as possible, then at a pace."""
 
     name = "relay"
-    help = "from one process to another through Redis and NATS: messages per second, and the time of one message"
+    help = "from one process to another, through brokers and Unix sockets: messages per second, and the time of one"
     seconds = Option("seconds", "how long", 5, quick=1)
     options = (seconds,)
     keys = ("broker", "way")
@@ -157,9 +157,9 @@ class Relay(Scenario):
     theirs = frozenset({"recipe"})
     chart = Chart("Messages per second", "rate", "{broker}, {way}")
     legend = (
-        "recipe: await publish() for one message after the other, and the iterator of the library. us: processor\n"
-        "time of that process per message. p50, p99: from publishing to receiving, at 500 messages/s. With only two\n"
-        "processors, the broker has none of its own."
+        "local: Unix sockets, without a broker. recipe: await publish() for one message after the other, and the\n"
+        "iterator of the library. us: processor time of that process per message. p50, p99: from publishing to\n"
+        "receiving, at 500 messages/s. With only two processors, the broker has none of its own."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
