@@ -17,6 +17,9 @@ const HEARTBEAT = { interval: 20_000, timeout: 10_000 };
 const BUSY = new Set([1012, 1013]); // service restart, try again later
 const ABANDONED = 4000; // this client gave the connection up: RFC 6455 leaves 4000-4999 to applications
 
+const TOPICS = 50; // per request: servers limit their size
+const HELD = 10_000; // messages of a topic that wait for an answer
+
 const text = new TextDecoder();
 
 /** One use of a topic: calls a function for each message, or is an async iterator. */
@@ -279,14 +282,15 @@ export class Client {
   }
 
   #request(states) {
-    if (!states.length) return;
-    const subscribe = {};
-    const id = ++this.#number;
-    for (const state of states) {
-      state.request = id;
-      subscribe[state.name] = state.epoch === null ? null : [state.epoch, state.offset];
+    for (let start = 0; start < states.length; start += TOPICS) {
+      const subscribe = {};
+      const id = ++this.#number;
+      for (const state of states.slice(start, start + TOPICS)) {
+        state.request = id;
+        subscribe[state.name] = state.epoch === null ? null : [state.epoch, state.offset];
+      }
+      this.#send({ subscribe, id });
     }
-    this.#send({ subscribe, id });
   }
 
   #receive(data) {
@@ -311,8 +315,9 @@ export class Client {
     if (!state || (state.epoch === null && !state.request)) return; // unsubscribed, or refused
     const message = { topic, offset, payload };
     if (!state.request && offset <= state.offset) this.#request([state]); // a new numbering, or a duplicate: ask
-    if (state.request) state.held.push(message); // until it is known which epoch they belong to
-    else this.#deliver(state, message);
+    if (!state.request) this.#deliver(state, message);
+    else if (state.held.length < HELD) state.held.push(message); // until it is known which epoch they belong to
+    else this.#abandon(`no answer to the subscription to ${topic}`); // a server that drops messages has dropped it
   }
 
   #deliver(state, message) {
@@ -347,7 +352,7 @@ export class Client {
       }
     }
     if (recovered && offset > state.offset) this.#gap(state, offset);
-    state.offset = Math.max(state.offset, offset);
+    state.offset = recovered ? Math.max(state.offset, offset) : offset; // all that was held had come before
   }
 
   #unsubscribed(name) {

@@ -185,8 +185,9 @@ class Session:
         """Subscribe, and send the positions; return False if the connection is not open any more."""
         try:
             subscription = await self.hub.recover(self.connection, *topics, since=since)
-        except DrainingError:
-            raise _RefusedError("the server is about to close this connection") from None
+        except DrainingError:  # nobody else closes a connection that is not in the hub
+            await self.connection.close(code=1012)
+            return False
         except RuntimeError as exc:
             if "not open" not in str(exc):
                 raise

@@ -571,6 +571,8 @@ class Machine(RuleBasedStateMachine):
             else:
                 self.tick += 1
                 known.numbering, known.offset, known.floor = self.tick, 0, max(known.floor, self.count + 1)
+                if self.envelope:  # those in the history have offsets of the numbering before
+                    known.cut = len(known.log)
 
         self.now(act)
 

@@ -32,6 +32,11 @@ ABANDONED = 4000
 LOST = 1006
 """Code of a connection that ended without a close frame, or was not made (RFC 6455, section 7.1.5)."""
 
+TOPICS = 50
+"""Topics per request."""
+HELD = 10_000
+"""Messages of a topic that may wait for the answer to a subscription, or more if the queue takes more."""
+
 
 @dataclass(eq=False, slots=True)
 class _Topic:
@@ -261,12 +266,13 @@ class Client:
         self._wake.set()
 
     def _request(self, states: Sequence[_Topic]) -> None:
-        """Subscribe to topics, from their positions on."""
-        if states:
+        """Subscribe to topics, from their positions on, some at a time: servers limit the size of a request."""
+        for start in range(0, len(states), TOPICS):
+            some = states[start : start + TOPICS]
             number = self._next()
-            for state in states:
+            for state in some:
                 state.request = number
-            self._send({"subscribe": {state.name: state.position for state in states}, "id": number})
+            self._send({"subscribe": {state.name: state.position for state in some}, "id": number})
 
     async def _receive(self, data: str | bytes) -> None:
         try:
@@ -294,6 +300,8 @@ class Client:
         if not state.request and position is not None and message.offset <= position.offset:
             self._request([state])  # a new numbering, or a duplicate: the answer tells which
         if state.request:
+            if len(state.held) >= max(self._bound, HELD):  # a server that drops messages has dropped the answer
+                raise ValueError(f"no answer to the subscription to {state.name}")
             state.held.append(message)
         else:
             await self._deliver(state, message)
@@ -331,8 +339,8 @@ class Client:
             await self._deliver(state, message)
         if recovered:
             self._advance(state, now.offset)
-        elif now.offset > state.position.offset:
-            state.position = now
+        else:
+            state.position = now  # all that was held had come before the answer
 
     def _refused(self, error: str, topics: Sequence[str], number: int | None) -> None:
         for name in topics:

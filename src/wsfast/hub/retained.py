@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping
@@ -173,23 +174,42 @@ class RetainedMessages:
     Args:
         history: Bounds of the history.
         last_values: Number of keys per topic whose last message is kept; the least recently published is evicted first.
-        numbers: Whether to number messages even if there is no history.
+        envelopes: Whether messages are sent in envelopes with their offsets. Without history, they are numbered too.
         subscribed: The topics and patterns that have a subscriber.
     """
 
-    __slots__ = ("_idle", "_last_values", "_subscribed", "bounds", "epoch", "forgotten", "numbers", "topics")
+    __slots__ = (
+        "_envelopes",
+        "_epoch",
+        "_idle",
+        "_last_values",
+        "_subscribed",
+        "bounds",
+        "forgotten",
+        "numbers",
+        "topics",
+    )
 
-    def __init__(self, history: History, last_values: int, numbers: bool, subscribed: Container[str]) -> None:
+    def __init__(self, history: History, last_values: int, envelopes: bool, subscribed: Container[str]) -> None:
         self.bounds: History = history
         self._idle = IDLE if history.seconds is None else history.seconds
         self._last_values = last_values
         self._subscribed = subscribed
-        self.numbers: bool = numbers or history.messages > 0
-        self.epoch: str = new_epoch()
-        """Epoch of the count of all messages."""
+        self.numbers: bool = envelopes or history.messages > 0
+        self._envelopes = envelopes
+        self._epoch = os.getpid(), new_epoch()
         self.forgotten: int = 0
         """Number of the last message of any topic that was forgotten."""
         self.topics: OrderedDict[str, RetainedTopic] = OrderedDict()
+
+    @property
+    def epoch(self) -> str:
+        """Epoch of the count of all messages: another one in each process, also of those that were forked."""
+        process, epoch = self._epoch
+        if process != os.getpid():
+            epoch = new_epoch()
+            self._epoch = os.getpid(), epoch
+        return epoch
 
     # ---- Publishing
 
@@ -289,6 +309,8 @@ class RetainedMessages:
             return
         epoch, gone = new_epoch(), max(topic.gone, number + 1)
         topic.epoch, topic.offset, topic.gone = epoch, 0, gone
+        while self._envelopes and topic.history:  # their envelopes have offsets of the old epoch
+            topic.drop()
 
     def locate(self, name: str, position: Position, number: int, *, clear: bool) -> None:
         """Have the numbering of a topic continue after a position that a broker has given.

@@ -209,7 +209,7 @@ class Confirming:
         error = PublishError(
             f"the broker at {self._broker.name} has not confirmed the message within {self._timeout:g} s: {reason}"
         )
-        error.uncertain = call.sent
+        error.uncertain = call not in self._queue  # it is in a batch, which may be sent for the others that wait
         return error
 
     async def close(self) -> None:

@@ -20,7 +20,7 @@ from .commands import address_of, parts_of
 from .inbound import Gap, Inbound, Seen
 from .ordering import Order, Placed, Stored
 from .outbound import NO_MESSAGE, Numbered, Outbound, Packet, Queued
-from .wire import MESSAGE, Address, Envelope, encode_item
+from .wire import MESSAGE, Address, Envelope, Item, encode_item
 
 __all__ = ["PLACE", "PLACED", "OrderedInbound", "OrderedOutbound", "OrderedSending"]
 
@@ -35,6 +35,9 @@ UNPLACED = 0
 
 WAITING, WAITING_BYTES = 16384, 64 << 20
 """Most packets that wait for what is missing before them, and their size."""
+
+COMMANDS = 1024
+"""Publishers and topics for which the time of the last command is kept."""
 
 EXCLUDED = 16384
 """Own messages on their way through the broker whose excluded connections are kept."""
@@ -180,6 +183,7 @@ class OrderedInbound(Inbound):
         self.waiting: int = 0
         self.waiting_bytes: int = 0
         self.last_own = last_own
+        self._commands: OrderedDict[tuple[int, Address], int] = OrderedDict()  # time of the last one of a publisher
         self._excluded: OrderedDict[tuple[str, int, int], WeakSet[Any]] = OrderedDict()
 
     # ---- Interests
@@ -201,6 +205,13 @@ class OrderedInbound(Inbound):
             if not others or not self._is_continuous(interest[1], seen, self._began(others)):
                 self._forget(interest)
         seen.clock = self._clock
+
+    def end(self, interest: Interest) -> None:
+        """Record that it has none any more."""
+        super().end(interest)
+        seen = self.followed(interest[1]) if interest[0] == "topic" else None
+        if seen is not None and not seen.order.loaded:  # subscribers by a pattern wait for what was to be fetched
+            seen.order.load()
 
     def on_subscribed(self, interests: Sequence[Interest | None]) -> None:
         """Fetch the history of topics, now that the broker has confirmed the subscriptions to them."""
@@ -275,12 +286,25 @@ class OrderedInbound(Inbound):
         if isinstance(seen, Followed):
             if envelope.epoch == UNPLACED and all(item.command for item in envelope.items):
                 for item in envelope.items:
-                    self._deliver(envelope.publisher, seen.address, item)
-                self._count(len(envelope.items))
+                    self._carry_out(envelope.publisher, seen, item)
             elif envelope.items:
                 self.reject("it has no place: give recover=True to the relays of all processes, or to none")
             return
         super()._receive(envelope, seen)
+
+    def _carry_out(self, publisher: int, seen: Seen, item: Item) -> None:
+        """Carry out a command unless it was received already. It has no number, but later ones have a later time."""
+        assert item.command is not None
+        key = publisher, seen.address
+        if item.command[0] <= self._commands.get(key, 0):
+            self.duplicates += 1
+            return
+        self._deliver(publisher, seen.address, item)
+        self._commands[key] = item.command[0]
+        self._commands.move_to_end(key)
+        if len(self._commands) > COMMANDS:
+            self._commands.popitem(last=False)
+        self._count(1)
 
     def stored(self, topic: str, serial: int, kept: Kept) -> None:
         """Take a part of what the broker keeps of a topic."""

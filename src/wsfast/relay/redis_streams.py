@@ -34,6 +34,15 @@ PART = 1 << 18
 TRIMMED_EVERY = 64
 """Messages after which packets that are too old or too many bytes are looked for."""
 
+UNABLE = (
+    redis.exceptions.NoScriptError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.BusyLoadingError,
+)
+STATES = "READONLY", "MISCONF", "OOM ", "MASTERDOWN", "NOREPLICAS", "LOADING"
+"""Words in errors that are about the server, not about a packet."""
+
 _PLACE = f"""
 local meta, stream, known = KEYS[1], KEYS[2], KEYS[3]
 local channel, new, epoch, packet = ARGV[1], ARGV[2], ARGV[3], ARGV[6]
@@ -169,11 +178,11 @@ class RedisStreams(RedisBroker):
 
 
 async def _replies(pipeline: Any) -> list[Any]:
-    """Execute commands; raise if the server has forgotten the script."""
+    """Execute commands; raise if the server has forgotten the script, or can do nothing now, whatever it is asked."""
     replies: list[Any] = await pipeline.execute(raise_on_error=False)
     for reply in replies:
-        if isinstance(reply, redis.exceptions.NoScriptError):
-            raise reply  # the relay reconnects, and loads it again
+        if isinstance(reply, UNABLE) or (isinstance(reply, Exception) and any(word in str(reply) for word in STATES)):
+            raise reply  # the relay reconnects, loads the script, and tries again
     return replies
 
 
