@@ -332,6 +332,45 @@ def test_new_numbering(start: Start) -> None:
     asyncio.run(main())
 
 
+def test_history_of_an_earlier_numbering(start: Start) -> None:
+    """If a server first sends messages of an earlier numbering, new ones of the same offsets are no duplicates."""
+
+    async def main() -> None:
+        async def script(connection: Any, request: Any) -> None:
+            for offset in (1, 2, 3):
+                await connection.send(envelope(offset))
+            await answer(connection, request, 0, "two")
+            for offset in (1, 2, 3):
+                await connection.send(envelope(offset))
+
+        async with scripted(script) as url, start(url, "a") as told:
+            await until(lambda: len(of(told, "got")) == 6)
+        assert [offset for _, offset, _ in of(told, "got")] == [1, 2, 3, 1, 2, 3]
+        assert len(of(told, "subscribed")) == 1
+        assert of(told, "duplicates") == [0]
+
+    asyncio.run(main())
+
+
+def test_many_topics_are_asked_for_in_parts(start: Start) -> None:
+    """Servers limit the size of a request, so a client that connects asks for some topics at a time."""
+    topics = [f"topic.{number}" for number in range(120)]
+    asked: list[str] = []
+
+    async def main() -> None:
+        async def handler(connection: Any) -> None:
+            async for message in connection:
+                some = json.loads(message)["subscribe"]
+                assert len(some) <= 50
+                asked.extend(some)
+
+        async with serving(handler) as url, start(url, *topics):
+            await until(lambda: len(asked) == 120)
+        assert sorted(asked) == sorted(topics)
+
+    asyncio.run(main())
+
+
 def test_last_values_have_no_gaps(start: Start) -> None:
     """What a new subscriber gets first may leave messages out, and that is no gap."""
 

@@ -86,6 +86,18 @@ def test_subscribe_answers_after_the_history() -> None:
     run(check)
 
 
+def test_drained_hub_closes() -> None:
+    """A client that subscribes at a hub that is drained is disconnected: nobody else would do that."""
+
+    async def check(hub: wsfast.Hub, client: ClientConnection) -> None:
+        await hub.drain(0.1)
+        with pytest.raises(ConnectionClosed):
+            await ask(client, {"subscribe": {"news": None}, "id": 1})
+        assert client.close_code == 1012
+
+    run(check)
+
+
 def test_subscribe_recovers() -> None:
     """Topics with a position in the history are recovered; those with another one are as for a new subscriber."""
 

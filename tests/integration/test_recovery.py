@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import random
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -560,3 +562,35 @@ def test_gaps_end_the_numbering(run: Run, broker: Broker, tmp_path: Path) -> Non
             assert hub.subscribe(Client().connection, "b", since=total).recovered
 
     run(main)
+
+
+def test_positions_are_of_one_process() -> None:
+    """Hubs that were forked before they were used have different epochs: a position of one means nothing to another."""
+    result = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+FORKING = """
+import asyncio, os
+import wsfast
+
+hub = wsfast.Hub(history=10)
+reader, writer = os.pipe()
+child = os.fork()
+
+async def main():
+    hub.publish("news", "x")
+    return hub.position(), hub.position("news")
+
+positions = asyncio.run(main())
+if not child:
+    os.write(writer, " ".join(map(str, positions)).encode())
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+others = [wsfast.Position.parse(text) for text in os.read(reader, 1000).decode().split()]
+for position, other in zip(positions, others, strict=True):
+    assert position.offset == other.offset == 1
+    assert position.epoch != other.epoch
+"""

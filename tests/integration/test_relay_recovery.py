@@ -286,6 +286,34 @@ def test_publisher(shared: Broker, prefix: str) -> None:
         relay.publisher("redis://localhost", history=0)
 
 
+def test_subscribers_that_come_and_go(shared: Broker, prefix: str) -> None:
+    """A topic is heard by who comes after the last subscriber has left, and by a pattern after one that left at once.
+
+    Both happen before Redis has confirmed anything.
+    """
+
+    async def main() -> None:
+        async with ends(shared.url, prefix) as (a, b):
+            pattern = b.stream("p.*")
+            first = b.stream("t")
+            await b.relay.subscribed(TIMEOUT)
+            await b.loaded("t")
+            for _ in range(3):
+                first.close()
+                first = b.stream("t")
+                b.stream("p.a").close()
+                await asyncio.sleep(0)
+            await b.relay.subscribed(TIMEOUT)
+            await b.loaded("t")
+            for number in range(3):
+                a.hub.publish("t", f"{number}")
+                a.hub.publish("p.a", f"{number}")
+            assert await take(first, 3) == ["0", "1", "2"]
+            assert await take(pattern, 3) == ["0", "1", "2"]
+
+    go(main)
+
+
 def test_what_comes_back(shared: Broker, prefix: str) -> None:
     """A message that comes back has all that it was published with; who is excluded does not get it."""
 

@@ -134,7 +134,7 @@ class _Numbering:
 class _Call:
     """One call, whose caller waits for the future."""
 
-    __slots__ = ("bytes", "deadline", "future", "items", "messages", "refused", "sent")
+    __slots__ = ("bytes", "deadline", "future", "items", "messages", "refused")
 
     def __init__(self, items: Sequence[Publication], deadline: float) -> None:
         self.items = items
@@ -142,7 +142,6 @@ class _Call:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.messages = sum(len(item.names) for item in items)
         self.bytes = sum(len(item.message.data) * len(item.names) for item in items)
-        self.sent = False  # whether the broker may have got a part of it
         self.refused: Exception | None = None
 
 
@@ -165,6 +164,7 @@ class Confirming:
         self._changed = asyncio.Event()
         self._sending: Sending | None = None
         self._error: Exception | None = None  # why the last attempt has failed
+        self._delay = 0.0  # seconds before the next attempt to connect
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -209,7 +209,7 @@ class Confirming:
         error = PublishError(
             f"the broker at {self._broker.name} has not confirmed the message within {self._timeout:g} s: {reason}"
         )
-        error.uncertain = call not in self._queue  # it is in a batch, which may be sent for the others that wait
+        error.uncertain = call not in self._queue  # it is in a batch, which is sent as long as another call of it waits
         return error
 
     async def close(self) -> None:
@@ -234,6 +234,8 @@ class Confirming:
                 while not self._queue:
                     self._changed.clear()
                     await self._changed.wait()
+                if self._sending is None and not await self._connect():
+                    continue
                 batch, packets = self._next_batch()
                 if batch:
                     await self._publish(batch, packets)
@@ -263,6 +265,19 @@ class Confirming:
                 batch.append(call)
         return batch, packets
 
+    async def _connect(self) -> bool:
+        """Connect before a batch is formed, so that calls whose time ends meanwhile are surely not sent."""
+        try:
+            async with asyncio.timeout(self._timeout / 2):
+                self._sending = await self._broker.open_sending()
+        except Exception as exc:
+            self._error = exc
+            await asyncio.sleep(self._delay)
+            self._delay = min(max(FIRST_DELAY, 2 * self._delay), LAST_DELAY)
+            return False
+        self._delay = 0.0
+        return True
+
     async def _publish(self, batch: Sequence[_Call], packets: Sequence[tuple[Address, bytes]]) -> None:
         """Publish a batch. If that fails, try again as long as a caller waits."""
         deadline = max(call.deadline for call in batch)
@@ -270,7 +285,7 @@ class Confirming:
         confirmed = 0
         while confirmed < len(packets):
             try:
-                refused = await self._attempt(batch, packets[confirmed : confirmed + BATCH], deadline)
+                refused = await self._attempt(packets[confirmed : confirmed + BATCH], deadline)
             except Exception as exc:
                 self._error = exc
                 self._disconnect()
@@ -296,16 +311,12 @@ class Confirming:
                 error.__cause__ = call.refused
                 call.future.set_exception(error)
 
-    async def _attempt(
-        self, batch: Sequence[_Call], packets: Sequence[tuple[Address, bytes]], deadline: float
-    ) -> dict[int, Exception]:
+    async def _attempt(self, packets: Sequence[tuple[Address, bytes]], deadline: float) -> dict[int, Exception]:
         """Publish messages, and return those refused. Half of the time is left for a second attempt."""
         half = asyncio.get_running_loop().time() + self._timeout / 2
         async with asyncio.timeout_at(min(half, deadline)):
             if self._sending is None:
                 self._sending = await self._broker.open_sending()
-            for call in batch:
-                call.sent = True
             return await self._sending.publish(packets)
 
     def _refuse(
