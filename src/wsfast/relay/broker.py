@@ -325,7 +325,7 @@ class BrokerSubscriptions:
             if new:
                 await while_running(running, receiving.subscribe(new))
                 self._subscribed.update(new)
-            # Those that have ended and begun again meanwhile are told as well.
+            # Interests that have ended and begun again meanwhile are reported as well.
             self._on_subscribed([one for one in some if one in self._interests and one in self._subscribed])
             if old:
                 await while_running(running, receiving.unsubscribe(old))
