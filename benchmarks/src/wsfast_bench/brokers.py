@@ -17,7 +17,7 @@ from .machine import UnfitError
 
 __all__ = ["BROKERS", "broker"]
 
-BROKERS = ("redis", "nats", "local")
+BROKERS = ("redis", "nats")
 
 PATIENCE = 20.0
 """Seconds that a broker has to begin."""
