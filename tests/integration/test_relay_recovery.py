@@ -7,12 +7,14 @@ import contextlib
 import gc
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio
 from redis.exceptions import NoScriptError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -25,7 +27,7 @@ from helpers.ports import free_port
 from helpers.recovery_process import TOPICS
 from wsfast import Position, relay
 from wsfast._publisher import Stream
-from wsfast.relay import Gap, broker, ordered, outbound, redis_streams
+from wsfast.relay import Gap, broker, ordered, outbound, redis_streams, wire
 
 pytestmark = pytest.mark.skipif(why_not("redis") is not None, reason=str(why_not("redis")))
 
@@ -246,6 +248,47 @@ def test_disconnect(shared: Broker, prefix: str) -> None:
             assert not eve.codes
             stats = b.relay.stats()
             assert (stats.rejected, stats.malformed, stats.lost) == (0, 0, 0)
+
+    go(main)
+
+
+def test_command_comes_twice(shared: Broker, prefix: str) -> None:
+    """A command whose confirmation was lost comes again, and is not carried out for clients that have come back."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, number=1) as (a,):
+            inbound = a.relay._inbound
+            for when, active in ((0, False), (0, True), (-1, True), (1, False)):
+                parts = (started_at + when, None, 4001, "", False)
+                envelope = wire.Envelope(wire.MESSAGE, 99, 0, 1, ("topic", "t"), (wire.Item(b"", command=parts),))
+                subscription = a.hub.subscribe(Client().connection, "t")
+                inbound.receive(wire.pack(envelope), a.relay._broker.channel(("topic", "t")))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                if not active:
+                    await subscription.ended()
+                assert subscription.active == active
+                subscription.unsubscribe()
+            assert a.relay.stats().duplicates == 2
+
+    started_at = time.time_ns()
+    go(main)
+
+
+def test_state_of_the_server_refuses_nothing(own: Redis, prefix: str) -> None:
+    """While Redis takes no writes, messages wait; it is no refusal."""
+
+    async def main() -> None:
+        client: Any
+        async with ends(own.url, prefix, number=1) as (a,), redis.asyncio.Redis.from_url(own.url) as client:
+            stream = a.stream("t")
+            await a.loaded("t")
+            await client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            a.hub.publish("t", "while it is a replica")
+            await until(lambda: a.relay.stats().reconnects > 0)
+            await client.execute_command("REPLICAOF", "NO", "ONE")
+            assert await take(stream, 1) == ["while it is a replica"]
+            assert a.relay.stats().dropped == 0
 
     go(main)
 
