@@ -331,9 +331,10 @@ class Inbound:
         if missing:
             self._report(Gap(f"{publisher:016x}", *seen.address, missing))
 
-    def _count(self, messages: int) -> None:
-        """Count messages that were received."""
+    def _count(self, messages: int, *, duplicates: int = 0) -> None:
+        """Count messages that were received, and those that were received again."""
         self.received += messages
+        self.duplicates += duplicates
 
     def _note(self, seen: Seen, publisher: int, positions: list[Position]) -> None:
         """Record the last messages of a publisher and address."""

@@ -297,7 +297,7 @@ class OrderedInbound(Inbound):
         assert item.command is not None
         key = publisher, seen.address
         if item.command[0] <= self._commands.get(key, 0):
-            self.duplicates += 1
+            self._count(0, duplicates=1)
             return
         self._deliver(publisher, seen.address, item)
         self._commands[key] = item.command[0]
