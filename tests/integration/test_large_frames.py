@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import resource
@@ -77,6 +78,7 @@ def files() -> list[int]:
 
 async def detached(channel: wsfast.Channel, message: bytes) -> AsyncIterator[None]:
     """Publish a message until threads are at it while the event loop goes on; then its files are there."""
+    gc.collect()  # a batch of an event loop that has ended keeps the threads busy until it is freed
     async with asyncio.timeout(TIMEOUT):
         while channel._dispatcher is None or not channel._dispatcher.table.detached:
             channel.publish(message)
