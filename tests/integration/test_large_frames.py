@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import resource
@@ -78,11 +77,15 @@ def files() -> list[int]:
 
 async def detached(channel: wsfast.Channel, message: bytes) -> AsyncIterator[None]:
     """Publish a message until threads are at it while the event loop goes on; then its files are there."""
-    gc.collect()  # a batch of an event loop that has ended keeps the threads busy until it is freed
     async with asyncio.timeout(TIMEOUT):
-        while channel._dispatcher is None or not channel._dispatcher.table.detached:
+        while True:
             channel.publish(message)
             await asyncio.sleep(0)
+            if channel._dispatcher is not None and channel._dispatcher.table.detached:
+                break
+            await asyncio.sleep(
+                0.002
+            )  # threads may not be waiting yet, and the sockets have room for some messages only
     yield
 
 
