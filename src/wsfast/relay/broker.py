@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -258,6 +258,10 @@ class BrokerSubscriptions:
         self._interests.pop(interest, None)
         self._outdated[interest] = None
         self._changed.set()
+
+    def has_any(self, interests: Iterable[Interest]) -> bool:
+        """Whether the broker has confirmed the subscription to one of some interests."""
+        return not self._subscribed.isdisjoint(interests)
 
     @property
     def up_to_date(self) -> bool:
