@@ -199,7 +199,7 @@ class AsgiQueue:
         )
 
     async def _close(self, writer: asyncio.Task[None] | None, closing: AsgiMessage) -> None:
-        """Close the connection behind what the server has taken already. It ends when the server gives up the client."""
+        """Close the connection behind what the server has taken already. This may take as long as the connection."""
         if writer is not None:
             await asyncio.wait([writer])
         with contextlib.suppress(Exception):  # the application may have ended, or the server knows the end already
