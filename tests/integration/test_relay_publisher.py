@@ -11,6 +11,7 @@ import gc
 import pickle
 import random
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 
 import wsfast
-from helpers.brokers import KINDS, Broker, proxy_to, relay_of, started, why_not
+from helpers.brokers import KINDS, Broker, encrypted, proxy_to, relay_of, started, tls_options, why_not
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.processes import run as run_process
@@ -231,6 +232,32 @@ def test_secret(shared: Broker, prefix: str, way: str) -> None:
             assert receiver.relay.stats().rejected == 1
 
     go(main)
+
+
+def test_tls(
+    kind: str, way: str, tmp_path: Path, prefix: str, certificate: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """Messages arrive over TLS; who does not trust the certificate publishes nothing, and is told why."""
+
+    async def main(broker: Broker) -> None:
+        async with (
+            encrypted(broker, tls[0]) as url,
+            receiving(broker, prefix, url=url, ssl=tls[1]) as receiver,
+            Either(way, url, prefix=prefix, timeout=TIMEOUT, ssl=tls[1]) as good,
+            Either(way, url, prefix=prefix, timeout=2) as bad,
+            Either(way, url.replace("localhost", "127.1"), prefix=prefix, timeout=2, ssl=tls[1]) as other,
+        ):
+            stream = await receiver.stream("t")
+            calls = [wrong("publish", "t", "to whom?") for wrong in (bad, other)]
+            for error in await asyncio.gather(*calls, return_exceptions=True):
+                assert isinstance(error, PublishError)
+                assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+                assert not error.uncertain
+            await good("publish_many", [("t", f"{number}") for number in range(2000)])
+            assert await take(stream, 2000) == [f"{number}" for number in range(2000)]
+
+    with started(kind, tmp_path, tls_options(kind, certificate)) as broker:
+        go(lambda: main(broker))
 
 
 # ---- Brokers that fail

@@ -194,14 +194,19 @@ async def while_running(running: asyncio.Task[None], request: Coroutine[Any, Any
         await stop(task)
 
 
-async def close(connection: Closable) -> None:
-    """Close a connection that may be broken, even if this is cancelled meanwhile: half closed, it would stay open."""
+async def close(connection: Closable, seconds: float = 1.0) -> None:
+    """Close a connection that may be broken, even if this is cancelled meanwhile: half closed, it would stay open.
+
+    Args:
+        connection: The connection.
+        seconds: Half of the time that this may take.
+    """
     closing = asyncio.create_task(connection.close())
     try:
-        await asyncio.wait((closing,), timeout=1)
+        await asyncio.wait((closing,), timeout=seconds)
     finally:
         if not closing.done():
-            await asyncio.wait((closing,), timeout=1)
+            await asyncio.wait((closing,), timeout=seconds)
             closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
 
