@@ -702,6 +702,31 @@ def test_in_an_event_loop() -> None:
     go(main)
 
 
+def test_threads_that_are_greenlets(shared: Broker, prefix: str) -> None:
+    """Where gevent makes greenlets of threads, asyncio takes the publisher's event loop for that of every thread."""
+
+    async def main() -> None:
+        async with receiving(shared, prefix) as receiver:
+            stream = await receiver.stream("t")
+
+            def work() -> None:
+                with publisher(shared.url, prefix=prefix) as one, publisher(shared.url, prefix=prefix) as other:
+                    one.publish("t", "1")
+                    thread: Any = one._thread
+                    asyncio._set_running_loop(thread._loop)
+                    try:
+                        one.publish("t", "2")
+                        with pytest.raises(RuntimeError, match=r"with gevent, one publisher\(\) for the whole process"):
+                            other.publish("t", "3")
+                    finally:
+                        asyncio._set_running_loop(None)
+
+            await asyncio.to_thread(work)
+            assert await take(stream, 2) == ["1", "2"]
+
+    go(main)
+
+
 @pytest.mark.parametrize("function", [publisher, async_publisher])
 def test_repr_and_pickle(function: Callable[..., Publisher | AsyncPublisher]) -> None:
     """The repr shows where the broker is, without a password; publishers cannot be pickled."""
