@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from wsfast._arguments import check_integer
 from wsfast._shutdown import DrainingError
+from wsfast.connections.shape import NotOpenError
 from wsfast.hub import Hub, HubSubscription, Position
 from wsfast.hub.topics import check_topic
 
@@ -70,7 +71,7 @@ class Session:
     ) -> None:
         if not isinstance(hub, Hub):
             raise TypeError(f"hub must be a Hub, not {type(hub).__name__}")
-        if not hub._envelope:
+        if not hub.has_envelopes:
             raise ValueError("a session needs a hub with envelopes: Hub(envelope=True, history=100)")
         if authorize is not None and not callable(authorize):
             raise TypeError(f"authorize must be callable, not {authorize!r:.80}")
@@ -188,9 +189,7 @@ class Session:
         except DrainingError:  # nobody else closes a connection that is not in the hub
             await self.connection.close(code=1012)
             return False
-        except RuntimeError as exc:
-            if "not open" not in str(exc):
-                raise
+        except NotOpenError:
             return False
         self._subscriptions.update(dict.fromkeys(topics, subscription))
         answer = {

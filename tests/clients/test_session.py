@@ -165,6 +165,17 @@ def test_authorize(authorize: Authorize, caplog: pytest.LogCaptureFixture) -> No
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
+def test_mistakes_of_the_server_are_raised() -> None:
+    """A connection that is not open yet is a mistake of the server, not one that its client has closed."""
+
+    async def main() -> None:
+        session = Session(new_hub(), aiohttp.web.WebSocketResponse())
+        with pytest.raises(RuntimeError, match=r"not open yet; await its prepare\(\) first"):
+            await session.receive('{"subscribe": {"news": null}}')
+
+    asyncio.run(main())
+
+
 def test_closed_during_authorize() -> None:
     """A client that leaves while it is decided whether it may subscribe does no harm."""
 

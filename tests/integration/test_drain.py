@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -29,9 +30,10 @@ class Scene:
         self.arrived.put_nowait(connection)
         await connection.wait_closed()
 
-    async def connect(self) -> tuple[Any, Any]:
+    async def connect(self, **options: Any) -> tuple[Any, Any]:
         port = next(iter(self.server.sockets)).getsockname()[1]
-        self.clients.append(await connect(f"ws://127.0.0.1:{port}", compression=None, ping_interval=None))
+        url = f"{'wss' if 'ssl' in options else 'ws'}://127.0.0.1:{port}"
+        self.clients.append(await connect(url, compression=None, ping_interval=None, **options))
         return await self.arrived.get(), self.clients[-1]
 
 
@@ -238,6 +240,43 @@ def test_server(run: Run, core: Any) -> None:
             assert await draining == (3, 0)
             found = [await read_all(client) for _, client in pairs]
             assert found == [(["last"], 1012, "bye"), ([], 1012, "bye"), ([], 1012, "bye")]
+
+    run(main)
+
+
+@pytest.mark.parametrize("by", ["server", "hub"])
+def test_tls(run: Run, core: Any, tls: tuple[ssl.SSLContext, ssl.SSLContext], by: str) -> None:
+    """Over TLS too, clients get all that was published and the close frame; one that reads nothing is aborted."""
+
+    async def main() -> None:
+        async with scene(ssl=tls[0], compression=None) as here:
+            hub = wsfast.Hub(slow=wsfast.Disconnect(max_messages=None, max_bytes=None))
+            pairs = [await here.connect(ssl=tls[1], max_queue=4) for _ in range(5)]
+            (stalled, client), *others = pairs
+            for connection, _ in pairs:
+                hub.subscribe(connection, "t")
+            client.transport.pause_reading()
+            readers = [asyncio.create_task(read_all(one)) for _, one in others]
+            for count in range(40):  # more than the kernel takes
+                hub.publish("t", f"{count} ".ljust(500_000))
+                await asyncio.sleep(0)
+            await until(lambda: hub.stats().lagging == 1)
+            draining = asyncio.create_task((hub if by == "hub" else here.server).drain(1.0, 1012, "bye"))
+            while not draining.done():
+                count += 1
+                hub.publish("t", f"{count}")
+                await asyncio.sleep(0.02)
+            assert await draining == (4, 1)
+            assert not len(hub)
+            for messages, code, reason in await asyncio.gather(*readers):
+                assert (code, reason) == (1012, "bye")
+                assert [int(message) for message in messages] == list(range(len(messages)))
+                assert messages
+            client.transport.resume_reading()
+            messages, code, _ = await read_all(client)
+            assert [int(message) for message in messages] == list(range(len(messages)))
+            assert (len(messages) < 40, code) == (True, 1006)
+            await stalled.wait_closed()
 
     run(main)
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 
 import wsfast
-from helpers.brokers import KINDS, Broker, proxy_to, relay_of, started, why_not
+from helpers.brokers import KINDS, Broker, encrypted, proxy_to, relay_of, started, tls_options, why_not
 from helpers.fixtures import Run
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
@@ -1893,40 +1893,6 @@ def test_password(kind: str, tmp_path: Path, prefix: str, caplog: pytest.LogCapt
         go(lambda: main(broker))
     assert "sesame" not in caplog.text
     assert "barley" not in caplog.text
-
-
-@contextlib.asynccontextmanager
-async def encrypted(broker: Broker, context: ssl.SSLContext) -> AsyncIterator[str]:
-    """Return where a broker is that speaks TLS: NATS does; in front of Redis, whose wheel cannot, there is a proxy."""
-    if broker.kind == "nats":
-        yield f"tls://localhost:{broker.port}"
-        return
-    tasks: set[asyncio.Task[Any]] = set()
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        writer.transport.abort()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", broker.port)
-        await asyncio.gather(carry(reader, other_writer), carry(other_reader, writer))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield f"rediss://localhost:{server.sockets[0].getsockname()[1]}"
-    async with asyncio.timeout(TIMEOUT):
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def tls_options(kind: str, certificate: Path) -> Any:
-    """Return what has a broker speak TLS."""
-    return f'tls {{ cert_file: "{certificate}", key_file: "{certificate}" }}\n' if kind == "nats" else ()
 
 
 def test_tls(

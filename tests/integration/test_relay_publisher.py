@@ -11,6 +11,7 @@ import gc
 import pickle
 import random
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 
 import wsfast
-from helpers.brokers import KINDS, Broker, proxy_to, relay_of, started, why_not
+from helpers.brokers import KINDS, Broker, encrypted, proxy_to, relay_of, started, tls_options, why_not
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.processes import run as run_process
@@ -231,6 +232,32 @@ def test_secret(shared: Broker, prefix: str, way: str) -> None:
             assert receiver.relay.stats().rejected == 1
 
     go(main)
+
+
+def test_tls(
+    kind: str, way: str, tmp_path: Path, prefix: str, certificate: Path, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """Messages arrive over TLS; who does not trust the certificate publishes nothing, and is told why."""
+
+    async def main(broker: Broker) -> None:
+        async with (
+            encrypted(broker, tls[0]) as url,
+            receiving(broker, prefix, url=url, ssl=tls[1]) as receiver,
+            Either(way, url, prefix=prefix, timeout=TIMEOUT, ssl=tls[1]) as good,
+            Either(way, url, prefix=prefix, timeout=2) as bad,
+            Either(way, url.replace("localhost", "127.1"), prefix=prefix, timeout=2, ssl=tls[1]) as other,
+        ):
+            stream = await receiver.stream("t")
+            calls = [wrong("publish", "t", "to whom?") for wrong in (bad, other)]
+            for error in await asyncio.gather(*calls, return_exceptions=True):
+                assert isinstance(error, PublishError)
+                assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+                assert not error.uncertain
+            await good("publish_many", [("t", f"{number}") for number in range(2000)])
+            assert await take(stream, 2000) == [f"{number}" for number in range(2000)]
+
+    with started(kind, tmp_path, tls_options(kind, certificate)) as broker:
+        go(lambda: main(broker))
 
 
 # ---- Brokers that fail
@@ -671,6 +698,31 @@ def test_in_an_event_loop() -> None:
     async def main() -> None:
         with publisher("redis://localhost") as publish, pytest.raises(RuntimeError, match="would block the event loop"):
             publish.publish("t", "x")
+
+    go(main)
+
+
+def test_threads_that_are_greenlets(shared: Broker, prefix: str) -> None:
+    """Where gevent makes greenlets of threads, asyncio takes the publisher's event loop for that of every thread."""
+
+    async def main() -> None:
+        async with receiving(shared, prefix) as receiver:
+            stream = await receiver.stream("t")
+
+            def work() -> None:
+                with publisher(shared.url, prefix=prefix) as one, publisher(shared.url, prefix=prefix) as other:
+                    one.publish("t", "1")
+                    thread: Any = one._thread
+                    asyncio._set_running_loop(thread._loop)
+                    try:
+                        one.publish("t", "2")
+                        with pytest.raises(RuntimeError, match=r"with gevent, one publisher\(\) for the whole process"):
+                            other.publish("t", "3")
+                    finally:
+                        asyncio._set_running_loop(None)
+
+            await asyncio.to_thread(work)
+            assert await take(stream, 2) == ["1", "2"]
 
     go(main)
 

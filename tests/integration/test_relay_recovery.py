@@ -131,6 +131,19 @@ class End:
         return await self.hub.recover(client.connection, *topics, since=since or None)
 
 
+class Closing(Client):
+    """A client that notes with which code it is closed, and how many messages it has got by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes: tuple[int, ...] = ()
+        self.got = 0
+
+    def close(self, code: int, reason: str) -> None:
+        self.codes = (*self.codes, code)
+        self.got = len(self.received)
+
+
 @contextlib.asynccontextmanager
 async def ends(url: str, prefix: str, number: int = 2, **options: Any) -> AsyncIterator[list[End]]:
     """Run several hubs with relays."""
@@ -218,12 +231,6 @@ def test_same_order_everywhere(shared: Broker, prefix: str, secret: bytes | None
 def test_disconnect(shared: Broker, prefix: str) -> None:
     """Connections of users and topics are closed in other processes too; commands take no place among messages."""
 
-    class Closing(Client):
-        codes: tuple[int, ...] = ()
-
-        def close(self, code: int, reason: str) -> None:
-            self.codes = (*self.codes, code)
-
     async def main() -> None:
         async with ends(shared.url, prefix) as (a, b):
             ann, bob, eve = Closing(), Closing(), Closing()
@@ -248,6 +255,119 @@ def test_disconnect(shared: Broker, prefix: str) -> None:
             assert not eve.codes
             stats = b.relay.stats()
             assert (stats.rejected, stats.malformed, stats.lost) == (0, 0, 0)
+
+    go(main)
+
+
+@pytest.mark.parametrize("about", [{"topic": "t"}, {"user": "ann"}, {"user": "ann", "topic": "t"}], ids=str)
+@pytest.mark.parametrize("pattern", [False, True])
+def test_disconnect_after_messages(shared: Broker, prefix: str, about: dict[str, str], pattern: bool) -> None:
+    """Who is disconnected first gets all that the same process published before, here and in other processes."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix) as (a, b):
+            clients = [Closing(), Closing()]
+            for end, client in zip((a, b), clients, strict=True):
+                end.hub.register(client.connection, "ann")
+                end.hub.subscribe(client.connection, ">" if pattern else "t")
+            stream = b.stream("t")
+            for end in (a, b):
+                await end.relay.subscribed(TIMEOUT)
+                await end.loaded("t")
+            a.hub.send("ann", "0")
+            for number in range(1, 700):
+                a.hub.publish("t", f"{number}")
+            begin = time.monotonic()
+            assert await a.hub.disconnect(**about, code=4001, message="bye", seconds=TIMEOUT) == 1
+            assert time.monotonic() - begin < TIMEOUT / 2
+            a.hub.publish("t", "after")
+            await until(lambda: clients[1].codes)
+            for client in clients:
+                assert client.codes == (4001,)
+                assert client.got == 701
+                assert client.received[700] == "bye"
+            assert (await take(stream, 700 + ("user" not in about)))[-1] == "after"  # streams get "bye" too
+            inbound: Any = a.relay._inbound
+            await until(lambda: not inbound._returning)
+
+    go(main)
+
+
+def test_disconnect_after_messages_that_are_fetched(shared: Broker, prefix: str) -> None:
+    """A command waits for messages that were published before and must be fetched; it is the same in each process."""
+
+    async def main() -> None:
+        async with proxy_to(shared) as proxy, ends(shared.url, prefix, 1) as (a,), ends(proxy.url, prefix, 1) as (b,):
+            client = Closing()
+            await b.recover(client, "t")
+            await b.relay.subscribed(TIMEOUT)
+            b.hub.publish("t", "0")
+            await until(lambda: client.received == ["0"])
+            reconnects = b.relay.stats().reconnects
+            proxy.freeze("publishing")  # what it asks for, too
+            proxy.cut("subscribing")
+            await until(lambda: b.relay.stats().reconnects > reconnects)
+            for number in range(1, 10):
+                a.hub.publish("t", f"{number}")
+            await a.hub.disconnect(topic="t", code=4001)
+            await until(lambda: b.waiting[0] > 1)
+            assert not client.codes
+            proxy.cut("publishing")
+            await until(lambda: client.codes)
+            assert client.got == 10
+            assert b.waiting == (0, 0)
+
+    go(main)
+
+
+def test_disconnect_while_the_broker_is_away(own: Redis, prefix: str) -> None:
+    """Nobody waits for messages that cannot come back, longer than half of the time."""
+
+    async def main() -> None:
+        async with ends(own.url, prefix, 1, timeout=1.0) as (a,):
+            clients = [Closing() for _ in range(3)]
+            for client in clients:
+                a.hub.register(client.connection, id(client))
+            await a.relay.subscribed(TIMEOUT)
+            own.freeze()
+            assert await a.hub.disconnect(user=id(clients[0]), code=4001, seconds=0.2) == 1
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await a.hub.disconnect(user=id(clients[1]), code=4001)
+            inbound: Any = a.relay._inbound
+            await until(lambda: not inbound._returning)
+            own.thaw()
+            own.kill()
+            await until(lambda: not a.relay.connected)
+            begin = time.monotonic()
+            assert await a.hub.disconnect(user=id(clients[2]), code=4001, seconds=TIMEOUT) == 1
+            assert time.monotonic() - begin < TIMEOUT / 2
+            assert [client.codes for client in clients] == [(4001,), (), (4001,)]
+
+    go(main)
+
+
+def pending_futures() -> int:
+    """Return how many futures nobody has given a result."""
+    gc.collect()
+    return sum(type(one) is asyncio.Future and not one.done() for one in gc.get_objects())
+
+
+def test_recovering_while_the_broker_is_away(own: Redis, prefix: str) -> None:
+    """Clients that come back meanwhile leave nothing behind when they have waited in vain."""
+
+    async def main() -> None:
+        async with ends(own.url, prefix, 1, timeout=1.0) as (a,):
+            stream = a.stream("t")
+            own.kill()
+            await until(lambda: not a.relay.connected)
+            before = pending_futures()
+            for _ in range(100):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.001):
+                        await a.recover(Client(), "t")
+            assert pending_futures() < before + 50
+            stream.close()
 
     go(main)
 

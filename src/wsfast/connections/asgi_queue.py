@@ -58,6 +58,7 @@ class AsgiQueue:
         self._size = 0
         self._writer: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[Any] | None = None
+        self._closer: asyncio.Task[None] | None = None
         self._end: asyncio.Future[AsgiMessage] = loop.create_future()
         self.why: Ended = Ended.LOST
         """Why it has ended."""
@@ -73,7 +74,7 @@ class AsgiQueue:
             ConnectionError: If the connection has ended, or ends now because too much waits.
         """
         if self._queue and self._size + size > MAX_BUFFERED:
-            self.end(1013, "slow consumer", Ended.SLOW_CONSUMER)
+            self._give_up(1013, "slow consumer", Ended.SLOW_CONSUMER)
         self._append(_Waiting(message, size, None))
 
     def _append(self, waiting: _Waiting) -> None:
@@ -112,10 +113,15 @@ class AsgiQueue:
         if message["type"] != "websocket.close":
             await sent
             return
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(foreign.CLOSE_TIMEOUT):
-                await sent
-        self.end(message.get("code") or 1000, message.get("reason") or "", Ended.CLOSED_HERE)
+        code, reason = message.get("code") or 1000, message.get("reason") or ""
+        try:
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(foreign.CLOSE_TIMEOUT):
+                    await sent
+        except TimeoutError:
+            self._give_up(code, reason, Ended.CLOSED_HERE)
+        else:
+            self.end(code, reason, Ended.CLOSED_HERE)
 
     async def written(self) -> None:
         """Wait until the server has taken everything in the queue, or the connection has ended."""
@@ -177,6 +183,28 @@ class AsgiQueue:
                 task.cancel()
         self._on_end()
 
+    def _give_up(self, code: int, reason: str, why: Ended) -> None:
+        """End it though the client may still read, and have the server close the connection when it can.
+
+        The application may never hear of the end: it may wait in the server's own function since before the first
+        subscription.
+        """
+        if self._end.done():
+            return
+        closing = next((one.message for one in self._queue if one.message["type"] == "websocket.close"), None)
+        writer = self._writer
+        self.end(code, reason, why)
+        self._closer = self._loop.create_task(
+            self._close(writer, closing or {"type": "websocket.close", "code": 1013, "reason": reason})
+        )
+
+    async def _close(self, writer: asyncio.Task[None] | None, closing: AsgiMessage) -> None:
+        """Close the connection behind what the server has taken already. This may take as long as the connection."""
+        if writer is not None:
+            await asyncio.wait([writer])
+        with contextlib.suppress(Exception):  # the application may have ended, or the server knows the end already
+            await self._send(closing)
+
     def write(self, data: Any) -> None:
         """Do nothing. Frames cannot be written; only an empty write, which asks for errors, comes here."""
 
@@ -189,8 +217,8 @@ class AsgiQueue:
         return self._end.done()
 
     def abort(self) -> None:
-        """Give up the client. The application receives a disconnect; the server closes when the application ends."""
-        self.end(1006, "", self.why)
+        """Give up the client. The application receives a disconnect, and the server closes the connection."""
+        self._give_up(1006, "", self.why)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return the default: nothing is known."""

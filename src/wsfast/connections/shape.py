@@ -32,6 +32,7 @@ __all__ = [
     "PEER",
     "FlushFirst",
     "Lost",
+    "NotOpenError",
     "attach",
     "bound_closing",
     "check_subscriber",
@@ -106,12 +107,17 @@ def send_message(connection: Any, message: PreparedMessage) -> None:
         send_by_protocol(connection, message)
 
 
+class NotOpenError(RuntimeError):
+    """The connection is not open."""
+
+
 def check_subscriber(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     """Check that a connection can be subscribed to a channel of an event loop.
 
     Raises:
         TypeError: If the connection is not supported.
-        RuntimeError: If the connection belongs to another event loop, or is not open.
+        NotOpenError: If the connection is not open.
+        RuntimeError: If the connection belongs to another event loop.
     """
     if not isinstance(connection, Foreign) and not (is_connection(connection) and hasattr(connection, LOST)):
         raise unsupported(connection, "subscribe")
@@ -123,7 +129,7 @@ def check_subscriber(connection: Any, loop: asyncio.AbstractEventLoop) -> None:
     if connection.loop is not loop:
         raise RuntimeError("the connection belongs to another event loop; use a channel or hub of that event loop")
     if not is_open(connection):
-        raise RuntimeError("the connection is not open")
+        raise NotOpenError("the connection is not open")
 
 
 def when_lost(connection: Any) -> Any:

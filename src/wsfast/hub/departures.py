@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable
 from typing import Any
 
@@ -38,6 +39,9 @@ class Departures(Publishing):
         connections that get the topic's messages are closed. Clients may connect and subscribe again: refuse them
         where you authorize them.
 
+        With a relay that recovers, messages that were published before come back from the broker first, unless that
+        takes more than half of `seconds` or the broker cannot be reached.
+
         Args:
             user: The user. With a relay, it must be a str or an int.
             topic: The topic; not a pattern.
@@ -63,15 +67,20 @@ class Departures(Publishing):
         check_seconds("seconds", seconds)
         check_close(code, reason)
         prepared = None if message is None else publishable(message)
-        self._bind()
+        loop = self._bind().loop
         relay = self._registry.relay
         if relay is not None and user is not None:
             relay.check("user", (user,), None, ())
         command = Command(user, topic, code, reason, prepared)
-        closing = self.carry_out(command, seconds)
-        if relay is not None:
-            relay.command(command)
-        closed, aborted = await closing.wait()
+        deadline = loop.time() + seconds
+        returning = None if relay is None else relay.command(command)
+        if returning is not None:
+            try:
+                if self._slots_about(command):
+                    await asyncio.wait((returning,), timeout=seconds / 2)
+            finally:
+                returning.cancel()
+        closed, aborted = await self.carry_out(command, deadline - loop.time()).wait()
         return closed + aborted
 
     def carry_out(self, command: Command, seconds: float) -> Closing:

@@ -54,6 +54,11 @@ class Membership(Publisher):
         self._envelope = envelope
         self._retained = RetainedMessages(bounds, last_values, envelope, self._registry.topics)
 
+    @property
+    def has_envelopes(self) -> bool:
+        """Whether each message is sent with its topic and offset: `Hub(envelope=True)`."""
+        return self._envelope
+
     def _new_subscription(self, peer: core.Peer) -> Member:
         return Member(self, peer, self._bind().calls)
 

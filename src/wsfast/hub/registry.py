@@ -81,8 +81,13 @@ class Relay(Protocol):
         Members of this hub who do not get it either when it comes back are given to an ordered relay.
         """
 
-    def command(self, command: Command) -> None:
-        """Send a command to other processes."""
+    def command(self, command: Command) -> asyncio.Future[None] | None:
+        """Send a command to other processes.
+
+        Returns:
+            For an ordered relay, what is done once the messages that were published here before have come back; None
+            if there is nothing to wait for.
+        """
 
     def check(self, kind: Kind, names: tuple[Any, ...], key: Hashable, excluded: tuple[Any, ...]) -> None:
         """Check that a message can be forwarded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -194,14 +194,19 @@ async def while_running(running: asyncio.Task[None], request: Coroutine[Any, Any
         await stop(task)
 
 
-async def close(connection: Closable) -> None:
-    """Close a connection that may be broken, even if this is cancelled meanwhile: half closed, it would stay open."""
+async def close(connection: Closable, seconds: float = 1.0) -> None:
+    """Close a connection that may be broken, even if this is cancelled meanwhile: half closed, it would stay open.
+
+    Args:
+        connection: The connection.
+        seconds: Half of the time that this may take.
+    """
     closing = asyncio.create_task(connection.close())
     try:
-        await asyncio.wait((closing,), timeout=1)
+        await asyncio.wait((closing,), timeout=seconds)
     finally:
         if not closing.done():
-            await asyncio.wait((closing,), timeout=1)
+            await asyncio.wait((closing,), timeout=seconds)
             closing.cancel()
         await asyncio.gather(closing, return_exceptions=True)
 
@@ -258,6 +263,10 @@ class BrokerSubscriptions:
         self._interests.pop(interest, None)
         self._outdated[interest] = None
         self._changed.set()
+
+    def has_any(self, interests: Iterable[Interest]) -> bool:
+        """Whether the broker has confirmed the subscription to one of some interests."""
+        return not self._subscribed.isdisjoint(interests)
 
     @property
     def up_to_date(self) -> bool:

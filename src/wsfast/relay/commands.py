@@ -32,10 +32,10 @@ def address_of(command: Command) -> tuple[Kind, Any]:
     return ("topic", command.topic) if command.user is None else ("user", command.user)
 
 
-def parts_of(command: Command) -> Parts:
-    """Return the parts of a command."""
+def parts_of(command: Command, when: int) -> Parts:
+    """Return the parts of a command that is given at a time."""
     topic = None if command.user is None else command.topic
-    return time.time_ns(), topic, command.code, command.reason, command.message is not None
+    return when, topic, command.code, command.reason, command.message is not None
 
 
 def check_parts(value: Any) -> Parts:

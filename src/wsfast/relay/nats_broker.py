@@ -118,8 +118,9 @@ class NatsBroker:
             if not client.is_connected:  # the client does not notice if the connection is lost in the handshake
                 raise ConnectionResetError("the broker has closed the connection")
         except BaseException as exc:
-            # The client may have a socket already. Its own close() may never end after a failed handshake.
-            await close(client)
+            # The client may have a socket already. Its own close() may never end after a failed handshake with TLS; it
+            # has closed the socket then, and the reason must be told before a timeout hides it.
+            await close(client, 0.1)
             if isinstance(exc, nats.errors.NoServersError) and errors:
                 raise errors[0] from None
             raise

@@ -9,29 +9,26 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
 from weakref import WeakSet
 
-from wsfast.hub import Command, Hub, Position
+from wsfast.hub import Hub, Position
 
-from .broker import Channel, Interest, Kept, Sending
-from .commands import address_of, parts_of
+from .broker import Channel, Interest, Kept
 from .inbound import Gap, Inbound, Seen
+from .ordered_outbound import UNPLACED
 from .ordering import Order, Placed, Stored
-from .outbound import NO_MESSAGE, Numbered, Outbound, Packet, Queued
-from .wire import MESSAGE, Address, Envelope, Item, encode_item
+from .wire import MESSAGE, PUBLISHER, Address, Envelope, Item
 
-__all__ = ["PLACE", "PLACED", "OrderedInbound", "OrderedOutbound", "OrderedSending"]
+__all__ = ["PLACE", "PLACED", "OrderedInbound"]
 
 PLACED = 0xF6
 """First byte of a packet with its place in the topic."""
 
 PLACE = re.compile(rb"\xf6([0-9a-f]{16})([0-9]{16})")
 """The place: the epoch, and the offset of the first message in decimal digits. The packet follows."""
-
-UNPLACED = 0
-"""Epoch of packets that the broker does not place: commands about topics."""
 
 WAITING, WAITING_BYTES = 16384, 64 << 20
 """Most packets that wait for what is missing before them, and their size."""
@@ -43,65 +40,10 @@ EXCLUDED = 16384
 """Own messages on their way through the broker whose excluded connections are kept."""
 
 
-class OrderedSending(Sending, Protocol):
-    """A connection to a broker for publishing."""
-
-    async def place(self, packets: Sequence[tuple[Address | None, bytes, int]]) -> dict[int, Exception]:
-        """Publish packets of so many messages, those of topics at their places; with 0 messages, as `publish()` does.
-
-        A packet that the broker has placed already is ignored.
-        """
-
-
-class OrderedOutbound(Outbound):
-    """Publishes the messages of a hub. The broker places those of topics."""
-
-    def command(self, command: Command) -> None:
-        """Enqueue a command for other processes. One about a topic has no place among the messages of the topic."""
-        kind, name = address_of(command)
-        if kind == "user":
-            super().command(command)
-            return
-        self._enter(
-            Numbered((kind, name), UNPLACED), encode_item(command.message or NO_MESSAGE, command=parts_of(command))
-        )
-        self._changed.set()
-
-    async def _send(self, sending: Any, packets: Sequence[Packet]) -> dict[int, Exception]:
-        placed = [(packet.address, packet.data, self._count(packet)) for packet in packets]
-        refused: dict[int, Exception] = await sending.place(placed)
-        return refused
-
-    def _count(self, packet: Packet) -> int:
-        """Return the number of messages to place."""
-        return 0 if packet.epoch == UNPLACED else packet.messages
-
-    def _packets(self, batch: Iterable[Queued], largest: int) -> list[Packet]:
-        """Return the packets of a batch.
-
-        The broker knows a packet again by its numbers, and may have got it although the connection was lost. So
-        messages that were given to it before are not put together with others.
-        """
-        packets: list[Packet] = []
-        new: list[Queued] = []
-        for message in batch:
-            if message.number <= message.position.tried:
-                packets += super()._packets([message], largest)
-            else:
-                new.append(message)
-        packets += super()._packets(new, largest)
-        for message in new:
-            message.position.tried = message.number
-        return packets
-
-    def _announces(self, address: Address) -> bool:
-        return address[0] == "user"
-
-
 class Followed(Seen):
     """The last messages of one address; of a topic, also their order. It is the sink of that order."""
 
-    __slots__ = ("_inbound", "order", "own", "waiters")
+    __slots__ = ("_answered", "_inbound", "order", "own")
 
     def __init__(self, address: Address, inbound: OrderedInbound) -> None:
         super().__init__(address)
@@ -109,7 +51,7 @@ class Followed(Seen):
         self.own: tuple[int, int] = inbound.last_own(address)
         """The last message that this process had published before the first subscriber came."""
         self.order: Order = Order(self, awaits=inbound.is_wanted(address))
-        self.waiters: list[asyncio.Future[None]] = []
+        self._answered: asyncio.Future[None] | None = None
 
     def reset(self) -> None:
         """Begin anew: messages may have been missed that nobody wanted."""
@@ -118,16 +60,16 @@ class Followed(Seen):
         self.order = Order(self, awaits=self._inbound.is_wanted(self.address))
         self._wake()
 
-    def waiter(self) -> asyncio.Future[None]:
-        """Return what is done once the broker has answered."""
-        self.waiters.append(asyncio.get_running_loop().create_future())
-        return self.waiters[-1]
+    def answered(self) -> asyncio.Future[None]:
+        """Return what is done once the broker has answered: the same for all who wait. Do not cancel it."""
+        if self._answered is None:
+            self._answered = asyncio.get_running_loop().create_future()
+        return self._answered
 
     def _wake(self) -> None:
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered.set_result(None)
 
     # ---- The sink: see `Sink`
 
@@ -185,6 +127,7 @@ class OrderedInbound(Inbound):
         self.last_own = last_own
         self._commands: OrderedDict[tuple[int, Address], int] = OrderedDict()  # time of the last one of a publisher
         self._excluded: OrderedDict[tuple[str, int, int], WeakSet[Any]] = OrderedDict()
+        self._returning: dict[int, asyncio.Future[None]] = {}  # own commands on their way, by their times
 
     # ---- Interests
 
@@ -254,7 +197,10 @@ class OrderedInbound(Inbound):
     def receive(self, data: bytes, channel: Channel) -> None:
         """Process a message from the broker, given the channel that it came by."""
         if data[:1] != bytes([PLACED]):
-            super().receive(data, channel)
+            if self._returning and data[PUBLISHER] == self.publisher.to_bytes(8):
+                self._receive_own(data, channel)
+            else:
+                super().receive(data, channel)
             return
         place = PLACE.match(data)
         envelope = self._unpack(data[place.end() :] if place else data, channel)
@@ -286,7 +232,7 @@ class OrderedInbound(Inbound):
         if isinstance(seen, Followed):
             if envelope.epoch == UNPLACED and all(item.command for item in envelope.items):
                 for item in envelope.items:
-                    self._carry_out(envelope.publisher, seen, item)
+                    self._in_order(seen, len(item.payload), partial(self._carry_out, envelope.publisher, seen, item))
             elif envelope.items:
                 self.reject("it has no place: give recover=True to the relays of all processes, or to none")
             return
@@ -305,6 +251,38 @@ class OrderedInbound(Inbound):
         if len(self._commands) > COMMANDS:
             self._commands.popitem(last=False)
         self._count(1)
+
+    def _in_order(self, seen: Followed, size: int, call: Callable[[], object]) -> None:
+        """Call after the messages of a topic that wait for the broker's answer, if so many bytes may wait as well."""
+        if not (seen.order.fetching and seen.has_room(size)):
+            call()
+            return
+
+        def answered(_: object) -> None:
+            seen.waits(-1, -size)
+            self._in_order(seen, size, call)
+
+        seen.waits(1, size)
+        seen.answered().add_done_callback(answered)
+
+    def _receive_own(self, data: bytes, channel: Channel) -> None:
+        """Note that a command of this process has come back, and so have all messages before it."""
+        envelope = self._unpack(data, channel)
+        for item in () if envelope is None else envelope.items:
+            returning = None if item.command is None else self._returning.pop(item.command[0], None)
+            if returning is None or envelope is None or envelope.address is None:
+                continue
+            seen = self._seen.get(envelope.address)
+            if isinstance(seen, Followed):
+                self._in_order(seen, 0, partial(_finish, returning))
+            else:
+                _finish(returning)
+
+    def returning(self, when: int) -> asyncio.Future[None]:
+        """Return what is done once a command of this process has come back, given its time. Cancel it at the end."""
+        returning = self._returning[when] = asyncio.get_running_loop().create_future()
+        returning.add_done_callback(lambda _: self._returning.pop(when, None))
+        return returning
 
     def stored(self, topic: str, serial: int, kept: Kept) -> None:
         """Take a part of what the broker keeps of a topic."""
@@ -392,25 +370,31 @@ class OrderedInbound(Inbound):
 
     async def load(self, topics: Mapping[str, Position | None]) -> None:
         """Fetch what the hub's history lacks, and wait until it is there."""
-        waiters = []
+        answers = []
         for topic, since in topics.items():
             seen = self.followed(topic)
             if seen is not None and not self.is_loaded(topic, since):
                 if seen.order.loaded:  # the client has seen more than this process, or another epoch
                     seen.order.fetch()
-                waiters.append(seen.waiter())
-        if waiters:
-            await asyncio.wait(waiters)
+                answers.append(seen.answered())
+        if answers:
+            await asyncio.wait(answers)
             await self.load({topic: None for topic in topics if not self.is_loaded(topic, None)})
 
     async def catch_up(self) -> None:
         """Wait until the messages that this process has published have come back."""
-        waiters = []
+        answers = []
         for seen in list(self._seen.values()):
             if isinstance(seen, Followed) and seen.order.position is not None:
                 last = self.last_own(seen.address)
                 if last != (0, 0) and seen.positions.get(self.publisher) != [last]:
                     seen.order.fetch()
-                    waiters.append(seen.waiter())
-        if waiters:
-            await asyncio.wait(waiters)
+                    answers.append(seen.answered())
+        if answers:
+            await asyncio.wait(answers)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    """Set the result of a future, unless it was cancelled."""
+    if not future.done():
+        future.set_result(None)

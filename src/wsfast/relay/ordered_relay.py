@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 
 from wsfast._encoding.message import PreparedMessage
-from wsfast.hub import Kind, Position
+from wsfast.hub import Command, Kind, Position
 from wsfast.policies import DropNewest, DropOldest
 
+from .commands import address_of
 from .inbound import Gap
-from .ordered import OrderedInbound, OrderedOutbound
+from .ordered import OrderedInbound
+from .ordered_outbound import OrderedOutbound
 from .relay import Relay
 from .retrieval import OrderedBroker, Retrieval
 from .wire import Keyring
@@ -27,6 +29,7 @@ class OrderedRelay(Relay):
 
     ordered = True
     _broker: OrderedBroker
+    _outbound: OrderedOutbound
     _inbound: OrderedInbound
 
     def _make_outbound(self, slow: DropOldest | DropNewest, keyring: Keyring | None) -> OrderedOutbound:
@@ -77,6 +80,15 @@ class OrderedRelay(Relay):
         super().forward(kind, names, message, key, excluded, members)
         if members:
             self._inbound.exclude(names, members)
+
+    def command(self, command: Command) -> asyncio.Future[None] | None:
+        """See `wsfast.hub.Relay`."""
+        when = self._outbound.command(command)
+        kind, name = address_of(command)
+        interests = self.hub.routes(name) if kind == "topic" else [(kind, name)]
+        if not self._connected.is_set() or not self._subscriptions.has_any(interests):
+            return None  # it does not come back, or not soon
+        return self._inbound.returning(when)
 
     def is_loaded(self, topic: str, since: Position | None) -> bool:
         """See `wsfast.hub.Relay`."""

@@ -23,7 +23,7 @@ from wsfast.hub import Command, Kind
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
-from .commands import address_of, parts_of
+from .commands import Parts, address_of, parts_of
 from .wire import (
     GOODBYE,
     MESSAGE,
@@ -83,6 +83,8 @@ class Queued(NamedTuple):
     number: int
     data: bytes
     time: float
+    last: bool
+    """Whether it must not travel before any message that was published before it."""
 
 
 class Packet(NamedTuple):
@@ -143,6 +145,7 @@ class Outbound:
         self._most = BATCH  # maximum number of messages in the next batch
         self._positions: OrderedDict[Address, Numbered] = OrderedDict()
         self._epoch = 0
+        self._commanded = 0  # time of the last command
         self._positions_due = self._request_due = self._goodbye_due = False
         self._positions_sent = 0.0  # time of the last announcement
         self._changed = asyncio.Event()
@@ -163,10 +166,20 @@ class Outbound:
         publication = (secrets.randbits(63), names) if len(names) > 1 else None
         self._enqueue_all(kind, names, message, key, excluded, publication)
 
-    def command(self, command: Command) -> None:
-        """Enqueue a command for other processes, after the messages before it, as far as the policy allows."""
+    def command(self, command: Command) -> int:
+        """Enqueue a command for other processes, after the messages before it, as far as the policy allows.
+
+        Returns:
+            The time that it carries, which no other command of this process has.
+        """
         kind, name = address_of(command)
-        self._enqueue_all(kind, (name,), command.message or NO_MESSAGE, command=parts_of(command))
+        parts = self._parts_of(command)
+        self._enqueue_all(kind, (name,), command.message or NO_MESSAGE, command=parts)
+        return parts[0]
+
+    def _parts_of(self, command: Command) -> Parts:
+        self._commanded = max(time.time_ns(), self._commanded + 1)
+        return parts_of(command, self._commanded)
 
     def _enqueue_all(self, kind: Kind, names: tuple[Any, ...], *item: Any, **details: Any) -> None:
         """Enqueue an item for each of some topics or users. See `encode_item()` for the other arguments."""
@@ -176,17 +189,17 @@ class Outbound:
         except ValueError:  # it is too large
             data = None
         for name in names:
-            self._enter(self._position_of((kind, name)), data)
+            self._enter(self._position_of((kind, name)), data, last="command" in details)
         self._changed.set()
 
-    def _enter(self, position: Numbered, data: bytes | None) -> None:
+    def _enter(self, position: Numbered, data: bytes | None, *, last: bool = False) -> None:
         """Give the next number to an item; enqueue it unless it is None, because it is too large."""
         position.number += 1
         self.published += 1
         if data is None or not position.head:
             self._drop()
         else:
-            self._enqueue(position, data)
+            self._enqueue(position, data, last)
 
     def _position_of(self, address: Address) -> Numbered:
         position = self._positions.get(address)
@@ -199,7 +212,7 @@ class Outbound:
             self._positions.move_to_end(address)
         return position
 
-    def _enqueue(self, position: Numbered, data: bytes) -> None:
+    def _enqueue(self, position: Numbered, data: bytes, last: bool) -> None:
         queue, slow, size = self._queue, self._slow, len(data)
         most, most_bytes = slow.max_messages, slow.max_bytes
         while queue and (
@@ -210,7 +223,7 @@ class Outbound:
             if isinstance(slow, DropNewest):
                 return
             self._queue_bytes -= len(queue.popleft().data)
-        queue.append(Queued(position, position.number, data, time.monotonic()))
+        queue.append(Queued(position, position.number, data, time.monotonic(), last))
         self._queue_bytes += size
 
     def _drop(self, count: int = 1) -> None:
@@ -301,9 +314,12 @@ class Outbound:
         """
         packets: list[Packet] = []
         unfinished: dict[Numbered, _Unfinished] = {}
-        for position, number, data, _ in batch:
+        for position, number, data, _, last in batch:
             found = unfinished.get(position)
-            if found is not None:
+            if last:
+                packets += self._join(unfinished)
+                unfinished.clear()
+            elif found is not None:
                 found.room -= len(data)
                 # Those in between may have been dropped.
                 if found.room >= 0 and len(found.items) < MOST_ITEMS and number == found.number + len(found.items):

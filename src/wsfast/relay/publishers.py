@@ -204,6 +204,10 @@ class _Thread:
             asyncio.set_event_loop(None)
             self._loop.close()
 
+    def runs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the thread of an event loop."""
+        return loop is self._loop
+
     def publish(self, items: Sequence[Publication]) -> None:
         """Publish messages, and wait until the broker has confirmed them."""
         future = asyncio.run_coroutine_threadsafe(self._confirming.publish(items), self._loop)
@@ -320,9 +324,12 @@ class Publisher(_Base):
         self._publish([_private(user, message, key)])
 
     def _publish(self, items: Sequence[Publication]) -> None:
-        if asyncio._get_running_loop() is not None:
+        running = asyncio._get_running_loop()
+        # With gevent, the publisher's thread is a greenlet of this thread. Waiting for its event loop blocks nothing.
+        if running is not None and (self._thread is None or not self._thread.runs(running)):
             raise RuntimeError(
-                "this call would block the event loop of this thread; use wsfast.relay.async_publisher() here"
+                "this call would block the event loop of this thread; use wsfast.relay.async_publisher() here (with "
+                "gevent, one publisher() for the whole process)"
             )
         with self._changed:
             self._check_open()

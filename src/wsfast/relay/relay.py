@@ -123,9 +123,10 @@ class _NotStarted:
         """See `wsfast.hub.Relay`."""
         self._warn()
 
-    def command(self, command: Command) -> None:
+    def command(self, command: Command) -> asyncio.Future[None] | None:
         """See `wsfast.hub.Relay`."""
         self._warn()
+        return None
 
     def _warn(self) -> None:
         """Log a warning once, as long as the relay exists."""
@@ -390,6 +391,7 @@ class Relay(Local):
         """See `wsfast.hub.Relay`."""
         self._outbound.forward(kind, names, message, key, excluded)
 
-    def command(self, command: Command) -> None:
+    def command(self, command: Command) -> asyncio.Future[None] | None:
         """See `wsfast.hub.Relay`."""
         self._outbound.command(command)
+        return None
