@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import wsfast
 from helpers.brokers import Nowhere
+from wsfast.hub.filters import Tags
 from wsfast.hub.registry import Registry
 from wsfast.relay import Relay, inbound, outbound, wire
 from wsfast.relay.broker import public_name
@@ -279,9 +280,9 @@ def test_exclusions_cost_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None
     asked: list[int] = []
     slots_of_topics = Registry.slots_of_topics
 
-    def count(registry: Registry, topics: Sequence[str]) -> set[int]:
+    def count(registry: Registry, topics: Sequence[str], tags: Tags) -> set[int]:
         asked.append(len(topics))
-        return slots_of_topics(registry, topics)
+        return slots_of_topics(registry, topics, tags)
 
     monkeypatch.setattr(Registry, "slots_of_topics", count)
 

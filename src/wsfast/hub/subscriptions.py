@@ -14,6 +14,7 @@ from wsfast._reentrancy import Calls, consistent, exclusive
 from wsfast._subscription import Lag, Subscription, SubscriptionStats
 from wsfast.connections.foreign import Ended
 
+from .filters import Tags, lets
 from .positions import Position
 from .registry import Group, User
 
@@ -48,7 +49,7 @@ class Joining:
 class Member(Subscription):
     """One connection in a hub, with one queue for all of its topics."""
 
-    __slots__ = ("__weakref__", "_begins", "_calls", "final_groups", "groups", "user")
+    __slots__ = ("__weakref__", "_begins", "_calls", "_filters", "final_groups", "groups", "user")
 
     def __init__(self, hub: Publisher, peer: core.Peer, calls: Calls) -> None:
         self._calls = calls
@@ -56,25 +57,70 @@ class Member(Subscription):
         """The member's groups, each with the call that joined it."""
         self.final_groups: dict[Group, Joining] | None = None  # the groups at the end
         self.user: User | None = None
+        # For groups that have a filter, or had one: the filter, and the hub's messages when it replaced another one.
+        # Not None any more once there was one.
+        self._filters: dict[Group, tuple[core.Filter | None, int]] | None = None
         self._begins: dict[str, int] | None = None  # for topics that it came back to, the last message it had before
         super().__init__(hub, peer, 0)  # last: makes it known to the connection
 
     def _published(self) -> int:
-        return sum(group.messages for group in list(self.groups)) - self._since
+        skipped = sum(one.skipped for one, _ in self._filters.values() if one is not None) if self._filters else 0
+        return sum(group.messages for group in list(self.groups)) - skipped - self._since
 
     def stop_publishing(self) -> None:
         """Do nothing: a member leaves all of its groups before it is ended."""
 
-    def join(self, group: Group, joining: Joining) -> None:
-        """Get the messages of a group from now on."""
-        self.exclude(group.messages)
+    def join(self, group: Group, joining: Joining, wanted: core.Filter | None = None) -> None:
+        """Get the messages of a group from now on, those that a filter lets through."""
+        since = self._since + group.messages - _skipped(wanted)
+        filters = {} if self._filters is None and wanted is not None else self._filters
+        # From here on, nothing is called.
+        if filters is not None and wanted is not None:
+            filters[group] = wanted, 0
+        self._filters = filters
+        self._since = since
         self.groups[group] = joining
 
     def leave(self, group: Group) -> None:
         """Get no more messages of a group. Those published until now still count."""
         self.wake()
-        self.exclude(-group.messages)
+        since = self._since - group.messages + _skipped(self.filter_in(group)[0])
+        # From here on, nothing is called.
+        if self._filters is not None and group in self._filters:
+            del self._filters[group]
+        self._since = since
         del self.groups[group]
+
+    @property
+    def filtered(self) -> bool:
+        """Whether it has a filter, or has had one."""
+        return self._filters is not None
+
+    def filter_in(self, group: Group) -> tuple[core.Filter | None, int]:
+        """Return the filter of a group, and the count of the hub's messages when it replaced another one, or 0."""
+        return (None, 0) if self._filters is None else self._filters.get(group, (None, 0))
+
+    def set_filter(self, group: Group, wanted: core.Filter | None, replaced: int) -> None:
+        """Replace the filter of a group. Messages published until now still count as the last filter has let them."""
+        assert self._peer is not None
+        before, _ = self.filter_in(group)
+        since = self._since + _skipped(before) - _skipped(wanted)
+        filters = {} if self._filters is None else self._filters
+        group.members.set_filter(self._peer.slot, wanted)
+        # From here on, nothing is called.
+        filters[group] = wanted, replaced
+        self._since, self._filters = since, filters
+
+    def lets(self, group: Group, tags: Tags) -> bool:
+        """Whether it gets a message with some tags by a group that it is in."""
+        wanted, _ = self.filter_in(group)
+        return lets(None if wanted is None else wanted.tags, tags)
+
+    def got(self, group: Group, number: int, tags: Tags) -> bool:
+        """Whether it was sent a message with a number and tags when the message was published to a group."""
+        if group not in self.groups:
+            return False
+        return max(self.groups[group].since, self.filter_in(group)[1]) < number and self.lets(group, tags)
 
     def began(self, topics: Mapping[str, int | None]) -> None:
         """Note from where on it gets the messages of topics that it did not get before.
@@ -117,6 +163,10 @@ class Member(Subscription):
     def end_now(self) -> None:
         """End the membership at once, inside another call."""
         super().end()
+
+
+def _skipped(wanted: core.Filter | None) -> int:
+    return 0 if wanted is None else wanted.skipped
 
 
 class Ends(Protocol):

@@ -1,0 +1,112 @@
+"""Filters: which messages of a topic or pattern a subscriber gets, by their tags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakValueDictionary
+
+from wsfast._core import core
+
+__all__ = ["ALL", "LONGEST", "MOST", "NO_TAGS", "Filters", "Tags", "check_tags", "lets"]
+
+MOST = 64
+"""Maximum number of tags of a message, of a subscription, and of all subscribers of one topic or pattern together."""
+
+LONGEST = 256
+"""Maximum number of characters of a tag."""
+
+Tags = frozenset[str]
+
+NO_TAGS: Tags = frozenset()
+
+ALL = (1 << 64) - 1
+"""Mask of messages that all subscribers get."""
+
+
+def check_tags(tags: Any) -> Tags:
+    """Return the argument `tags`, which is not None.
+
+    Raises:
+        TypeError: If it is not an iterable of strings, or is a single string.
+        ValueError: If there are none or more than 64, or one is empty, too long, or has a character that cannot be
+            printed.
+    """
+    if isinstance(tags, (str, bytes)) or not isinstance(tags, Iterable):
+        raise TypeError(f"tags must be a set of str, as in tags={{'eu'}}, not {tags!r:.80}")
+    result = frozenset(tags)
+    if not result:
+        raise ValueError(
+            "tags must not be empty: leave them out for a message to all subscribers, or a subscriber to all"
+        )
+    if len(result) > MOST:
+        raise ValueError(f"tags must have at most {MOST} tags, not {len(result)}")
+    for tag in result:
+        if not isinstance(tag, str):
+            raise TypeError(f"a tag must be a str, not {type(tag).__name__}")
+        if not 0 < len(tag) <= LONGEST or not tag.isprintable():
+            raise ValueError(f"a tag must have 1 to {LONGEST} printable characters, not {tag!r:.80}")
+    return frozenset(map(str.__str__, result))  # the values of members of an Enum
+
+
+def lets(wanted: Tags | None, tags: Tags) -> bool:
+    """Whether a subscriber that wants some tags, or everything, gets a message with some tags."""
+    return wanted is None or not tags or not wanted.isdisjoint(tags)
+
+
+class Filters:
+    """The filters of one topic's subscribers, and the bits of their tags.
+
+    Subscribers who want the same tags share a filter. It lives as long as one of them has it. A tag keeps its bit while
+    a filter has the tag; bits that are not used any more are found when one is needed.
+    """
+
+    __slots__ = ("_bits", "_filters")
+
+    def __init__(self) -> None:
+        self._filters: WeakValueDictionary[Tags, core.Filter] = WeakValueDictionary()
+        self._bits: dict[str, int] = {}
+
+    def mask_of(self, tags: Tags) -> int:
+        """Return the mask of a message with some tags."""
+        if not tags:
+            return ALL
+        mask = 0
+        for tag in tags:
+            mask |= self._bits.get(tag, 0)
+        return mask
+
+    def check_room(self, topic: str, tags: Tags) -> None:
+        """Check that there is a bit for each of some tags.
+
+        Raises:
+            ValueError: If there is not.
+        """
+        if len(self._bits) + len(tags) <= MOST or tags in self._filters:
+            return
+        used = 0
+        for one in self._filters.values():
+            used |= one.mask
+        self._bits = {tag: bit for tag, bit in self._bits.items() if bit & used}
+        if len(self._bits.keys() | tags) > MOST:
+            raise ValueError(
+                f"the subscribers of {topic!r} use {len(self._bits)} tags, and there is no room for "
+                f"{sorted(tags)!r:.80}: they can use {MOST} at the same time; use topics for what has more values, "
+                f"such as {'orders.42'!r}"
+            )
+
+    def filter_of(self, tags: Tags) -> core.Filter:
+        """Return the filter for some tags, for which there is room."""
+        found = self._filters.get(tags)
+        if found is not None:
+            return found
+        bits, mask = self._bits.copy(), 0
+        for tag in tags:
+            if tag not in bits:
+                free = ALL & ~sum(bits.values())
+                bits[tag] = free & -free
+            mask |= bits[tag]
+        made = core.Filter(tags, mask)
+        self._bits = bits
+        self._filters[tags] = made
+        return made
