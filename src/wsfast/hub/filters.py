@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from wsfast._core import core
 
-__all__ = ["ALL", "LONGEST", "MOST", "NO_TAGS", "Filters", "Tags", "check_tags", "lets"]
+__all__ = [
+    "ALL",
+    "LONGEST",
+    "MOST",
+    "NO_TAGS",
+    "UNFILTERED",
+    "Filtering",
+    "Filters",
+    "Tags",
+    "check_tags",
+    "lets",
+]
 
 MOST = 64
 """Maximum number of tags of a message, of a subscription, and of all subscribers of one topic or pattern together."""
 
 LONGEST = 256
 """Maximum number of characters of a tag."""
+
+PAST = 16
+"""Filters of a subscriber that are remembered after they were replaced."""
 
 Tags = frozenset[str]
 
@@ -52,6 +66,51 @@ def check_tags(tags: Any) -> Tags:
 def lets(wanted: Tags | None, tags: Tags) -> bool:
     """Whether a subscriber that wants some tags, or everything, gets a message with some tags."""
     return wanted is None or not tags or not wanted.isdisjoint(tags)
+
+
+def _both(wanted: Tags | None, other: Tags | None) -> Tags | None:
+    if wanted is None or other is None:
+        return other if wanted is None else wanted
+    return wanted & other
+
+
+class Filtering(NamedTuple):
+    """The filter of one subscriber of a topic or pattern, and those before it."""
+
+    wanted: core.Filter | None = None
+    """None lets everything through."""
+    past: tuple[tuple[int, Tags | None], ...] = ()
+    """The tags that it asked for before, each with the number of the hub's last message then, from the oldest on. Of
+    the oldest, only what has always been let through is known."""
+
+    @property
+    def skipped(self) -> int:
+        """Messages that were not let through since the filter was made."""
+        return 0 if self.wanted is None else self.wanted.skipped
+
+    @property
+    def tags(self) -> Tags | None:
+        """The tags that it asks for."""
+        return None if self.wanted is None else self.wanted.tags
+
+    def replaced(self, wanted: core.Filter | None, number: int) -> Filtering:
+        """Return this with another filter, for messages after a number."""
+        past = (*self.past, (number, self.tags))
+        if len(past) > PAST:
+            past = ((past[1][0], _both(past[0][1], past[1][1])), *past[2:])
+        return Filtering(wanted, past)
+
+    def lets(self, tags: Tags) -> bool:
+        """Whether a message with some tags is let through now."""
+        return lets(self.tags, tags)
+
+    def let(self, number: int, tags: Tags) -> bool:
+        """Whether one of the hub's messages was let through when it was published."""
+        then = next((before for last, before in self.past if number <= last), self.tags)
+        return lets(then, tags)
+
+
+UNFILTERED = Filtering()
 
 
 class Filters:

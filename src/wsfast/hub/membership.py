@@ -14,7 +14,7 @@ from wsfast._encoding.shared import encodings_of
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import exclusive
 
-from .filters import Tags
+from .filters import Filtering, Tags
 from .positions import History, Position, Since, history_of
 from .registry import Group, PresenceCallback, Registry, User
 from .retained import Missed, Retained, RetainedMessages
@@ -82,7 +82,7 @@ class Membership(Publisher):
                     group.filters.check_room(name, tags)
         member: Member = self._admit(connection)
         joined: list[Group] = []
-        replaced: list[tuple[Group, core.Filter | None, int]] = []
+        replaced: list[tuple[Group, Filtering]] = []
         joining = Joining(self.messages)
         try:
             recovered = self._join(member, subscription.topics, joined, replaced, joining, since, tags)
@@ -105,7 +105,7 @@ class Membership(Publisher):
         member: Member,
         topics: tuple[str, ...],
         joined: list[Group],
-        replaced: list[tuple[Group, core.Filter | None, int]],
+        replaced: list[tuple[Group, Filtering]],
         joining: Joining,
         since: Since | None,
         tags: Tags | None,
@@ -135,10 +135,9 @@ class Membership(Publisher):
                 if member.user is not None:
                     self._enter(member.user, group)
                 member.join(group, joining, wanted)
-            elif (before := member.filter_in(group))[0] is not wanted:
-                self._retained.note_got(name, missed)
-                replaced.append((group, *before))
-                member.set_filter(group, wanted, self.messages)
+            elif (before := member.filter_in(group)).wanted is not wanted:
+                replaced.append((group, before))
+                member.set_filter(group, before.replaced(wanted, self.messages))
         member.replay(missed.entries())
         return frozenset(recovered)
 

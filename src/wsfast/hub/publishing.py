@@ -369,7 +369,7 @@ class Publishing(Membership):
     def _left_out(self, slots: set[int], groups: Sequence[Group], tags: Tags) -> list[tuple[Member, int]]:
         """Return excluded members with their new counts. Messages that filters do not let through are counted there."""
         return [
-            (one, one._since + sum(group in one.groups and one.lets(group, tags) for group in groups))
+            (one, one._since + sum(group in one.groups and one.filter_in(group).lets(tags) for group in groups))
             for one in self._members(slots)
         ]
 

@@ -63,14 +63,7 @@ class Retained:
         self.excluded: tuple[Hashable, ...] = excluded
         self.publication: Hashable = publication
         self.tags: Tags = tags
-        self.replayed: WeakSet[object] | None = None
-        """For a message to several topics: members that got it as new subscribers, or by a filter that was replaced."""
-
-    def note_replayed(self, member: Member) -> None:
-        """Note that a member has got it."""
-        if self.replayed is None:
-            self.replayed = WeakSet()
-        self.replayed.add(member)
+        self.replayed: WeakSet[object] | None = None  # for a message to several topics: the new subscribers that got it
 
 
 class RetainedTopic:
@@ -99,10 +92,6 @@ class RetainedTopic:
     def position(self) -> Position:
         """The position after the last message."""
         return Position(self.epoch, self.offset)
-
-    def retained(self) -> list[Retained]:
-        """Return the last values, and the history."""
-        return [*self.values.values(), *(message for _, message in self.history)]
 
     def drop(self) -> None:
         """Forget the oldest message of the history."""
@@ -165,7 +154,9 @@ class Missed:
             if len(message.topics) > 1:
                 if self._has_got(message):
                     continue
-                message.note_replayed(self._member)
+                if message.replayed is None:
+                    message.replayed = WeakSet()
+                message.replayed.add(self._member)
             self._found.setdefault(message.number if message.publication is None else message.publication, message)
 
     def _has_got(self, message: Retained) -> bool:
@@ -177,12 +168,6 @@ class Missed:
             for topic in message.topics
             for group in self._route(topic)
         )
-
-    def note_got(self, messages: list[Retained]) -> None:
-        """Note for good which messages to several topics the subscriber has got, before a filter is replaced."""
-        for message in messages:
-            if len(message.topics) > 1 and self._has_got(message):
-                message.note_replayed(self._member)
 
     def entries(self) -> Iterator[Entry]:
         """Return the entries to send, in the order of publishing."""
@@ -401,14 +386,10 @@ class RetainedMessages:
         now = time.monotonic()
         topics = [topic for topic in self.matching(name) if not missed.gets(topic)]
         for topic in topics:
-            self._trim(self.topics[topic], now)
-            missed.add(self.topics[topic].retained())
+            retained = self.topics[topic]
+            self._trim(retained, now)
+            missed.add([*retained.values.values(), *(message for _, message in retained.history)])
         return topics
-
-    def note_got(self, name: str, missed: Missed) -> None:
-        """Note which messages to several topics a subscriber has got of a topic or pattern. See `Missed`."""
-        for topic in self.matching(name):
-            missed.note_got(self.topics[topic].retained())
 
     def last(self, topic: str) -> dict[Hashable, str | bytes]:
         """Return the last message of each key of a topic."""

@@ -14,7 +14,7 @@ from wsfast._reentrancy import Calls, consistent, exclusive
 from wsfast._subscription import Lag, Subscription, SubscriptionStats
 from wsfast.connections.foreign import Ended
 
-from .filters import Tags, lets
+from .filters import UNFILTERED, Filtering, Tags
 from .positions import Position
 from .registry import Group, User
 
@@ -57,14 +57,12 @@ class Member(Subscription):
         """The member's groups, each with the call that joined it."""
         self.final_groups: dict[Group, Joining] | None = None  # the groups at the end
         self.user: User | None = None
-        # For groups that have a filter, or had one: the filter, and the hub's messages when it replaced another one.
-        # Not None any more once there was one.
-        self._filters: dict[Group, tuple[core.Filter | None, int]] | None = None
+        self._filters: dict[Group, Filtering] | None = None  # not None any more once a group had a filter
         self._begins: dict[str, int] | None = None  # for topics that it came back to, the last message it had before
         super().__init__(hub, peer, 0)  # last: makes it known to the connection
 
     def _published(self) -> int:
-        skipped = sum(one.skipped for one, _ in self._filters.values() if one is not None) if self._filters else 0
+        skipped = sum(one.skipped for one in self._filters.values()) if self._filters else 0
         return sum(group.messages for group in list(self.groups)) - skipped - self._since
 
     def stop_publishing(self) -> None:
@@ -72,11 +70,12 @@ class Member(Subscription):
 
     def join(self, group: Group, joining: Joining, wanted: core.Filter | None = None) -> None:
         """Get the messages of a group from now on, those that a filter lets through."""
-        since = self._since + group.messages - _skipped(wanted)
+        filtering = UNFILTERED if wanted is None else Filtering(wanted)
+        since = self._since + group.messages - filtering.skipped
         filters = {} if self._filters is None and wanted is not None else self._filters
         # From here on, nothing is called.
         if filters is not None and wanted is not None:
-            filters[group] = wanted, 0
+            filters[group] = filtering
         self._filters = filters
         self._since = since
         self.groups[group] = joining
@@ -84,7 +83,7 @@ class Member(Subscription):
     def leave(self, group: Group) -> None:
         """Get no more messages of a group. Those published until now still count."""
         self.wake()
-        since = self._since - group.messages + _skipped(self.filter_in(group)[0])
+        since = self._since - group.messages + self.filter_in(group).skipped
         # From here on, nothing is called.
         if self._filters is not None and group in self._filters:
             del self._filters[group]
@@ -96,31 +95,24 @@ class Member(Subscription):
         """Whether it has a filter, or has had one."""
         return self._filters is not None
 
-    def filter_in(self, group: Group) -> tuple[core.Filter | None, int]:
-        """Return the filter of a group, and the count of the hub's messages when it replaced another one, or 0."""
-        return (None, 0) if self._filters is None else self._filters.get(group, (None, 0))
+    def filter_in(self, group: Group) -> Filtering:
+        """Return the filter of a group, and those before."""
+        return UNFILTERED if self._filters is None else self._filters.get(group, UNFILTERED)
 
-    def set_filter(self, group: Group, wanted: core.Filter | None, replaced: int) -> None:
-        """Replace the filter of a group. Messages published until now still count as the last filter has let them."""
+    def set_filter(self, group: Group, filtering: Filtering) -> None:
+        """Replace the filter of a group. Messages published until now count as the filters before have let them."""
         assert self._peer is not None
-        before, _ = self.filter_in(group)
-        since = self._since + _skipped(before) - _skipped(wanted)
+        since = self._since + self.filter_in(group).skipped - filtering.skipped
         filters = {} if self._filters is None else self._filters
-        group.members.set_filter(self._peer.slot, wanted)
+        group.members.set_filter(self._peer.slot, filtering.wanted)
         # From here on, nothing is called.
-        filters[group] = wanted, replaced
+        filters[group] = filtering
         self._since, self._filters = since, filters
 
-    def lets(self, group: Group, tags: Tags) -> bool:
-        """Whether it gets a message with some tags by a group that it is in."""
-        wanted, _ = self.filter_in(group)
-        return lets(None if wanted is None else wanted.tags, tags)
-
     def got(self, group: Group, number: int, tags: Tags) -> bool:
-        """Whether it was sent a message with a number and tags when the message was published to a group."""
-        if group not in self.groups:
-            return False
-        return max(self.groups[group].since, self.filter_in(group)[1]) < number and self.lets(group, tags)
+        """Whether it got one of the hub's messages by a group, when it was published."""
+        joining = self.groups.get(group)
+        return joining is not None and joining.since < number and self.filter_in(group).let(number, tags)
 
     def began(self, topics: Mapping[str, int | None]) -> None:
         """Note from where on it gets the messages of topics that it did not get before.
@@ -163,10 +155,6 @@ class Member(Subscription):
     def end_now(self) -> None:
         """End the membership at once, inside another call."""
         super().end()
-
-
-def _skipped(wanted: core.Filter | None) -> int:
-    return 0 if wanted is None else wanted.skipped
 
 
 class Ends(Protocol):
