@@ -337,19 +337,26 @@ class Publishing(Membership):
         """
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        members, receivers, entry, counts = 0, 0, None, []
+        members, receivers, entry = 0, 0, None
         for group in groups:
-            mask = ALL if group.filters is None else group.mask_of(tags)
-            members += len(group.members)
-            receivers += len(group.members) if mask == ALL else group.members.count(mask)
-            counts.append((group, group.messages + 1, group.bytes + message.size, mask))
+            count = len(group.members)
+            members += count
+            receivers += count if group.filters is None else group.members.count(group.mask_of(tags))
         if members or retain is not None:
             entry = Entry(self, message, encodings_of(message, receivers), key)
         publication: _Publication = (
             entry,
             dispatcher.enter(entry) if entry is not None and members else -1,  # filters count as well
             excluded,
-            counts,
+            [
+                (
+                    group,
+                    group.messages + 1,
+                    group.bytes + message.size,
+                    ALL if group.filters is None else group.mask_of(tags),
+                )
+                for group in groups
+            ],
             self._left_out(excluded, groups, tags) if excluded else [],
             [],
             (self.messages + 1, self.bytes + message.size),
@@ -368,10 +375,13 @@ class Publishing(Membership):
 
     def _left_out(self, slots: set[int], groups: Sequence[Group], tags: Tags) -> list[tuple[Member, int]]:
         """Return excluded members with their new counts. Messages that filters do not let through are counted there."""
-        return [
-            (one, one._since + sum(group in one.groups and one.filter_in(group).lets(tags) for group in groups))
-            for one in self._members(slots)
-        ]
+        left_out = []
+        for one in self._members(slots):
+            lets = [group for group in groups if group in one.groups]
+            if one._filters is not None:
+                lets = [group for group in lets if one.filter_in(group).lets(tags)]
+            left_out.append((one, one._since + len(lets)))
+        return left_out
 
     def _commit(self, publication: _Publication, retain: Callable[[Entry], None] | None) -> None:
         """Publish a message, count it and retain it. Running it twice changes nothing."""
