@@ -116,6 +116,7 @@ def envelopes(epochs: st.SearchStrategy[int], numbers: st.SearchStrategy[int]) -
         key=st.sampled_from([None, "key", ("a", 1)]),
         excluded=st.sampled_from([(), ("ann",)]),
         publication=st.sampled_from([None, (1, ("t", "other")), (2, ("other",))]),
+        tags=st.sampled_from([frozenset(), frozenset({"x", "y"})]),
     )
 
 
@@ -470,6 +471,7 @@ def test_signature_covers_everything() -> None:
     for envelope in (
         message(3, b"one", b"two", key=("k", 1), publication=(5, ("t", "other"))),
         replace(message(3), items=(Item(b"text", text=True, compressible=False, excluded=("ann",)),)),
+        replace(message(3), items=(Item(b"text", tags=frozenset({"eu", "us"})),)),
         message(3, kind=POSITION),
         Envelope(REQUEST, US),
         Envelope(GOODBYE, US),
