@@ -755,7 +755,7 @@ def test_exclusion(run: Run, shared: Broker, prefix: str) -> None:
 
 
 def test_tags(run: Run, shared: Broker, prefix: str) -> None:
-    """Tags travel with messages: in each process, a connection gets what it asks for, by one of several topics, once."""
+    """Tags travel with messages: in each process, a connection gets what it asks for, once for several topics."""
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack, ends(shared, prefix) as some:
