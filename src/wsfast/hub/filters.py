@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
 from wsfast._core import core
@@ -30,7 +30,7 @@ LONGEST = 256
 PAST = 16
 """Filters of a subscriber that are remembered after they were replaced."""
 
-Tags = frozenset[str]
+Tags: TypeAlias = frozenset[str]
 
 NO_TAGS: Tags = frozenset()
 
@@ -151,7 +151,7 @@ class Filters:
             raise ValueError(
                 f"the subscribers of {topic!r} use {len(self._bits)} tags, and there is no room for "
                 f"{sorted(tags)!r:.80}: they can use {MOST} at the same time; use topics for what has more values, "
-                f"such as {'orders.42'!r}"
+                "such as 'orders.42'"
             )
 
     def filter_of(self, tags: Tags) -> core.Filter:

@@ -247,7 +247,7 @@ class Membership(Publisher):
             if user is not None:
                 self._leave_user(subscription, user, peer.slot)
         except BaseException:  # the slot will be given to another connection
-            subscription.groups.clear()
+            subscription.forget_groups()
             subscription.user = None
             for group in groups:
                 group.members.discard(peer.slot)

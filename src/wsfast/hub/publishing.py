@@ -341,7 +341,7 @@ class Publishing(Membership):
         for group in groups:
             count = len(group.members)
             members += count
-            receivers += count if group.filters is None else group.members.count(group.mask_of(tags))
+            receivers += count if group.filters is None else group.members.count(group.filters.mask_of(tags))
         if members or retain is not None:
             entry = Entry(self, message, encodings_of(message, receivers), key)
         publication: _Publication = (
@@ -353,7 +353,7 @@ class Publishing(Membership):
                     group,
                     group.messages + 1,
                     group.bytes + message.size,
-                    ALL if group.filters is None else group.mask_of(tags),
+                    ALL if group.filters is None else group.filters.mask_of(tags),
                 )
                 for group in groups
             ],

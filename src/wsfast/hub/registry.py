@@ -13,7 +13,7 @@ from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 from wsfast._publisher import Stream, Streams
 
-from .filters import ALL, NO_TAGS, Filters, Tags
+from .filters import NO_TAGS, Filters, Tags
 from .positions import Position
 from .topics import PatternTree, is_pattern
 
@@ -107,10 +107,6 @@ class Group:
         self.bytes: int = 0
         self.streams: Streams | None = None
         self.filters: Filters | None = None  # made when a subscriber first has one
-
-    def mask_of(self, tags: Tags) -> int:
-        """Return the mask of a message with some tags, for the filters of the members."""
-        return ALL if self.filters is None else self.filters.mask_of(tags)
 
     def slots_for(self, tags: Tags) -> list[int]:
         """Return the slots of the members who get a message with some tags."""

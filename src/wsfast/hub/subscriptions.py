@@ -90,6 +90,12 @@ class Member(Subscription):
         self._since = since
         del self.groups[group]
 
+    def forget_groups(self) -> None:
+        """Forget all groups, once the counts are final."""
+        self.groups.clear()
+        if self._filters is not None:
+            self._filters.clear()
+
     @property
     def filtered(self) -> bool:
         """Whether it has a filter, or has had one."""
