@@ -98,7 +98,7 @@ export class Client {
   connected = false;
   closed = false;
   attempts = 0; // since a connection was last good for a while
-  #topics = new Map(); // name -> {name, epoch, offset, request, held, subscriptions}
+  #topics = new Map(); // name -> {name, epoch, offset, request, held, filtered, subscriptions}
   #listeners = new Map();
   #socket = null;
   #number = 0; // of the last request or ping
@@ -131,7 +131,7 @@ export class Client {
     const known = this.#topics.get(topic);
     if (known) known.subscriptions.add(subscription);
     else {
-      const state = { name: topic, epoch: null, offset: 0, request: 0, held: [] };
+      const state = { name: topic, epoch: null, offset: 0, request: 0, held: [], filtered: false };
       state.subscriptions = new Set([subscription]);
       this.#topics.set(topic, state);
       if (this.connected) this.#request([state]);
@@ -327,7 +327,7 @@ export class Client {
   }
 
   #gap(state, last) {
-    this._emit("gap", { topic: state.name, first: state.offset + 1, last });
+    if (!state.filtered) this._emit("gap", { topic: state.name, first: state.offset + 1, last });
   }
 
   #subscribed(name, { subscribed, id }) {
@@ -341,6 +341,7 @@ export class Client {
     state.request = 0;
     state.held = [];
     state.epoch = epoch;
+    state.filtered = !!subscribed[name].filtered; // the server leaves out messages on purpose
     if (!same) state.offset = 0;
     this._emit("subscribed", { topic: name, epoch, offset, recovered, first });
     for (const message of held) {

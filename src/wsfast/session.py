@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from websockets.exceptions import ConnectionClosed
@@ -20,6 +20,7 @@ from wsfast._arguments import check_integer
 from wsfast._shutdown import DrainingError
 from wsfast.connections.shape import NotOpenError
 from wsfast.hub import Hub, HubSubscription, Position
+from wsfast.hub.filters import Tags, check_tags
 from wsfast.hub.topics import check_topic
 
 __all__ = ["Authorize", "Session"]
@@ -54,10 +55,14 @@ class Session:
             If it raises, the exception is logged and the topic is refused. None allows all topics.
         max_topics: Maximum number of topics of the connection.
         max_size: Maximum size of a request in characters.
+        tags: Of all topics, the client gets only messages with one of these tags, and those without any: see
+            `Hub.subscribe()`. It is told so, and then takes no offset that it does not get for a missing message. None
+            for all messages.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If the hub has no envelopes, or a number is not positive.
+        ValueError: If the hub has no envelopes, a number is not positive, or `tags` is empty or has one that is not
+            valid.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Session:
         *,
         max_topics: int = 100,
         max_size: int = 65536,
+        tags: Iterable[str] | None = None,
     ) -> None:
         if not isinstance(hub, Hub):
             raise TypeError(f"hub must be a Hub, not {type(hub).__name__}")
@@ -82,6 +88,7 @@ class Session:
         self._authorize = authorize
         self._max_topics = max_topics
         self._max_size = max_size
+        self._tags: Tags | None = None if tags is None else check_tags(tags)
         self._subscriptions: dict[str, HubSubscription] = {}
 
     @property
@@ -185,15 +192,19 @@ class Session:
     async def _begin(self, topics: list[str], since: Mapping[str, Position], number: int | None) -> bool:
         """Subscribe, and send the positions; return False if the connection is not open any more."""
         try:
-            subscription = await self.hub.recover(self.connection, *topics, since=since)
+            subscription = await self.hub.recover(self.connection, *topics, since=since, tags=self._tags)
         except DrainingError:  # nobody else closes a connection that is not in the hub
             await self.connection.close(code=1012)
             return False
         except NotOpenError:
             return False
+        except ValueError as exc:  # too many tags are in use
+            logger.error("cannot subscribe to %s: %s", ", ".join(topics), exc)
+            raise _RefusedError("the server has too many kinds of subscribers") from None
         self._subscriptions.update(dict.fromkeys(topics, subscription))
+        filtered = {} if self._tags is None else {"filtered": True}
         answer = {
-            topic: {"epoch": epoch, "offset": offset, "recovered": topic in subscription.recovered_topics}
+            topic: {"epoch": epoch, "offset": offset, "recovered": topic in subscription.recovered_topics, **filtered}
             for topic, (epoch, offset) in subscription.positions.items()
         }
         subscription.send(_text({"subscribed": answer}, number))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import check_callback, check_integer, check_seconds, needs
@@ -22,6 +22,7 @@ from ._keepalive import Keepalive
 from .channel import Channel
 from .connections.events import EventStream, QueuedEventStream
 from .hub import Hub, HubChannel, Position
+from .hub.filters import Tags, check_tags
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -66,6 +67,8 @@ class EventSource(Response):
         source: A `Channel`, a `Hub`, or a `HubChannel`.
         topics: Topics and patterns of the hub.
         user: The user for whom the response is registered at the hub, so that `Hub.send()` reaches it.
+        tags: Of the hub's messages, the response has only those with one of these tags, and those without any: see
+            `Hub.subscribe()`. None for all messages.
         retry: Milliseconds that the browser waits before it reconnects. None for the browser's default.
         keepalive: Seconds between comments, which keep proxies from closing the connection. None for no comments.
         headers: More headers of the response.
@@ -75,9 +78,10 @@ class EventSource(Response):
             events to this client alone, and to channels and hubs.
 
     Raises:
-        TypeError: If `source` is neither a channel nor a hub, there are no topics for a hub or there are some for a
-            channel, or another argument has the wrong type.
-        ValueError: If a topic is not valid, `retry` is negative, or `keepalive` is not positive.
+        TypeError: If `source` is neither a channel nor a hub, there are no topics for a hub or there are some or `tags`
+            for a channel, or another argument has the wrong type.
+        ValueError: If a topic or tag is not valid, `tags` is empty, `retry` is negative, or `keepalive` is not
+            positive.
     """
 
     media_type = "text/event-stream"
@@ -93,6 +97,7 @@ class EventSource(Response):
         status_code: int = 200,
         background: Any = None,
         on_open: Callable[[EventStream], object] | None = None,
+        tags: Iterable[str] | None = None,
     ) -> None:
         if not isinstance(source, (Channel, Hub, HubChannel)):
             raise TypeError(f"source must be a Channel, a Hub or a HubChannel, not {type(source).__name__}")
@@ -103,6 +108,8 @@ class EventSource(Response):
                 source.channel(topic)  # raises if the name is not valid
         elif topics or user is not None:
             raise TypeError(f"topics and user need a Hub, not a {type(source).__name__}")
+        if tags is not None and isinstance(source, Channel):
+            raise TypeError("tags need a Hub or a HubChannel, not a Channel")
         check_integer("retry", retry, least=0, optional=True)
         check_seconds("keepalive", keepalive, optional=True)
         check_callback("on_open", on_open)
@@ -112,6 +119,7 @@ class EventSource(Response):
         self._source = source
         self._topics = topics
         self._user = user
+        self._tags: Tags | None = None if tags is None else check_tags(tags)
         self._preamble = COMMENT if retry is None else b"retry: %d\n\n" % retry
         self._keepalive = keepalive
         self._on_open = on_open
@@ -223,7 +231,7 @@ class EventSource(Response):
             stream.recovered = False
             with contextlib.suppress(ValueError):  # an id that was not made here
                 since = Position.parse(last_id.decode())
-        subscription = hub.subscribe(stream, *topics, since=since)
+        subscription = hub.subscribe(stream, *topics, since=since, tags=self._tags)
         if since is not None:
             stream.recovered = subscription.recovered
         if hub.has_positions:

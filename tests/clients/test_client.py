@@ -286,6 +286,34 @@ def test_gaps_are_reported(start: Start) -> None:
     asyncio.run(main())
 
 
+def test_filtered_topics_have_no_gaps(start: Start) -> None:
+    """If the server leaves out messages on purpose, missing offsets are not reported, and the position goes on."""
+
+    async def main() -> None:
+        requests = []
+
+        async def script(connection: Any, request: Any) -> None:
+            requests.append(request["subscribe"])
+            position = {"epoch": "one", "offset": 3, "recovered": len(requests) > 1, "filtered": len(requests) < 3}
+            for offset in (5, 7) if len(requests) == 2 else ():
+                await connection.send(envelope(offset))
+            position["offset"] = 3 * len(requests)
+            await connection.send(json.dumps({"subscribed": {"a": position}, "id": request["id"]}))
+            if len(requests) == 1:
+                await connection.send(envelope(4))
+            if len(requests) < 3:
+                await connection.close(1011)
+
+        async with scripted(script) as url, start(url, "a") as told:
+            await until(lambda: len(of(told, "subscribed")) == 3)
+            await until(lambda: len(of(told, "gap")) == 1)
+        assert requests == [{"a": None}, {"a": ["one", 4]}, {"a": ["one", 7]}]
+        assert [offset for _, offset, _ in of(told, "got")] == [4, 5, 7]
+        assert of(told, "gap") == [{"topic": "a", "first": 8, "last": 9}]  # the third answer has no filter
+
+    asyncio.run(main())
+
+
 def test_duplicates_are_dropped(start: Start) -> None:
     """A message whose offset was there makes the client ask for the epoch. In the same one, it is a duplicate."""
 

@@ -119,6 +119,38 @@ def test_subscribe_recovers() -> None:
     run(check)
 
 
+def test_tags() -> None:
+    """A session with tags gets messages with these, is told that others are left out, and recovers alike."""
+
+    async def check(hub: wsfast.Hub, client: ClientConnection) -> None:
+        for number in range(4):
+            hub.publish("a", str(number), tags={"eu"} if number % 2 else {"us"})
+        epoch, _ = hub.position("a")
+        assert await ask(client, {"subscribe": {"a": [epoch, 2]}, "id": 1}) == ["a", 4, "3"]
+        answer = {"a": {"epoch": epoch, "offset": 4, "recovered": True, "filtered": True}}
+        assert await receive(client) == {"subscribed": answer, "id": 1}
+        hub.publish("a", "4", tags={"us"})
+        hub.publish("a", "5")
+        assert await receive(client) == ["a", 6, "5"]
+
+    run(check, tags={"eu"})
+
+
+def test_too_many_tags(caplog: pytest.LogCaptureFixture) -> None:
+    """If a topic has no room for the session's tags, the client is told that it is refused, and the log tells why."""
+
+    async def main() -> None:
+        hub = new_hub()
+        async with serving(hub, tags=map(str, range(64))) as one, serving(hub, tags={"x"}) as two:
+            assert "subscribed" in await ask(one, {"subscribe": {"a": None}, "id": 1})
+            refused = {"error": "the server has too many kinds of subscribers", "id": 1}
+            assert await ask(two, {"subscribe": {"a": None}, "id": 1}) == refused
+            assert "subscribed" in await ask(two, {"subscribe": {"b": None}, "id": 2})
+
+    asyncio.run(main())
+    assert "cannot subscribe to a: the subscribers of 'a' use 64 tags" in caplog.text
+
+
 def test_unsubscribe_and_ping() -> None:
     """Unsubscribing ends the messages of a topic; both are answered, also when no topic is left."""
 
@@ -410,6 +442,8 @@ def test_aiohttp() -> None:
         ((wsfast.Hub(envelope=True), None, 5), {}, TypeError, "authorize must be callable"),
         ((wsfast.Hub(envelope=True), None), {"max_topics": 0}, ValueError, "max_topics must be positive"),
         ((wsfast.Hub(envelope=True), None), {"max_size": "1"}, TypeError, "max_size must be an integer"),
+        ((wsfast.Hub(envelope=True), None), {"tags": "eu"}, TypeError, "tags must be a set of str"),
+        ((wsfast.Hub(envelope=True), None), {"tags": ()}, ValueError, "tags must not be empty"),
     ],
 )
 def test_arguments(arguments: Any, options: Any, error: type[Exception], match: str) -> None:

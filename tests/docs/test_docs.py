@@ -397,6 +397,29 @@ async def newcomers(block: Block, _: Path) -> None:
         assert names["prices"].last("prices.lse") == {"BP": "BP 4.6"}
 
 
+@runs("docs/how-to/topics.md", "tags")
+async def tags(block: Block, _: Path) -> None:
+    """Each client gets the orders with one of the tags that it asks for, of the history as well."""
+    names = play(block)
+    names["on_order"]("1", "us", "gold")
+    async with serving(names["handler"], "", "", "", "") as clients:
+        for client, wanted in zip(clients, ('["eu"]', '["eu", "gold"]', "null", '"eu"'), strict=True):
+            await client.send(wanted)
+        await clients[3].wait_closed()
+        assert clients[3].close_code == 1008
+        await until(lambda: names["hub"].count("orders") == 3)
+        names["on_order"]("2", "eu", "basic")
+        names["on_order"]("3", "us", "basic")
+        names["hub"].publish("orders", "end")
+        received = []
+        for client in clients[:3]:
+            texts = [(await receive(client))[0]]
+            while texts[-1] != "end":
+                texts += await receive(client)
+            received.append(texts)
+    assert received == [["2", "end"], ["1", "2", "end"], ["1", "2", "3", "end"]]
+
+
 @runs("docs/how-to/topics.md", "users")
 async def users(block: Block, _: Path) -> None:
     """What is sent to a user goes to all connections of that one, and to nobody else."""

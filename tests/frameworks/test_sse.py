@@ -350,6 +350,41 @@ SAMPLES: list[tuple[Any, bytes]] = [
 ]
 
 
+def test_tags(run: Run) -> None:
+    """A response with tags has the messages that have one of them, of the history and those missed as well."""
+
+    async def main() -> None:
+        hub = wsfast.Hub(slow=UNBOUNDED, history=10)
+        for number in range(4):
+            hub.publish("news", f"{number}", tags={"eu"} if number % 2 else {"us"})
+        sources = iter([hub.channel("news"), hub])
+
+        def respond() -> EventSource:
+            source = next(sources)
+            return EventSource(source, *([] if source is not hub else ["news"]), tags={"eu"})
+
+        async with WAYS["aiohttp"](respond) as server:
+            last = ""
+            for expected in (["1", "3", None, "5"], ["7", None, "9"]):
+                head = REQUEST[:-2] + (b"Last-Event-ID: %s\r\n\r\n" % last.encode() if last else b"\r\n")
+                peer = await connect(server, request=head)
+                await until(lambda: len(hub) == 1)
+                start = hub.messages
+                for number in (start, start + 1):
+                    hub.publish("news", f"{number}", tags={"eu"} if number % 2 else {"us"})
+                async with asyncio.timeout(TIMEOUT):
+                    while len(ids_of(peer)) < len(expected):
+                        await peer.read_some()
+                assert [data for _, data in ids_of(peer)] == expected
+                last = ids_of(peer)[-1][0]
+                peer.close()
+                await until(lambda: len(hub) == 0)
+                for number in (start + 2, start + 3):
+                    hub.publish("news", f"{number}", tags={"eu"} if number % 2 else {"us"})
+
+    run(main)
+
+
 @each_way
 def test_octets(play: Any, way: str) -> None:
     """Each message is one event; written directly, it is one chunk as the server itself would have made it."""
@@ -984,6 +1019,7 @@ def test_arguments_of_sources() -> None:
         (lambda: EventSource(hub, "a..b"), ValueError, "a..b"),
         (lambda: EventSource(channel, "news"), TypeError, "topics and user need a Hub, not a Channel"),
         (lambda: EventSource(channel, user="ann"), TypeError, "need a Hub"),
+        (lambda: EventSource(channel, tags={"eu"}), TypeError, "tags need a Hub or a HubChannel, not a Channel"),
         (lambda: EventSource(channel, retry=-1), ValueError, "retry"),
         (lambda: EventSource(channel, keepalive=0), ValueError, "keepalive"),
         (lambda: EventSource(channel, on_open=5), TypeError, "on_open"),  # type: ignore[arg-type]

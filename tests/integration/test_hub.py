@@ -1699,7 +1699,7 @@ class Recorder:
     async def load(self, topics: Any) -> None:
         raise NotImplementedError
 
-    def forward(self, kind: Kind, names: Any, message: Any, key: Any, excluded: Any, members: Any) -> None:
+    def forward(self, kind: Kind, names: Any, message: Any, key: Any, excluded: Any, members: Any, tags: Any) -> None:
         self.forwarded.append((kind, names, message.data, key, excluded))
 
     def command(self, command: Command) -> None:

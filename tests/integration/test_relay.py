@@ -754,6 +754,44 @@ def test_exclusion(run: Run, shared: Broker, prefix: str) -> None:
     run(main)
 
 
+def test_tags(run: Run, shared: Broker, prefix: str) -> None:
+    """Tags travel with messages: in each process, a connection gets what it asks for, once for several topics."""
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack, ends(shared, prefix) as some:
+            clients = []
+            for end in some:
+                connection, client = await (await Clients(end.hub, stack).open()).connect("t", "u")
+                end.hub.subscribe(connection, "t", "t.*", tags={"eu", "\U0001f600"})
+                clients.append(client)
+                await end.subscribed()
+            a, b = (end.hub for end in some)
+            a.publish("t", "1", tags={"eu"})
+            a.publish("t", "2", tags={"us"})
+            a.publish(["t", "u"], "3", tags={"us"})
+            a.publish(["t", "u", "t.x"], "4", tags={"\U0001f600", "us"})
+            a.publish(["t", "t.x"], "5", tags={"us"})
+            a.channel("t").publish("6", key="k", tags=["eu"], exclude_users=["ann"])
+            a.publish("t", "7")
+            received = [await read(client, 5) for client in clients]
+            assert received[0] == ["1", "3", "4", "6", "7"]
+            assert [text for text in received[1] if text != "3"] == [
+                "1",
+                "4",
+                "6",
+                "7",
+            ]  # "3" comes by "u", another way
+            assert "3" in received[1]
+            b.publish("t", "8", tags={"us"})
+            b.publish("t", "9", tags={"eu"})
+            assert [await read(client, 1) for client in clients] == [["9"], ["9"]]
+            stats = [end.hub.stats() for end in some]
+            assert [(one.published, one.sent) for one in stats] == [(6, 6)] * 2
+            await check_counts(*some)
+
+    run(main)
+
+
 USERS: list[str | int] = [
     "ann", "", ".", "..", "a.b", " ", "a b", "*", ">", "?", "[a]", "a*", "\\", "\x00", "\r\n", "7", "-7", "\u20ac",
     "u" * 3000, "\U0001f600" * 50,
@@ -1356,6 +1394,9 @@ MALFORMED = [
     with_details('{"m":[NaN,["t"]]}'),
     with_details('{"m":[1,5]}'),
     with_details('{"m":[1,[">"]]}'),
+    *(with_details(f'{{"t":{tags}}}') for tags in ("5", "null", '"eu"', "[]", "[5]", "[[]]", '[""]', '["\\n"]')),
+    with_details('{"t":["' + '","'.join(map(str, range(65))) + '"]}'),
+    with_details('{"t":["' + "x" * 257 + '"]}'),
     with_details('{"k":' + "[" * 100_000 + "]" * 100_000 + "}"),
     with_head('{"u":1' + "0" * 5000 + "}"),
 ]
@@ -1416,6 +1457,7 @@ publications = st.tuples(st.integers(0, 2**63), st.lists(names, min_size=2, max_
 items = st.tuples(payloads, st.booleans(), keys, st.lists(users, max_size=3).map(tuple), st.none() | publications).map(
     lambda parts: Item(*parts[0], *parts[1:])
 )
+items = st.builds(lambda item, tags: item._replace(tags=tags), items, st.frozensets(names, max_size=3))
 some_addresses = st.tuples(st.just("topic"), names) | st.tuples(st.just("user"), users)
 envelopes = st.builds(
     Envelope,
@@ -1459,7 +1501,7 @@ def test_mutation(envelope: Envelope, changes: list[tuple[int, int]]) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["t", "u", "k", "x", "m", "z"]), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["t", "u", "k", "x", "m", "c", "z"]), inner),
 )
 
 

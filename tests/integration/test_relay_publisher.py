@@ -167,10 +167,12 @@ def test_everything_arrives_as_from_a_hub(shared: Broker, prefix: str, way: str)
             await publish("send", "ann", "to ann")
             await publish("send", 7, "to 7", key="k")
             await publish("publish", "for-users", "not to ann", exclude_users=["ann"])
+            receiver.hub.subscribe(connections["ann"], "for-users", tags={"x"})
+            await publish("publish", "for-users", "tag", tags={"y"})
             await publish("publish", "values", "1", key="k")
             assert await take(values, 1) == ["1"]
-            await until(lambda: len(got) == 3)
-            assert got == [("ann", b"to ann"), (7, b"to 7"), (7, b"not to ann")]
+            await until(lambda: len(got) == 4)
+            assert got == [("ann", b"to ann"), (7, b"to 7"), (7, b"not to ann"), (7, b"tag")]
             assert receiver.gaps == []
             assert receiver.relay.stats().malformed == receiver.relay.stats().rejected == 0
 

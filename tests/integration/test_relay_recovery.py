@@ -588,6 +588,34 @@ def test_back_to_another_process(shared: Broker, prefix: str) -> None:
     go(main)
 
 
+def test_tags(shared: Broker, prefix: str) -> None:
+    """The broker keeps the tags of messages: a client that comes back to another process gets what it asks for."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 2) as (one, two):
+            clients = [Client(), Client()]
+            for end, client in zip((one, two), clients, strict=True):
+                await end.hub.recover(client.connection, "t", tags={"x"})
+            for number in range(6):
+                one.hub.publish("t", str(number), tags={"x"} if number % 2 else {"y"})
+            one.hub.publish("t", "6", tags={"x"}, exclude=[clients[0].connection])
+            one.hub.publish("t", "7")
+            await until(lambda: all(client.received[-1:] == ["7"] for client in clients))
+            assert [client.received for client in clients] == [["1", "3", "5", "7"], ["1", "3", "5", "6", "7"]]
+            epoch, offset = one.hub.position("t")
+            assert offset == 8
+        async with End(shared.url, prefix) as other:
+            for tags, expected in (({"x"}, ["3", "5", "6", "7"]), ({"y"}, ["2", "4", "7"]), (None, list("234567"))):
+                back = Client()
+                subscription = await other.hub.recover(back.connection, "t", since={"t": (epoch, 2)}, tags=tags)
+                assert subscription.recovered
+                assert subscription.positions["t"] == (epoch, 8)
+                other.hub.flush()
+                assert back.received == expected
+
+    go(main)
+
+
 def test_ahead_of_the_process(shared: Broker, prefix: str) -> None:
     """A client that has seen more than the process to which it comes back misses nothing and gets nothing twice."""
 

@@ -203,6 +203,49 @@ def test_steady_cost(server: str, method: str, compression: str | None) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("subscribers", ["alike", "all different"])
+def test_filtered_cost(subscribers: str) -> None:
+    """Subscribers whose filters do not let a message through cost no Python call."""
+    if not core.sends_directly:
+        pytest.skip("the twin looks at each")
+
+    async def main() -> dict[str, int]:
+        async with SERVERS["wsfast.serve"](None) as served, contextlib.AsyncExitStack() as stack:
+            url = f"ws://127.0.0.1:{served.port}"
+            for _ in range(CLIENTS):
+                client = await stack.enter_async_context(connect(url, compression=None, ping_interval=None))
+                stack.callback(asyncio.create_task(client.wait_closed()).cancel)
+            await until(lambda: len(served.connections) == CLIENTS)
+            hub = wsfast.Hub()
+            for number, connection in enumerate(served.connections):
+                tags = {"alike"} if subscribers == "alike" else {f"t{number % 60}", f"t{number * 7 % 60}"}
+                hub.subscribe(connection, "a", tags=tags if number else {"one"})
+                if number in (0, 1):
+                    hub.subscribe(connection, "b", tags={"one"} if number else None)
+                    hub.subscribe(connection, "c")
+
+            def cost(topic: str, **options: Any) -> int:
+                def publish(message: str) -> None:
+                    hub.publish(topic, message, **options)
+                    hub.flush()
+
+                for _ in range(3):
+                    publish("warm")
+                return calls_of(publish, "counted")
+
+            return {
+                "one of all": cost("a", tags={"one"}),
+                "nobody": cost("a", tags={"nobody asks for it"}),
+                "one of two": cost("b", tags={"two"}),
+                "no filter": cost("c"),
+            }
+
+    costs = asyncio.run(main())
+    assert costs["one of all"] <= costs["one of two"]
+    assert costs["nobody"] <= costs["one of two"]
+    assert costs["one of two"] - costs["no filter"] < 30, costs
+
+
 @pytest.mark.parametrize("compression", [None, "deflate"], ids=["plain", "deflate"])
 @pytest.mark.parametrize("server", [server for server in SERVERS if server != "websockets"])  # which does not tell
 def test_broadcast_reads_no_attribute(server: str, compression: str | None) -> None:

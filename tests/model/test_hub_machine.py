@@ -26,6 +26,7 @@ from helpers.inflate import Spec
 from helpers.peers import TIMEOUT
 from model.test_channel_machine import KIND, POLICIES, connect
 from wsfast._subscription import SubscriptionStats
+from wsfast.hub.filters import ALL, Filtering, Filters
 from wsfast.hub.registry import User
 from wsfast.hub.retained import Missed, RetainedMessages
 from wsfast.hub.subscriptions import Member
@@ -38,11 +39,20 @@ STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "1000"))
 STEPS_PER_RUN = 50
 MOST_WIRES = 6
 
+Tags = frozenset[str] | None
+
+
+def frozen(tags: set[str] | None) -> Tags:
+    return None if tags is None else frozenset(tags)
+
+
 WHICH = st.integers(0, MOST_WIRES - 1)
 HUB = st.integers(0, 1)
 TOPIC = st.sampled_from(["a", "b", "a.x", "a.y", "b.x"])
 TOPICS = st.one_of(TOPIC, TOPIC, st.lists(TOPIC, min_size=1, max_size=4).map(tuple))
 FILTERS = st.lists(TOPIC | st.sampled_from(["a.*", "*.x", "*", ">", "a.>", "*.*"]), min_size=1, max_size=3)
+WANTED = st.sampled_from([None, None, {"x"}, {"y"}, {"x", "z"}]).map(frozen)
+TAGS = st.sampled_from([None, None, {"x"}, {"y"}, {"z"}, {"x", "y"}, {"nobody asks for it"}]).map(frozen)
 USER = st.sampled_from(["ann", "bob", 7])
 SIZE = st.sampled_from([0, 0, 20, 100, 100, 700, 3000, 3000, 20_000])
 KEY = st.sampled_from([None, "a", "a", "b", "c"])
@@ -71,6 +81,13 @@ class Message:
     """Who does not get it."""
     had: set[Subscriber] = field(default_factory=set)
     """Who got it as newcomers."""
+    tags: Tags = None
+    refused: set[tuple[Subscriber, str]] = field(default_factory=set)
+    """Who did not want it by a name when it was published."""
+
+    def suits(self, wanted: Tags) -> bool:
+        """Whether who wants some tags, or everything, wants it."""
+        return not wanted or not self.tags or bool(wanted & self.tags)
 
 
 @dataclass(eq=False)
@@ -123,6 +140,8 @@ class Subscriber:
     member: Any
     filters: dict[str, int] = field(default_factory=dict)
     """How many messages the hub had when each was joined."""
+    tags: dict[str, Tags] = field(default_factory=dict)
+    """What is wanted by each."""
     user: Any = None
     published: int = 0
     sent: int = 0
@@ -132,7 +151,13 @@ class Subscriber:
     def gets(self, topics: Iterable[str]) -> bool:
         return any(matching(name, topic) for name in self.filters for topic in topics)
 
-    def join(self, name: str) -> set[Message]:
+    def wants(self, message: Message) -> bool:
+        """Whether it gets a message, which is published now."""
+        names = [name for name in self.filters if any(matching(name, topic) for topic in message.topics)]
+        message.refused |= {(self, name) for name in names if not message.suits(self.tags[name])}
+        return any(message.suits(self.tags[name]) for name in names)
+
+    def join(self, name: str, tags: Tags) -> set[Message]:
         """Join a topic or a pattern; return what is to be repeated."""
         model = self.model
         repeated: set[Message] = set()
@@ -140,15 +165,16 @@ class Subscriber:
             if matching(name, topic) and not self.gets([topic]):
                 for message in {*model.remembered[topic], *model.values[topic].values()}:
                     had = len(message.topics) > 1 and any(
-                        joined < message.number or self in message.had
+                        (joined < message.number and (self, other) not in message.refused) or self in message.had
                         for other, joined in self.filters.items()
                         if any(matching(other, one) for one in message.topics)
                     )
-                    if not had and self.user not in message.users:
+                    if not had and self.user not in message.users and message.suits(tags):
                         repeated.add(message)
         for message in repeated:
             message.had.add(self)
         self.filters[name] = model.count
+        self.tags[name] = tags
         return repeated
 
 
@@ -405,7 +431,7 @@ class Machine(RuleBasedStateMachine):
             for number, kind in enumerate(kinds):
                 await self.add(*kind, True)
                 for model in self.models:
-                    self.subscribe_to(model, self.wires[-1], filters[number % len(filters)])
+                    self.subscribe_to(model, self.wires[-1], filters[number % len(filters)], None)
 
         self.run(main)
 
@@ -469,13 +495,13 @@ class Machine(RuleBasedStateMachine):
 
     # ---- Coming and going
 
-    @rule(kind=KIND, small=st.sampled_from([True, True, False]), hubs=st.sets(HUB), filters=FILTERS)
-    def join(self, kind: tuple[str, str], small: bool, hubs: set[int], filters: list[str]) -> None:
+    @rule(kind=KIND, small=st.sampled_from([True, True, False]), hubs=st.sets(HUB), filters=FILTERS, tags=WANTED)
+    def join(self, kind: tuple[str, str], small: bool, hubs: set[int], filters: list[str], tags: Tags) -> None:
         async def main() -> None:
             self.models[0].hub.flush()
             await self.add(*kind, small)
             for hub in hubs:
-                self.subscribe_to(self.model(hub), self.wires[-1], filters)
+                self.subscribe_to(self.model(hub), self.wires[-1], filters, tags)
 
         self.run(main)
 
@@ -493,19 +519,20 @@ class Machine(RuleBasedStateMachine):
             model.subscribers.append(subscriber)
         return subscriber
 
-    @rule(which=WHICH, hub=HUB, filters=FILTERS)
-    def subscribe(self, which: int, hub: int, filters: list[str]) -> None:
-        self.now(lambda: self.subscribe_to(self.model(hub), self.one(which), filters))
+    @rule(which=WHICH, hub=HUB, filters=FILTERS, tags=WANTED)
+    def subscribe(self, which: int, hub: int, filters: list[str], tags: Tags = None) -> None:
+        self.now(lambda: self.subscribe_to(self.model(hub), self.one(which), filters, tags))
 
-    def subscribe_to(self, model: Model, wire: Line, filters: list[str]) -> None:
+    def subscribe_to(self, model: Model, wire: Line, filters: list[str], tags: Tags) -> None:
         if wire.closing:
             return
-        subscription = model.hub.subscribe(wire.connection, *filters)
+        subscription = model.hub.subscribe(wire.connection, *filters, tags=tags)
         subscriber = self.admit(model, wire)
         repeated: set[Message] = set()
         for name in filters:
             if name not in subscriber.filters:
-                repeated |= subscriber.join(name)
+                repeated |= subscriber.join(name, tags)
+            subscriber.tags[name] = tags
         wire.publish(subscriber, sorted(repeated, key=lambda message: message.number))
         assert subscription.active
         assert subscription.connection is wire.connection
@@ -566,6 +593,7 @@ class Machine(RuleBasedStateMachine):
         excluded=st.sets(WHICH, max_size=2),
         users=st.sets(USER, max_size=1),
         times=st.sampled_from([1, 1, 3, 8]),
+        tags=TAGS,
     )
     def publish(
         self,
@@ -576,14 +604,15 @@ class Machine(RuleBasedStateMachine):
         excluded: set[int],
         users: set[Any],
         times: int,
+        tags: Tags = None,
     ) -> None:
         def act() -> None:
             wires = {self.one(which) for which in excluded}
             model = self.model(hub)
             for _ in range(times):
-                message = self.note(model, topics, size, key, wires, users)
-                connections = [wire.connection for wire in wires]
-                model.hub.publish(topics, message.prepared, key=key, exclude=connections, exclude_users=users)
+                message = self.note(model, topics, size, key, wires, users, tags)
+                options: dict[str, Any] = {"exclude": [wire.connection for wire in wires], "exclude_users": users}
+                model.hub.publish(topics, message.prepared, key=key, tags=tags, **options)
 
         self.now(act)
 
@@ -595,16 +624,18 @@ class Machine(RuleBasedStateMachine):
         key: Hashable,
         excluded: Iterable[Line] = (),
         users: Iterable[Any] = (),
+        tags: Tags = None,
     ) -> Message:
         """Note that a message is published."""
         names = (topics,) if isinstance(topics, str) else tuple(dict.fromkeys(topics))
         message = self.message(model, names, size, None if key is None else (names, key))
-        message.users = frozenset(users)
+        message.users, message.tags = frozenset(users), tags
         for wire in self.wires:
             subscriber = wire.subscribers.get(model)
-            if subscriber is None or wire in excluded or subscriber.user in users:
+            if subscriber is None:
                 continue
-            if subscriber.gets(names):
+            wants = subscriber.wants(message)
+            if wire not in excluded and subscriber.user not in users and wants:
                 wire.publish(subscriber, [message])
         for _, name, messages in model.streams:
             if any(matching(name, topic) for topic in names):
@@ -841,14 +872,20 @@ def nothing(*_: object) -> list[Any]:
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
     [
-        (Member, "exclude", ignore),
+        (Member, "join", lambda self, group, joining, _=None: self.groups.setdefault(group, joining)),
         (Member, "leave", lambda self, group: self.groups.pop(group)),
         (Missed, "_has_got", never),
         (RetainedMessages, "replay", nothing),
         (User, "enter", always),
         (PatternTree, "matching", nothing),
+        (Filters, "mask_of", lambda self, tags: ALL),
+        (Filtering, "lets", always),
+        (Filtering, "let", always),
     ],
-    ids=["overlaps counted", "left counted", "repeated", "nothing repeated", "told twice", "patterns not seen"],
+    ids=[
+        *("overlaps counted", "left counted", "repeated", "nothing repeated", "told twice", "patterns not seen"),
+        *("nothing filtered", "left out counted", "not repeated"),
+    ],
 )
 def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: Any) -> None:
     """The machine finds each of these faults, and nothing without them."""
@@ -863,6 +900,9 @@ def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner:
                 machine.register(1, 0, "ann")
                 machine.publish(0, ("a", "b"), 100, "a", {1}, set(), 2)
                 machine.publish(0, "b.x", 3000, None, set(), set(), 3)
+                machine.subscribe(1, 0, ["*"], frozenset({"x"}))
+                machine.publish(0, ("a.x", "b"), 100, None, {1}, set(), 1, frozenset({"y"}))
+                machine.publish(0, ("a.x", "b"), 100, None, set(), set(), 1, frozenset({"y"}))
                 machine.publish_many(0, [("a", 20, "b"), (("b.x", "a.y"), 20, None)], None)
                 machine.flush(0)
                 machine.subscribe(1, 0, ["a", "a.*"])
@@ -872,6 +912,9 @@ def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner:
                 machine.unsubscribe(number, 0, ["a"])
                 machine.presence()
                 machine.read(0, 3000, 3)
+                machine.publish(0, ("b", "a.x"), 100, None, set(), set(), 1, frozenset({"y"}))
+                machine.subscribe(1, 0, ["*"])
+                machine.subscribe(1, 0, ["a.x"])
                 machine.unsubscribe(1, 0, [])
                 machine.unregister(1, 0)
                 machine.presence()

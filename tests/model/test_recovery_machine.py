@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 import wsfast
 import wsfast._backlog
-from model.test_hub_machine import matching
+from model.test_hub_machine import TAGS, WANTED, Tags, matching
 from wsfast import History, Position
 from wsfast.hub import retained
 from wsfast.hub.retained import Missed, RetainedMessages, RetainedTopic
@@ -53,6 +53,14 @@ class Message:
     offsets: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By topic, which numbering of the topic, and the place in it."""
     had: set[Line] = field(default_factory=set)
+    tags: Tags = None
+    refused: set[tuple[Line, str]] = field(default_factory=set)
+    """Who did not want it by a name when it was published."""
+    excluded: set[Line] = field(default_factory=set)
+
+    def suits(self, wanted: Tags) -> bool:
+        """Whether who wants some tags, or everything, wants it."""
+        return not wanted or not self.tags or bool(wanted & self.tags)
 
 
 @dataclass(eq=False)
@@ -81,6 +89,8 @@ class Line:
         self.data = b""
         self.expected: list[tuple[Message | None, str | bytes]] = []
         self.filters: dict[str, int] = {}
+        self.tags: dict[str, Tags] = {}
+        self.filtered = False
         self.user: Any = None
         self.starts: dict[str, tuple[int, int]] = {}
         """Positions at the moment of subscribing."""
@@ -114,6 +124,20 @@ class Line:
 
     def gets(self, topic: str) -> bool:
         return any(matching(name, topic) for name in self.filters)
+
+    def wants(self, message: Message) -> bool:
+        """Whether it gets a message, which is published now."""
+        names = [name for name in self.filters if any(matching(name, topic) for topic in message.topics)]
+        message.refused |= {(self, name) for name in names if not message.suits(self.tags[name])}
+        return any(message.suits(self.tags[name]) for name in names)
+
+    def got(self, message: Message, topics: Iterable[str]) -> bool:
+        """Whether it got a message, when it was published, by a name that matches one of some topics."""
+        return any(
+            joined < message.number and (self, name) not in message.refused
+            for name, joined in self.filters.items()
+            if any(matching(name, topic) for topic in topics)
+        )
 
 
 class Clock:
@@ -244,6 +268,7 @@ class Machine(RuleBasedStateMachine):
         users=st.sets(USER, max_size=1),
         times=st.sampled_from([1, 1, 2, 5]),
         flush=st.booleans(),
+        tags=TAGS,
     )
     def publish(
         self,
@@ -254,6 +279,7 @@ class Machine(RuleBasedStateMachine):
         users: set[Any],
         times: int,
         flush: bool,
+        tags: Tags = None,
     ) -> None:
         def act() -> None:
             names = (topics,) if isinstance(topics, str) else tuple(dict.fromkeys(topics))
@@ -266,11 +292,11 @@ class Machine(RuleBasedStateMachine):
                 data = text if self.tick % 2 else text.encode()
                 if self.envelope:
                     for name in names:
-                        self.note((name,), data, key, lines, users)
+                        self.note((name,), data, key, lines, users, tags)
                 else:
-                    self.note(names, data, key, lines, users)
+                    self.note(names, data, key, lines, users, tags)
                 connections = [line.connection for line in lines]
-                self.hub.publish(names, data, key=key, exclude=connections, exclude_users=users)
+                self.hub.publish(names, data, key=key, exclude=connections, exclude_users=users, tags=tags)
             if flush:
                 self.hub.flush()
 
@@ -282,11 +308,18 @@ class Machine(RuleBasedStateMachine):
         return self.envelope or self.bounds.messages > 0
 
     def note(
-        self, names: tuple[str, ...], data: str | bytes, key: Hashable, excluded: list[Line], users: Iterable[Any]
+        self,
+        names: tuple[str, ...],
+        data: str | bytes,
+        key: Hashable,
+        excluded: list[Line],
+        users: Iterable[Any],
+        tags: Tags,
     ) -> None:
         """Note that a message is published."""
         self.count += 1
-        message = Message(self.count, names, data, key, frozenset(users), CLOCK.now, len(data))
+        message = Message(self.count, names, data, key, frozenset(users), CLOCK.now, len(data), tags=tags)
+        message.excluded = set(excluded)
         if self.numbered:
             for name in names:
                 topic = self.topic(name)
@@ -303,9 +336,10 @@ class Machine(RuleBasedStateMachine):
                     if len(topic.values) > self.last_values:
                         del topic.values[next(iter(topic.values))]
         for line in self.lines:
-            if line is None or line in excluded or (line.user is not None and line.user in users):
+            if line is None:
                 continue
-            if any(map(line.gets, names)):
+            wants = line.wants(message)
+            if line not in excluded and (line.user is None or line.user not in users) and wants:
                 line.expected.append((message, message.data))
 
     # ---- Coming and going
@@ -323,8 +357,15 @@ class Machine(RuleBasedStateMachine):
 
         self.now(act)
 
-    @rule(who=WHO, filters=FILTERS, user=st.none() | USER, age=st.sampled_from([0, 0, 0, 1, 3]), odd=st.integers(0, 30))
-    def subscribe(self, who: int, filters: list[str], user: Any, age: int, odd: int) -> None:
+    @rule(
+        who=WHO,
+        filters=FILTERS,
+        user=st.none() | USER,
+        age=st.sampled_from([0, 0, 0, 1, 3]),
+        odd=st.integers(0, 30),
+        tags=WANTED,
+    )
+    def subscribe(self, who: int, filters: list[str], user: Any, age: int, odd: int, tags: Tags = None) -> None:
         """Subscribe from where the person was, as far as that is known; sometimes from before, or from nowhere."""
 
         def act() -> None:
@@ -347,12 +388,12 @@ class Machine(RuleBasedStateMachine):
                     if odd == 2:
                         known[name] = -1, place[1]
                         since[name] = "0123456789abcdef", place[1]
-            self.join(line, filters, since, known)
+            self.join(line, filters, since, known, tags)
 
         self.now(act)
 
-    @rule(who=WHO, filters=FILTERS, odd=st.integers(0, 10))
-    def subscribe_since_all(self, who: int, filters: list[str], odd: int) -> None:
+    @rule(who=WHO, filters=FILTERS, odd=st.integers(0, 10), tags=WANTED)
+    def subscribe_since_all(self, who: int, filters: list[str], odd: int, tags: Tags = None) -> None:
         """Come back by one position for everything, as event streams do."""
 
         def act() -> None:
@@ -363,7 +404,7 @@ class Machine(RuleBasedStateMachine):
             position = self.hub.position()
             assert position.offset == self.count
             since = Position(position.epoch, total if odd else self.count + 1)
-            self.join(line, filters, since, {})
+            self.join(line, filters, since, {}, tags)
 
         self.now(act)
 
@@ -379,9 +420,9 @@ class Machine(RuleBasedStateMachine):
                     place = max(place, message.offsets[name])
         return place
 
-    def join(self, line: Line, filters: list[str], since: Any, known: dict[str, tuple[int, int]]) -> None:
+    def join(self, line: Line, filters: list[str], since: Any, known: dict[str, tuple[int, int]], tags: Tags) -> None:
         """Subscribe, and work out from the lists what must come of it."""
-        subscription = self.hub.subscribe(line.connection, *filters, since=since or None)
+        subscription = self.hub.subscribe(line.connection, *filters, since=since or None, tags=tags)
         found: dict[int, Message] = {}
         recovered = set()
         for name in sorted(filters, key=lambda name: name not in since) if isinstance(since, dict) else filters:
@@ -389,23 +430,29 @@ class Machine(RuleBasedStateMachine):
                 missed = self.missed(name, known[name]) if name in since else None
             else:
                 missed = self.missed_since(name, since.offset)
-            if missed is not None and self.continues(line, missed):
+            if missed is not None and self.continues(line, missed, tags):
                 recovered.add(name)
                 self.seen.add("recovered")
                 for other, messages in missed.items():
                     if not line.gets(other):
                         line.begins[other] = messages[0].number - 1 if messages else self.count
-                        self.repeat(line, messages, found)
+                        self.repeat(line, messages, found, tags)
                         if messages:
                             self.seen.add("recovered with messages")
+                        if not all(message.suits(tags) for message in messages):
+                            self.seen.add("recovered by tags")
+                    else:
+                        self.has_all(line, messages, tags)
             elif name not in line.filters:
                 if since and (not isinstance(since, dict) or name in since):
                     self.seen.add("not recovered")
                 for other, topic in list(self.topics.items()):
                     if matching(name, other) and not line.gets(other):
                         line.begins.pop(other, None)
-                        self.repeat(line, [*topic.values.values(), *self.kept(topic)], found)
+                        self.repeat(line, [*topic.values.values(), *self.kept(topic)], found, tags)
             line.filters.setdefault(name, self.count)
+            line.tags[name] = tags
+            line.filtered |= tags is not None
         line.expected += [(found[number], found[number].data) for number in sorted(found)]
         assert subscription.recovered_topics == recovered
         assert subscription.recovered == (
@@ -445,24 +492,34 @@ class Machine(RuleBasedStateMachine):
             return None
         return found
 
-    def continues(self, line: Line, missed: dict[str, list[Message]]) -> bool:
+    def continues(self, line: Line, missed: dict[str, list[Message]], tags: Tags) -> bool:
         """Whether a connection that gets some of these topics already got all that was missed."""
-        return all(
-            not line.gets(topic) or line.begins.get(topic, 0) <= (messages[0].number - 1 if messages else self.count)
-            for topic, messages in missed.items()
-        )
+        for topic, messages in missed.items():
+            if not line.gets(topic):
+                continue
+            if line.begins.get(topic, 0) > (messages[0].number - 1 if messages else self.count):
+                return False
+            if line.filtered and not all(line.got(one, [topic]) for one in messages if one.suits(tags)):
+                self.seen.add("lacks")
+                return False
+        return True
 
-    def repeat(self, line: Line, messages: list[Message], found: dict[int, Message]) -> None:
+    def has_all(self, line: Line, messages: list[Message], tags: Tags) -> None:
+        """Check that nothing of what a connection has missed, as far as it asked for that, was kept from it."""
+        if line.filtered:
+            expected = {message for message, _ in line.expected}
+            for one in messages:
+                assert one in expected or not one.suits(tags) or line in one.excluded or line.user in one.users
+
+    def repeat(self, line: Line, messages: list[Message], found: dict[int, Message], tags: Tags) -> None:
         """Note that messages are sent again, as far as they were not."""
         for message in messages:
             if line.user is not None and line.user in message.users:
                 continue
-            had = len(message.topics) > 1 and any(
-                joined < message.number or line in message.had
-                for name, joined in line.filters.items()
-                if any(matching(name, topic) for topic in message.topics)
+            had = len(message.topics) > 1 and (
+                line.got(message, message.topics) or (line in message.had and any(map(line.gets, message.topics)))
             )
-            if not had:
+            if not had and message.suits(tags):
                 message.had.add(line)
                 found[message.number] = message
 
@@ -520,6 +577,7 @@ class Machine(RuleBasedStateMachine):
         age=st.sampled_from([0, 0, 0, 1]),
         users=st.sets(USER, max_size=1),
         by=st.sampled_from(["topics", "topics", "total"]),
+        tags=WANTED,
     )
     def be_absent(
         self,
@@ -530,17 +588,18 @@ class Machine(RuleBasedStateMachine):
         age: int,
         users: set[Any],
         by: str,
+        tags: Tags = None,
     ) -> None:
         """Lose a connection, miss some messages, and come back for the same topics and others."""
         line = self.lines[who]
         names = [] if line is None else list(line.filters)
         self.go(who, True)
         for some in topics:
-            self.publish(some, 0, None, set(), users, 1, False)
+            self.publish(some, 0, None, set(), users, 1, False, frozenset("x" if len(some) > 1 else "y"))
         if by == "total":
-            self.subscribe_since_all(who, list(dict.fromkeys(names + filters)), 1)
+            self.subscribe_since_all(who, list(dict.fromkeys(names + filters)), 1, tags)
         else:
-            self.subscribe(who, list(dict.fromkeys(names + filters)), user, age, 0)
+            self.subscribe(who, list(dict.fromkeys(names + filters)), user, age, 0, tags)
 
     # ---- What happens to topics
 
@@ -639,7 +698,7 @@ PROFILE = settings(
     derandomize=False,
     suppress_health_check=list(HealthCheck),
 )
-WANTED = {"recovered", "recovered with messages", "not recovered", "forgotten"}
+EVENTS = {"recovered", "recovered with messages", "not recovered", "forgotten", "recovered by tags", "lacks"}
 
 
 def test_machine(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -647,7 +706,7 @@ def test_machine(core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "seen", set())
     for _ in range(50):  # chance may leave something out, but not again and again
         run_state_machine_as_test(Machine, settings=PROFILE)
-        if Machine.seen == WANTED:
+        if Machine.seen == EVENTS:
             break
     else:
         pytest.fail(f"in all runs, there was only {Machine.seen}")
@@ -674,8 +733,9 @@ def never(*_: object) -> bool:
         (RetainedTopic, "last", lambda topic, count: [message for _, message in topic.history][:count]),
         (Missed, "gets", never),
         (Missed, "_has_got", never),
+        (Missed, "lacks", never),
     ],
-    ids=["gaps not told", "no bounds", "partial", "wrong messages", "history again", "repeated"],
+    ids=["gaps not told", "no bounds", "partial", "wrong messages", "history again", "repeated", "filters forgotten"],
 )
 def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: Any) -> None:
     """The machine finds each of these faults, and nothing without them."""
@@ -701,6 +761,10 @@ def test_machine_finds_faults(core: Any, monkeypatch: pytest.MonkeyPatch, owner:
             machine.publish("a", 0, None, set(), set(), 1, True)
             machine.subscribe(2, ["a", "b"], None, 0, 0)
             machine.subscribe(2, [">"], None, 0, 0)
+            machine.subscribe(2, ["a.y", ">"], None, 0, 0, frozenset({"x"}))
+            machine.publish("a.y", 0, None, set(), set(), 1, True, frozenset({"y"}))
+            machine.publish("a.y", 0, None, set(), set(), 1, True, frozenset({"x"}))
+            machine.subscribe(2, ["a.y"], None, 3, 0)
         finally:
             machine.teardown()
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import wsfast
 from helpers.brokers import Nowhere
+from wsfast.hub.filters import Tags
 from wsfast.hub.registry import Registry
 from wsfast.relay import Relay, inbound, outbound, wire
 from wsfast.relay.broker import public_name
@@ -115,6 +116,7 @@ def envelopes(epochs: st.SearchStrategy[int], numbers: st.SearchStrategy[int]) -
         key=st.sampled_from([None, "key", ("a", 1)]),
         excluded=st.sampled_from([(), ("ann",)]),
         publication=st.sampled_from([None, (1, ("t", "other")), (2, ("other",))]),
+        tags=st.sampled_from([frozenset(), frozenset({"x", "y"})]),
     )
 
 
@@ -279,9 +281,9 @@ def test_exclusions_cost_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None
     asked: list[int] = []
     slots_of_topics = Registry.slots_of_topics
 
-    def count(registry: Registry, topics: Sequence[str]) -> set[int]:
+    def count(registry: Registry, topics: Sequence[str], tags: Tags) -> set[int]:
         asked.append(len(topics))
-        return slots_of_topics(registry, topics)
+        return slots_of_topics(registry, topics, tags)
 
     monkeypatch.setattr(Registry, "slots_of_topics", count)
 
@@ -469,6 +471,7 @@ def test_signature_covers_everything() -> None:
     for envelope in (
         message(3, b"one", b"two", key=("k", 1), publication=(5, ("t", "other"))),
         replace(message(3), items=(Item(b"text", text=True, compressible=False, excluded=("ann",)),)),
+        replace(message(3), items=(Item(b"text", tags=frozenset({"eu", "us"})),)),
         message(3, kind=POSITION),
         Envelope(REQUEST, US),
         Envelope(GOODBYE, US),

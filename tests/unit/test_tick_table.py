@@ -36,6 +36,7 @@ from wsfast._encoding.message import Encoding, join
 each_core = pytest.mark.parametrize("name", CORES)  # rather than the fixture, which Hypothesis would not renew
 c_core = pytest.mark.parametrize("name", [name for name in CORES if name == "c"])
 
+ALL = (1 << 64) - 1
 COUNT = 5  # subscribers in the test against lists: few, so that much happens to each
 SLOTS = st.integers(0, COUNT - 1)
 MASK = st.sets(SLOTS)
@@ -166,6 +167,65 @@ def test_members_agree_with_a_set(name: str, changes: list[int]) -> None:
         assert len(members.slots) == len(model)
 
 
+def filter_of(core: Any, mask: int) -> Any:
+    return core.Filter(frozenset(), mask)
+
+
+def test_members_with_filters(core: Any) -> None:
+    """Members have a filter, or none; the last one takes its filter along to another place."""
+    one, two = filter_of(core, 1), filter_of(core, 1 << 63)
+    members = core.Members()
+    members.add(3)
+    members.add(1, one)
+    members.add(4)
+    members.add(5, two)
+    assert (members.passing(1), members.passing(1 << 63), members.passing(0)) == ([3, 1, 4], [3, 4, 5], [3, 4])
+    assert (members.count(1), members.count(ALL), members.count(2)) == (3, 4, 2)
+    members.discard(3)
+    assert (members.slots, members.passing(1 << 63)) == ([5, 1, 4], [5, 4])
+    members.set_filter(4, one)
+    members.set_filter(5)
+    assert (members.passing(0), members.count(1), members.count(2)) == ([5], 3, 1)
+    with pytest.raises(ValueError, match=r"^slot 3 is not a member$"):
+        members.set_filter(3, one)
+    for slot in (1, 4):
+        members.discard(slot)
+    members.add(1)  # which has no filter any more
+    assert members.passing(0) == [5, 1]
+    assert (one.tags, one.mask, one.skipped) == (frozenset(), 1, 0)
+
+
+@each_core
+@given(changes=st.lists(st.tuples(SLOTS, st.sampled_from(["add", "set", "discard"]), st.integers(0, 3))))
+def test_filters_agree_with_a_dict(name: str, changes: list[tuple[int, str, int]]) -> None:
+    """Whatever is added, replaced and discarded, each member has the filter that it got last."""
+    core = load_core(name)
+    filters = [None, *(filter_of(core, mask) for mask in (1, 2, 3))]
+    members, model = core.Members(), dict[int, int]()
+    for slot, change, which in changes:
+        if change == "discard":
+            members.discard(slot)
+            model.pop(slot, None)
+        elif slot in model:
+            members.set_filter(slot, filters[which])
+            model[slot] = which
+        elif change == "add":
+            members.add(slot, filters[which])
+            model[slot] = which
+        for mask in (0, 1, 2, 3):
+            passing = {slot for slot, which in model.items() if not which or which & mask}
+            assert set(members.passing(mask)) == passing
+            assert members.count(mask) == len(members.passing(mask)) == len(passing)
+    kept = {id(filters[which]) for which in model.values()}
+    references = [(weakref.ref(one), id(one) in kept) for one in filters if one is not None]
+    del filters
+    gc.collect()
+    assert [reference() is not None for reference, _ in references] == [known for _, known in references]
+    del members
+    gc.collect()
+    assert all(reference() is None for reference, _ in references)
+
+
 # ---- Slots
 
 
@@ -283,6 +343,53 @@ def test_published_to_several_as_one(core: Any) -> None:
     # Without a list, nobody asks.
     assert table.publish(several[2], 2) == 2
     assert tick(core, table) == {0: [0, 1, 2], 1: [0, 2], 2: [0, 1, 2], 3: [0, 1, 2, 2], 4: [1, 2]}
+
+
+def test_filtered(core: Any) -> None:
+    """Those whose filter has none of an entry's bits do not get it, which is counted once for each filter."""
+    table, _ = table_of(core, 5)
+    one, two, high = filter_of(core, 1), filter_of(core, 2), filter_of(core, 1 << 63)
+    members = core.Members()
+    for slot, wanted in enumerate((one, None, two, two, high)):
+        members.add(slot, wanted)
+    for entry, (mask, count) in enumerate(((1, 2), (2, 3), (3, 4), (0, 1), (ALL, 5), (1 << 63, 2), (4, 1))):
+        assert table.enter(entry) == entry
+        assert table.publish(members, entry, (), None, mask) == count
+    assert table.publish(members, 6, (), None, 4) == 0  # a second time does nothing
+    assert [each.skipped for each in (one, two, high)] == [4, 4, 5]
+    table.enter(7)
+    assert table.publish(members, 7) == 5
+    expected = {0: [0, 2, 4, 7], 1: list(range(8)), 2: [1, 2, 4, 7], 3: [1, 2, 4, 7], 4: [4, 5, 7]}
+    assert tick(core, table) == expected
+    assert table.enter("next") == 0
+    assert table.publish(members, 0, (), None, 2) == 3
+    assert [each.skipped for each in (one, two, high)] == [5, 4, 6]
+
+
+def test_filtered_and_excluded(core: Any) -> None:
+    """A filter counts what it does not let through, whoever is excluded or had it already; only the others are."""
+    table, _ = table_of(core, 4)
+    one, two, other = (filter_of(core, mask) for mask in (1, 2, 2))
+    first, second = core.Members(), core.Members()
+    for slot, wanted in enumerate((one, one, two, two)):
+        first.add(slot, wanted)
+    for slot in (0, 2, 3):
+        second.add(slot, other)
+    table.enter("a")
+    already: list[int] = []
+    assert table.publish(first, 0, {0, 2, 3}, already, 1) == 1
+    assert table.publish(second, 0, {0, 2, 3}, already, 1) == 0
+    assert (one.skipped, two.skipped, other.skipped, already) == (0, 1, 1, [])
+    table.enter("b")
+    assert table.publish(first, 1, {3}, already, 3) == 3
+    assert table.publish(second, 1, {3}, already, 1) == 0
+    assert already == []
+    assert (one.skipped, two.skipped, other.skipped) == (0, 1, 2)
+    table.enter("c")
+    assert table.publish(first, 2, (), already, 2) == 2
+    assert table.publish(second, 2, (), already, 3) == 1
+    assert already == [2, 3]
+    assert tick(core, table) == {0: ["b", "c"], 1: ["a", "b"], 2: ["b", "c"], 3: ["c"]}
 
 
 def test_the_first_entry_of_a_tick_is_not_had_already(core: Any) -> None:

@@ -6,6 +6,7 @@ from wsfast._core._pure import EncoderBase as EncoderBase
 from wsfast._core._pure import Encoding as Encoding
 from wsfast._core._pure import Encodings as Encodings
 from wsfast._core._pure import Encrypted as Encrypted
+from wsfast._core._pure import Filter as Filter
 from wsfast._core._pure import Members as Members
 from wsfast._core._pure import Peer as Peer
 from wsfast._core._pure import TickTable as TickTable

@@ -15,7 +15,7 @@ from weakref import ref
 
 from ._process import CollectorPause, collector_paused, detaches, set_threads, threads
 from ._receivers import EncoderBase, Encoding, Encodings, WindowBase
-from ._table import Members, TickTable
+from ._table import Filter, Members, TickTable
 
 __all__ = [
     "Batch",
@@ -26,6 +26,7 @@ __all__ = [
     "Encoding",
     "Encodings",
     "Encrypted",
+    "Filter",
     "Members",
     "Peer",
     "TickTable",

@@ -5,24 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-__all__ = ["Members", "TickTable"]
+__all__ = ["Filter", "Members", "TickTable"]
+
+ALL = (1 << 64) - 1
+"""Mask of an entry that every filter lets through."""
+
+
+class Filter:
+    """A filter of entries, for any number of slots of one `Members`, and how many it has not let through.
+
+    Args:
+        tags: The tags that it stands for. The core does not look at them.
+        mask: 64 bits, not all 0. The filter lets an entry through if its mask has one of these bits.
+    """
+
+    __slots__ = ("__weakref__", "mask", "skipped", "stamp", "tags")
+
+    def __init__(self, tags: frozenset[str], mask: int) -> None:
+        self.tags: frozenset[str] = tags
+        self.mask: int = mask
+        self.skipped: int = 0
+        """Entries published to members with this filter that were not let through."""
+        self.stamp: tuple[int, int] = (-1, -1)  # tick and number of the last entry that was tested
 
 
 class Members:
-    """Slots of a tick table that get the same messages."""
+    """Slots of a tick table that get the same messages, except those that a slot's filter does not let through."""
 
-    __slots__ = ("slots", "stamp")
+    __slots__ = ("_filters", "slots", "stamp")
 
     def __init__(self) -> None:
         self.slots: list[int] = []
+        self._filters: dict[int, Filter] = {}  # by slot
         self.stamp: tuple[int, int] = (-1, -1)  # tick and number of the last entry that they got
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    def add(self, slot: int) -> None:
-        """Add a slot that is not a member yet."""
+    def add(self, slot: int, wanted: Filter | None = None) -> None:
+        """Add a slot that is not a member yet. None lets everything through."""
         self.slots.append(slot)
+        if wanted is not None:
+            self._filters[slot] = wanted
 
     def discard(self, slot: int) -> None:
         """Remove a slot if it is a member; the last member takes its place.
@@ -31,10 +55,36 @@ class Members:
         else.
         """
         if slot in self.slots:
+            self._filters.pop(slot, None)
             slots = self.slots.copy()
             slots[slots.index(slot)] = slots[-1]
             del slots[-1]
             self.slots = slots
+
+    def set_filter(self, slot: int, wanted: Filter | None = None) -> None:
+        """Replace the filter of a member; None lets everything through.
+
+        Raises:
+            ValueError: If the slot is not a member.
+        """
+        if slot not in self.slots:
+            raise ValueError(f"slot {slot} is not a member")
+        if wanted is None:
+            self._filters.pop(slot, None)
+        else:
+            self._filters[slot] = wanted
+
+    def count(self, mask: int) -> int:
+        """Return the number of members whose filter lets an entry with this mask through."""
+        return len(self.passing(mask))
+
+    def passing(self, mask: int) -> list[int]:
+        """Return the slots of these members."""
+        return [slot for slot in self.slots if slot not in self._filters or self._filters[slot].mask & mask]
+
+    def skipping(self, mask: int) -> list[Filter]:
+        """Return the filters that do not let an entry with this mask through."""
+        return [one for one in dict.fromkeys(self._filters.values()) if not one.mask & mask]
 
 
 class TickTable:
@@ -126,9 +176,17 @@ class TickTable:
         return len(self._published.entries) - 1
 
     def publish(
-        self, members: Members, number: int, excluded: Collection[int] = (), already: list[int] | None = None
+        self,
+        members: Members,
+        number: int,
+        excluded: Collection[int] = (),
+        already: list[int] | None = None,
+        mask: int = ALL,
     ) -> int:
         """Publish an entry to all members except the excluded ones, after everything published to them before.
+
+        An entry that a filter does not let through is counted once in the filter's `skipped`, and neither `excluded`
+        nor `already` matters to members with that filter.
 
         Publishing the same entry to the same members again in the same tick does nothing, if it was the last one
         published to them.
@@ -139,6 +197,7 @@ class TickTable:
             excluded: Slots that do not get the entry.
             already: List that this method extends with the slots whose last entry is this one; they do not get it
                 twice. None if no slot can have got it already.
+            mask: Mask of the entry, for the filters of members; 0 if only members without a filter get it.
 
         Returns:
             Number of slots that got the entry.
@@ -147,7 +206,8 @@ class TickTable:
         if members.stamp == stamp:
             return 0
         slots, others = [], []
-        for slot in members.slots:
+        skipping = [] if mask == ALL else members.skipping(mask)
+        for slot in members.slots if not skipping else members.passing(mask):
             if excluded and slot in excluded:
                 continue
             node = self._published.nodes[slot]
@@ -159,6 +219,9 @@ class TickTable:
         state = generation.after(slots, number)
         # From here on, there is no call.
         generation.nodes, generation.touched, generation.listed, generation.left = state
+        for one in skipping:
+            if one.stamp != stamp:
+                one.stamp, one.skipped = stamp, one.skipped + 1
         members.stamp = stamp
         if already is not None:
             already += others

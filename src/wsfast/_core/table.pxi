@@ -1,17 +1,48 @@
 # ---- The tick table: what each subscriber of an event loop must be sent, in dense arrays
 
 
+@cython.final
+cdef class Filter:
+    """See `_pure`."""
+
+    cdef object __weakref__
+    cdef readonly frozenset tags
+    cdef readonly uint64_t mask, skipped
+    cdef uint64_t _stamp            # tick and number of the last entry that was tested
+    cdef bint _passed
+
+    def __cinit__(self, frozenset tags not None, uint64_t mask):
+        self.tags = tags
+        self.mask = mask
+        self._stamp = UINT64_MAX
+
+    cdef inline bint passes(self, uint64_t stamp, uint64_t mask) noexcept:
+        if self._stamp != stamp:
+            self._stamp = stamp
+            self._passed = self.mask & mask != 0
+            self.skipped += not self._passed
+        return self._passed
+
+
 cdef class Members:
     """See `_pure`."""
 
     cdef uint32_t *_slots
+    cdef PyObject **_filters        # for each slot, its filter, with a reference of its own, or NULL; NULL if none has
     cdef size_t _size, _room
+    cdef size_t _filtered           # number of slots with a filter
     cdef uint64_t _stamp            # tick and number of the last entry that they got
 
     def __cinit__(self):
         self._stamp = UINT64_MAX
 
     def __dealloc__(self):
+        cdef size_t i
+
+        if self._filters != NULL:
+            for i in range(self._size):
+                Py_XDECREF(self._filters[i])
+        PyMem_Free(self._filters)
         PyMem_Free(self._slots)
 
     def __len__(self):
@@ -21,25 +52,80 @@ cdef class Members:
     def slots(self):
         return [self._slots[i] for i in range(self._size)]
 
-    def add(self, uint32_t slot):
+    def add(self, uint32_t slot, Filter wanted=None):
         cdef size_t room
 
         if self._size == self._room:
             room = max(8, 2 * self._room)
             self._slots = <uint32_t *>resized(self._slots, room * sizeof(uint32_t))
+            if self._filters != NULL:
+                self._filters = <PyObject **>resized(self._filters, room * sizeof(PyObject *))
             self._room = room
+        if wanted is not None:
+            self.make_room_for_filters()
         self._slots[self._size] = slot
+        if self._filters != NULL:
+            self._filters[self._size] = <PyObject *>wanted if wanted is not None else NULL
+            self._filtered += wanted is not None
+            Py_XINCREF(self._filters[self._size])
         self._size += 1
 
     def discard(self, uint32_t slot):
-        cdef size_t index = 0
+        cdef PyObject *before
+        cdef size_t index = self.index_of(slot)
 
-        while index < self._size and self._slots[index] != slot:
-            index += 1
         if index == self._size:
             return
         self._size -= 1
         self._slots[index] = self._slots[self._size]
+        if self._filters != NULL:
+            before = self._filters[index]
+            self._filters[index] = self._filters[self._size]
+            self._filtered -= before != NULL
+            Py_XDECREF(before)
+
+    def set_filter(self, uint32_t slot, Filter wanted=None):
+        cdef PyObject *before
+        cdef size_t index = self.index_of(slot)
+
+        if index == self._size:
+            raise ValueError(f"slot {slot} is not a member")
+        if wanted is not None:
+            self.make_room_for_filters()
+        if self._filters != NULL:
+            before = self._filters[index]
+            self._filters[index] = <PyObject *>wanted if wanted is not None else NULL
+            self._filtered += <size_t>(wanted is not None) - <size_t>(before != NULL)
+            Py_XINCREF(self._filters[index])
+            Py_XDECREF(before)
+
+    def count(self, uint64_t mask):
+        cdef size_t i, count = 0
+
+        if not self._filtered:
+            return self._size
+        for i in range(self._size):
+            count += self.lets(i, mask)
+        return count
+
+    def passing(self, uint64_t mask):
+        return [self._slots[i] for i in range(self._size) if self.lets(i, mask)]
+
+    cdef size_t index_of(self, uint32_t slot) noexcept:
+        cdef size_t index = 0
+
+        while index < self._size and self._slots[index] != slot:
+            index += 1
+        return index
+
+    cdef int make_room_for_filters(self) except -1:
+        if self._filters == NULL:
+            self._filters = <PyObject **>resized(NULL, self._room * sizeof(PyObject *))
+            memset(self._filters, 0, self._room * sizeof(PyObject *))
+        return 0
+
+    cdef inline bint lets(self, size_t index, uint64_t mask) noexcept:
+        return not self._filtered or self._filters[index] == NULL or (<Filter>self._filters[index]).mask & mask != 0
 
 
 cdef struct Node:
@@ -190,10 +276,14 @@ cdef class TickTable:
         entries.append(entry)
         return PyList_GET_SIZE(entries) - 1
 
-    def publish(self, Members members not None, uint32_t number, excluded=(), list already=None):
+    def publish(
+        self, Members members not None, uint32_t number, excluded=(), list already=None, uint64_t mask=UINT64_MAX
+    ):
         cdef Generation *generation = &self.generations[self.publishing]
         cdef size_t i, count = 0
         cdef uint32_t node
+        cdef PyObject *wanted
+        cdef PyObject **filters = members._filters if members._filtered else NULL
         cdef bint excludes = bool(excluded)
         cdef uint64_t stamp = self.tick << 32 | number
 
@@ -201,6 +291,10 @@ cdef class TickTable:
             return 0
         self.make_room(members._size)
         for i in range(members._size):
+            if filters != NULL:
+                wanted = filters[i]
+                if wanted != NULL and not (<Filter>wanted).passes(stamp, mask):
+                    continue
             if excludes and members._slots[i] in excluded:
                 continue
             if already is not None:

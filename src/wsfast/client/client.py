@@ -44,6 +44,7 @@ class _Topic:
 
     name: str
     position: Position | None = None
+    filtered: bool = False  # whether the server leaves out messages on purpose
     request: int = 0  # number of the request that was not answered yet, or 0
     held: list[Message] = field(default_factory=list)  # messages before the answer: their epoch is not known yet
     queues: list[Queue] = field(default_factory=list)
@@ -314,10 +315,11 @@ class Client:
             await queue.put(message)
 
     def _advance(self, state: _Topic, offset: int) -> None:
-        """Report the messages up to an offset as missing."""
+        """Report the messages up to an offset as missing, unless they may have been left out on purpose."""
         assert state.position is not None
         if offset > state.position.offset:
-            self._tell(Gap(state.name, state.position.offset + 1, offset))
+            if not state.filtered:
+                self._tell(Gap(state.name, state.position.offset + 1, offset))
             state.position = Position(state.position.epoch, offset)
 
     async def _subscribed(self, name: str, answer: dict[str, Any], number: int) -> None:
@@ -328,7 +330,7 @@ class Client:
         held = tuple(state.held)
         state.forget_request()
         known = old.offset if old is not None and old.epoch == now.epoch else 0
-        state.position = Position(now.epoch, known)
+        state.position, state.filtered = Position(now.epoch, known), bool(answer.get("filtered"))
         self._tell(Subscribed(name, now, recovered, old is None))
         for message in held:
             if message.offset <= known and old is not None and old.epoch == now.epoch:

@@ -11,6 +11,7 @@ from wsfast._encoding.message import Message, PreparedMessage, publishable
 from wsfast._reentrancy import exclusive
 from wsfast._shutdown import Closing, ShutdownPlan
 
+from .filters import NO_TAGS
 from .publishing import Publishing
 from .registry import Command, Group
 from .topics import check_topic
@@ -107,4 +108,4 @@ class Departures(Publishing):
         if user is not None:
             groups = (user,)
         others: set[Any] = {slot for group in groups for slot in group.members.slots}
-        self._enqueue(groups, message, None, others - slots)
+        self._enqueue(groups, message, None, others - slots, NO_TAGS)

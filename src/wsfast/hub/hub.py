@@ -8,21 +8,22 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from wsfast._encoding.message import Message
-from wsfast._publisher import NOTSENT_LOWAT, STREAM_BOUND, Stream, Streams
-from wsfast._reentrancy import consistent, exclusive
+from wsfast._publisher import NOTSENT_LOWAT, STREAM_BOUND, Stream
+from wsfast._reentrancy import consistent
 from wsfast._subscription import HubStats, TopicStats
 from wsfast.policies import Policy
 
-from .departures import Departures
+from .filters import check_tags
 from .positions import History, Position, check_since
-from .registry import Group, HubStream, Kind, PresenceCallback, Relay
+from .registry import Kind, PresenceCallback, Relay
+from .streaming import Streaming
 from .subscriptions import HubSubscription, Member, Registration
 from .topics import check_topic, check_topic_or_pattern, is_pattern
 
 __all__ = ["Hub", "HubChannel"]
 
 
-class Hub(Departures):
+class Hub(Streaming):
     """Publishes messages to topics and users. A topic exists as long as it has a subscriber.
 
     A topic is a name of tokens separated by dots: `orders.eu.42`. Subscribers may also use patterns: `*` matches one
@@ -101,6 +102,7 @@ class Hub(Departures):
         connection: object,
         *topics: str,
         since: Mapping[str, Position | tuple[str, int]] | Position | None = None,
+        tags: Iterable[str] | None = None,
     ) -> HubSubscription:
         """Subscribe a connection to topics and patterns.
 
@@ -113,26 +115,34 @@ class Hub(Departures):
         treated like a new subscriber of this topic. It never gets only a part of what it has missed. If the connection
         gets the messages of the topic already, nothing is sent again.
 
+        With `tags`, the connection gets only messages that were published with one of these tags, and messages that
+        were published without any. This holds for the retained messages as well. If it is subscribed to one of the
+        topics already, `tags` or their absence replace what was asked for until now, from the next message on. With
+        several topics and patterns that match a message, the connection gets it if one of them lets it through.
+
         Args:
             connection: Any connection that a `Channel` accepts.
             topics: Topics and patterns. The connection may already be subscribed to some of them.
             since: Maps topics to positions, or to tuples of epoch and offset. Or one position that `position()` has
                 returned without a topic: it holds for all topics and patterns.
+            tags: 1 to 64 strings of at most 256 characters. None for all messages.
 
         Raises:
-            TypeError: If there are no topics, a topic is not a string, `since` or a position has the wrong type, or
-                `connection` is of an unsupported kind.
-            ValueError: If a name is neither a valid topic nor a valid pattern, an offset is negative, or `since` has a
-                pattern, or a topic that is not one of `topics`.
+            TypeError: If there are no topics, a topic is not a string, `since` or a position has the wrong type, `tags`
+                is not an iterable of strings, or `connection` is of an unsupported kind.
+            ValueError: If a name is neither a valid topic nor a valid pattern, an offset is negative, `since` has a
+                pattern, or a topic that is not one of `topics`, `tags` is empty or has one that is not valid, or the
+                subscribers of a topic or pattern would use more than 64 tags at the same time.
             RuntimeError: If the connection belongs to another event loop, or is not open.
         """
         if not topics:
             raise TypeError("subscribe() needs at least one topic: hub.subscribe(connection, 'news')")
         names = tuple(map(check_topic_or_pattern, topics))
         positions = None if since is None else check_since(since, names) or None
+        wanted = None if tags is None else check_tags(tags)
         subscription = HubSubscription(self, names)
         self._bind()
-        self._subscribe(subscription, connection, positions)
+        self._subscribe(subscription, connection, positions, wanted)
         return subscription
 
     async def recover(
@@ -140,6 +150,7 @@ class Hub(Departures):
         connection: object,
         *topics: str,
         since: Mapping[str, Position | tuple[str, int]] | Position | None = None,
+        tags: Iterable[str] | None = None,
     ) -> HubSubscription:
         """Subscribe a connection after fetching what this process lacks of the history from the broker.
 
@@ -152,11 +163,13 @@ class Hub(Departures):
             connection: See `subscribe()`.
             topics: See `subscribe()`. Of patterns, nothing is fetched.
             since: See `subscribe()`.
+            tags: See `subscribe()`.
 
         Raises:
             TypeError, ValueError, RuntimeError: See `subscribe()`.
         """
         names = tuple(map(check_topic_or_pattern, topics))
+        wanted = None if tags is None else check_tags(tags)
         positions = None if since is None else check_since(since, names)
         self._bind()
         relay = self._registry.relay
@@ -171,7 +184,7 @@ class Hub(Departures):
                 for name in behind:  # while there is a subscriber, the relay follows the topic
                     stack.callback(self.stream(name, max_messages=1).close)
                 await relay.load(behind)
-            return self.subscribe(connection, *topics, since=since)
+            return self.subscribe(connection, *topics, since=since, tags=wanted)
 
     def position(self, topic: str | None = None) -> Position:
         """Return the position after the last message of a topic. Without a topic, return that after all messages.
@@ -249,7 +262,7 @@ class Hub(Departures):
     def subscribers(self, topic: str) -> list[Any]:
         """Return the connections that get the messages of a topic, whether subscribed by its name or by a pattern.
 
-        For a pattern, return the connections that are subscribed to that pattern.
+        For a pattern, return the connections that are subscribed to that pattern. Their tags do not matter.
 
         Raises:
             TypeError, ValueError: If `topic` is neither a valid topic nor a valid pattern.
@@ -293,47 +306,6 @@ class Hub(Departures):
     def has_positions(self) -> bool:
         """Whether messages have positions: the hub has history or envelopes."""
         return self._retained.numbers
-
-    # ---- As a stream
-
-    def stream(self, topic: str, *, max_messages: int = STREAM_BOUND) -> Stream:
-        """Return an iterator over the messages published from now on to a topic, or to the topics that match a pattern.
-
-        Args:
-            topic: Topic or pattern.
-            max_messages: Number of messages that may wait when the iteration does not keep up. The oldest are dropped
-                first.
-
-        Raises:
-            TypeError: If `topic` is not a string, or `max_messages` is not an integer.
-            ValueError: If `topic` is neither a valid topic nor a valid pattern, or `max_messages` is not positive.
-            RuntimeError: If it is called outside the hub's event loop.
-        """
-        name = check_topic_or_pattern(topic)
-        stream = HubStream(self, max_messages, self._bind().loop)
-        self._open_stream(stream, name)
-        return stream
-
-    @exclusive
-    def _open_stream(self, stream: HubStream, topic: str) -> None:
-        if stream.closed:
-            return
-        try:
-            stream.group = self._registry.topics.get(topic) or self._add_topic(topic)
-            if stream.group.streams is None:
-                stream.group.streams = Streams()
-            stream.group.streams.add(stream)
-        except BaseException:
-            group = self._registry.topics.get(topic)
-            if group is not None and group.empty:
-                self._registry.discard(group)
-            raise
-
-    @exclusive
-    def discard_if_empty(self, group: Group) -> None:
-        """Remove a group that has neither connections nor streams."""
-        if group.empty and self._registry.topics.get(group.name) is group:
-            self._registry.discard(group)
 
     def _is_free(self) -> bool:
         return super()._is_free() and not self._has_relay
@@ -398,9 +370,16 @@ class HubChannel:
         """The event loop that the hub belongs to."""
         return self.hub.loop
 
-    def subscribe(self, connection: object, *, since: Position | tuple[str, int] | None = None) -> HubSubscription:
+    def subscribe(
+        self,
+        connection: object,
+        *,
+        since: Position | tuple[str, int] | None = None,
+        tags: Iterable[str] | None = None,
+    ) -> HubSubscription:
         """See `Hub.subscribe()`; `since` is the position in this topic."""
-        return self.hub.subscribe(connection, self.name, since=None if since is None else {self.name: since})
+        positions = None if since is None else {self.name: since}
+        return self.hub.subscribe(connection, self.name, since=positions, tags=tags)
 
     def position(self) -> Position:
         """See `Hub.position()`."""
@@ -417,9 +396,10 @@ class HubChannel:
         key: Hashable = None,
         exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
+        tags: Iterable[str] | None = None,
     ) -> None:
         """See `Hub.publish()`."""
-        self.hub.publish(self.name, message, key=key, exclude=exclude, exclude_users=exclude_users)
+        self.hub.publish(self.name, message, key=key, exclude=exclude, exclude_users=exclude_users, tags=tags)
 
     def publish_threadsafe(
         self,
@@ -428,9 +408,12 @@ class HubChannel:
         key: Hashable = None,
         exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
+        tags: Iterable[str] | None = None,
     ) -> None:
         """See `Hub.publish_threadsafe()`."""
-        self.hub.publish_threadsafe(self.name, message, key=key, exclude=exclude, exclude_users=exclude_users)
+        self.hub.publish_threadsafe(
+            self.name, message, key=key, exclude=exclude, exclude_users=exclude_users, tags=tags
+        )
 
     def flush(self) -> None:
         """See `Hub.flush()`."""

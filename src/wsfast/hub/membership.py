@@ -14,6 +14,7 @@ from wsfast._encoding.shared import encodings_of
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import exclusive
 
+from .filters import Filtering, Tags
 from .positions import History, Position, Since, history_of
 from .registry import Group, PresenceCallback, Registry, User
 from .retained import Missed, Retained, RetainedMessages
@@ -75,19 +76,29 @@ class Membership(Publisher):
     # ---- Topics
 
     @exclusive
-    def _subscribe(self, subscription: HubSubscription, connection: Any, since: Since | None) -> None:
-        """Add a connection to the topics of a subscription."""
+    def _subscribe(
+        self, subscription: HubSubscription, connection: Any, since: Since | None, tags: Tags | None = None
+    ) -> None:
+        """Add a connection to the topics of a subscription: for messages with one of some tags, or for all."""
+        if tags is not None:
+            for name in subscription.topics:
+                group = self._registry.topics.get(name)
+                if group is not None and group.filters is not None:
+                    group.filters.check_room(name, tags)
         member: Member = self._admit(connection)
         joined: list[Group] = []
+        replaced: list[tuple[Group, Filtering]] = []
         joining = Joining(self.messages)
         try:
-            recovered = self._join(member, subscription.topics, joined, joining, since)
+            recovered = self._join(member, subscription.topics, joined, replaced, joining, since, tags)
             groups = tuple(self._registry.topics[name] for name in subscription.topics)
             positions = self._positions(subscription.topics)
         except BaseException:
             for group in joined:
                 if group in member.groups:
                     member.leave(group)
+            for change in replaced:
+                member.set_filter(*change)
             self._repair(member, [*joined, *map(self._registry.topics.get, subscription.topics)], member.user)
             raise
         complete = since is not None and len(recovered) == _asked(subscription.topics, since)
@@ -99,33 +110,39 @@ class Membership(Publisher):
         member: Member,
         topics: tuple[str, ...],
         joined: list[Group],
+        replaced: list[tuple[Group, Filtering]],
         joining: Joining,
         since: Since | None,
+        tags: Tags | None,
     ) -> frozenset[str]:
         """Add a connection to topics. Groups that are new for the connection are appended to `joined`.
 
-        The connection first gets what it has missed since a position, or else the retained messages.
+        Filters that are replaced are appended to `replaced`, with their groups. The connection first gets what it has
+        missed since a position, or else the retained messages.
 
         Returns:
             The topics and patterns for which it gets all that it has missed.
         """
         assert member._peer is not None
         slot = member._peer.slot
-        user = None if member.user is None else member.user.name
-        missed = Missed(member, member.groups, user, self._registry.route)
+        missed = Missed(member, tags, self._registry.route)
         recovered: list[str] = []
         for name in topics if since is None else sorted(topics, key=partial(_order, since)):
             group = self._registry.topics.get(name) or self._add_topic(name)
+            wanted = group.filter_of(tags)
             if since is not None and self._recover(member, name, since, missed):
                 recovered.append(name)
             elif group not in member.groups and self._retained.topics:
                 member.began(dict.fromkeys(self._retained.replay(name, missed), None))
             if group not in member.groups:
                 joined.append(group)
-                group.members.add(slot)
+                group.members.add(slot, wanted)
                 if member.user is not None:
                     self._enter(member.user, group)
-                member.join(group, joining)
+                member.join(group, joining, wanted)
+            elif (before := member.filter_in(group)).wanted is not wanted:
+                replaced.append((group, before))
+                member.set_filter(group, before.replaced(wanted, self.messages))
         member.replay(missed.entries())
         return frozenset(recovered)
 
@@ -144,7 +161,8 @@ class Membership(Publisher):
         if found is None:
             return False
         begins = {topic: messages[0].number - 1 if messages else self.messages for topic, messages in found.items()}
-        if any(missed.gets(topic) and begin < member.begin_of(topic) for topic, begin in begins.items()):
+        known = [topic for topic in found if missed.gets(topic)]
+        if any(begins[topic] < member.begin_of(topic) or missed.lacks(topic, found[topic]) for topic in known):
             return False
         new = [topic for topic in found if not missed.gets(topic)]
         for topic in new:
@@ -234,7 +252,7 @@ class Membership(Publisher):
             if user is not None:
                 self._leave_user(subscription, user, peer.slot)
         except BaseException:  # the slot will be given to another connection
-            subscription.groups.clear()
+            subscription.forget_groups()
             subscription.user = None
             for group in groups:
                 group.members.discard(peer.slot)

@@ -15,6 +15,7 @@ from wsfast._encoding.publication import enveloped, publication_of
 from wsfast._encoding.shared import encodings_of
 from wsfast._reentrancy import exclusive
 
+from .filters import ALL, NO_TAGS, Tags, check_tags
 from .membership import Membership
 from .positions import Position
 from .registry import Group, Kind
@@ -24,18 +25,18 @@ from .topics import check_topic
 
 __all__ = ["Publishing", "topics_of", "users_of"]
 
-_Item = tuple[tuple[str, ...], PreparedMessage, Hashable]
-"""Topics, the message, and its key."""
+_Item = tuple[tuple[str, ...], PreparedMessage, Hashable, Tags]
+"""Topics, the message, its key and its tags."""
 
 
 _Publication: TypeAlias = tuple[
-    Entry | None, int, set[int], list[tuple[Group, int, int]], list[tuple[Member, int]], list[int], tuple[int, int]
+    Entry | None, int, set[int], list[tuple[Group, int, int, int]], list[tuple[Member, int]], list[int], tuple[int, int]
 ]
 """The changes that one message makes, as absolute numbers, computed before any of them is applied.
 
 - The entry (None if nobody gets it and it is not retained), its number in the tick table (-1 if nobody gets it), and
   the excluded slots.
-- The groups, each with its new counts of messages and bytes.
+- The groups, each with its new counts of messages and bytes, and the mask of the message for its filters.
 - Members who get the message less often than their groups do, each with its count of messages that were not for it.
 - Slots that got the message by another group already, once for each repetition, appended as they are found.
 - The hub's new counts of messages and bytes.
@@ -53,6 +54,7 @@ class Publishing(Membership):
         key: Hashable = None,
         exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
+        tags: Iterable[str] | None = None,
     ) -> None:
         """Send a message to all subscribers of a topic, at the end of this iteration of the event loop.
 
@@ -66,17 +68,20 @@ class Publishing(Membership):
             exclude: Connections that do not get the message, for example the one that sent it. A client that comes
                 back by another connection gets it then.
             exclude_users: Users who do not get the message, in any process, nor later from the history.
+            tags: Of the connections that were subscribed with tags, only those get the message that asked for one of
+                these: 1 to 64 strings of at most 256 characters. None if all subscribers get it.
 
         Raises:
-            TypeError: If `message` has none of these types, a topic is not a string, `key` is not hashable, or with a
-                relay `key` has a type that the relay cannot carry.
-            ValueError: If there is no topic, or a topic is not valid or is a pattern.
+            TypeError: If `message` has none of these types, a topic is not a string, `key` is not hashable, `tags` is
+                not an iterable of strings, or with a relay `key` has a type that the relay cannot carry.
+            ValueError: If there is no topic, a topic is not valid or is a pattern, or `tags` is empty, has more than 64
+                tags, or one that is not valid.
             RuntimeError: If it is called outside the hub's event loop.
         """
         self._bind()
         names = (topic,) if type(topic) is str and topic in self._registry.routes else topics_of(topic)
         users = users_of(exclude_users) if exclude_users != () else ()
-        item = self._checked(names, message, key, users)
+        item = self._checked(names, message, key, users, NO_TAGS if tags is None else check_tags(tags))
         self._publish((item,), connections_in("exclude", exclude) if exclude != () else (), users)
 
     def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
@@ -97,7 +102,7 @@ class Publishing(Membership):
         for item in items:
             if isinstance(item, (str, bytes)) or not 2 <= len(item) <= 3:
                 raise ValueError(f"an item must be (topic, message) or (topic, message, key), not {item!r}")
-            checked.append(self._checked(topics_of(item[0]), item[1], item[2] if len(item) == 3 else None, ()))
+            checked.append(self._checked(topics_of(item[0]), item[1], item[2] if len(item) == 3 else None, (), NO_TAGS))
         self._publish(checked, (), ())
 
     def send(self, user: Hashable, message: Message, *, key: Hashable = None) -> int:
@@ -133,6 +138,7 @@ class Publishing(Membership):
         key: Hashable = None,
         exclude: Iterable[object] = (),
         exclude_users: Iterable[Hashable] = (),
+        tags: Iterable[str] | None = None,
     ) -> None:
         """Publish from any thread. The message is published soon, in the hub's event loop.
 
@@ -142,9 +148,13 @@ class Publishing(Membership):
         """
         loop = self._loop_of_thread()
         names, prepared, users = topics_of(topic), publishable(message), users_of(exclude_users)
-        excluded = connections_in("exclude", exclude)
+        excluded, checked = connections_in("exclude", exclude), None if tags is None else check_tags(tags)
         hash(key)
-        loop.call_soon_threadsafe(lambda: self.publish(names, prepared, key=key, exclude=excluded, exclude_users=users))
+
+        def publish() -> None:
+            self.publish(names, prepared, key=key, exclude=excluded, exclude_users=users, tags=checked)
+
+        loop.call_soon_threadsafe(publish)
 
     # ---- Retained messages
 
@@ -183,6 +193,7 @@ class Publishing(Membership):
         delivered: Sequence[str] = (),
         exclude: Iterable[Member] = (),
         age: float | None = None,
+        tags: Tags = NO_TAGS,
     ) -> None:
         """Send a message from another process to the subscribers in this process.
 
@@ -197,15 +208,16 @@ class Publishing(Membership):
                 except in a hub with envelopes.
             exclude: Members who do not get it.
             age: If given, nobody gets it: it is only retained, as a message that is so many seconds old.
+            tags: Its tags.
         """
         users = tuple(exclude_users)
         excluded = self._registry.slots_of_users(users) if users else set()
         if self._envelope:
             publication, topics = None, ()
         elif delivered:
-            excluded |= self._registry.slots_of_topics(delivered)
+            excluded |= self._registry.slots_of_topics(delivered, tags)
         excluded |= {member._peer.slot for member in exclude if member._peer is not None}
-        self._deliver((topic,), message, key, excluded, users, topics or (topic,), publication, age)
+        self._deliver((topic,), message, key, excluded, users, topics or (topic,), tags, publication, age)
 
     @exclusive
     def restart(self, topic: str) -> None:
@@ -236,12 +248,14 @@ class Publishing(Membership):
 
     # ---- Implementation
 
-    def _checked(self, names: tuple[str, ...], message: Message, key: Hashable, users: tuple[Hashable, ...]) -> _Item:
+    def _checked(
+        self, names: tuple[str, ...], message: Message, key: Hashable, users: tuple[Hashable, ...], tags: Tags
+    ) -> _Item:
         prepared = publishable(message)
         hash(key)
         if self._registry.relay is not None:
             self._registry.relay.check("topic", names, key, users)
-        return names, prepared, key
+        return names, prepared, key, tags
 
     @exclusive
     def _publish(self, items: Sequence[_Item], connections: Sequence[Any], users: tuple[Hashable, ...]) -> None:
@@ -251,12 +265,12 @@ class Publishing(Membership):
         relay = self._registry.relay
         ordered = relay is not None and relay.ordered  # then the message comes back from the broker
         members = self._members(excluded) if ordered and connections else ()
-        for names, message, key in items:
+        for names, message, key, tags in items:
             if not ordered:
                 for some in [(name,) for name in names] if self._envelope else [names]:
-                    self._deliver(some, message, key, excluded, users, some)
+                    self._deliver(some, message, key, excluded, users, some, tags)
             if relay is not None:
-                relay.forward("topic", names, message, key, users, members)
+                relay.forward("topic", names, message, key, users, members, tags)
 
     def _deliver(
         self,
@@ -266,6 +280,7 @@ class Publishing(Membership):
         excluded: set[int],
         users: tuple[Hashable, ...],
         topics: tuple[str, ...],
+        tags: Tags,
         publication: Hashable = None,
         age: float | None = None,
     ) -> None:
@@ -279,7 +294,7 @@ class Publishing(Membership):
         conflated_by = None if key is None else (names, key)
         targets = self._retained.prepare(names, key)
         if not targets:
-            self._enqueue(groups, message, conflated_by, excluded)
+            self._enqueue(groups, message, conflated_by, excluded, tags)
             return
         sent, number, now = message, self.messages + 1, time.monotonic()
         if self._retained.numbers:
@@ -291,20 +306,20 @@ class Publishing(Membership):
                 topic.gone = number  # positions in all messages tell nothing about it
 
         def retain(entry: Entry) -> None:
-            self._retained.add(targets, Retained(number, entry, message, topics, key, users, publication))
+            self._retained.add(targets, Retained(number, entry, message, topics, key, users, publication, tags))
             if age is not None:
                 entry.time = now - age
 
-        self._enqueue(groups, sent, conflated_by, excluded, retain, message)
+        self._enqueue(groups, sent, conflated_by, excluded, tags, retain, message)
 
     @exclusive
     def _send(self, user: Hashable, message: PreparedMessage, key: Hashable, *, forward: bool = False) -> None:
         """Send a message to a user's connections."""
         group = self._registry.users.get(user)
         conflated_by = None if key is None else ((user,), "user", key)
-        self._enqueue(() if group is None else (group,), message, conflated_by, set())
+        self._enqueue(() if group is None else (group,), message, conflated_by, set(), NO_TAGS)
         if forward and self._registry.relay is not None:
-            self._registry.relay.forward("user", (user,), message, key, (), ())
+            self._registry.relay.forward("user", (user,), message, key, (), (), NO_TAGS)
 
     def _enqueue(
         self,
@@ -312,6 +327,7 @@ class Publishing(Membership):
         message: PreparedMessage,
         key: Hashable,
         excluded: set[int],
+        tags: Tags,
         retain: Callable[[Entry], None] | None = None,
         original: PreparedMessage | None = None,
     ) -> None:
@@ -321,17 +337,27 @@ class Publishing(Membership):
         """
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        receivers, entry = 0, None
+        members, receivers, entry = 0, 0, None
         for group in groups:
-            receivers += len(group.members)
-        if receivers or retain is not None:
+            count = len(group.members)
+            members += count
+            receivers += count if group.filters is None else group.members.count(group.filters.mask_of(tags))
+        if members or retain is not None:
             entry = Entry(self, message, encodings_of(message, receivers), key)
         publication: _Publication = (
             entry,
-            dispatcher.enter(entry) if entry is not None and receivers else -1,
+            dispatcher.enter(entry) if entry is not None and members else -1,  # filters count as well
             excluded,
-            [(group, group.messages + 1, group.bytes + message.size) for group in groups],
-            self._left_out(excluded, groups) if excluded else [],
+            [
+                (
+                    group,
+                    group.messages + 1,
+                    group.bytes + message.size,
+                    ALL if group.filters is None else group.filters.mask_of(tags),
+                )
+                for group in groups
+            ],
+            self._left_out(excluded, groups, tags) if excluded else [],
             [],
             (self.messages + 1, self.bytes + message.size),
         )
@@ -347,18 +373,25 @@ class Publishing(Membership):
             elif group.empty:
                 self._registry.discard(group)  # its stream was garbage collected
 
-    def _left_out(self, slots: set[int], groups: Sequence[Group]) -> list[tuple[Member, int]]:
-        return [(one, one._since + sum(group in one.groups for group in groups)) for one in self._members(slots)]
+    def _left_out(self, slots: set[int], groups: Sequence[Group], tags: Tags) -> list[tuple[Member, int]]:
+        """Return excluded members with their new counts. Messages that filters do not let through are counted there."""
+        left_out = []
+        for one in self._members(slots):
+            lets = [group for group in groups if group in one.groups]
+            if one._filters is not None:
+                lets = [group for group in lets if one.filter_in(group).lets(tags)]
+            left_out.append((one, one._since + len(lets)))
+        return left_out
 
     def _commit(self, publication: _Publication, retain: Callable[[Entry], None] | None) -> None:
         """Publish a message, count it and retain it. Running it twice changes nothing."""
         entry, number, excluded, groups, without, already, counts = publication
         assert self._dispatcher is not None
         table = self._dispatcher.table
-        for group, messages, size in groups:
+        for group, messages, size, mask in groups:
             group.messages, group.bytes = messages, size
             if number >= 0:
-                table.publish(group.members, number, excluded, already)
+                table.publish(group.members, number, excluded, already, mask)
         if already:
             repeats = [(self._subscriptions[slot], times) for slot, times in Counter(already).items()]
             without += [(member, member._since + times) for member, times in repeats]

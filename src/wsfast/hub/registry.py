@@ -13,6 +13,7 @@ from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
 from wsfast._publisher import Stream, Streams
 
+from .filters import NO_TAGS, Filters, Tags
 from .positions import Position
 from .topics import PatternTree, is_pattern
 
@@ -75,6 +76,7 @@ class Relay(Protocol):
         key: Hashable,
         excluded: tuple[Any, ...],
         members: Collection[Any],
+        tags: Tags,
     ) -> None:
         """Send a message to other processes. The excluded users do not get it there.
 
@@ -100,7 +102,7 @@ class Relay(Protocol):
 class Group:
     """The subscribers of a topic or a pattern, or the connections of a user."""
 
-    __slots__ = ("bytes", "kind", "members", "messages", "name", "streams")
+    __slots__ = ("bytes", "filters", "kind", "members", "messages", "name", "streams")
 
     def __init__(self, kind: Kind, name: Any) -> None:
         self.kind = kind
@@ -109,6 +111,20 @@ class Group:
         self.messages: int = 0
         self.bytes: int = 0
         self.streams: Streams | None = None
+        self.filters: Filters | None = None  # made when a subscriber first has one
+
+    def slots_for(self, tags: Tags) -> list[int]:
+        """Return the slots of the members who get a message with some tags."""
+        members = self.members
+        return members.slots if self.filters is None else members.passing(self.filters.mask_of(tags))
+
+    def filter_of(self, tags: Tags | None) -> core.Filter | None:
+        """Return the filter of members who want some tags, for which there is room; None if they want everything."""
+        if tags is None:
+            return None
+        if self.filters is None:
+            self.filters = Filters()
+        return self.filters.filter_of(tags)
 
     @property
     def empty(self) -> bool:
@@ -264,9 +280,9 @@ class Registry:
             return [] if group is None else list(group.members.slots)
         return list(dict.fromkeys(slot for group in self.route(name) for slot in group.members.slots))
 
-    def slots_of_topics(self, topics: Iterable[str]) -> set[int]:
-        """Return the slots of the connections that get the messages of any of some topics."""
-        return {slot for group in self.routes_of(topics) for slot in group.members.slots}
+    def slots_of_topics(self, topics: Iterable[str], tags: Tags = NO_TAGS) -> set[int]:
+        """Return the slots of the connections that get a message with some tags to any of some topics."""
+        return {slot for group in self.routes_of(topics) for slot in group.slots_for(tags)}
 
     def slots_of_users(self, users: Iterable[Hashable]) -> set[int]:
         """Return the slots of the connections of some users."""

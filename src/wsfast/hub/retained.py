@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator
 from itertools import islice
 from typing import TypeAlias
 from weakref import WeakSet
@@ -13,9 +13,10 @@ from weakref import WeakSet
 from wsfast._backlog import Entry
 from wsfast._encoding.message import PreparedMessage
 
+from .filters import Tags, lets
 from .positions import History, Position, new_epoch
 from .registry import Group
-from .subscriptions import Joining
+from .subscriptions import Member
 from .topics import is_pattern, matches
 
 __all__ = ["Missed", "Retained", "RetainedMessages", "RetainedTopic", "Target"]
@@ -38,9 +39,10 @@ class Retained:
         key: Its key.
         excluded: Users who do not get it.
         publication: Identifies a message to several topics that is retained once for each.
+        tags: Its tags.
     """
 
-    __slots__ = ("entry", "excluded", "key", "message", "number", "publication", "replayed", "topics")
+    __slots__ = ("entry", "excluded", "key", "message", "number", "publication", "replayed", "tags", "topics")
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Retained:
         key: Hashable,
         excluded: tuple[Hashable, ...],
         publication: Hashable,
+        tags: Tags,
     ) -> None:
         self.number: int = number
         self.entry: Entry = entry
@@ -59,6 +62,7 @@ class Retained:
         self.key: Hashable = key
         self.excluded: tuple[Hashable, ...] = excluded
         self.publication: Hashable = publication
+        self.tags: Tags = tags
         self.replayed: WeakSet[object] | None = None  # for a message to several topics: the new subscribers that got it
 
 
@@ -116,47 +120,51 @@ class Missed:
     """Collects what a subscriber gets first.
 
     Args:
-        subscriber: The subscriber.
-        joined: The groups that it has joined, with the call that joined each.
-        user: Its user.
+        member: The subscriber.
+        wanted: The tags that it asks for; None for all messages.
         route: Returns the groups that get the messages of a topic.
     """
 
-    def __init__(
-        self,
-        subscriber: object,
-        joined: Mapping[Group, Joining],
-        user: Hashable,
-        route: Callable[[str], tuple[Group, ...]],
-    ) -> None:
-        self._subscriber = subscriber
-        self._joined = joined
-        self._user = user
+    def __init__(self, member: Member, wanted: Tags | None, route: Callable[[str], tuple[Group, ...]]) -> None:
+        self._member = member
+        self._wanted = wanted
+        self._user: Hashable = None if member.user is None else member.user.name
         self._route = route
         self._found: dict[Hashable, Retained] = {}
 
     def gets(self, topic: str) -> bool:
         """Whether the subscriber gets the messages of a topic already."""
-        return any(group in self._joined for group in self._route(topic))
+        return any(group in self._member.groups for group in self._route(topic))
+
+    def lacks(self, topic: str, messages: list[Retained]) -> bool:
+        """Whether the subscriber did not get some of a topic's messages because of the filters that it had."""
+        return self._member.filtered and not all(
+            any(self._member.got(group, message.number, message.tags) for group in self._route(topic))
+            for message in messages
+            if lets(self._wanted, message.tags)
+        )
 
     def add(self, messages: list[Retained]) -> None:
-        """Add messages, except those that the subscriber has got already and those that are not for its user."""
+        """Add messages, except those that the subscriber has got already and those that are not for it."""
         for message in messages:
             if message.excluded and self._user is not None and self._user in message.excluded:
+                continue
+            if not lets(self._wanted, message.tags):
                 continue
             if len(message.topics) > 1:
                 if self._has_got(message):
                     continue
                 if message.replayed is None:
                     message.replayed = WeakSet()
-                message.replayed.add(self._subscriber)
+                message.replayed.add(self._member)
             self._found.setdefault(message.number if message.publication is None else message.publication, message)
 
     def _has_got(self, message: Retained) -> bool:
         """Whether the subscriber got a message to several topics by one that it is still subscribed to."""
-        replayed = message.replayed is not None and self._subscriber in message.replayed
+        member = self._member
+        replayed = message.replayed is not None and member in message.replayed
         return any(
-            group in self._joined and (replayed or self._joined[group].since < message.number)
+            (replayed and group in member.groups) or member.got(group, message.number, message.tags)
             for topic in message.topics
             for group in self._route(topic)
         )

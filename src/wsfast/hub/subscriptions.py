@@ -14,6 +14,7 @@ from wsfast._reentrancy import Calls, consistent, exclusive
 from wsfast._subscription import Lag, Subscription, SubscriptionStats
 from wsfast.connections.foreign import Ended
 
+from .filters import UNFILTERED, Filtering, Tags
 from .positions import Position
 from .registry import Group, User
 
@@ -48,7 +49,7 @@ class Joining:
 class Member(Subscription):
     """One connection in a hub, with one queue for all of its topics."""
 
-    __slots__ = ("__weakref__", "_begins", "_calls", "final_groups", "groups", "user")
+    __slots__ = ("__weakref__", "_begins", "_calls", "_filters", "final_groups", "groups", "user")
 
     def __init__(self, hub: Publisher, peer: core.Peer, calls: Calls) -> None:
         self._calls = calls
@@ -56,25 +57,68 @@ class Member(Subscription):
         """The member's groups, each with the call that joined it."""
         self.final_groups: dict[Group, Joining] | None = None  # the groups at the end
         self.user: User | None = None
+        self._filters: dict[Group, Filtering] | None = None  # not None any more once a group had a filter
         self._begins: dict[str, int] | None = None  # for topics that it came back to, the last message it had before
         super().__init__(hub, peer, 0)  # last: makes it known to the connection
 
     def _published(self) -> int:
-        return sum(group.messages for group in list(self.groups)) - self._since
+        skipped = sum(one.skipped for one in self._filters.values()) if self._filters else 0
+        return sum(group.messages for group in list(self.groups)) - skipped - self._since
 
     def stop_publishing(self) -> None:
         """Do nothing: a member leaves all of its groups before it is ended."""
 
-    def join(self, group: Group, joining: Joining) -> None:
-        """Get the messages of a group from now on."""
-        self.exclude(group.messages)
+    def join(self, group: Group, joining: Joining, wanted: core.Filter | None = None) -> None:
+        """Get the messages of a group from now on, those that a filter lets through."""
+        filtering = UNFILTERED if wanted is None else Filtering(wanted)
+        since = self._since + group.messages - filtering.skipped
+        filters = {} if self._filters is None and wanted is not None else self._filters
+        # From here on, nothing is called.
+        if filters is not None and wanted is not None:
+            filters[group] = filtering
+        self._filters = filters
+        self._since = since
         self.groups[group] = joining
 
     def leave(self, group: Group) -> None:
         """Get no more messages of a group. Those published until now still count."""
         self.wake()
-        self.exclude(-group.messages)
+        since = self._since - group.messages + self.filter_in(group).skipped
+        # From here on, nothing is called.
+        if self._filters is not None and group in self._filters:
+            del self._filters[group]
+        self._since = since
         del self.groups[group]
+
+    def forget_groups(self) -> None:
+        """Forget all groups, once the counts are final."""
+        self.groups.clear()
+        if self._filters is not None:
+            self._filters.clear()
+
+    @property
+    def filtered(self) -> bool:
+        """Whether it has a filter, or has had one."""
+        return self._filters is not None
+
+    def filter_in(self, group: Group) -> Filtering:
+        """Return the filter of a group, and those before."""
+        return UNFILTERED if self._filters is None else self._filters.get(group, UNFILTERED)
+
+    def set_filter(self, group: Group, filtering: Filtering) -> None:
+        """Replace the filter of a group. Messages published until now count as the filters before have let them."""
+        assert self._peer is not None
+        since = self._since + self.filter_in(group).skipped - filtering.skipped
+        filters = {} if self._filters is None else self._filters
+        group.members.set_filter(self._peer.slot, filtering.wanted)
+        # From here on, nothing is called.
+        filters[group] = filtering
+        self._since, self._filters = since, filters
+
+    def got(self, group: Group, number: int, tags: Tags) -> bool:
+        """Whether it got one of the hub's messages by a group, when it was published."""
+        joining = self.groups.get(group)
+        return joining is not None and joining.since < number and self.filter_in(group).let(number, tags)
 
     def began(self, topics: Mapping[str, int | None]) -> None:
         """Note from where on it gets the messages of topics that it did not get before.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
+from wsfast.hub.filters import NO_TAGS, Tags
 
 from .broker import Broker, Sending, close
 from .wire import GOODBYE, MESSAGE, Address, Envelope, Keyring, encode_item, head_of, join, pack
@@ -63,6 +64,7 @@ class Publication(NamedTuple):
     message: PreparedMessage
     key: Hashable = None
     excluded: tuple[Any, ...] = ()
+    tags: Tags = NO_TAGS
 
 
 class _Position:
@@ -95,7 +97,7 @@ class _Numbering:
         try:
             for message in messages:
                 publication = (secrets.randbits(63), message.names) if len(message.names) > 1 else None
-                item = encode_item(message.message, message.key, message.excluded, publication)
+                item = encode_item(message.message, message.key, message.excluded, publication, tags=message.tags)
                 for name in message.names:
                     address: Address = message.kind, name
                     head = head_of(address)

@@ -386,10 +386,10 @@ class Inbound:
             self._hub.deliver_to_user(name, message, item.key)
             return
         if item.publication is None:
-            self._hub.deliver(name, message, item.key, exclude_users=item.excluded, **options)
+            self._hub.deliver(name, message, item.key, exclude_users=item.excluded, tags=item.tags, **options)
             return
         number, topics = item.publication
-        options.update(exclude_users=item.excluded, publication=(publisher, number), topics=topics)
+        options.update(exclude_users=item.excluded, publication=(publisher, number), topics=topics, tags=item.tags)
         if "age" in options:  # it is only retained
             self._hub.deliver(name, message, item.key, **options)
             return

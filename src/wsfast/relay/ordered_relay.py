@@ -11,6 +11,7 @@ from typing import Any
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Command, Kind, Position
+from wsfast.hub.filters import Tags
 from wsfast.policies import DropNewest, DropOldest
 
 from .commands import address_of
@@ -75,9 +76,10 @@ class OrderedRelay(Relay):
         key: Hashable,
         excluded: tuple[Any, ...],
         members: Collection[Any],
+        tags: Tags,
     ) -> None:
         """See `wsfast.hub.Relay`."""
-        super().forward(kind, names, message, key, excluded, members)
+        super().forward(kind, names, message, key, excluded, members, tags)
         if members:
             self._inbound.exclude(names, members)
 

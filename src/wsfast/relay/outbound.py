@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Command, Kind
+from wsfast.hub.filters import NO_TAGS, Tags
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
@@ -159,12 +160,18 @@ class Outbound:
     # ---- Queue
 
     def forward(
-        self, kind: Kind, names: tuple[Any, ...], message: PreparedMessage, key: Hashable, excluded: tuple[Any, ...]
+        self,
+        kind: Kind,
+        names: tuple[Any, ...],
+        message: PreparedMessage,
+        key: Hashable,
+        excluded: tuple[Any, ...],
+        tags: Tags = NO_TAGS,
     ) -> None:
         """Enqueue a message for other processes, as far as the policy allows."""
         # The number cannot be guessed before it is published.
         publication = (secrets.randbits(63), names) if len(names) > 1 else None
-        self._enqueue_all(kind, names, message, key, excluded, publication)
+        self._enqueue_all(kind, names, message, key, excluded, publication, tags=tags)
 
     def command(self, command: Command) -> int:
         """Enqueue a command for other processes, after the messages before it, as far as the policy allows.

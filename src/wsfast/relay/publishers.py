@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from wsfast._arguments import Local, check_seconds
 from wsfast._encoding.message import Message, publishable
+from wsfast.hub.filters import NO_TAGS, check_tags
 from wsfast.hub.publishing import topics_of, users_of
 
 from .broker import Broker
@@ -30,7 +31,11 @@ __all__ = ["AsyncPublisher", "Publisher"]
 
 
 def _publication(
-    topic: str | Iterable[str], message: Message, key: Hashable = None, exclude_users: Iterable[Hashable] = ()
+    topic: str | Iterable[str],
+    message: Message,
+    key: Hashable = None,
+    exclude_users: Iterable[Hashable] = (),
+    tags: Iterable[str] | None = None,
 ) -> Publication:
     """Return a message to topics. See `Hub.publish()` for the exceptions."""
     names, users = topics_of(topic), users_of(exclude_users)
@@ -39,7 +44,7 @@ def _publication(
     check_key(key)
     for user in users:
         check_user(user)
-    return Publication("topic", names, prepared, key, users)
+    return Publication("topic", names, prepared, key, users, NO_TAGS if tags is None else check_tags(tags))
 
 
 def _publications(items: Iterable[tuple[Any, ...]]) -> list[Publication]:
@@ -104,6 +109,7 @@ class AsyncPublisher(_Base):
         *,
         key: Hashable = None,
         exclude_users: Iterable[Hashable] = (),
+        tags: Iterable[str] | None = None,
     ) -> None:
         """Send a message to all subscribers of a topic, in all processes with a relay.
 
@@ -115,17 +121,18 @@ class AsyncPublisher(_Base):
             key: Identifies the subject of the message, for `Conflate` and `last_values`: None, a str, a number, a bool
                 or a tuple of these.
             exclude_users: Users who do not get the message.
+            tags: See `Hub.publish()`.
 
         Raises:
             PublishError: If the broker does not confirm the message within the timeout, or refuses it, or too many
                 messages wait for the broker.
-            TypeError: If `message` has an unsupported type, a topic is not a string, or a relay cannot carry the type
-                of `key` or of a user.
-            ValueError: If there is no topic, a topic is not valid or is a pattern, or topics, users and key take more
-                than 1 MiB.
+            TypeError: If `message` has an unsupported type, a topic is not a string, `tags` is not an iterable of
+                strings, or a relay cannot carry the type of `key` or of a user.
+            ValueError: If there is no topic, a topic is not valid or is a pattern, `tags` is empty or has one that is
+                not valid, or topics, users, key and tags take more than 1 MiB.
             RuntimeError: If the publisher is closed, or is in use in another event loop.
         """
-        await self._publish([_publication(topic, message, key, exclude_users)])
+        await self._publish([_publication(topic, message, key, exclude_users, tags)])
 
     async def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
         """Publish several messages. If one of them is wrong, none is published.
@@ -270,6 +277,7 @@ class Publisher(_Base):
         *,
         key: Hashable = None,
         exclude_users: Iterable[Hashable] = (),
+        tags: Iterable[str] | None = None,
     ) -> None:
         """Send a message to all subscribers of a topic, in all processes with a relay.
 
@@ -281,17 +289,18 @@ class Publisher(_Base):
             key: Identifies the subject of the message, for `Conflate` and `last_values`: None, a str, a number, a bool
                 or a tuple of these.
             exclude_users: Users who do not get the message.
+            tags: See `Hub.publish()`.
 
         Raises:
             PublishError: If the broker does not confirm the message within the timeout, or refuses it, or too many
                 messages wait for the broker.
-            TypeError: If `message` has an unsupported type, a topic is not a string, or a relay cannot carry the type
-                of `key` or of a user.
-            ValueError: If there is no topic, a topic is not valid or is a pattern, or topics, users and key take more
-                than 1 MiB.
+            TypeError: If `message` has an unsupported type, a topic is not a string, `tags` is not an iterable of
+                strings, or a relay cannot carry the type of `key` or of a user.
+            ValueError: If there is no topic, a topic is not valid or is a pattern, `tags` is empty or has one that is
+                not valid, or topics, users, key and tags take more than 1 MiB.
             RuntimeError: If the publisher is closed, or this thread runs an event loop, which would be blocked.
         """
-        self._publish([_publication(topic, message, key, exclude_users)])
+        self._publish([_publication(topic, message, key, exclude_users, tags)])
 
     def publish_many(self, items: Iterable[tuple[Any, ...]]) -> None:
         """Publish several messages. If one of them is wrong, none is published.

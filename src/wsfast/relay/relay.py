@@ -17,6 +17,7 @@ from weakref import ref
 from wsfast._arguments import Local, check_callback, check_seconds
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Command, Hub, Kind, Position
+from wsfast.hub.filters import Tags
 from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Broker, BrokerSubscriptions, stop
@@ -119,6 +120,7 @@ class _NotStarted:
         key: Hashable,
         excluded: tuple[Any, ...],
         members: Collection[Any],
+        tags: Tags,
     ) -> None:
         """See `wsfast.hub.Relay`."""
         self._warn()
@@ -387,9 +389,10 @@ class Relay(Local):
         key: Hashable,
         excluded: tuple[Any, ...],
         members: Collection[Any],
+        tags: Tags,
     ) -> None:
         """See `wsfast.hub.Relay`."""
-        self._outbound.forward(kind, names, message, key, excluded)
+        self._outbound.forward(kind, names, message, key, excluded, tags)
 
     def command(self, command: Command) -> asyncio.Future[None] | None:
         """See `wsfast.hub.Relay`."""

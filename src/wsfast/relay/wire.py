@@ -19,7 +19,8 @@ Each message consists of:
 |--------|-----------------------------------------------------------------------------------------------------|
 | 0-3    | length of the payload in bytes                                                                      |
 | 4      | flags: 1 Text frame, 2 do not compress, 8 details                                                   |
-| 5-     | with details: their length in 4 bytes, and a JSON object: key, excluded users, all topics, command  |
+| 5-     | with details: their length in 4 bytes, and a JSON object: key, excluded users, all topics, command, |
+|        | tags                                                                                                |
 | then   | payload                                                                                             |
 """
 
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Kind
+from wsfast.hub.filters import NO_TAGS, Tags, check_tags
 from wsfast.hub.topics import check_topic
 
 from .commands import Parts, check_parts
@@ -113,6 +115,7 @@ class Item(NamedTuple):
     """For a message published to several topics at once: the number of that publication, and the topics."""
     command: Parts | None = None
     """For a command: all but its address and its message."""
+    tags: Tags = NO_TAGS
 
     def message(self) -> PreparedMessage:
         """Return the message."""
@@ -253,6 +256,7 @@ def encode_item(
     excluded: tuple[Any, ...] = (),
     publication: tuple[int, tuple[str, ...]] | None = None,
     command: Parts | None = None,
+    tags: Tags = NO_TAGS,
 ) -> bytes:
     """Return the bytes of one message in a packet.
 
@@ -263,7 +267,7 @@ def encode_item(
     flags = _TEXT * message.text | _PLAIN * (message.compress is False)
     if len(data) > _LARGEST_PAYLOAD:
         raise ValueError(f"the payload has {len(data)} bytes, 4 GiB or more")
-    if key is None and not excluded and publication is None and command is None:
+    if key is None and not excluded and publication is None and command is None and not tags:
         return _ITEM.pack(len(data), flags) + data
     details: dict[str, Any] = {}
     if key is not None:
@@ -274,6 +278,8 @@ def encode_item(
         details["m"] = publication
     if command is not None:
         details["c"] = command
+    if tags:
+        details["t"] = sorted(tags)
     encoded = _json(details)
     return b"".join((_ITEM.pack(len(data), flags | _DETAILS), _LENGTH.pack(len(encoded)), encoded, data))
 
@@ -294,7 +300,8 @@ def pack(envelope: Envelope, keyring: Keyring | None = None) -> bytes:
         ValueError: If topics, users and the key take more than 1 MiB.
     """
     items = [
-        encode_item(item.message(), item.key, item.excluded, item.publication, item.command) for item in envelope.items
+        encode_item(item.message(), item.key, item.excluded, item.publication, item.command, item.tags)
+        for item in envelope.items
     ]
     head = head_of(envelope.address)
     return join(envelope.kind, envelope.publisher, envelope.epoch, envelope.number, head, items, keyring)
@@ -397,8 +404,8 @@ def _items(data: bytes, start: int) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[str, ...]] | None, Parts | None]:
-    """Return the key, the excluded users, the publication and the command of a message."""
+def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[str, ...]] | None, Parts | None, Tags]:
+    """Return the key, the excluded users, the publication, the command and the tags of a message."""
     if not isinstance(details, dict):
         raise ValueError("the details of a message are not a JSON object")
     publication = details.get("m")
@@ -407,6 +414,7 @@ def _details(details: Any) -> tuple[Hashable, tuple[Any, ...], tuple[int, tuple[
         tuple(_key(user) for user in details.get("x", ())),
         None if publication is None else (int(publication[0]), tuple(map(check_topic, publication[1]))),
         check_parts(details["c"]) if "c" in details else None,
+        check_tags(details["t"]) if "t" in details else NO_TAGS,
     )
 
 
