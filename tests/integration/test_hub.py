@@ -1705,6 +1705,9 @@ class Recorder:
     def command(self, command: Command) -> None:
         self.forwarded.append(command)
 
+    def follows(self, topic: str) -> bool:
+        return False
+
     def check(self, kind: Kind, names: Any, key: Any, excluded: Any) -> None:
         if key == "bad" or "bad" in (*names, *excluded):
             raise TypeError(f"cannot carry {kind}")

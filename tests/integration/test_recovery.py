@@ -27,6 +27,7 @@ from model.test_channel_machine import connect
 from wsfast import History, Position, _dispatcher
 from wsfast._encoding import message
 from wsfast.hub import retained
+from wsfast.relay import lingering
 
 # ---- Arguments
 
@@ -503,8 +504,8 @@ async def relayed(hub: Any, relay: Any, count: int) -> None:
     hub.flush()
 
 
-def test_messages_of_other_processes(run: Run, broker: Broker, tmp_path: Path) -> None:
-    """What a relay delivers is recovered as long as the topic has a subscriber in this process, and not after that."""
+def test_messages_of_other_processes(run: Run, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a relay delivers is recovered as long as it follows the topic in this process, and not after that."""
 
     async def main() -> None:
         async with two_hubs(broker, tmp_path) as (other, hub, relay):
@@ -527,6 +528,15 @@ def test_messages_of_other_processes(run: Run, broker: Broker, tmp_path: Path) -
             assert not other.subscribe(Client().connection, "a", since={"a": since["a"]}).recovered
             for one in (*subscriptions, subscription):
                 one.unsubscribe()
+            other.publish("a", "4")
+            await relayed(hub, relay, 5)
+            last = Client()
+            subscription = hub.subscribe(last.connection, "a", "b", since=subscription.positions)
+            hub.flush()
+            assert subscription.recovered
+            assert last.received() == ["4"]
+            monkeypatch.setattr(lingering, "MOST", 0)
+            subscription.unsubscribe()
             subscription = hub.subscribe(Client().connection, "a", "b", since=subscription.positions)
             assert subscription.recovered_topics == frozenset()
             position = hub.position()

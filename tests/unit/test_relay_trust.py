@@ -23,7 +23,7 @@ import wsfast
 from helpers.brokers import Nowhere
 from wsfast.hub.filters import Tags
 from wsfast.hub.registry import Registry
-from wsfast.relay import Relay, inbound, outbound, wire
+from wsfast.relay import Relay, inbound, lingering, outbound, wire
 from wsfast.relay.broker import public_name
 from wsfast.relay.inbound import RESENT, RUNS, Inbound
 from wsfast.relay.outbound import Outbound
@@ -245,8 +245,9 @@ def test_honest_gaps_are_exact(secret: bytes | None, steps: list[tuple[Any, int]
     go(act)
 
 
-def test_abandoned_stream_leaves_nothing() -> None:
+def test_abandoned_stream_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that finds its last subscriber gone, which ends the interest, leaves nothing that nobody can forget."""
+    monkeypatch.setattr(lingering, "MOST", 0)
 
     def act() -> None:
         receiver = Receiver()

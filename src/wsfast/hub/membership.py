@@ -180,11 +180,16 @@ class Membership(Publisher):
         """Add a topic or pattern that does not exist yet.
 
         With a relay, messages of other processes may have been missed until now, so positions from before are not
-        valid any more.
+        valid any more, unless the relay has followed the topic.
         """
-        if self._registry.relay is not None and self._retained.numbers:
-            silent = [topic for topic in self._retained.matching(name) if not self._registry.route(topic)]
-            if is_pattern(name) or not self._registry.route(name):
+        relay = self._registry.relay
+        if relay is not None and self._retained.numbers:
+
+            def is_heard(topic: str) -> bool:
+                return bool(self._registry.route(topic)) or relay.follows(topic)
+
+            silent = [topic for topic in self._retained.matching(name) if not is_heard(topic)]
+            if is_pattern(name) or not is_heard(name):
                 self._retained.forgotten = self.messages + 1
             for topic in silent:
                 self._retained.restart(topic, self.messages)

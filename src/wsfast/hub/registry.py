@@ -62,6 +62,9 @@ class Relay(Protocol):
         Returns soon even if the broker cannot be reached.
         """
 
+    def follows(self, topic: str) -> bool:
+        """Whether the relay delivers all messages of a topic, though the topic may have no subscriber."""
+
     def subscribe(self, kind: Kind, name: Any) -> None:
         """Called when a topic or a pattern gets its first subscriber in this process, or a user a first connection."""
 

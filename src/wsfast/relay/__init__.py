@@ -4,10 +4,11 @@
         ...
 
 A process subscribes at the broker only to the topics, patterns and users that have a subscriber or a connection in its
-hub. Messages of one topic from one process arrive in the order of publishing. While the broker is slow or unreachable,
-local subscribers still get local messages; messages for other processes wait in a bounded queue, and the relay
-reconnects with exponential back-off. A process that misses messages counts and reports them. A process does not get the
-history and the last values that other processes keep.
+hub; with history, to topics also for a while after the last subscriber has left. Messages of one topic from one process
+arrive in the order of publishing. While the broker is slow or unreachable, local subscribers still get local messages;
+messages for other processes wait in a bounded queue, and the relay reconnects with exponential back-off. A process that
+misses messages counts and reports them. A process does not get the history and the last values that other processes
+keep.
 
     wsfast.relay.publisher("redis://localhost").publish("news", "hello")
 

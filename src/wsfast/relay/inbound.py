@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,10 +119,10 @@ class Seen:
 class Inbound:
     """Delivers messages from other processes to a hub.
 
-    A position is valid only while the hub has a subscriber or a connection for the address without interruption. After
-    an interruption, the next message follows nothing. Many addresses may match a pattern. So the end of a pattern is
-    only recorded, and it is taken into account when the next message of an address arrives. The clock counts interests
-    that begin and end.
+    A position is valid only while the hub has a subscriber or a connection for the address without interruption, or the
+    relay follows the topic nevertheless. After an interruption, the next message follows nothing. Many addresses may
+    match a pattern. So the end of a pattern is only recorded, and it is taken into account when the next message of an
+    address arrives. The clock counts interests that begin and end.
 
     Args:
         publisher: The number of this relay, whose own messages come back.
@@ -152,6 +152,8 @@ class Inbound:
         self.lost: int = 0
         self.on_gap = on_gap
         self.publisher: int = publisher
+        self.lingering: Collection[str] = ()
+        """Topics without a subscriber of their own whose messages are delivered nevertheless."""
         self._hub = hub
         self._name = name
         self._on_request = on_request
@@ -201,7 +203,8 @@ class Inbound:
         kind, name = address
         if kind == "user":
             return [address] if self._hub.has_user(name) else []
-        return self._hub.routes(name)
+        routes = self._hub.routes(name)
+        return [*routes, address] if name in self.lingering else routes
 
     def _began(self, interests: list[Interest]) -> int:
         """Return when the first one of some interests began."""

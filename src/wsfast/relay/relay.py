@@ -22,6 +22,7 @@ from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Broker, BrokerSubscriptions, stop
 from .inbound import Gap, Inbound
+from .lingering import SECONDS, Lingering
 from .outbound import Outbound
 from .wire import Keyring, check_key, check_user
 
@@ -96,6 +97,10 @@ class _NotStarted:
     def __init__(self, relay: Relay) -> None:
         self._relay = ref(relay)
         self.warned: bool = False
+
+    def follows(self, topic: str) -> bool:
+        """See `wsfast.hub.Relay`."""
+        return False
 
     def subscribe(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`."""
@@ -181,6 +186,8 @@ class Relay(Local):
             self._resynchronize,
             self._inbound.on_subscribed,
         )
+        self._lingering = Lingering(hub.history.seconds or SECONDS, partial(self._unfollow, "topic"))
+        self._inbound.lingering = self._lingering.topics
         self._connections = dict.fromkeys(self._names(), False)
         self._connected = asyncio.Event()
         self._warned = False
@@ -283,6 +290,7 @@ class Relay(Local):
 
     async def _end(self) -> None:
         self._detach()
+        self._lingering.stop()
         await stop(*self._tasks)
         self._connections = dict.fromkeys(self._connections, False)
         self._connected.clear()
@@ -356,13 +364,25 @@ class Relay(Local):
 
     # ---- For the hub
 
+    def follows(self, topic: str) -> bool:
+        """See `wsfast.hub.Relay`."""
+        return topic in self._lingering.topics
+
     def subscribe(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`."""
-        self._inbound.begin((kind, name))
-        self._subscriptions.add((kind, name))
+        if kind != "topic" or not self._lingering.take(name):
+            self._inbound.begin((kind, name))
+            self._subscriptions.add((kind, name))
 
     def unsubscribe(self, kind: Kind, name: Any) -> None:
         """See `wsfast.hub.Relay`."""
+        loop = self.hub.loop
+        if kind == "topic" and self.hub.history.messages and not self.ordered and loop and not loop.is_closed():
+            self._lingering.add(name, loop)  # a client that comes back is recovered
+        else:
+            self._unfollow(kind, name)
+
+    def _unfollow(self, kind: Kind, name: Any) -> None:
         self._inbound.end((kind, name))
         self._subscriptions.remove((kind, name))
 
