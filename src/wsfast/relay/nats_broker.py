@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ssl import SSLContext
-from typing import Any
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
 from nats.aio.client import Client
 
-from .broker import Interest, Receive, Receiving, Sending, close, public_name
+from .broker import Interest, Receive, Receiving, Sending, close, public_name, stop
 from .wire import Address
 
-__all__ = ["NatsBroker"]
+__all__ = ["NatsBroker", "flush", "tokens_of", "unless_lost"]
+
+_Answer = TypeVar("_Answer")
 
 PENDING_MESSAGES = 1 << 20
 """Messages of a subject that may wait for this process; beyond that, messages are lost."""
@@ -133,9 +135,7 @@ class NatsBroker:
         if kind == "user":  # a user may be any string, even an empty one
             token = f"u.{_short('=' + name.encode().hex())}" if isinstance(name, str) else f"n.{name}"
             return f"{self._prefix}.{token}"
-        if len(name.encode()) > LONGEST_TOKEN:
-            name = ".".join(map(_short, name.split(".")))
-        return f"{self._prefix}.t.{name}"
+        return f"{self._prefix}.t.{tokens_of(name)}"
 
     async def open_sending(self) -> Sending:
         """Connect for publishing."""
@@ -148,22 +148,33 @@ class NatsBroker:
         return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)
 
 
+def tokens_of(topic: str) -> str:
+    """Return a topic or a pattern with the digests of its long tokens in place of these."""
+    return topic if len(topic.encode()) <= LONGEST_TOKEN else ".".join(map(_short, topic.split(".")))
+
+
 def _short(token: str) -> str:
     """Return a token, or its digest if it is long, so that no subject is too long for the server."""
     data = token.encode()
     return token if len(data) <= LONGEST_TOKEN else hashlib.sha256(data).hexdigest()[:32]
 
 
-async def _flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
-    """Wait until the server has processed everything sent; raise at once when the connection is lost."""
-    flushing = asyncio.ensure_future(client.flush(max(1, round(timeout))))
+async def unless_lost(lost: asyncio.Future[None], request: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Wait for the answer to a request; raise at once when the connection is lost. It does not go on afterwards."""
+    waiting = asyncio.create_task(request)
     try:
-        await asyncio.wait((flushing, lost), return_when=asyncio.FIRST_COMPLETED)
-        if not flushing.done():
+        await asyncio.wait((waiting, lost), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
             raise ConnectionResetError("the broker has closed the connection")
-        await flushing
+        return await waiting
     finally:
-        flushing.cancel()
+        if not waiting.done():
+            await stop(waiting)
+
+
+async def flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
+    """Wait until the server has processed everything sent; raise at once when the connection is lost."""
+    await unless_lost(lost, client.flush(max(1, round(timeout))))
 
 
 class _Sending:
@@ -181,7 +192,7 @@ class _Sending:
                 await self._client.publish(self._broker.channel(address), data)
             except nats.errors.MaxPayloadError as exc:
                 refused[index] = exc
-        await _flush(self._client, self._lost, self._timeout)
+        await flush(self._client, self._lost, self._timeout)
         return refused
 
     async def close(self) -> None:

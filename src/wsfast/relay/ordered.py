@@ -7,7 +7,6 @@ that has published it. Messages to users are treated as by any other relay.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,17 +17,11 @@ from wsfast.hub import Command, Hub, Position
 from .broker import Channel, Interest, Kept, Sending
 from .commands import address_of, parts_of
 from .inbound import Gap, Inbound, Seen
-from .ordering import Order, Placed, Stored
+from .ordering import PLACE, PLACED, Order, Placed, Stored
 from .outbound import NO_MESSAGE, Numbered, Outbound, Packet, Queued
 from .wire import MESSAGE, Address, Envelope, Item, encode_item
 
-__all__ = ["PLACE", "PLACED", "OrderedInbound", "OrderedOutbound", "OrderedSending"]
-
-PLACED = 0xF6
-"""First byte of a packet with its place in the topic."""
-
-PLACE = re.compile(rb"\xf6([0-9a-f]{16})([0-9]{16})")
-"""The place: the epoch, and the offset of the first message in decimal digits. The packet follows."""
+__all__ = ["OrderedInbound", "OrderedOutbound", "OrderedSending"]
 
 UNPLACED = 0
 """Epoch of packets that the broker does not place: commands about topics."""
