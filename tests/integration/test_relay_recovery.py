@@ -924,7 +924,7 @@ def test_leaving(shared: Broker, prefix: str) -> None:
         hub.publish("t", "alone")
         hub.flush()
         assert client.received[-1] == "alone"
-        async with End(shared.url, prefix) as other:
+        async with End(shared.url, prefix, history=10) as other:
             assert not (await other.recover(Client(), "t", t=position)).recovered
             assert other.hub.position("t").offset == 3000
 

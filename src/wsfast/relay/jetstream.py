@@ -116,6 +116,8 @@ class Stream:
         digest = "" if _PLAIN.fullmatch(prefix) else f"-{hashlib.sha256(prefix.encode()).hexdigest()[:8]}"
         self.name: str = re.sub(r"[^A-Za-z0-9_-]", "-", prefix) + digest
         age = 0 if history.seconds is None else round(max(KEPT, history.seconds) * 1e9)
+        self.messages: int = history.messages
+        """Messages to keep of each topic."""
         self._prefix = prefix
         self._needed: dict[str, Any] = {
             "name": self.name,

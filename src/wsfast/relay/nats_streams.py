@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from ssl import SSLContext
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nats.errors import MaxPayloadError
 
@@ -46,10 +46,27 @@ WRONG_LAST, TOO_LARGE = (10071, 10164), 10054
 """Codes of the server's errors about a packet."""
 
 
+class _Own(NamedTuple):
+    """The last message of a packet, by the numbers of its publisher."""
+
+    publisher: bytes
+    epoch: int
+    number: int
+
+    @classmethod
+    def of(cls, packet: bytes, count: int) -> _Own:
+        """Return the last of so many messages of a packet."""
+        return cls(packet[4:12], int.from_bytes(packet[12:20]), int.from_bytes(packet[20:28]) + count - 1)
+
+    def covers(self, other: _Own) -> bool:
+        """Whether another one is not newer, and by the same publisher."""
+        return self.publisher == other.publisher and self >= other
+
+
 class _Topic:
     """What is known of a topic in the stream."""
 
-    __slots__ = ("doubtful", "epoch", "offset", "placed", "sequence")
+    __slots__ = ("doubt", "epoch", "offset", "placed", "sequence", "unknown")
 
     def __init__(self) -> None:
         self.epoch: str = ""
@@ -57,10 +74,12 @@ class _Topic:
         """Offset of the last message."""
         self.sequence: int = 0
         """Sequence of the last record; 0 if there is none."""
-        self.doubtful: bool = False
-        """Whether a packet that was to follow may have been stored: its confirmation has not come."""
-        self.placed: tuple[bytes, int, int] = b"", 0, 0
-        """Publisher, epoch and number of the last message that is known to be stored."""
+        self.placed: _Own | None = None
+        """The last message of this process that is known to be stored."""
+        self.doubt: _Own | None = None
+        """The last one that was to follow the last record, and whose confirmation has not come."""
+        self.unknown: _Own | None = None
+        """The last one of which nobody can tell any more whether it was stored."""
 
     def take(self, last: Record | None) -> None:
         """Continue after the last record. A new epoch begins if it is none, or not what the stream had before."""
@@ -75,6 +94,12 @@ class _Topic:
         else:
             self.epoch, self.offset = last.epoch, last.last
         self.sequence = sequence
+
+    def try_next(self, last: _Own) -> None:
+        """Note that messages up to one may be stored next."""
+        self.doubt = (
+            max(self.doubt, last) if self.doubt is not None and self.doubt.publisher == last.publisher else last
+        )
 
 
 class _Delay:
@@ -97,11 +122,6 @@ async def _together(coroutines: Sequence[Coroutine[Any, Any, _Result]]) -> list[
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _numbers(packet: bytes) -> tuple[bytes, int, int]:
-    """Return publisher, epoch and first number of a packet."""
-    return packet[4:12], int.from_bytes(packet[12:20]), int.from_bytes(packet[20:28])
 
 
 class NatsStreams(NatsBroker):
@@ -143,7 +163,7 @@ class NatsStreams(NatsBroker):
     async def open_fetching(self) -> Fetching:
         """Connect for asking for messages that are kept."""
         client, lost, connection = await self._open()
-        return _Fetching(client, lost, connection)
+        return _Fetching(client, lost, connection, self._stream.messages)
 
     async def open_receiving(self, receive: Receive, on_missed: Callable[[], None]) -> Receiving:
         """Connect for subscribing."""
@@ -220,67 +240,66 @@ class _Placing:
 
     async def _place(self, topic: str, known: _Topic, packet: bytes, count: int) -> Exception | None:
         """Publish a packet, unless the topic has it already; return why the server has refused it."""
-        publisher, epoch, number = _numbers(packet)
-        delay = _Delay()
+        own, delay = _Own.of(packet, count), _Delay()
         while True:
             if not known.epoch:
                 known.take(await self._connection.last(topic))
-            if known.doubtful and not await self._resolve(topic, known, publisher):
-                return ConnectionError("it is not known whether the packet was stored: others have replaced it")
-            if known.placed[0] == publisher and (epoch, number) <= known.placed[1:]:
-                if epoch == known.placed[1] and number + count - 1 > known.placed[2]:
+            if known.doubt is not None:
+                await self._resolve(topic, known, known.doubt)
+            if known.unknown is not None and known.unknown.covers(own):
+                return TimeoutError(
+                    "the confirmation was lost, and it cannot be found out whether the packet was stored"
+                )
+            if known.placed is not None and known.placed.covers(_Own.of(packet, 1)):
+                if not known.placed.covers(own):
                     raise ConnectionError("a packet was placed in part; its messages are sent one by one")
                 return None
-            was_doubtful, known.doubtful = known.doubtful, True  # until an answer comes
-            answer = await self._connection.add(
-                topic, place_of(known.epoch, known.offset + 1), packet, count, known.sequence
-            )
+            doubt = known.doubt
+            known.try_next(own)
+            place = place_of(known.epoch, known.offset + 1)
+            answer = await self._connection.add(topic, place, packet, count, known.sequence)
             error = answer.get("error")
             if error is None:
-                known.offset += count
-                known.sequence = answer["seq"]
-                known.placed = publisher, epoch, number + count - 1
-                known.doubtful = False
+                known.offset, known.sequence, known.placed, known.doubt = known.offset + count, answer["seq"], own, None
                 return None
-            known.doubtful = was_doubtful
+            known.doubt = doubt
             if error.get("err_code") == TOO_LARGE:
                 return ConnectionError(f"the stream has refused the packet: {error.get('description')}")
             if error.get("err_code") not in WRONG_LAST:
                 raise ConnectionError(f"the stream stores nothing: {error.get('description')}")
-            if not was_doubtful:
+            if doubt is None:
                 known.take(await self._connection.last(topic))
             await delay.wait()
 
-    async def _resolve(self, topic: str, known: _Topic, publisher: bytes) -> bool:
-        """Find out whether a packet was stored whose confirmation has not come; return False if nobody knows.
+    async def _resolve(self, topic: str, known: _Topic, doubt: _Own) -> None:
+        """Find out whether a packet was stored whose confirmation has not come.
 
         It was stored only if it is the next one after the last that was known. As long as nothing was stored after that
         one, it may still arrive; but only if no other one is stored before it.
         """
         last = await self._connection.last(topic)
         if (0 if last is None else last.sequence) == known.sequence:
-            return True
+            return
         found = await self._connection.next(topic, known.sequence + 1)
-        is_known = True
         if found is not None and found.epoch:
-            own_publisher, epoch, number = _numbers(found.packet)
-            if own_publisher == publisher:
-                known.placed = publisher, epoch, number + found.messages - 1
-            else:
-                is_known = found.first == (known.offset + 1 if found.epoch == known.epoch else 1)
+            own = _Own.of(found.packet, found.messages)
+            if own.publisher == doubt.publisher and found.messages:
+                known.placed = own
+            elif found.first != (known.offset + 1 if found.epoch == known.epoch else 1):
+                known.unknown = doubt  # it may have been stored, and deleted again
         known.take(last)
-        known.doubtful = False
-        return is_known
+        known.doubt = None
 
     async def close(self) -> None:
         await self._client.close()
 
 
 class _Fetching:
-    def __init__(self, client: Any, lost: asyncio.Future[None], connection: Connection) -> None:
+    def __init__(self, client: Any, lost: asyncio.Future[None], connection: Connection, messages: int) -> None:
         self._client = client
         self._lost = lost
         self._connection = connection
+        self._messages = messages
         self._cursors: OrderedDict[tuple[str, Position], int] = OrderedDict()
 
     async def fetch(self, requests: Sequence[Request]) -> Sequence[Kept]:
@@ -294,7 +313,10 @@ class _Fetching:
             if last is None or not last.epoch:
                 kept = await self._begin_epoch(topic, last)
             else:
-                after = since.offset if since is not None and since.epoch == last.epoch else 0
+                if since is not None and since.epoch == last.epoch:
+                    after = since.offset
+                else:
+                    after = max(0, last.last - self._messages)  # packets may keep many more
                 if after > last.last and sure:
                     kept = await self._begin_epoch(topic, last)
                 elif after >= last.last:
