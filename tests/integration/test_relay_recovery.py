@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 import wsfast
 from helpers import recovery_process
-from helpers.brokers import KINDS, Broker, Redis, proxy_to, relay_of, started, why_not
+from helpers.brokers import KINDS, Broker, Redis, proxy_to
 from helpers.kept import kept_by, placing_of
-from helpers.peers import TIMEOUT, parse_frames, until
+from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
+from helpers.recovering import Client, End, ends, here, keeping, take
 from helpers.recovery_process import TOPICS
 from wsfast import Position, relay
-from wsfast._publisher import Stream
 from wsfast.relay import Gap, broker, ordered, outbound, redis_streams, wire
 
 SECRET = b"0123456789abcdef"
@@ -46,33 +46,24 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-@contextlib.contextmanager
-def running(kind: str, directory: Path) -> Iterator[Broker]:
-    """Run a server that keeps messages, in memory."""
-    if (reason := why_not(kind)) is not None:
-        pytest.skip(reason)
-    with started(kind, directory, f'jetstream {{ store_dir: "{directory}" }}' if kind == "nats" else ()) as broker:
-        yield broker
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A server for all tests that leave it alone."""
-    with running(request.param, tmp_path_factory.mktemp(request.param)) as broker:
+    with keeping(request.param, tmp_path_factory.mktemp(request.param)) as broker:
         yield broker
 
 
 @pytest.fixture(params=KINDS)
 def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
     """A server that the test may kill."""
-    with running(request.param, tmp_path) as broker:
+    with keeping(request.param, tmp_path) as broker:
         yield broker
 
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[Redis]:
     """A Redis that the test may change."""
-    with running("redis", tmp_path) as broker:
+    with keeping("redis", tmp_path) as broker:
         assert isinstance(broker, Redis)
         yield broker
 
@@ -88,82 +79,6 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have relays look for the server often."""
     monkeypatch.setattr(broker, "LAST_BACKOFF", 0.1)
     monkeypatch.setattr(outbound, "POSITION_INTERVAL", 0.1)
-
-
-class Client:
-    """A client without a network."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.connection = wsfast.attach(self)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-    @property
-    def received(self) -> list[str]:
-        """The messages that have arrived."""
-        return [frame.payload.decode() for frame in parse_frames(self.data)[0]]
-
-
-class End:
-    """A hub with a relay, and what is missing there."""
-
-    def __init__(self, url: str, prefix: str, *, history: Any = 10_000, hub: Any = None, **options: Any) -> None:
-        self.hub = wsfast.Hub(history=history) if hub is None else hub
-        self.gaps: list[Gap] = []
-        options.setdefault("timeout", TIMEOUT)
-        kind = url.partition(":")[0]
-        if kind == "nats":
-            options.setdefault("storage", "memory")
-        self.relay = relay_of(kind, self.hub, url, prefix=prefix, recover=True, on_gap=self.gaps.append, **options)
-
-    async def __aenter__(self) -> End:
-        await self.relay.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc: Any) -> None:
-        await self.relay.__aexit__(*exc)
-
-    @property
-    def waiting(self) -> tuple[int, int]:
-        """Packets that wait for others, and their size."""
-        inbound: Any = self.relay._inbound
-        return inbound.waiting, inbound.waiting_bytes
-
-    def stream(self, topic: str) -> Stream:
-        return self.hub.stream(topic, max_messages=10**6)
-
-    async def loaded(self, *topics: str) -> None:
-        """Wait until the topics are followed."""
-        await self.relay.load(dict.fromkeys(topics))
-
-    async def recover(self, client: Client, *topics: str, **since: Position) -> Any:
-        return await self.hub.recover(client.connection, *topics, since=since or None)
-
-
-@contextlib.asynccontextmanager
-async def ends(url: str, prefix: str, number: int = 2, **options: Any) -> AsyncIterator[list[End]]:
-    """Run several hubs with relays."""
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(End(url, prefix, **options)) for _ in range(number)]
-
-
-async def take(stream: Stream, count: int) -> list[str | bytes]:
-    """Wait for so many messages."""
-    async with asyncio.timeout(TIMEOUT):
-        return [await anext(stream) for _ in range(count)]
-
-
-def here(stream: Stream) -> int:
-    """Return how many messages are there now."""
-    return len(stream._messages)
 
 
 # ---- Arguments
