@@ -43,7 +43,7 @@ class _Redis:
 
     def packets(self, topic: str) -> list[bytes]:
         entries = self._broker.ask_bytes("XRANGE", f"{self._prefix}.s.{topic}", "-", "+")
-        return [fields[1] for _, fields in entries]
+        return [fields[b"d"] for _, fields in entries]
 
     def publish(self, topic: str, data: bytes) -> None:
         self._broker.ask("PUBLISH", f"{self._prefix}.t.{topic}", data)
