@@ -125,6 +125,6 @@ def placing_of(broker: Broker) -> Any:
         from wsfast.relay import redis_streams
 
         return redis_streams._Placing
-    from wsfast.relay import nats_streams
+    from wsfast.relay import nats_placing
 
-    return nats_streams._Placing
+    return nats_placing.Placing

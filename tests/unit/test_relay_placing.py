@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("nats")
 
-from wsfast.relay import nats_streams
-from wsfast.relay.jetstream import Record, Stream
-from wsfast.relay.nats_streams import NatsStreams
+from wsfast.relay import nats_placing
+from wsfast.relay.jetstream import Record
+from wsfast.relay.nats_placing import Known, Placing
 from wsfast.relay.ordering import PLACE
 from wsfast.relay.wire import MESSAGE, Address, Envelope, Item, pack, unpack
 
@@ -86,7 +86,12 @@ class Publisher:
         self.number = number
         self.server = server
         self.refused: list[int] = []
-        self.broker = NatsStreams("nats://nowhere", "p", 1.0, None, Stream("p", nats_streams_history()))
+        self.known = Known()
+
+    def placing(self) -> Placing:
+        """Connect."""
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return Placing(Client(), lost, cast(Any, self.server), str, self.known, 1.0, single=False)
 
     async def publish(self, sizes: list[int]) -> int:
         """Publish packets of so many messages, and return how many messages these are."""
@@ -95,11 +100,9 @@ class Publisher:
             waiting = [list(range(first, first + size))]
             first += size
             while waiting:
-                lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                placing = nats_streams._Placing(self.broker, Client(), lost, cast(Any, self.server), 1.0)
                 packets = [(ADDRESS, self.packet(numbers), len(numbers)) for numbers in waiting]
                 try:
-                    refused = await placing.place(packets)
+                    refused = await self.placing().place(packets)
                 except ConnectionResetError:
                     waiting = [[number] for numbers in waiting for number in numbers]
                     continue
@@ -112,17 +115,11 @@ class Publisher:
         return pack(Envelope(MESSAGE, self.number, 1, numbers[0], ADDRESS, items))
 
 
-def nats_streams_history() -> Any:
-    from wsfast import History
-
-    return History(100)
-
-
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody wait before another attempt."""
-    monkeypatch.setattr(nats_streams, "FIRST_DELAY", 0.0)
-    monkeypatch.setattr(nats_streams, "LAST_DELAY", 0.0)
+    monkeypatch.setattr(nats_placing, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(nats_placing, "LAST_DELAY", 0.0)
 
 
 SIZES = st.lists(st.integers(1, 4), max_size=6)
@@ -170,12 +167,10 @@ def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
         for index, loss in enumerate(losses):
             if loss:
                 server.lose()
-            known = publisher.broker.known(TOPIC)
+            known = publisher.known.of(TOPIC)
             before = known.epoch, known.sequence
             last = server.records[-1].sequence if server.records else 0
-            await nats_streams._Placing(
-                publisher.broker, Client(), asyncio.get_running_loop().create_future(), cast(Any, server), 1.0
-            ).place([(ADDRESS, publisher.packet([index + 1]), 1)])
+            await publisher.placing().place([(ADDRESS, publisher.packet([index + 1]), 1)])
             assert server.all[-1].messages == 1
             assert (server.all[-1].epoch == before[0]) == (before[1] == last > 0)
         places = [(record.epoch, record.first) for record in server.all]

@@ -29,7 +29,7 @@ from wsfast.hub import History
 from .nats_broker import tokens_of
 from .ordering import PLACE
 
-__all__ = ["LARGEST_OVERHEAD", "Connection", "Record", "Storage", "Stream"]
+__all__ = ["COUNT", "LARGEST_OVERHEAD", "NUMBER", "SEQUENCE", "WRONG_LAST", "Connection", "Record", "Storage", "Stream"]
 
 Storage = Literal["file", "memory"]
 
@@ -43,17 +43,23 @@ LARGEST_OVERHEAD = 256
 """Bytes that the place and the headers of a packet take at most."""
 
 LARGEST_OFFSET = 10**15
-"""A larger one is none that relays have given."""
+"""Larger ones are none that relays have given."""
 
 COUNT = "Wsfast-Messages"
+"""Header with the number of a packet's messages."""
+
+SEQUENCE = "Nats-Sequence"
+"""Header with the sequence of a packet that was stored."""
+
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 NO_STREAM, NO_PACKET, OTHER_SETTINGS, OVERLAP = 10059, 10037, 10058, 10065
 NOT_ENABLED = 10039, 10076
+WRONG_LAST = 10071, 10164
 """Codes of the server's errors."""
 
-_COUNT = re.compile(rb"\r\nWsfast-Messages: ?([0-9]{1,9})\r\n")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+_COUNT = re.compile(rb"\r\nWsfast-Messages: ?([0-9]{1,15})\r\n")
+NUMBER = re.compile(r"[0-9]{1,15}")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -81,7 +87,7 @@ class Record(NamedTuple):
 def _record(sequence: int, stored_at: str, messages: int, data: bytes) -> Record:
     stored = datetime.fromisoformat(stored_at).timestamp()
     place = PLACE.match(data)
-    if place is None or bool(messages) != (place.end() < len(data)) or int(place[2]) > LARGEST_OFFSET:
+    if place is None or bool(messages) != (place.end() < len(data)) or int(place[2]) + messages > LARGEST_OFFSET:
         return Record(sequence, stored)
     return Record(sequence, stored, place[1].decode(), int(place[2]), messages, data[place.end() :])
 
@@ -287,8 +293,8 @@ class Connection:
         headers = message.headers or {}
         status = headers.get("Status")
         if status is None:
-            sequence, stored_at, count = (headers.get(name, "") for name in ("Nats-Sequence", "Nats-Time-Stamp", COUNT))
-            messages = int(count) if _NUMBER.fullmatch(count) else 0
+            sequence, stored_at, count = (headers.get(name, "") for name in (SEQUENCE, "Nats-Time-Stamp", COUNT))
+            messages = int(count) if NUMBER.fullmatch(count) else 0
             records.append(_record(int(sequence), stored_at, messages, message.data))
         elif status == "204":
             done.set_result(int(headers.get("Nats-Num-Pending", 0)))

@@ -145,7 +145,11 @@ class NatsBroker:
     async def open_receiving(self, receive: Receive, on_missed: Callable[[], None]) -> Receiving:
         """Connect for subscribing."""
         lost = asyncio.get_running_loop().create_future()
-        return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)
+        return _Receiving(self, await self.connect(lost), lost, self.receiver(receive), self._timeout)
+
+    def receiver(self, receive: Receive) -> Callable[[Any], None]:
+        """Return what is called with each message of the client's, and calls `receive`."""
+        return lambda message: receive(message.data, message.subject)
 
 
 def tokens_of(topic: str) -> str:
@@ -205,7 +209,7 @@ class _Receiving:
         broker: NatsBroker,
         client: Client,
         lost: asyncio.Future[None],
-        receive: Receive,
+        receive: Callable[[Any], None],
         timeout: float,
     ) -> None:
         self._broker = broker
@@ -216,7 +220,7 @@ class _Receiving:
         self._subscriptions: dict[Interest | None, Any] = {}
 
     async def _on_message(self, message: Any) -> None:
-        self._receive(message.data, message.subject)
+        self._receive(message)
 
     async def subscribe(self, interests: Sequence[Interest | None]) -> None:
         for interest in interests:
