@@ -64,7 +64,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Record(NamedTuple):
-    """What the stream has stored for one topic: a packet, a mark, or something that no relay has published."""
+    """An entry of the stream for one topic: a packet, a mark, or something that no relay has published."""
 
     sequence: int
     """Its number in the stream."""

@@ -53,7 +53,7 @@ class _Own(NamedTuple):
 
 
 class _Topic:
-    """What is known of a topic in the stream."""
+    """The last record of a topic in the stream, as far as this process knows it."""
 
     __slots__ = ("doubt", "epoch", "offset", "placed", "sequence", "unknown")
 
@@ -115,13 +115,13 @@ async def together(coroutines: Sequence[Coroutine[Any, Any, _Result]]) -> list[_
 
 
 class Known:
-    """What is known of the topics in the stream; of those that were not published to for longest, it is forgotten."""
+    """The last records of topics. Those of topics that were not published to for longest are forgotten."""
 
     def __init__(self) -> None:
         self._topics: OrderedDict[str, _Topic] = OrderedDict()
 
     def of(self, topic: str) -> _Topic:
-        """Return what is known of a topic."""
+        """Return the last record of a topic."""
         known = self._topics.get(topic)
         if known is None:
             while len(self._topics) >= TOPICS:
@@ -144,7 +144,7 @@ class Placing:
         lost: Done when its connection is lost.
         connection: The same for requests to the stream.
         channel: Returns the subject of an address, for packets without a place.
-        known: What is known of the topics.
+        known: The last records of topics.
         timeout: Seconds without an answer after which the connection counts as lost.
         single: Whether `publish()` is given packets of one message, and places them. Otherwise, it places none.
     """

@@ -53,8 +53,8 @@ class NatsStreams(NatsBroker):
         self._single = single
         self._stream = stream
         self._created = ""
-        self.heard: OrderedDict[str, tuple[bytes, str, str]] = OrderedDict()
-        """Place, number of messages and sequence of the last packet of each topic, by its subject; not verified."""
+        # Place, number of messages and sequence of the last packet of each topic, by its subject; not verified.
+        self._heard: OrderedDict[str, tuple[bytes, str, str]] = OrderedDict()
         self._known = Known()
 
     async def open_sending(self) -> Sending:
@@ -74,7 +74,7 @@ class NatsStreams(NatsBroker):
         """Return what is called with each message of the client's, and calls `receive` unless it is a mark."""
         mark = len(place_of("0" * 16, 1))
         placed = bytes([PLACED])
-        heard = self.heard
+        heard = self._heard
 
         def receive_packet(message: Any) -> None:
             data, subject, headers = message.data, message.subject, message.headers
@@ -102,7 +102,7 @@ class NatsStreams(NatsBroker):
 
     def heard_last(self, topic: str) -> tuple[Position, int] | None:
         """Return the position after the last packet that was received, and its sequence; these may be forged."""
-        place, *numbers = self.heard.get(self.channel(("topic", topic)), (b"", "", ""))
+        place, *numbers = self._heard.get(self.channel(("topic", topic)), (b"", "", ""))
         found = PLACE.fullmatch(place)
         if found is None or not all(map(NUMBER.fullmatch, numbers)):
             return None
