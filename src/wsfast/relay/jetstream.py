@@ -1,7 +1,7 @@
 """The stream of NATS JetStream that keeps the packets of topics: its settings, and requests to its server.
 
-The stream takes what is published to `<prefix>.s.<topic>`. What it has stored, the server publishes again to
-`<prefix>.t.<topic>`, where relays are subscribed: so they never hear of a packet that was refused.
+The stream takes packets that are published to `<prefix>.s.<topic>`. The server publishes a packet again to
+`<prefix>.t.<topic>` once it is stored. Relays are subscribed there, so they never hear of a packet that was refused.
 
 Each packet in the stream has its place before it, and in a header the number of its messages. A *mark* is a place
 without a packet: a new epoch begins after it.
