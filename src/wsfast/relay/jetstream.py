@@ -243,7 +243,7 @@ class Connection:
                 self._stream.subject(topic), place + packet, timeout=self._timeout, headers=headers
             )
         except nats.errors.NoRespondersError:
-            raise ConnectionError(f"there is no stream {self._stream.name!r} any more") from None
+            raise ConnectionError(f"no server answers for the stream {self._stream.name!r}") from None
         loaded: dict[str, Any] = json.loads(answer.data)
         return loaded
 

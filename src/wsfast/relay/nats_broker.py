@@ -172,8 +172,7 @@ async def unless_lost(lost: asyncio.Future[None], request: Coroutine[Any, Any, _
             raise ConnectionResetError("the broker has closed the connection")
         return await waiting
     finally:
-        if not waiting.done():
-            await stop(waiting)
+        await stop(waiting)
 
 
 async def flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
