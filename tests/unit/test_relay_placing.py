@@ -125,7 +125,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 SIZES = st.lists(st.integers(1, 4), max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data(), st.lists(SIZES, min_size=1, max_size=3), st.sampled_from([2, 1000]))
 def test_each_message_once(data: st.DataObject, sizes: list[list[int]], kept: int) -> None:
     """Each message is stored once and in the order of its publisher, or refused; offsets have no hole."""
@@ -155,7 +155,7 @@ def test_each_message_once(data: st.DataObject, sizes: list[list[int]], kept: in
     asyncio.run(main())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data(), st.lists(st.booleans(), max_size=8))
 def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
     """If the stream has lost what a publisher knew of, the topic begins a new epoch: no place is given twice."""

@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from nats.errors import MaxPayloadError
@@ -103,9 +103,11 @@ class Delay:
         self._seconds = min(max(FIRST_DELAY, 2 * self._seconds), LAST_DELAY)
 
 
-async def together(coroutines: Sequence[Coroutine[Any, Any, _Result]]) -> list[_Result]:
-    """Run coroutines at the same time. If one raises, none of the others goes on."""
-    tasks = [asyncio.create_task(one) for one in coroutines]
+async def together(
+    function: Callable[..., Coroutine[Any, Any, _Result]], calls: Iterable[tuple[Any, ...]]
+) -> list[_Result]:
+    """Call a coroutine function several times, side by side. If one call raises, none of the others goes on."""
+    tasks = [asyncio.create_task(function(*arguments)) for arguments in calls]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -180,7 +182,8 @@ class Placing:
         for index, (address, packet, count) in enumerate(packets):
             queues.setdefault(address, []).append((index, packet, count))
         refused: dict[int, Exception] = {}
-        await unless_lost(self._lost, together([self._publish_all(*one, refused) for one in queues.items()]))
+        calls = [(address, queue, refused) for address, queue in queues.items()]
+        await unless_lost(self._lost, together(self._publish_all, calls))
         if any(address is None or address[0] != "topic" or not count for address, _, count in packets):
             await flush(self._client, self._lost, self._timeout)  # nothing else confirms these
         return refused

@@ -122,7 +122,7 @@ class _Fetching:
         self._cursors: OrderedDict[tuple[str, Position], int] = OrderedDict()
 
     async def fetch(self, requests: Sequence[Request]) -> Sequence[Kept]:
-        return await unless_lost(self._lost, together([self._fetch(request) for request in requests]))
+        return await unless_lost(self._lost, together(self._fetch, zip(requests)))
 
     async def _fetch(self, request: Request) -> Kept:
         topic, since, sure = request
