@@ -12,7 +12,7 @@ from typing import Any
 
 from wsfast.hub import Position
 
-from .broker import Fetching, Kept, Receive, Request, Sending
+from .broker import Fetching, Kept, Receive, Request, Sending, close
 from .jetstream import COUNT, NUMBER, SEQUENCE, WRONG_LAST, Connection, Record, Stream
 from .nats_broker import NatsBroker, unless_lost
 from .nats_placing import TOPICS, Delay, Known, Placing, together
@@ -96,7 +96,7 @@ class NatsStreams(NatsBroker):
         try:
             await unless_lost(lost, connection.open())
         except BaseException:
-            await client.close()
+            await close(client)
             raise
         return client, lost, connection
 
