@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import socket
@@ -46,6 +47,9 @@ __all__ = [
 ]
 
 KINDS = ["redis", "nats"]
+
+SUBSCRIBES = re.compile(rb"SUB(?! _INBOX\.)")
+"""SUBSCRIBE, PSUBSCRIBE of Redis's; SUB of NATS's, but not for answers to the client's own requests."""
 
 
 class Nowhere:
@@ -342,7 +346,7 @@ class _Pipe:
         proxy = self._proxy
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
-                if to_server and b"SUB" in data:  # SUBSCRIBE, PSUBSCRIBE of Redis's; SUB of NATS's
+                if to_server and SUBSCRIBES.search(data):
                     self.side = "subscribing"
                 while self.frozen:
                     await asyncio.sleep(0.005)

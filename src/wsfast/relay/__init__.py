@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 from ssl import SSLContext
+from typing import Literal
 
 from wsfast._arguments import check_seconds, needs, several
 from wsfast.hub import History, Hub
@@ -97,17 +98,29 @@ def redis(
         from .redis_broker import RedisBroker
         from .redis_streams import RedisStreams
 
-    if not isinstance(recover, bool):
-        raise TypeError(f"recover must be a bool, not {recover!r}")
     check_topic(prefix, "prefix")
     keyring = None if secret is None else Keyring(secret, prefix)
-    if recover and isinstance(hub, Hub):
-        if not hub.history.messages:
-            raise ValueError("recover=True needs a hub with history: Hub(history=100)")
+    if _recovers(hub, recover):
         streams = RedisStreams(url, prefix, timeout, ssl, hub.history)
         return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
     broker = RedisBroker(url, prefix, timeout, ssl)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+
+
+def _recovers(hub: Hub, recover: bool) -> bool:
+    """Return whether a relay recovers.
+
+    Raises:
+        TypeError: If `recover` is not a bool.
+        ValueError: If `recover` is true and the hub has no history.
+    """
+    if not isinstance(recover, bool):
+        raise TypeError(f"recover must be a bool, not {recover!r}")
+    if not recover or not isinstance(hub, Hub):  # the relay itself refuses another hub
+        return False
+    if not hub.history.messages:
+        raise ValueError("recover=True needs a hub with history: Hub(history=100)")
+    return True
 
 
 def local(
@@ -161,6 +174,10 @@ def nats(
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
+    recover: bool = False,
+    storage: Literal["file", "memory"] | None = None,
+    replicas: int | None = None,
+    max_bytes: int | None = None,
 ) -> Relay:
     """Return a relay through NATS. Needs the extra `nats`: `pip install "wsfast[nats]"`.
 
@@ -176,19 +193,39 @@ def nats(
             Without a secret, everyone who may publish at the broker may publish to this hub.
         ssl: Settings of the encryption and of the certificates to trust, for `tls://` and `wss://`. None means the
             system's defaults.
+        recover: Whether a stream of NATS JetStream orders the messages of each topic and keeps the last ones, so that
+            clients can come back to any process: see `Hub.recover()`. Messages to topics then reach the clients of
+            every process, this one included, by way of NATS. Give the same to all processes. The relay creates the
+            stream if there is none; it has the name of the prefix. It needs NATS 2.11 or newer with JetStream.
+        storage: With `recover`, where the stream keeps messages. None means a file, or as the stream was created.
+        replicas: With `recover`, how many servers of a cluster keep the stream. None means one, or as it was created.
+        max_bytes: With `recover`, size of the stream in bytes; beyond that, the oldest messages of all topics are
+            deleted. None means no limit, or as the stream was created.
 
     Raises:
         ModuleNotFoundError: If nats-py is not installed.
         TypeError: If `hub` is not a Hub, `slow` is another policy, `url` is not a string, `on_gap` is not callable or
-            is a coroutine function, or `secret` is not bytes.
+            is a coroutine function, `secret` is not bytes, `recover` is not a bool, or `replicas` or `max_bytes` is not
+            an integer.
         ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
-            positive, or `secret` is too short.
+            positive, `secret` is too short, `recover` is true and the hub has no history, `storage` is unknown,
+            `replicas` or `max_bytes` is not positive, or one of these three is given without `recover`.
     """
     with needs("wsfast[nats]", "nats"):
         from .nats_broker import NatsBroker
 
-    broker = NatsBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
+    check_topic(prefix, "prefix")
     keyring = None if secret is None else Keyring(secret, prefix)
+    if _recovers(hub, recover):
+        from .jetstream import Stream
+        from .nats_streams import NatsStreams
+
+        stream = Stream(prefix, hub.history, storage, replicas, max_bytes)
+        streams = NatsStreams(url, prefix, timeout, ssl, stream)
+        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    if (storage, replicas, max_bytes) != (None, None, None):
+        raise ValueError("storage, replicas and max_bytes need recover=True")
+    broker = NatsBroker(url, prefix, timeout, ssl)
     return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
 
 
@@ -213,14 +250,14 @@ def publisher(
         timeout: Seconds that a call takes at most. Until then, it tries to reach the broker.
         secret: Secret that signs messages, as in the relays.
         ssl: Settings of the encryption and of the certificates to trust. None means the defaults of the relays.
-        history: The history of the hubs whose relays have `recover=True`, as given to `Hub`. Redis then keeps the
+        history: The history of the hubs whose relays have `recover=True`, as given to `Hub`. The broker then keeps the
             messages to topics within these bounds. None for relays without `recover`.
 
     Raises:
         ModuleNotFoundError: If redis or nats-py is not installed.
         TypeError: If `url` is not a string, `timeout` is not a number, or `secret` is not bytes.
         ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
-            positive, `secret` is too short, or `history` is given with NATS or has no messages.
+            positive, `secret` is too short, or `history` has no messages.
     """
     return Publisher(*_published_by(url, prefix, timeout, secret, ssl, history))
 
@@ -252,24 +289,39 @@ def _published_by(
     """Return the arguments of a publisher."""
     check_seconds("timeout", timeout)
     check_topic(prefix, "prefix")
-    broker: Broker
+    keyring = None if secret is None else Keyring(secret, prefix)
+    bounds = None if history is None else history_of(history)
+    if bounds is not None and not bounds.messages:
+        raise ValueError("history must have messages: give what Hub(history=...) of the servers was given")
     if isinstance(url, str) and url.partition("://")[0] in ("redis", "rediss", "unix"):
-        with needs("wsfast[redis]", "redis"):
-            from .redis_broker import RedisBroker
-            from .redis_streams import RedisStreams
-        if history is None:
-            broker = RedisBroker(url, prefix, timeout, ssl)
-        else:
-            bounds = history_of(history)
-            if not bounds.messages:
-                raise ValueError("history must have messages: give what Hub(history=...) of the servers was given")
-            broker = RedisStreams(url, prefix, timeout, ssl, bounds, single=True)
-    elif history is not None:
-        raise ValueError("history needs a url that begins with redis://, rediss:// or unix://")
-    elif not isinstance(url, str) or url.partition("://")[0] in ("nats", "tls", "ws", "wss"):
-        with needs("wsfast[nats]", "nats"):
-            from .nats_broker import NatsBroker
-        broker = NatsBroker(several("url", "URLs", url) if not isinstance(url, str) else url, prefix, timeout, ssl)
-    else:
-        raise ValueError("url must begin with redis://, rediss://, unix://, nats://, tls://, ws:// or wss://")
-    return broker, timeout, None if secret is None else Keyring(secret, prefix)
+        return _redis_broker(url, prefix, timeout, ssl, bounds), timeout, keyring
+    if not isinstance(url, str) or url.partition("://")[0] in ("nats", "tls", "ws", "wss"):
+        urls = several("url", "URLs", url) if not isinstance(url, str) else url
+        return _nats_broker(urls, prefix, timeout, ssl, bounds), timeout, keyring
+    raise ValueError("url must begin with redis://, rediss://, unix://, nats://, tls://, ws:// or wss://")
+
+
+def _redis_broker(url: str, prefix: str, timeout: float, ssl: SSLContext | None, history: History | None) -> Broker:
+    """Return the broker of a publisher, which places messages if it is given a history."""
+    with needs("wsfast[redis]", "redis"):
+        from .redis_broker import RedisBroker
+        from .redis_streams import RedisStreams
+
+    if history is None:
+        return RedisBroker(url, prefix, timeout, ssl)
+    return RedisStreams(url, prefix, timeout, ssl, history, single=True)
+
+
+def _nats_broker(
+    url: str | Sequence[str], prefix: str, timeout: float, ssl: SSLContext | None, history: History | None
+) -> Broker:
+    """Return the broker of a publisher, which places messages if it is given a history."""
+    with needs("wsfast[nats]", "nats"):
+        from .nats_broker import NatsBroker
+
+    if history is None:
+        return NatsBroker(url, prefix, timeout, ssl)
+    from .jetstream import Stream
+    from .nats_streams import NatsStreams
+
+    return NatsStreams(url, prefix, timeout, ssl, Stream(prefix, history), single=True)

@@ -173,7 +173,7 @@ class Backoff:
         self._seconds = min(2 * self._seconds, LAST_BACKOFF)
 
 
-async def stop(*tasks: asyncio.Task[None]) -> None:
+async def stop(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks until they have ended: some client libraries of brokers swallow a cancellation."""
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:

@@ -311,6 +311,7 @@ class Confirming:
                 text = f"the broker at {self._broker.name} has refused the message: {_described(call.refused)}"
                 error = PublishError(text)
                 error.__cause__ = call.refused
+                error.uncertain = isinstance(call.refused, TimeoutError)
                 call.future.set_exception(error)
 
     async def _attempt(self, packets: Sequence[tuple[Address, bytes]], deadline: float) -> dict[int, Exception]:

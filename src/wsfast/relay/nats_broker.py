@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from ssl import SSLContext
-from typing import Any
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
 from nats.aio.client import Client
 
-from .broker import Interest, Receive, Receiving, Sending, close, public_name
+from .broker import Interest, Receive, Receiving, Sending, close, public_name, stop
 from .wire import Address
 
-__all__ = ["NatsBroker"]
+__all__ = ["NatsBroker", "flush", "tokens_of", "unless_lost"]
+
+_Answer = TypeVar("_Answer")
 
 PENDING_MESSAGES = 1 << 20
 """Messages of a subject that may wait for this process; beyond that, messages are lost."""
@@ -134,9 +136,7 @@ class NatsBroker:
         if kind == "user":  # a user may be any string, even an empty one
             token = f"u.{_short('=' + name.encode().hex())}" if isinstance(name, str) else f"n.{name}"
             return f"{self._prefix}.{token}"
-        if len(name.encode()) > LONGEST_TOKEN:
-            name = ".".join(map(_short, name.split(".")))
-        return f"{self._prefix}.t.{name}"
+        return f"{self._prefix}.t.{tokens_of(name)}"
 
     async def open_sending(self) -> Sending:
         """Connect for publishing."""
@@ -146,7 +146,16 @@ class NatsBroker:
     async def open_receiving(self, receive: Receive, on_missed: Callable[[], None]) -> Receiving:
         """Connect for subscribing."""
         lost = asyncio.get_running_loop().create_future()
-        return _Receiving(self, await self.connect(lost), lost, receive, self._timeout)
+        return _Receiving(self, await self.connect(lost), lost, self.receiver(receive), self._timeout)
+
+    def receiver(self, receive: Receive) -> Callable[[Any], None]:
+        """Return what is called with each message of the client's, and calls `receive`."""
+        return lambda message: receive(message.data, message.subject)
+
+
+def tokens_of(topic: str) -> str:
+    """Return a topic or a pattern with the digests of its long tokens in place of these."""
+    return topic if len(topic.encode()) <= LONGEST_TOKEN else ".".join(map(_short, topic.split(".")))
 
 
 def _short(token: str) -> str:
@@ -155,16 +164,21 @@ def _short(token: str) -> str:
     return token if len(data) <= LONGEST_TOKEN else hashlib.sha256(data).hexdigest()[:32]
 
 
-async def _flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
-    """Wait until the server has processed everything sent; raise at once when the connection is lost."""
-    flushing = asyncio.ensure_future(client.flush(max(1, round(timeout))))
+async def unless_lost(lost: asyncio.Future[None], request: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Wait for the answer to a request; raise at once when the connection is lost. It does not go on afterwards."""
+    waiting = asyncio.create_task(request)
     try:
-        await asyncio.wait((flushing, lost), return_when=asyncio.FIRST_COMPLETED)
-        if not flushing.done():
+        await asyncio.wait((waiting, lost), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
             raise ConnectionResetError("the broker has closed the connection")
-        await flushing
+        return await waiting
     finally:
-        flushing.cancel()
+        await stop(waiting)
+
+
+async def flush(client: Client, lost: asyncio.Future[None], timeout: float) -> None:
+    """Wait until the server has processed everything sent; raise at once when the connection is lost."""
+    await unless_lost(lost, client.flush(max(1, round(timeout))))
 
 
 class _Sending:
@@ -182,7 +196,7 @@ class _Sending:
                 await self._client.publish(self._broker.channel(address), data)
             except nats.errors.MaxPayloadError as exc:
                 refused[index] = exc
-        await _flush(self._client, self._lost, self._timeout)
+        await flush(self._client, self._lost, self._timeout)
         return refused
 
     async def close(self) -> None:
@@ -195,7 +209,7 @@ class _Receiving:
         broker: NatsBroker,
         client: Client,
         lost: asyncio.Future[None],
-        receive: Receive,
+        receive: Callable[[Any], None],
         timeout: float,
     ) -> None:
         self._broker = broker
@@ -206,7 +220,7 @@ class _Receiving:
         self._subscriptions: dict[Interest | None, Any] = {}
 
     async def _on_message(self, message: Any) -> None:
-        self._receive(message.data, message.subject)
+        self._receive(message)
 
     async def subscribe(self, interests: Sequence[Interest | None]) -> None:
         for interest in interests:

@@ -7,7 +7,6 @@ that has published it. Messages to users are treated as by any other relay.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -19,16 +18,10 @@ from wsfast.hub import Hub, Position
 from .broker import Channel, Interest, Kept
 from .inbound import Gap, Inbound, Seen
 from .ordered_outbound import UNPLACED
-from .ordering import Order, Placed, Stored
+from .ordering import PLACE, PLACED, Order, Placed, Stored
 from .wire import MESSAGE, PUBLISHER, Address, Envelope, Item
 
-__all__ = ["PLACE", "PLACED", "OrderedInbound"]
-
-PLACED = 0xF6
-"""First byte of a packet with its place in the topic."""
-
-PLACE = re.compile(rb"\xf6([0-9a-f]{16})([0-9]{16})")
-"""The place: the epoch, and the offset of the first message in decimal digits. The packet follows."""
+__all__ = ["OrderedInbound"]
 
 WAITING, WAITING_BYTES = 16384, 64 << 20
 """Most packets that wait for what is missing before them, and their size."""

@@ -7,6 +7,7 @@ from there on; packets that arrive meanwhile wait.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,18 @@ from wsfast.hub import Position
 
 from .wire import Envelope
 
-__all__ = ["Order", "Placed", "Sink", "Stored"]
+__all__ = ["PLACE", "PLACED", "Order", "Placed", "Sink", "Stored", "place_of"]
+
+PLACED = 0xF6
+"""First byte of a packet with its place in the topic."""
+
+PLACE = re.compile(rb"\xf6([0-9a-f]{16})([0-9]{16})")
+"""The place: the epoch, and the offset of the first message in decimal digits. The packet follows."""
+
+
+def place_of(epoch: str, first: int) -> bytes:
+    """Return the place of a packet, given its epoch and the offset of its first message."""
+    return b"%c%s%016d" % (PLACED, epoch.encode(), first)
 
 
 class Placed(NamedTuple):

@@ -1,0 +1,179 @@
+"""Placing packets in a stream of NATS JetStream, with a list as the judge: answers are lost, and packets come late."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("nats")
+
+from wsfast.relay import nats_placing
+from wsfast.relay.jetstream import Record
+from wsfast.relay.nats_placing import Known, Placing
+from wsfast.relay.ordering import PLACE
+from wsfast.relay.wire import MESSAGE, Address, Envelope, Item, pack, unpack
+
+TOPIC = "t"
+ADDRESS: Address = "topic", TOPIC
+
+
+class Server:
+    """A stream with one topic."""
+
+    def __init__(self, draw: Any, kept: int) -> None:
+        self.draw = draw
+        self.kept = kept
+        self.records: list[Record] = []
+        self.all: list[Record] = []
+        self.late: list[tuple[bytes, bytes, int, int]] = []
+        self.sequence = 0
+        self.calm = False
+
+    def store(self, place: bytes, packet: bytes, messages: int, after: int) -> dict[str, Any]:
+        if after != (self.records[-1].sequence if self.records else 0):
+            return {"error": {"err_code": 10071}}
+        self.sequence += self.draw(st.integers(1, 3))  # others publish to other topics
+        found = PLACE.fullmatch(place)
+        assert found is not None
+        record = Record(self.sequence, 0.0, found[1].decode(), int(found[2]), messages, packet)
+        self.records.append(record)
+        self.all.append(record)
+        del self.records[: -self.kept]
+        return {"seq": self.sequence}
+
+    def lose(self) -> None:
+        """Lose the last records, or all."""
+        self.records = self.records[: self.draw(st.integers(0, len(self.records)))]
+
+    # ---- What a connection does
+
+    async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        fate = "stored" if self.calm else self.draw(st.sampled_from(["stored", "stored", "unheard", "lost", "late"]))
+        if fate == "late":
+            self.late.append(packet)
+        answer = self.store(*packet) if fate in ("stored", "unheard") else {}
+        await asyncio.sleep(0)
+        if fate != "stored":
+            raise ConnectionResetError
+        return answer
+
+    async def last(self, topic: str) -> Record | None:
+        await asyncio.sleep(0)
+        if self.late and self.draw(st.booleans()):
+            self.store(*self.late.pop(self.draw(st.integers(0, len(self.late) - 1))))
+        return self.records[-1] if self.records else None
+
+    async def next(self, topic: str, sequence: int) -> Record | None:
+        await asyncio.sleep(0)
+        return next((record for record in self.records if record.sequence >= sequence), None)
+
+
+class Client:
+    """A client of the server that has no use here."""
+
+    max_payload = 1 << 20
+
+
+class Publisher:
+    """A process that publishes, as `OrderedOutbound` does: what was tried is tried again, one message at a time."""
+
+    def __init__(self, number: int, server: Server) -> None:
+        self.number = number
+        self.server = server
+        self.refused: list[int] = []
+        self.known = Known()
+
+    def placing(self) -> Placing:
+        """Connect."""
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return Placing(Client(), lost, cast(Any, self.server), str, self.known, 1.0, single=False)
+
+    async def publish(self, sizes: list[int]) -> int:
+        """Publish packets of so many messages, and return how many messages these are."""
+        first = 1
+        for size in sizes:
+            waiting = [list(range(first, first + size))]
+            first += size
+            while waiting:
+                packets = [(ADDRESS, self.packet(numbers), len(numbers)) for numbers in waiting]
+                try:
+                    refused = await self.placing().place(packets)
+                except ConnectionResetError:
+                    waiting = [[number] for numbers in waiting for number in numbers]
+                    continue
+                self.refused += [number for index in refused for number in waiting[index]]
+                waiting = []
+        return first - 1
+
+    def packet(self, numbers: list[int]) -> bytes:
+        items = tuple(Item(b"%d|%d" % (self.number, number)) for number in numbers)
+        return pack(Envelope(MESSAGE, self.number, 1, numbers[0], ADDRESS, items))
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody wait before another attempt."""
+    monkeypatch.setattr(nats_placing, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(nats_placing, "LAST_DELAY", 0.0)
+
+
+SIZES = st.lists(st.integers(1, 4), max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), st.lists(SIZES, min_size=1, max_size=3), st.sampled_from([2, 1000]))
+def test_each_message_once(data: st.DataObject, sizes: list[list[int]], kept: int) -> None:
+    """Each message is stored once and in the order of its publisher, or refused; offsets have no hole."""
+
+    async def main() -> None:
+        server = Server(data.draw, kept)
+        publishers = [Publisher(number, server) for number in range(1, len(sizes) + 1)]
+        counts = await asyncio.gather(*(one.publish(of) for one, of in zip(publishers, sizes, strict=True)))
+        server.calm = True
+        expected = 1
+        assert len({record.epoch for record in server.all}) <= 1
+        stored: dict[int, list[int]] = {one.number: [] for one in publishers}
+        for record in server.all:
+            assert record.first == expected
+            expected += record.messages
+            envelope = unpack(record.packet)
+            assert len(envelope.items) == record.messages
+            stored[envelope.publisher] += range(envelope.number, envelope.number + record.messages)
+        for publisher, count in zip(publishers, counts, strict=True):
+            numbers = stored[publisher.number]
+            assert numbers == sorted(set(numbers))
+            assert set(numbers) | set(publisher.refused) == set(range(1, count + 1))
+            if kept == 1000:
+                assert numbers == list(range(1, count + 1))
+                assert not publisher.refused
+
+    asyncio.run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.lists(st.booleans(), max_size=8))
+def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
+    """If the stream has lost what a publisher knew of, the topic begins a new epoch: no place is given twice."""
+
+    async def main() -> None:
+        server = Server(data.draw, 1000)
+        server.calm = True
+        publisher = Publisher(1, server)
+        for index, loss in enumerate(losses):
+            if loss:
+                server.lose()
+            known = publisher.known.of(TOPIC)
+            before = known.epoch, known.sequence
+            last = server.records[-1].sequence if server.records else 0
+            await publisher.placing().place([(ADDRESS, publisher.packet([index + 1]), 1)])
+            assert server.all[-1].messages == 1
+            assert (server.all[-1].epoch == before[0]) == (before[1] == last > 0)
+        places = [(record.epoch, record.first) for record in server.all]
+        assert len(places) == len(set(places)) == len(losses)
+
+    asyncio.run(main())
