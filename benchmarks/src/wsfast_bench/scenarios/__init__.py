@@ -18,6 +18,7 @@ _MODULES = (
     "frameworks",
     "integrations",
     "relay",
+    "herd",
     "memory_subscriptions",
     "wire",
     "large",

@@ -1,0 +1,195 @@
+"""A thundering herd: all clients are cut off at once and come back within a second, each to its position."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import wsfast
+import wsfast.session
+from wsfast_bench.cases import Case
+from wsfast_bench.machine import UnfitError
+from wsfast_bench.memory import resident
+from wsfast_bench.report import percentile
+from wsfast_bench.returning import TOPIC, Returning
+
+from .scenario import Chart, Option, Play, Row, Scenario, Settings
+
+__all__ = ["SCENARIO", "come_back", "peak_since"]
+
+WITHIN = 1.0
+"""Seconds within which all clients connect, each after a random time."""
+
+PAUSE = 0.5
+"""Seconds between two messages that are published all the time."""
+
+BACKLOG = 8192
+"""Connections that may wait for the server, if the kernel allows as many."""
+
+STATUS = Path("/proc/self/status")
+
+
+@contextlib.contextmanager
+def peak_since(found: list[int]) -> Iterator[None]:
+    """Append the peak of this process's memory while in the context, in bytes, as the kernel knows it."""
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
+    yield
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    found.append(int(line.split()[1]) * 1024)
+
+
+class Feed:
+    """Publishes numbered messages to the hub."""
+
+    def __init__(self, hub: wsfast.Hub, size: int) -> None:
+        self.hub = hub
+        self.number = 0
+        self._size = size
+
+    def publish(self) -> None:
+        """Publish a message whose text begins with its offset."""
+        self.number += 1
+        self.hub.publish(TOPIC, f"{self.number} ".ljust(self._size, "x"))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Publish all the time while in the context."""
+
+        async def run() -> None:
+            while True:
+                self.publish()
+                await asyncio.sleep(PAUSE)
+
+        task = asyncio.create_task(run())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+async def come_back(case: Case, messages: int, processors: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """Connect all clients, cut them off, publish so many messages, and have all come back.
+
+    Args:
+        case: How many clients, and how large a message.
+        messages: How many messages each client misses.
+        processors: One for the server, one for the clients; None to bind neither.
+
+    Raises:
+        UnfitError: If a client misses a message, gets one twice, or is not recovered.
+    """
+    if processors is not None:
+        os.sched_setaffinity(0, {processors[0]})
+    hub = wsfast.Hub(history=2 * messages + 1000, envelope=True)
+    feed = Feed(hub, case.size)
+
+    async def handler(connection: Any) -> None:
+        await wsfast.session.Session(hub, connection).run()
+
+    rows = []
+    options: dict[str, Any] = {"compression": None, "backlog": BACKLOG, "open_timeout": 60}
+    async with wsfast.serve(handler, "127.0.0.1", 0, **options) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with Returning(None if processors is None else processors[1]) as clients:
+            async with feed.running():
+                for way in ("new", "back"):
+                    if way == "back":
+                        await clients.do("cut")
+                        for _ in range(messages):
+                            feed.publish()
+                    peaks: list[int] = []
+                    with peak_since(peaks):
+                        cpu, begin = time.process_time(), time.monotonic()
+                        if way == "new":
+                            told = await clients.do("open", port, case.clients, WITHIN)
+                        else:
+                            told = await clients.do("back", WITHIN)
+                        cpu = time.process_time() - cpu
+                    if way == "new":
+                        await clients.do("reach", feed.number + 1)
+                        steady = resident()
+                    rows.append(
+                        {
+                            "way": way,
+                            "clients": case.clients,
+                            "missed": messages if way == "back" else 0,
+                            "seconds": max(told["times"]) - begin,
+                            "p50": percentile(told["took"], 50),
+                            "p99": percentile(told["took"], 99),
+                            "refused": told["refused"],
+                            "cpu": cpu,
+                            "steady": steady,
+                            "peak": peaks[0],
+                            "grown": peaks[0] / steady,
+                        }
+                    )
+            told = await clients.do("reach", feed.number)
+            if told["live"] != case.clients:
+                raise UnfitError(f"{case.clients - told['live']} of {case.clients} clients have left again")
+            rows[-1]["messages"] = told["messages"]
+    return rows
+
+
+class Herd(Scenario):
+    """One process with a server, and one with all clients."""
+
+    name = "herd"
+    help = "10,000 clients are cut off at once, and come back to their positions within a second"
+    messages = Option("messages", "messages that each client misses", 100, quick=20)
+    options = (messages,)
+    numbers = MappingProxyType({"seconds": "all after s", "cpu": "server CPU s", "grown": "memory grown"})
+    theirs = frozenset()
+    chart = Chart("Seconds until all clients are there", "seconds", "{way}")
+    legend = (
+        "new: clients connect for the first time. back: all come back after a cut, and get what they missed. all after:\n"
+        "from the moment when the first one may connect. p50, p99: from connecting to being subscribed, or recovered.\n"
+        "steady, peak: memory of the server while all are connected, and its peak while they come back. Every client\n"
+        "checks that every message comes exactly once."
+    )
+
+    def plan(self, settings: Settings) -> Iterator[Play]:
+        """Play with all clients."""
+        clients = settings.clients(10_000)
+        messages = settings.number(self.messages)
+        yield Play(
+            f"{clients} clients come back within {WITHIN:.0f} s, {messages} messages of 100 B missed: all",
+            {
+                "case": settings.case(clients, 100, "text"),
+                "messages": messages,
+                "processors": settings.processors,
+            },
+        )
+
+    async def run(self, case: Case, task: dict[str, Any]) -> list[Row]:
+        """Cut off all clients, and have them come back."""
+        return [*await come_back(case, task["messages"], task["processors"])]
+
+    def tabulate(self, rows: Sequence[Row]) -> list[list[str]]:
+        """Return a row for new clients, and one for those that come back."""
+        heads = ["", "missed", "all after s", "p50 s", "p99 s", "server CPU s", "steady MiB", "peak MiB", "peak/steady"]
+        return [
+            heads,
+            *(
+                [
+                    row["way"],
+                    str(row["missed"]),
+                    f"{row['seconds']:.2f}",
+                    f"{row['p50']:.2f}",
+                    f"{row['p99']:.2f}",
+                    f"{row['cpu']:.2f}",
+                    f"{row['steady'] / 2**20:.1f}",
+                    f"{row['peak'] / 2**20:.1f}",
+                    f"{row['grown']:.2f}",
+                ]
+                for row in rows
+            ),
+        ]
+
+
+SCENARIO = Herd()
