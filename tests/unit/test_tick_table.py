@@ -191,7 +191,7 @@ def test_there_is_no_such_slot(core: Any) -> None:
         table.node,
         table.is_pending,
         table.pending,
-        lambda slot: table.append(slot, 0),
+        lambda slot: table.extend(slot, (0,)),
         lambda slot: table.take(slot, []),
         lambda slot: table.set_aside(slot, True),
     ]
@@ -277,7 +277,7 @@ def test_published_to_several_as_one(core: Any) -> None:
     counts = [table.publish(members, 1, {1, 5}, already) for members in several]
     assert counts == [3, 1, 0]
     assert already == [2, 3, 3, 4]
-    table.append(0, 2)
+    table.extend(0, (2,))
     assert table.publish(several[0], 2, (), already) == 3
     assert already == [2, 3, 3, 4, 0]
     # Without a list, nobody asks.
@@ -390,7 +390,7 @@ def test_take_adds_to_a_list(core: Any) -> None:
     for entry in ("a", "b"):
         table.publish(members_of(core, 0), table.enter(entry))
     table.begin(0)
-    table.append(0, table.enter("c"))
+    table.extend(0, (table.enter("c"),))
     entries = ["z"]
     for _ in range(2):
         table.take(0, entries)
@@ -417,7 +417,7 @@ def test_removed_in_the_middle(core: Any) -> None:
     slots = [table.add(peer) for peer in new]
     for slot in slots:
         assert not table.is_pending(slot)
-        table.append(slot, 0)
+        table.extend(slot, (0,))
     assert taken(core, table) == {slot: ["a"] for slot in (1, 2, 4)}
     table.finish()
     assert tick(core, table) == {slot: ["b"] for slot in (1, 2, 4, *slots)}
@@ -441,11 +441,11 @@ def test_a_slot_is_sent_to_once_whoever_had_it(core: Any, network: Network) -> N
     table = core.TickTable()
     old = peer_of(core, asked_link())
     table.add(old)
-    table.append(old.slot, table.enter(1))
+    table.extend(old.slot, (table.enter(1),))
     table.remove(old)
     link = network.link(ReportingLink)
     new = peer_of(core, link)
-    table.append(table.add(new), table.enter(2))
+    table.extend(table.add(new), (table.enter(2),))
     table.begin(0)
     batch = collect(core, table, 1000, lambda node: Text(table.sequence(node)))
     if core.sends_directly:
@@ -489,7 +489,7 @@ def test_lists_of_a_batch(core: Any) -> None:
     assert (6, masked) in collect(core, table).waiting
     table.remove(peers[4])
     assert table.add(peers[4]) == 4
-    table.append(4, table.enter("b"))
+    table.extend(4, (table.enter("b"),))
     for slot in (0, 1, 2, 3, 5, 6):
         assert take(table, slot) == ["a"]
     table.finish()
@@ -516,7 +516,7 @@ def test_failing_frames(core: Any, network: Network) -> None:
     links = [network.link(kind) for kind in (Link, ReportingLink)]
     for link in links:
         peer_of(core, link).check(link)
-        table.append(table.add(link._wsfast_peer), table.enter(link._wsfast_peer.slot))
+        table.extend(table.add(link._wsfast_peer), (table.enter(link._wsfast_peer.slot),))
     table.begin(0)
 
     def sequence_of(node: int) -> Any:
@@ -553,7 +553,7 @@ def test_what_kernels_do_not_take(name: str, network: Network, kind: type[Link])
     network.far[id(links[2].wire)].close()
     if kind is ReportingLink:  # which is not asked again
         links[0].sending = object()
-    table.append(0, table.enter(5))  # alone with a frame that fits
+    table.extend(0, (table.enter(5),))  # alone with a frame that fits
     table.publish(members_of(core, 0, 1, 2, 3, 4), table.enter(6), {0})
     asked: list[int] = []
     big = b"x" * (1 << 20)
@@ -593,7 +593,7 @@ def test_cut_among_several_frames(name: str, network: Network, sizes: tuple[int,
     slot = table.add(peer)
     frames = [b"%d" % index * size for index, size in enumerate(sizes)]
     for index in range(3):
-        table.append(slot, table.enter(index))
+        table.extend(slot, (table.enter(index),))
     message = Text([])
     message.plain = Encoding.of_frames(frames)
     table.begin(0)
@@ -607,7 +607,7 @@ def test_cut_among_several_frames(name: str, network: Network, sizes: tuple[int,
     assert table.pending(slot) == left
     assert table.is_pending(slot) is bool(left)
     assert table.left == bool(left)
-    table.append(slot, table.enter("next"))
+    table.extend(slot, (table.enter("next"),))
     assert table.pending(slot) == [*left, "next"]
     # What is left is not sent behind half a frame; the list of it is to be taken.
     assert collect(core, table).refused == ([(slot, peer)] if left else [])
@@ -627,7 +627,7 @@ def test_skips_end_with_the_owner(name: str, network: Network) -> None:
     peer = peer_of(core, network.link(small=True))
     table.add(peer)
     for index in range(2):
-        table.append(0, table.enter(index))
+        table.extend(0, (table.enter(index),))
     message = Text([])
     message.plain = Encoding.of_frames([b"x" * 500_000, b"y"])
     table.begin(0)
@@ -636,7 +636,7 @@ def test_skips_end_with_the_owner(name: str, network: Network) -> None:
     table.remove(peer)
     table.finish()
     assert table.add(peer_of(core, asked_link())) == 0
-    table.append(0, table.enter("a"))
+    table.extend(0, (table.enter("a"),))
     assert tick(core, table) == {0: ["a"]}
 
 
@@ -653,7 +653,7 @@ def test_a_slot_is_asked_when_it_is_given_out(core: Any, network: Network) -> No
     table.remove(peer)
     assert (peer.ready, peer.slot) == (False, -1)
     assert table.add(peer_of(core, asked_link())) == 0
-    table.append(0, table.enter(3))
+    table.extend(0, (table.enter(3),))
     assert tick(core, table) == {0: [3]}
     assert network.received(link) == b""
 
@@ -1003,7 +1003,7 @@ def test_tables_agree_with_lists(operations: list[tuple[str, Any, Any]]) -> None
             case "append":
                 entry, number = enter()
                 slot = subscribers[first].slot
-                both(lambda core, table, slot=slot, number=number: table.append(slot, number))
+                both(lambda core, table, slot=slot, number=number: table.extend(slot, (number,)))
                 subscribers[first].published.append(entry)
             case "begin":
                 outcome = both(lambda core, table, first=first: table.begin(first))

@@ -147,10 +147,10 @@ class Herd(Scenario):
     theirs = frozenset()
     chart = Chart("Seconds until all clients are there", "seconds", "{way}")
     legend = (
-        "new: clients connect for the first time. back: all come back after a cut, and get what they missed. all after:\n"
-        "from the moment when the first one may connect. p50, p99: from connecting to being subscribed, or recovered.\n"
-        "steady, peak: memory of the server while all are connected, and its peak while they come back. Every client\n"
-        "checks that every message comes exactly once."
+        "new: clients connect for the first time. back: all come back after a cut, and get what they missed.\n"
+        "all after: since the first one may connect. p50, p99: from connecting to being subscribed, or recovered.\n"
+        "steady, peak: memory of the server while all are connected, and its peak while they come back.\n"
+        "Every client checks that it gets every message exactly once."
     )
 
     def plan(self, settings: Settings) -> Iterator[Play]:
