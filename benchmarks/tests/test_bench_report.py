@@ -640,6 +640,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"p50": 0.001, "p99": 0.002}
         for way in ("relay", "recipe")
     ],
+    "herd": [
+        {"way": way, "clients": 3, "missed": 2, "seconds": 2.0, "p50": 0.5, "p99": 1.0, "refused": 0, "cpu": 1.5}
+        | {"steady": 1 << 20, "peak": 1 << 21, "grown": 2.0}
+        for way in ("new", "back")
+    ],
     "memory-subscriptions": [
         {"connections": 3, "channels": 10, "subscriptions": 30, "how": how, "subscribed": 200.0, "each": 250.0}
         for how in ("resident", "traced")

@@ -255,6 +255,32 @@ def test_who_gets_the_same_is_at_the_same_node(core: Any) -> None:
     assert (table.published, table.sending) == (False, False)
 
 
+def test_several_entries_to_one_slot(core: Any) -> None:
+    """Slots that get the same entries after the same ones are at one node, whatever others get in between."""
+    table, _ = table_of(core, 6)
+    numbers = [table.enter(entry) for entry in "abcd"]
+    table.publish(members_of(core, 4, 5), 0)
+    for slot in (0, 1, 2, 3, 4):
+        table.extend(slot, tuple(numbers[1 + slot % 2 : 3]))
+        table.extend(slot, ())
+        table.extend(slot, (numbers[3],))
+    assert [table.pending(slot) for slot in range(6)] == [
+        list(some) for some in ("bcd", "cd", "bcd", "cd", "abcd", "a")
+    ]
+    table.extend(5, (1, 2, 3))
+    table.begin(0)
+    assert table.left == 6
+    nodes = [table.node(slot) for slot in range(6)]
+    assert nodes[0] == nodes[2]
+    assert nodes[1] == nodes[3]
+    assert taken(core, table) == {
+        slot: list(some) for slot, some in enumerate(("bcd", "cd", "bcd", "cd", "abcd", "abcd"))
+    }
+    table.finish()
+    table.extend(0, (table.enter("e"),))  # numbers begin anew
+    assert tick(core, table) == {0: ["e"]}
+
+
 def test_excluded(core: Any) -> None:
     """Excluded ones get nothing, whatever else they get; excluding a stranger changes nothing."""
     table, _ = table_of(core, 4)
@@ -871,7 +897,7 @@ def test_windows_that_nobody_has_are_forgotten(name: str, network: Network) -> N
 OPERATION = st.one_of(
     st.tuples(st.just("publish"), MASK, MASK),
     st.tuples(st.just("publish as one"), st.lists(MASK, max_size=4), MASK),
-    st.tuples(st.just("append"), SLOTS, st.none()),
+    st.tuples(st.just("extend"), SLOTS, st.lists(st.integers(0, 5), max_size=4)),
     st.tuples(st.just("begin"), st.integers(0, 20), st.none()),
     st.tuples(st.just("collect"), st.integers(1, 9), st.booleans()),
     st.tuples(st.just("take"), SLOTS, st.none()),
@@ -1000,11 +1026,12 @@ def test_tables_agree_with_lists(operations: list[tuple[str, Any, Any]]) -> None
                     got += new
                 for index in got:
                     subscribers[index].published.append(entry)
-            case "append":
-                entry, number = enter()
+            case "extend":  # with new entries, and with some that others have got
+                count = len(published)
+                numbers = tuple(enter()[1] if number >= count else number for number in second)
                 slot = subscribers[first].slot
-                both(lambda core, table, slot=slot, number=number: table.extend(slot, (number,)))
-                subscribers[first].published.append(entry)
+                both(lambda core, table, slot=slot, numbers=numbers: table.extend(slot, numbers))
+                subscribers[first].published += [published[number] for number in numbers]
             case "begin":
                 outcome = both(lambda core, table, first=first: table.begin(first))
                 assert (outcome is None) is (not sending)
