@@ -19,6 +19,7 @@ _MODULES = (
     "integrations",
     "relay",
     "herd",
+    "rolling",
     "memory_subscriptions",
     "wire",
     "large",

@@ -21,13 +21,10 @@ from wsfast_bench.returning import TOPIC, Returning
 
 from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
-__all__ = ["SCENARIO", "come_back", "peak_since"]
+__all__ = ["BACKLOG", "SCENARIO", "Feed", "come_back", "peak_since"]
 
 WITHIN = 1.0
 """Seconds within which all clients connect, each after a random time."""
-
-PAUSE = 0.5
-"""Seconds between two messages that are published all the time."""
 
 BACKLOG = 8192
 """Connections that may wait for the server, if the kernel allows as many."""
@@ -45,12 +42,19 @@ def peak_since(found: list[int]) -> Iterator[None]:
 
 
 class Feed:
-    """Publishes numbered messages to the hub."""
+    """Publishes numbered messages to a hub.
 
-    def __init__(self, hub: wsfast.Hub, size: int) -> None:
+    Args:
+        hub: The hub.
+        size: Characters of a message.
+        pause: Seconds between two messages that are published all the time.
+    """
+
+    def __init__(self, hub: wsfast.Hub, size: int, pause: float = 0.5) -> None:
         self.hub = hub
         self.number = 0
         self._size = size
+        self._pause = pause
 
     def publish(self) -> None:
         """Publish a message whose text begins with its offset."""
@@ -64,7 +68,7 @@ class Feed:
         async def run() -> None:
             while True:
                 self.publish()
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(self._pause)
 
         task = asyncio.create_task(run())
         try:
