@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 import sys
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
+from helpers.brokers import why_not
 from wsfast.cli import UnfitError, main
 from wsfast_bench import returning
 from wsfast_bench.cases import Case
 from wsfast_bench.returning import Client, FaultError, Run, parse
-from wsfast_bench.scenarios import herd
+from wsfast_bench.scenarios import herd, rolling
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="scenarios are played on Linux only")
 
@@ -127,3 +129,63 @@ def test_fault_of_a_herd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(herd.Feed, "publish", publish)
     with pytest.raises(UnfitError, match=r"clients cannot .*'7 x' has the offset 6"):
         asyncio.run(herd.come_back(CASE, 10, None))
+
+
+# ---- A rolling restart
+
+
+@pytest.mark.parametrize(
+    ("times", "most"),
+    [([5.0], 1), ([0.0, 0.5, 1.0, 1.4], 3), ([3.0, 0.0, 1.0, 2.0], 1), ([0.0, 0.9, 0.9, 1.8, 1.85], 4)],
+)
+def test_most_in_a_second(times: list[float], most: int) -> None:
+    """Any second counts, not only those that begin at a whole number."""
+    assert rolling.most_in_a_second(times) == most
+
+
+@pytest.mark.skipif(why_not("redis") is not None, reason=str(why_not("redis")))
+def test_rolling_restart() -> None:
+    """A hundred clients of two workers that are drained and restarted come back and have every message once."""
+    row = asyncio.run(rolling.restart(dataclasses.replace(CASE, clients=100), 2, 0.6, rate=20.0))
+    assert row["reconnects"] == sum(row["histogram"]) >= 100
+    assert 0 < row["most"] <= row["reconnects"]
+    assert row["messages"] >= 100 * 20
+    text = "\n".join(rolling.SCENARIO.warn([row | {"share": 0.11}]))
+    assert text.startswith("came back in seconds  0 to  9:")
+    assert "WARNING: more than 10% of the clients" in text
+    assert "WARNING" not in "\n".join(rolling.SCENARIO.warn([row | {"share": 0.1}]))
+
+
+def test_worker_that_does_not_start() -> None:
+    """Its end is an error."""
+
+    async def run() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            async with rolling._worker("http://nowhere", sock, 1.0, "asyncio"):
+                pass
+
+    with pytest.raises(UnfitError, match="a worker does not start"):
+        asyncio.run(run())
+
+
+def test_rolling_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is one row."""
+    row = {"way": "rolling", "workers": 4, "seconds": 9.0, "reconnects": 7, "most": 2, "share": 0.05, "refused": 0}
+
+    def ask(_module: str, _part: object, task: Any, _progress: object, *names: str) -> dict[str, Any]:
+        assert (names, task["seconds"]) == (("rolling",), 3)
+        return row | {"histogram": [3] * 12, "last": 5}
+
+    monkeypatch.setattr("wsfast_bench.play.ask", ask)
+    argv = ["bench", "--scenario", "rolling", "--clients", "40", "--seconds", "3", "--loops", "asyncio"]
+    assert main(argv) == 0
+    output = capsys.readouterr().out
+    assert "rolling: 40 clients, 4 workers, each drained within 3 s, asyncio\n" in output
+    assert "came back in seconds 10 to 19:    3    3\n" in output
+
+
+def test_rolling_needs_redis(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the client library, the error says what to install."""
+    monkeypatch.setattr("wsfast_bench.scenarios.rolling.installed", lambda _: False)
+    assert main(["bench", "--scenario", "rolling"]) == 1
+    assert "scenario rolling needs redis" in capsys.readouterr().err

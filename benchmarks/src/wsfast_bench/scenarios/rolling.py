@@ -146,7 +146,7 @@ class Rolling(Scenario):
 
     name = "rolling"
     help = "2,000 clients of four workers that are drained and restarted one after the other, with Redis"
-    seconds = Option("seconds", "window of each drain", 10, quick=2)
+    seconds = Option("seconds", "window of each drain in seconds", 15, quick=2)
     options = (seconds,)
     numbers = MappingProxyType({"share": "most in a second"})
     theirs = frozenset()
