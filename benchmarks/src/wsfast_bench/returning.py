@@ -13,7 +13,7 @@ import heapq
 import json
 import os
 import random
-import select
+import selectors
 import socket
 import struct
 import sys
@@ -25,7 +25,7 @@ from websockets.frames import Frame, Opcode
 
 from .clients import Clients
 from .machine import UnfitError
-from .peer import upgrade
+from .peer import read_line, upgrade
 
 __all__ = ["TOPIC", "Client", "Herd", "Returning", "main", "parse"]
 
@@ -51,7 +51,7 @@ class Parsed(NamedTuple):
     """The beginning of a frame."""
 
 
-class FaultError(Exception):
+class FaultError(UnfitError):
     """A server has sent something that it must not send; the text says what."""
 
 
@@ -208,8 +208,7 @@ class Herd:
         self.refused = 0
         """Attempts that have failed."""
         self._due: list[tuple[float, int]] = []
-        self._epoll = select.epoll()
-        self._by_descriptor: dict[int, Client] = {}
+        self._selector = selectors.DefaultSelector()
 
     def send_all(self, within: float) -> None:
         """Have all that are not connected connect within some seconds."""
@@ -230,7 +229,7 @@ class Herd:
     def _drop(self, client: Client) -> None:
         if client.sock is not None:
             self.live -= client.live
-            del self._by_descriptor[client.sock.fileno()]
+            self._selector.unregister(client.sock)
             client.close()
 
     def _lose(self, client: Client) -> None:
@@ -240,9 +239,7 @@ class Herd:
         self._wait(client)
 
     def _open(self, client: Client) -> None:
-        sock = client.open(self.port)
-        self._by_descriptor[sock.fileno()] = client
-        self._epoll.register(sock.fileno(), select.EPOLLOUT)
+        self._selector.register(client.open(self.port), selectors.EVENT_WRITE, client)
 
     def open_due(self) -> float:
         """Connect the clients whose time has come; return the seconds until the next one, at most one."""
@@ -256,13 +253,13 @@ class Herd:
     def poll(self, timeout: float) -> bool:
         """Read what there is; return whether a command has arrived."""
         command = False
-        for fd, events in self._epoll.poll(timeout):
-            client = self._by_descriptor.get(fd)
+        for key, events in self._selector.select(timeout):
+            client: Client | None = key.data
             if client is None:
-                command = command or fd == 0
+                command = True
                 continue
             try:
-                goes_on = self._write(client) if events & select.EPOLLOUT else self._read(client)
+                goes_on = self._write(client) if events & selectors.EVENT_WRITE else self._read(client)
             except OSError:
                 goes_on = False
             if not goes_on:
@@ -271,7 +268,7 @@ class Herd:
 
     def listen(self, descriptor: int) -> None:
         """Have `poll()` tell of commands."""
-        self._epoll.register(descriptor, select.EPOLLIN)
+        self._selector.register(descriptor, selectors.EVENT_READ)
 
     def _write(self, client: Client) -> bool:
         """Go on when the connection is there."""
@@ -280,7 +277,7 @@ class Herd:
         if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             return False
         sock.send(upgrade(self.port))
-        self._epoll.modify(sock.fileno(), select.EPOLLIN)
+        self._selector.modify(sock, selectors.EVENT_READ, client)
         return True
 
     def _read(self, client: Client) -> bool:
@@ -331,11 +328,14 @@ class Returning(Clients):
             *values: What belongs to it.
 
         Raises:
-            UnfitError: If a message was missing, came twice, or was not recovered.
+            FaultError: If a message was missing, came twice, or was not recovered.
+            UnfitError: If the process has ended.
         """
         answer: dict[str, Any] = json.loads(await self.answer(json.dumps([name, *values])) or "{}")
-        if "live" not in answer:
-            raise UnfitError(f"clients cannot {name}: {answer.get('fault') or 'their process has ended'}")
+        if "fault" in answer:
+            raise FaultError(answer["fault"])
+        if not answer:
+            raise UnfitError(f"clients cannot {name}: their process has ended")
         return answer
 
 
@@ -373,20 +373,13 @@ def main() -> None:
     try:
         while True:
             if pending is None or (herd is not None and herd.poll(herd.open_due())):
-                line = _read_line()
+                line = read_line(sys.stdin.fileno())
                 if not line:
                     return
                 pending = _commands(herd, json.loads(line))
             herd = next(pending)
     except FaultError as exc:
         print(json.dumps({"fault": str(exc)}), flush=True)
-
-
-def _read_line() -> bytes:
-    line = b""
-    while (octet := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\n"):
-        line += octet
-    return line
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ async def restart(
             processes = [await one.enter_async_context(_worker(url, sock, seconds, case.loop)) for one in running]
             clients = stack.enter_context(Returning(None if processors is None else processors[1]))
             await stack.enter_async_context(feed.running())
-            # In as many seconds as there are workers: one that accepts all that come at once would have most of them.
-            await clients.do("open", sock.getsockname()[1], case.clients, workers)
+            # One that accepts all that come at once would have most of them.
+            await clients.do("open", sock.getsockname()[1], case.clients, min(seconds, workers))
             await clients.do("reach", feed.number + 1)
             begin = time.monotonic()
             await clients.do("wait", BACK)
