@@ -19,6 +19,7 @@ from helpers.brokers import why_not
 from wsfast.cli import UnfitError, main
 from wsfast_bench import returning
 from wsfast_bench.cases import Case
+from wsfast_bench.feed import Feed
 from wsfast_bench.returning import Client, FaultError, Run, parse
 from wsfast_bench.scenarios import herd, rolling
 
@@ -126,7 +127,7 @@ def test_fault_of_a_herd(monkeypatch: pytest.MonkeyPatch) -> None:
         feed.number += 1
         feed.hub.publish(returning.TOPIC, f"{feed.number + (feed.number > 5)} x")
 
-    monkeypatch.setattr(herd.Feed, "publish", publish)
+    monkeypatch.setattr(Feed, "publish", publish)
     with pytest.raises(UnfitError, match="'7 x' has the offset 6"):
         asyncio.run(herd.come_back(CASE, 10, None))
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import wsfast
 import wsfast.session
+from wsfast_bench.feed import BACKLOG, Feed
 from wsfast_bench.returning import Returning
-from wsfast_bench.scenarios.herd import BACKLOG, Feed
 
 __all__ = ["AWAY", "Recovery", "cut_off"]
 
@@ -37,11 +37,12 @@ class Recovery(NamedTuple):
     messages: int
     """Messages that all clients together got since the cut. Each of them has checked that they are complete."""
 
-    def __str__(self) -> str:
+    def sentences(self) -> tuple[str, str]:
+        """Return what was counted in words."""
         return (
-            f"All {self.clients:,} clients of a wsfast.Hub were cut off, and missed {self.missed:,} messages each or "
-            f"more. All had recovered {self.seconds:.1f} s later. Since the cut, they got {self.messages:,} messages: none "
-            "is missing, and none came twice."
+            f"{self.clients:,} clients of a wsfast.Hub missed {self.missed:,} messages each or more while they were "
+            f"away; {self.seconds:.1f} s after the cut, all had recovered.",
+            f"They got {self.messages:,} messages since the cut: none is missing, and none came twice.",
         )
 
 

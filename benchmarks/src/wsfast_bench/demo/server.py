@@ -194,14 +194,16 @@ class Demo:
             return
         terminal.say("\nNow all clients of one more server are cut off at once, and come back.")
         try:
-            show.recovery = str(await cut_off(self.settings.clients, self.settings.rate, min(part, 1.0) * AWAY))
+            found = await cut_off(self.settings.clients, self.settings.rate, min(part, 1.0) * AWAY)
         except FaultError as exc:
             print(f"wsfast demo: error: {exc}", file=sys.stderr)
             self.status = 1
         except (UnfitError, OSError) as exc:  # TimeoutError is an OSError
             terminal.say(f"This part is left out: {str(exc) or 'it takes too long on this machine'}")
         else:
-            terminal.say(show.recovery)
+            for sentence in found.sentences():
+                terminal.say(sentence)
+            show.recovery = " ".join(found.sentences())
 
     async def _repeat(self, show: Show) -> None:
         """Do the same again and again, until somebody uses the page."""

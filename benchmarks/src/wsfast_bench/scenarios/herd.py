@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,20 +13,18 @@ from typing import Any
 import wsfast
 import wsfast.session
 from wsfast_bench.cases import Case
+from wsfast_bench.feed import BACKLOG, Feed
 from wsfast_bench.machine import UnfitError
 from wsfast_bench.memory import resident
 from wsfast_bench.report import percentile
-from wsfast_bench.returning import TOPIC, Returning
+from wsfast_bench.returning import Returning
 
 from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
-__all__ = ["BACKLOG", "SCENARIO", "Feed", "come_back", "peak_since"]
+__all__ = ["SCENARIO", "come_back", "peak_since"]
 
 WITHIN = 1.0
 """Seconds within which all clients connect, each after a random time."""
-
-BACKLOG = 8192
-"""Connections that may wait for the server, if the kernel allows as many."""
 
 STATUS = Path("/proc/self/status")
 
@@ -39,42 +36,6 @@ def peak_since(found: list[int]) -> Iterator[None]:
     yield
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     found.append(int(line.split()[1]) * 1024)
-
-
-class Feed:
-    """Publishes numbered messages to a hub.
-
-    Args:
-        hub: The hub.
-        size: Characters of a message.
-        pause: Seconds between two messages that are published all the time.
-    """
-
-    def __init__(self, hub: wsfast.Hub, size: int, pause: float = 0.5) -> None:
-        self.hub = hub
-        self.number = 0
-        self._size = size
-        self._pause = pause
-
-    def publish(self) -> None:
-        """Publish a message whose text begins with its offset."""
-        self.number += 1
-        self.hub.publish(TOPIC, f"{self.number} ".ljust(self._size, "x"))
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Publish all the time while in the context."""
-
-        async def run() -> None:
-            while True:
-                self.publish()
-                await asyncio.sleep(self._pause)
-
-        task = asyncio.create_task(run())
-        try:
-            yield
-        finally:
-            task.cancel()
 
 
 async def come_back(case: Case, messages: int, processors: tuple[int, int] | None) -> list[dict[str, Any]]:

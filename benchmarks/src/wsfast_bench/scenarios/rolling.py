@@ -15,10 +15,10 @@ from typing import Any
 import wsfast
 from wsfast_bench.brokers import broker
 from wsfast_bench.cases import Case
+from wsfast_bench.feed import BACKLOG, Feed
 from wsfast_bench.machine import UnfitError, installed
 from wsfast_bench.returning import Returning
 
-from .herd import BACKLOG, Feed
 from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
 __all__ = ["SCENARIO", "most_in_a_second", "restart"]
