@@ -1,4 +1,4 @@
-"""What servers publish to clients that come back."""
+"""A feed of numbered messages for clients that come back."""
 
 from __future__ import annotations
 

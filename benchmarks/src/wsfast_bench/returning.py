@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What some bytes of a connection are."""
+    """The content of some bytes of a connection."""
 
     events: tuple[Run | dict[str, Any] | tuple[int, bytes], ...]
     """Runs of messages, answers of the session protocol, and control frames (RFC 6455, section 5.5), in their order."""
@@ -190,7 +190,7 @@ class Client:
 
 
 class Herd:
-    """All clients. Those that are disconnected come back after a random time."""
+    """All clients. A client that is disconnected comes back after a random time."""
 
     def __init__(self, port: int, count: int) -> None:
         self.port = port
@@ -325,7 +325,7 @@ class Returning(Clients):
             name: `open` with a port, a number of clients and the seconds within which they connect; `cut`; `back` with
                 the seconds within which they come back; `wait` with seconds within which those come back that a server
                 disconnects, at once; `reach` with an offset. `open`, `back` and `reach` return when it is done.
-            *values: What belongs to it.
+            *values: Its arguments.
 
         Raises:
             FaultError: If a message was missing, came twice, or was not recovered.

@@ -26,7 +26,7 @@ SIZE = 100
 
 
 class Recovery(NamedTuple):
-    """What was counted."""
+    """The numbers that were counted."""
 
     clients: int
     """Clients that were cut off, and recovered."""
@@ -38,7 +38,7 @@ class Recovery(NamedTuple):
     """Messages that all clients together got since the cut. Each of them has checked that they are complete."""
 
     def sentences(self) -> tuple[str, str]:
-        """Return what was counted in words."""
+        """Return the numbers in words."""
         return (
             f"{self.clients:,} clients of a wsfast.Hub missed {self.missed:,} messages each or more while they were "
             f"away; {self.seconds:.1f} s after the cut, all had recovered.",

@@ -67,7 +67,7 @@ class Show:
         self.notice = ""
         """Why the demo let the client out of the tunnel; empty if it did not."""
         self.recovery = ""
-        """What was counted when all clients of one more server came back; empty before."""
+        """The result of the last part, in which all clients of one more server come back; empty before."""
         self.auto = False
         """Whether the phones drive into the tunnel without a command of a page."""
         self.on_connected: Callable[[int], object] = lambda connected: None
