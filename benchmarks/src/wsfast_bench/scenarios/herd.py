@@ -32,7 +32,10 @@ STATUS = Path("/proc/self/status")
 @contextlib.contextmanager
 def peak_since(found: list[int]) -> Iterator[None]:
     """Append the peak of this process's memory while in the context, in bytes, as the kernel knows it."""
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
+    except OSError as exc:
+        raise UnfitError(f"the peak of this process's memory cannot be measured: {exc}") from None
     yield
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     found.append(int(line.split()[1]) * 1024)
