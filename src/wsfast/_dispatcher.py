@@ -47,6 +47,10 @@ logger = logging.getLogger("wsfast")
 SLICE = 500
 """Connections to send to before the clock is read again."""
 
+SEQUENCES = 100
+"""Joined messages that are kept from one slice of a tick to the next: with different answers, each connection that
+comes back has its own, with a copy of all that it has missed."""
+
 BUDGET = 0.02
 """Seconds after which an automatic flush returns to the event loop and continues later."""
 
@@ -239,6 +243,8 @@ class Dispatcher(Draining):
                         self._detach()
                 while table.left > table.detached:
                     self._send_some(len(table.peers) if budget is None else SLICE)
+                    if len(self._sequences) > SEQUENCES:
+                        self._sequences = {}
                     if time.monotonic() > deadline and (table.left or table.published):
                         return
                 if table.detached:

@@ -482,6 +482,36 @@ def test_thundering_herd(run: Run, core: Any, monkeypatch: pytest.MonkeyPatch) -
     run(main)
 
 
+def test_herd_with_different_answers(run: Run, core: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that each get another answer need copies of what they have missed, but not all at the same time."""
+    monkeypatch.setattr(_dispatcher, "SLICE", 20)
+    monkeypatch.setattr(_dispatcher, "SEQUENCES", 20)
+    herd, size = 400, 40_000
+
+    async def main() -> None:
+        hub = wsfast.Hub(history=10, envelope=True)
+        epoch = hub.position("a").epoch
+        hub.publish("a", "x" * size)
+        wires = [await connect("evented", Spec(kind="plain", bits=15, client=False, small=False)) for _ in range(herd)]
+        for number, wire in enumerate(wires):
+            hub.subscribe(wire.connection, "a", since={"a": (epoch, 0)}).send(f"you are {number}")
+        tracemalloc.start()
+        try:
+            while hub.stats().queued:
+                await asyncio.sleep(0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < herd * size / 4
+        for number, wire in enumerate(wires):
+            (message, answer), rest = parse_frames(wire.sock.recv(1 << 20))
+            assert (len(message.payload) > size, answer.payload, rest) == (True, b"you are %d" % number, b"")
+            wire.close()
+        await until(lambda: len(hub) == 0, "the connections to be gone")
+
+    run(main)
+
+
 def calls_per_client(history: int, missed: int) -> float:
     """Return how many functions of Python run for each of a hundred clients that come back in one iteration."""
     calls = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -21,24 +20,40 @@ from wsfast_bench.returning import Returning
 
 from .scenario import Chart, Option, Play, Row, Scenario, Settings
 
-__all__ = ["SCENARIO", "come_back", "peak_since"]
+__all__ = ["SCENARIO", "come_back"]
 
 WITHIN = 1.0
 """Seconds within which all clients connect, each after a random time."""
 
 STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+"""The kernel's numbers for this process, and the file by which its peak of memory begins anew (proc(5))."""
 
 
-@contextlib.contextmanager
-def peak_since(found: list[int]) -> Iterator[None]:
-    """Append the peak of this process's memory while in the context, in bytes, as the kernel knows it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew
-    except OSError as exc:
-        raise UnfitError(f"the peak of this process's memory cannot be measured: {exc}") from None
-    yield
+def _peak(*, again: bool) -> int:
+    """Return the peak of this process's memory in bytes, as the kernel knows it; with `again`, it begins anew."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    found.append(int(line.split()[1]) * 1024)
+    if again:
+        try:
+            CLEAR.write_text("5")
+        except OSError as exc:
+            raise UnfitError(f"the peak of this process's memory cannot be measured: {exc}") from None
+    return int(line.split()[1]) * 1024
+
+
+async def _measured(clients: Returning, *command: Any) -> dict[str, Any]:
+    """Have the clients connect by a command; return what that costs this process, the server."""
+    _peak(again=True)
+    cpu, begin = time.process_time(), time.monotonic()
+    told = await clients.do(*command)
+    return {
+        "seconds": max(told["times"]) - begin,
+        "p50": percentile(told["took"], 50),
+        "p99": percentile(told["took"], 99),
+        "refused": told["refused"],
+        "cpu": time.process_time() - cpu,
+        "peak": _peak(again=False),
+    }
 
 
 async def come_back(case: Case, messages: int, processors: tuple[int, int] | None) -> list[dict[str, Any]]:
@@ -60,48 +75,26 @@ async def come_back(case: Case, messages: int, processors: tuple[int, int] | Non
     async def handler(connection: Any) -> None:
         await wsfast.session.Session(hub, connection).run()
 
-    rows = []
-    options: dict[str, Any] = {"compression": None, "backlog": BACKLOG, "open_timeout": 60}
-    async with wsfast.serve(handler, "127.0.0.1", 0, **options) as server:
+    serving = wsfast.serve(handler, "127.0.0.1", 0, compression=None, backlog=BACKLOG, open_timeout=60)
+    async with serving as server:
         port = next(iter(server.sockets)).getsockname()[1]
         with Returning(None if processors is None else processors[1]) as clients:
             async with feed.running():
-                for way in ("new", "back"):
-                    if way == "back":
-                        await clients.do("cut")
-                        for _ in range(messages):
-                            feed.publish()
-                    peaks: list[int] = []
-                    with peak_since(peaks):
-                        cpu, begin = time.process_time(), time.monotonic()
-                        if way == "new":
-                            told = await clients.do("open", port, case.clients, WITHIN)
-                        else:
-                            told = await clients.do("back", WITHIN)
-                        cpu = time.process_time() - cpu
-                    if way == "new":
-                        await clients.do("reach", feed.number + 1)
-                        steady = resident()
-                    rows.append(
-                        {
-                            "way": way,
-                            "clients": case.clients,
-                            "missed": messages if way == "back" else 0,
-                            "seconds": max(told["times"]) - begin,
-                            "p50": percentile(told["took"], 50),
-                            "p99": percentile(told["took"], 99),
-                            "refused": told["refused"],
-                            "cpu": cpu,
-                            "steady": steady,
-                            "peak": peaks[0],
-                            "grown": peaks[0] / steady,
-                        }
-                    )
+                new = await _measured(clients, "open", port, case.clients, WITHIN)
+                await clients.do("reach", feed.number + 1)
+                steady = resident()
+                await clients.do("cut")
+                for _ in range(messages):
+                    feed.publish()
+                back = await _measured(clients, "back", WITHIN)
             told = await clients.do("reach", feed.number)
             if told["live"] != case.clients:
                 raise UnfitError(f"{case.clients - told['live']} of {case.clients} clients have left again")
-            rows[-1]["messages"] = told["messages"]
-    return rows
+    both = {"clients": case.clients, "steady": steady, "messages": told["messages"]}
+    return [
+        {"way": way, "missed": missed, **found, **both, "grown": found["peak"] / steady}
+        for way, missed, found in (("new", 0, new), ("back", messages, back))
+    ]
 
 
 class Herd(Scenario):
@@ -112,7 +105,6 @@ class Herd(Scenario):
     messages = Option("messages", "messages that each client misses", 100, quick=20)
     options = (messages,)
     numbers = MappingProxyType({"seconds": "all after s", "cpu": "server CPU s", "grown": "memory grown"})
-    theirs = frozenset()
     chart = Chart("Seconds until all clients are there", "seconds", "{way}")
     legend = (
         "new: clients connect for the first time. back: all come back after a cut, and get what they missed.\n"

@@ -77,16 +77,13 @@ async def _line(process: Any, expected: str | None = None) -> str:
     return line.decode().strip()
 
 
-async def restart(
-    case: Case, workers: int, seconds: float, processors: tuple[int, int] | None = None, rate: float = 5.0
-) -> dict[str, Any]:
+async def restart(case: Case, workers: int, seconds: float, rate: float = 5.0) -> dict[str, Any]:
     """Restart all workers, one after the other.
 
     Args:
         case: How many clients, and how large a message.
         workers: How many workers.
         seconds: Window of each drain.
-        processors: The clients are bound to the second one; None to bind nobody.
         rate: Messages per second.
 
     Raises:
@@ -101,7 +98,7 @@ async def restart(
             for one in running:
                 await stack.enter_async_context(one)
             processes = [await one.enter_async_context(_worker(url, sock, seconds, case.loop)) for one in running]
-            clients = stack.enter_context(Returning(None if processors is None else processors[1]))
+            clients = stack.enter_context(Returning(None))
             await stack.enter_async_context(feed.running())
             # One that accepts all that come at once would have most of them.
             await clients.do("open", sock.getsockname()[1], case.clients, min(seconds, workers))
@@ -149,7 +146,6 @@ class Rolling(Scenario):
     seconds = Option("seconds", "window of each drain in seconds", 15, quick=2)
     options = (seconds,)
     numbers = MappingProxyType({"share": "most in a second"})
-    theirs = frozenset()
     chart = Chart("Largest share of clients that come back in one second", "share", "{workers} workers")
     legend = (
         "reconnects: how often clients came back. most in a second: of these, in any second. refused: attempts to\n"
@@ -164,11 +160,7 @@ class Rolling(Scenario):
         seconds = settings.number(self.seconds)
         yield Play(
             f"{clients} clients, {WORKERS} workers, each drained within {seconds} s: all",
-            {
-                "case": settings.case(clients, 100, "text"),
-                "seconds": seconds,
-                "processors": settings.processors,
-            },
+            {"case": settings.case(clients, 100, "text"), "seconds": seconds},
         )
 
     async def run(self, case: Case, task: dict[str, Any]) -> Row:
