@@ -6,7 +6,7 @@
 
 Each command writes one file of docs/measurements. A command that was interrupted leaves no file, so the script goes on
 there when it is started again. Then `python scripts/measurements.py` writes the figures of README and docs. It takes
-about 15 minutes. Nothing else should run on the machine meanwhile. Needs wsfast-bench, and `build/ws` with the package
+about 18 minutes. Nothing else should run on the machine meanwhile. Needs wsfast-bench, and `build/ws` with the package
 ws for Node (`npm install --prefix build/ws ws`); without that, the table of ticks has no row for Node.
 """
 
@@ -53,6 +53,8 @@ RUNS = {
     "frameworks": "--scenario frameworks --clients 250",
     "integrations": "--scenario integrations --rounds 20",
     "relay": "--scenario relay --seconds 3",
+    "herd": "--scenario herd --loops asyncio,uvloop",
+    "rolling": "--scenario rolling",
 }
 """Options of `wsfast bench` for each file, in the order in which they run: those of README first."""
 

@@ -576,6 +576,36 @@ def relay() -> str:
     )
 
 
+@named("herd", "herd")
+def herd() -> str:
+    """Return what clients cost that all come back at once."""
+    return table(
+        rows_of("herd"),
+        ("event loop", lambda row: str(row["loop"])),
+        ("", lambda row: f"{row['clients']:,} {row['method']}"),
+        ("messages missed by each", number("missed", "d")),
+        ("all are there after, s", number("seconds", ".1f")),
+        ("processor time of the server, s", number("cpu", ".1f")),
+        ("memory before, MiB", lambda row: "-" if row["method"] == "new" else f"{row['steady'] / 2**20:.0f}"),
+        ("peak, MiB", lambda row: "-" if row["method"] == "new" else f"{row['peak'] / 2**20:.0f}"),
+    )
+
+
+@named("rolling", "rolling")
+def rolling() -> str:
+    """Return how clients come back in a rolling restart."""
+    return table(
+        rows_of("rolling"),
+        ("clients", number("clients", ",d")),
+        ("workers", number("workers", "d")),
+        ("window of each drain, s", number("window", "d")),
+        ("all restarted after, s", number("seconds", ".0f")),
+        ("times that a client came back", number("reconnects", ",d")),
+        ("most in any second", lambda row: f"{row['most']} ({row['share']:.1%} of the clients)"),
+        ("messages to each client", number("last", ",d")),
+    )
+
+
 # ---- Pages
 
 

@@ -640,6 +640,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         | {"p50": 0.001, "p99": 0.002}
         for way in ("relay", "recipe")
     ],
+    "herd": [
+        {"way": way, "clients": 3, "missed": 2, "seconds": 2.0, "p50": 0.5, "p99": 1.0, "refused": 0, "cpu": 1.5}
+        | {"steady": 1 << 20, "peak": 1 << 21, "grown": 2.0}
+        for way in ("new", "back")
+    ],
+    "rolling": [
+        {"way": "rolling", "clients": 3, "workers": 2, "window": 2, "seconds": 6.0, "reconnects": 4, "most": 1}
+        | {"share": 1 / 3, "refused": 0, "histogram": [1, 0, 3], "messages": 30, "last": 12}
+    ],
     "memory-subscriptions": [
         {"connections": 3, "channels": 10, "subscriptions": 30, "how": how, "subscribed": 200.0, "each": 250.0}
         for how in ("resident", "traced")
@@ -670,6 +679,8 @@ COLUMNS = {
     "crowded": ("p99 ratio", ["1.00", "1.25", "0.75"]),
     "heartbeat": ("p99 ms", ["30.00", "0.75"]),
     "relay": ("p99 ms", ["2.00", "2.00"]),
+    "herd": ("peak/steady", ["2.00", "2.00"]),
+    "rolling": ("most in a second", ["1 (33.3%)"]),
     "memory-subscriptions": ("B/subscription", ["250", "250"]),
     "wire": ("x bytes", ["1.00", "1.10"]),
     "large": ("short", ["0", "3", "2"]),

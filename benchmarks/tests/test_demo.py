@@ -27,13 +27,14 @@ from websockets.frames import Frame, Opcode
 
 from helpers.peers import TIMEOUT, Peer, until
 from helpers.processes import started
-from wsfast.cli import main
-from wsfast_bench.demo import child, clients, message, server, show, story, terminal
+from wsfast.cli import UnfitError, main
+from wsfast_bench.demo import child, clients, message, recovery, server, show, story, terminal
 from wsfast_bench.demo import options as command_line
 from wsfast_bench.demo.lane import KEPT, KEYS, PHONE, POLICIES, SendLoop
 from wsfast_bench.demo.server import Demo, PortError, serve_page
 from wsfast_bench.demo.show import CommandError, Settings, Show
 from wsfast_bench.demo.story import LANES, judge, say, summarize
+from wsfast_bench.returning import FaultError
 
 LOOPS = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
 
@@ -664,14 +665,57 @@ SMALL = ["demo", "--clients", "3", "--port", "0", "--no-browser"]
 @pytest.mark.parametrize("loop", ["auto", "asyncio"])
 def test_demo(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a terminal, it prints the page's URL, live numbers and a summary, and ends."""
-    assert main([*SMALL, "--seconds", "5", "--rate", "20", "--loop", loop]) == 0
+    assert main([*SMALL, "--seconds", "4", "--rate", "20", "--loop", loop]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^The page is at http://127\.0\.0\.1:\d+/$", output, re.MULTILINE)
     assert "Starting 3 servers, and 9 clients in one more process" in output
     for name in LANES.values():
         assert f"\n{name} " in output
-    assert output.splitlines()[-1] == "All other clients got every message sent to them once and in order."
+    *_, first, blank, second, third, last = output.splitlines()
+    assert first == "All other clients got every message sent to them once and in order."
+    assert (blank, second) == ("", "Now all clients of one more server are cut off at once, and come back.")
+    assert re.match(r"3 clients of a wsfast\.Hub missed [1-9]\d* messages each or more while they were away; ", third)
+    assert last.endswith(" messages since the cut: none is missing, and none came twice.")
     assert "\x1b" not in output
+
+
+def test_cut_off() -> None:
+    """Clients that are cut off get as many messages as were published since then, each."""
+
+    async def main() -> None:
+        found = await recovery.cut_off(20, 50, 0.2)
+        assert (found.clients, found.messages % 20) == (20, 0)
+        assert found.messages >= 20 * found.missed > 0
+        assert 0.2 < found.seconds < recovery.PATIENCE
+
+    running(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (FaultError("client 1 is at 5"), 1, "wsfast demo: error: client 1 is at 5"),
+        (UnfitError("no room"), 0, "This part is left out: no room"),
+        (TimeoutError(), 0, "This part is left out: it takes too long on this machine"),
+    ],
+)
+def test_cut_off_that_fails(
+    error: Exception,
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A client that has lost something is an error; that it could not be tried is none."""
+
+    async def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(server, "cut_off", fail)
+    demo = Demo(status=0)
+    asyncio.run(demo._recover(Show(Settings()), terminal.Terminal(), 1.0))
+    assert demo.status == status
+    assert said in "\n".join(capsys.readouterr())
 
 
 def test_demo_that_loses_a_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -829,7 +873,7 @@ def test_on_a_real_terminal() -> None:
 
     code = (
         "import sys\nfrom wsfast.cli import main\nfrom wsfast_bench.demo import server\n"
-        f"server.HEALTHY, server.STALLED = 1.0, 2.0\nsys.exit(main({[*SMALL, '--rate', '100']!r}))"
+        f"server.HEALTHY, server.STALLED, server.AWAY = 1.0, 2.0, 0.2\nsys.exit(main({[*SMALL, '--rate', '100']!r}))"
     )
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "120", "LINES": "40"}

@@ -12,19 +12,19 @@ anything on the way raises an exception, a signal handler included, the next flu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
-from ._backlog import Backlog, Entry
+from ._backlog import Backlog, Entry, Source
 from ._core import core
 from ._delivery import Outcome, deliver, detach, report_lost, settle
 from ._draining import BATCH, Draining
-from ._encoding.message import join
-from ._encoding.shared import closed
+from ._encoding.message import PreparedMessage, join
+from ._encoding.shared import closed, encodings_of
 from ._reentrancy import Calls
 from ._writable import LATE, Notification
 from .connections.foreign import Ended, Foreign
@@ -46,6 +46,10 @@ logger = logging.getLogger("wsfast")
 
 SLICE = 500
 """Connections to send to before the clock is read again."""
+
+SEQUENCES = 100
+"""Joined messages that are kept from one slice of a tick to the next: with different answers, each connection that
+comes back has its own, with a copy of all that it has missed."""
 
 BUDGET = 0.02
 """Seconds after which an automatic flush returns to the event loop and continues later."""
@@ -98,6 +102,8 @@ class Dispatcher(Draining):
         self._sequences: dict[int, core.Encodings] = {}  # by node that is being sent
         self._turn = 0
         self._again: dict[Entry, int] = {}  # numbers of entries that are sent again in this tick
+        # Entries of messages to one connection alone in this tick, each with the slots that get it.
+        self._alone: dict[tuple[int, PreparedMessage], tuple[Entry, set[int]]] = {}
         self._flushing = False
         self._detached: Outcome | None = None  # outcome of the batch that threads are sending
         self._done: Notification | None = None  # tells that the threads are done
@@ -169,15 +175,28 @@ class Dispatcher(Draining):
         self._schedule()
         return self.table.enter(entry)
 
-    def enter_again(self, entries: Iterable[Entry]) -> list[int]:
+    def enter_again(self, entries: tuple[Entry, ...]) -> tuple[int, ...]:
         """Return the numbers of entries that were sent before: the same for all who get them again in this tick."""
-        numbers = []
+        with contextlib.suppress(KeyError):
+            return tuple(map(self._again.__getitem__, entries))
         for entry in entries:
-            number = self._again.get(entry)
-            if number is None:
-                number = self._again[entry] = self.enter(entry)
-            numbers.append(number)
-        return numbers
+            if entry not in self._again:
+                self._again[entry] = self.enter(entry)
+        return tuple(map(self._again.__getitem__, entries))
+
+    def entry_for(self, peer: core.Peer, publisher: Source, message: PreparedMessage) -> Entry:
+        """Return the entry of a message to one connection alone.
+
+        Connections that are sent equal messages in one tick, such as those that come back at once to the same position,
+        share an entry, and so the frames of all that they get. A connection gets no entry twice.
+        """
+        key = id(publisher), message
+        entry, slots = self._alone.get(key) or (None, set())
+        if entry is None or peer.slot in slots:
+            entry, slots = Entry(publisher, message, encodings_of(message, 1), None), set()
+            self._alone[key] = entry, slots
+        slots.add(peer.slot)
+        return entry
 
     def _schedule(self) -> None:
         # A handle that is late may have been interrupted before it began.
@@ -218,12 +237,14 @@ class Dispatcher(Draining):
                 return
             for _ in range(table.published + table.sending):
                 if not table.sending:
-                    turn, self._turn, self._again = self._turn, self._turn + 1, {}
+                    turn, self._turn, self._again, self._alone = self._turn, self._turn + 1, {}, {}
                     table.begin(turn)
                     if budget is not None and core.detaches(table.left):
                         self._detach()
                 while table.left > table.detached:
                     self._send_some(len(table.peers) if budget is None else SLICE)
+                    if len(self._sequences) > SEQUENCES:
+                        self._sequences = {}
                     if time.monotonic() > deadline and (table.left or table.published):
                         return
                 if table.detached:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -350,15 +349,14 @@ class Subscription(Local):
         """Note that `count` messages of the channel were not for this subscriber."""
         self._since += count
 
-    def replay(self, entries: Iterable[Entry]) -> None:
+    def replay(self, entries: tuple[Entry, ...]) -> None:
         """Send messages that were published before the subscription began."""
         assert self._peer is not None
         slot, dispatcher, since = self._peer.slot, self._peer.dispatcher, self._since
         numbers = dispatcher.enter_again(entries)
         before, after = len(dispatcher.table.pending(slot)), since - len(numbers)
         try:
-            for number in numbers:
-                dispatcher.table.append(slot, number)
+            dispatcher.table.extend(slot, numbers)
             self._since = after
         except BaseException:
             self._since = since - len(dispatcher.table.pending(slot)) + before

@@ -97,7 +97,7 @@ class Channel(Publisher):
 
     def _begin(self, subscription: Subscription, peer: core.Peer) -> None:
         self._members.add(peer.slot)
-        subscription.replay(self._history)
+        subscription.replay(tuple(self._history))
 
     def exclude(self, slot: int) -> None:
         """Publish no more messages to a slot."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -19,8 +20,10 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosedError
 
+import wsfast.client
 from helpers import processes
 from helpers.brokers import measured_broker
+from helpers.chromium import REQUIRED, find_chromium, open_page
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from wsfast_bench.brokers import BROKERS
@@ -286,3 +289,88 @@ def test_chat(end_by: signal.Signals, status: int) -> None:
             await ann.close()
 
     asyncio.run(main())
+
+
+class Prices:
+    """A client of the example, and what it has been told."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self.numbers: dict[str, list[int]] = {}
+
+    def on_event(self, event: wsfast.client.Event) -> None:
+        """Note whether a topic was recovered."""
+        assert isinstance(event, wsfast.client.Closed | wsfast.client.Subscribed)
+        if isinstance(event, wsfast.client.Subscribed) and not event.first:
+            self.told.append(event.recovered)
+
+    async def read(self, client: wsfast.client.Client, topic: str) -> None:
+        """Note the numbers of all prices."""
+        async for message in client.subscribe(topic):
+            self.numbers.setdefault(topic, []).append(json.loads(message.payload)["number"])
+
+    async def more(self, count: int = 5) -> None:
+        """Wait for more prices of each topic."""
+        before = {topic: len(self.numbers.get(topic, ())) for topic in PRICES}
+        await until(
+            lambda: all(len(self.numbers.get(topic, ())) >= before[topic] + count for topic in PRICES), "prices"
+        )
+
+
+PRICES = "prices.eur", "prices.gbp", "prices.jpy"
+
+
+def test_prices() -> None:
+    """After `kill -9`, a client is told that old prices are lost, and then gets every new one once."""
+
+    async def main() -> None:
+        port = free_port()
+        url = f"ws://127.0.0.1:{port}/ws"
+        prices = Prices()
+        options: dict[str, Any] = {"backoff": wsfast.client.Backoff(base=0.05, cap=0.2), "on_event": prices.on_event}
+        serve = functools.partial(running, "prices.py", str(port), ready="ready at")
+        async with wsfast.client.connect(url, **options) as client:
+            reading = [asyncio.create_task(prices.read(client, topic)) for topic in PRICES]
+            async with serve(end_by=signal.SIGKILL, status=-signal.SIGKILL):
+                await prices.more()
+            assert prices.told == []
+            async with serve():
+                await prices.more()
+                await client.close()
+            await asyncio.gather(*reading)
+        assert prices.told == [False] * 3
+        for numbers in prices.numbers.values():
+            again = numbers.index(1, 1)
+            assert numbers == [*range(1, again + 1), *range(1, len(numbers) - again + 1)]
+
+    asyncio.run(main())
+
+
+def test_prices_with_redis() -> None:
+    """With Redis, the page gets every price once, although its server was killed, and says so."""
+    chromium = find_chromium()
+    if chromium is None:
+        (pytest.fail if REQUIRED else pytest.skip)("there is no Chromium")
+
+    async def main(url: str) -> None:
+        port = free_port()
+        serve = functools.partial(running, "prices.py", str(port), url, ready="ready at")
+        async with running("prices.py", "feed", url, ready="is ready"), open_page(chromium) as page:
+
+            async def numbers() -> list[int]:
+                ids = ["received", "missing", "twice", "recovered", "lost"]
+                return [int(await page.evaluate(f"document.getElementById({one!r}).textContent")) for one in ids]
+
+            async with serve(end_by=signal.SIGKILL, status=-signal.SIGKILL):
+                await page.go(f"http://127.0.0.1:{port}/")
+                await page.until("Number(document.getElementById('received').textContent) > 30")
+            await page.until("document.getElementById('state').textContent.startsWith('The server is gone')")
+            before, *_ = await numbers()
+            async with serve():
+                await page.until("document.getElementById('recovered').textContent === '3'")
+                await page.until(f"Number(document.getElementById('received').textContent) > {before + 30}")
+                assert (await numbers())[1:] == [0, 0, 3, 0]
+                await page.evaluate("location.href = 'about:blank'")
+
+    with measured_broker("redis") as url:
+        asyncio.run(main(url))

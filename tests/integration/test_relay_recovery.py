@@ -252,7 +252,7 @@ def test_disconnect_after_messages_that_are_fetched(shared: Broker, prefix: str)
     go(main)
 
 
-def test_disconnect_while_the_broker_is_away(own: Redis, prefix: str) -> None:
+def test_disconnect_while_the_broker_is_away(own: Broker, prefix: str) -> None:
     """Nobody waits for messages that cannot come back, longer than half of the time."""
 
     async def main() -> None:
@@ -285,7 +285,7 @@ def pending_futures() -> int:
     return sum(type(one) is asyncio.Future and not one.done() for one in gc.get_objects())
 
 
-def test_recovering_while_the_broker_is_away(own: Redis, prefix: str) -> None:
+def test_recovering_while_the_broker_is_away(own: Broker, prefix: str) -> None:
     """Clients that come back meanwhile leave nothing behind when they have waited in vain."""
 
     async def main() -> None:

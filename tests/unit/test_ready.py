@@ -201,7 +201,7 @@ def test_a_window_moves_on_though_its_peer_was_invalidated_meanwhile(name: str, 
     links[2]._wsfast_peer.connection = links[2]
     links[2]._wsfast_peer.check(links[2])
     message = self_contained(prepare("hello" * 100))
-    table.append(0, table.enter(message))
+    table.extend(0, (table.enter(message),))
     table.begin(0)
     batches = [core.Batch(), core.Batch()]
     batches[0].gather(links[:2], 0, message, layout_of, transport_layout_of, LOOP)
@@ -225,7 +225,7 @@ def test_waits_for_what_threads_are_sending(name: str, network: Network) -> None
         assert table.add(link._wsfast_peer) == place
         link._wsfast_peer.connection = link
         link._wsfast_peer.check(link)
-        table.append(place, 0)
+        table.extend(place, (0,))
     message = self_contained(prepare(b"x" * 1_000_000))
     table.enter(message)
     table.begin(0)

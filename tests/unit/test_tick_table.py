@@ -251,7 +251,7 @@ def test_there_is_no_such_slot(core: Any) -> None:
         table.node,
         table.is_pending,
         table.pending,
-        lambda slot: table.append(slot, 0),
+        lambda slot: table.extend(slot, (0,)),
         lambda slot: table.take(slot, []),
         lambda slot: table.set_aside(slot, True),
     ]
@@ -315,6 +315,32 @@ def test_who_gets_the_same_is_at_the_same_node(core: Any) -> None:
     assert (table.published, table.sending) == (False, False)
 
 
+def test_several_entries_to_one_slot(core: Any) -> None:
+    """Slots that get the same entries after the same ones are at one node, whatever others get in between."""
+    table, _ = table_of(core, 6)
+    numbers = [table.enter(entry) for entry in "abcd"]
+    table.publish(members_of(core, 4, 5), 0)
+    for slot in (0, 1, 2, 3, 4):
+        table.extend(slot, tuple(numbers[1 + slot % 2 : 3]))
+        table.extend(slot, ())
+        table.extend(slot, (numbers[3],))
+    assert [table.pending(slot) for slot in range(6)] == [
+        list(some) for some in ("bcd", "cd", "bcd", "cd", "abcd", "a")
+    ]
+    table.extend(5, (1, 2, 3))
+    table.begin(0)
+    assert table.left == 6
+    nodes = [table.node(slot) for slot in range(6)]
+    assert nodes[0] == nodes[2]
+    assert nodes[1] == nodes[3]
+    assert taken(core, table) == {
+        slot: list(some) for slot, some in enumerate(("bcd", "cd", "bcd", "cd", "abcd", "abcd"))
+    }
+    table.finish()
+    table.extend(0, (table.enter("e"),))  # numbers begin anew
+    assert tick(core, table) == {0: ["e"]}
+
+
 def test_excluded(core: Any) -> None:
     """Excluded ones get nothing, whatever else they get; excluding a stranger changes nothing."""
     table, _ = table_of(core, 4)
@@ -337,7 +363,7 @@ def test_published_to_several_as_one(core: Any) -> None:
     counts = [table.publish(members, 1, {1, 5}, already) for members in several]
     assert counts == [3, 1, 0]
     assert already == [2, 3, 3, 4]
-    table.append(0, 2)
+    table.extend(0, (2,))
     assert table.publish(several[0], 2, (), already) == 3
     assert already == [2, 3, 3, 4, 0]
     # Without a list, nobody asks.
@@ -497,7 +523,7 @@ def test_take_adds_to_a_list(core: Any) -> None:
     for entry in ("a", "b"):
         table.publish(members_of(core, 0), table.enter(entry))
     table.begin(0)
-    table.append(0, table.enter("c"))
+    table.extend(0, (table.enter("c"),))
     entries = ["z"]
     for _ in range(2):
         table.take(0, entries)
@@ -524,7 +550,7 @@ def test_removed_in_the_middle(core: Any) -> None:
     slots = [table.add(peer) for peer in new]
     for slot in slots:
         assert not table.is_pending(slot)
-        table.append(slot, 0)
+        table.extend(slot, (0,))
     assert taken(core, table) == {slot: ["a"] for slot in (1, 2, 4)}
     table.finish()
     assert tick(core, table) == {slot: ["b"] for slot in (1, 2, 4, *slots)}
@@ -548,11 +574,11 @@ def test_a_slot_is_sent_to_once_whoever_had_it(core: Any, network: Network) -> N
     table = core.TickTable()
     old = peer_of(core, asked_link())
     table.add(old)
-    table.append(old.slot, table.enter(1))
+    table.extend(old.slot, (table.enter(1),))
     table.remove(old)
     link = network.link(ReportingLink)
     new = peer_of(core, link)
-    table.append(table.add(new), table.enter(2))
+    table.extend(table.add(new), (table.enter(2),))
     table.begin(0)
     batch = collect(core, table, 1000, lambda node: Text(table.sequence(node)))
     if core.sends_directly:
@@ -596,7 +622,7 @@ def test_lists_of_a_batch(core: Any) -> None:
     assert (6, masked) in collect(core, table).waiting
     table.remove(peers[4])
     assert table.add(peers[4]) == 4
-    table.append(4, table.enter("b"))
+    table.extend(4, (table.enter("b"),))
     for slot in (0, 1, 2, 3, 5, 6):
         assert take(table, slot) == ["a"]
     table.finish()
@@ -623,7 +649,7 @@ def test_failing_frames(core: Any, network: Network) -> None:
     links = [network.link(kind) for kind in (Link, ReportingLink)]
     for link in links:
         peer_of(core, link).check(link)
-        table.append(table.add(link._wsfast_peer), table.enter(link._wsfast_peer.slot))
+        table.extend(table.add(link._wsfast_peer), (table.enter(link._wsfast_peer.slot),))
     table.begin(0)
 
     def sequence_of(node: int) -> Any:
@@ -660,7 +686,7 @@ def test_what_kernels_do_not_take(name: str, network: Network, kind: type[Link])
     network.far[id(links[2].wire)].close()
     if kind is ReportingLink:  # which is not asked again
         links[0].sending = object()
-    table.append(0, table.enter(5))  # alone with a frame that fits
+    table.extend(0, (table.enter(5),))  # alone with a frame that fits
     table.publish(members_of(core, 0, 1, 2, 3, 4), table.enter(6), {0})
     asked: list[int] = []
     big = b"x" * (1 << 20)
@@ -700,7 +726,7 @@ def test_cut_among_several_frames(name: str, network: Network, sizes: tuple[int,
     slot = table.add(peer)
     frames = [b"%d" % index * size for index, size in enumerate(sizes)]
     for index in range(3):
-        table.append(slot, table.enter(index))
+        table.extend(slot, (table.enter(index),))
     message = Text([])
     message.plain = Encoding.of_frames(frames)
     table.begin(0)
@@ -714,7 +740,7 @@ def test_cut_among_several_frames(name: str, network: Network, sizes: tuple[int,
     assert table.pending(slot) == left
     assert table.is_pending(slot) is bool(left)
     assert table.left == bool(left)
-    table.append(slot, table.enter("next"))
+    table.extend(slot, (table.enter("next"),))
     assert table.pending(slot) == [*left, "next"]
     # What is left is not sent behind half a frame; the list of it is to be taken.
     assert collect(core, table).refused == ([(slot, peer)] if left else [])
@@ -734,7 +760,7 @@ def test_skips_end_with_the_owner(name: str, network: Network) -> None:
     peer = peer_of(core, network.link(small=True))
     table.add(peer)
     for index in range(2):
-        table.append(0, table.enter(index))
+        table.extend(0, (table.enter(index),))
     message = Text([])
     message.plain = Encoding.of_frames([b"x" * 500_000, b"y"])
     table.begin(0)
@@ -743,7 +769,7 @@ def test_skips_end_with_the_owner(name: str, network: Network) -> None:
     table.remove(peer)
     table.finish()
     assert table.add(peer_of(core, asked_link())) == 0
-    table.append(0, table.enter("a"))
+    table.extend(0, (table.enter("a"),))
     assert tick(core, table) == {0: ["a"]}
 
 
@@ -760,7 +786,7 @@ def test_a_slot_is_asked_when_it_is_given_out(core: Any, network: Network) -> No
     table.remove(peer)
     assert (peer.ready, peer.slot) == (False, -1)
     assert table.add(peer_of(core, asked_link())) == 0
-    table.append(0, table.enter(3))
+    table.extend(0, (table.enter(3),))
     assert tick(core, table) == {0: [3]}
     assert network.received(link) == b""
 
@@ -978,7 +1004,7 @@ def test_windows_that_nobody_has_are_forgotten(name: str, network: Network) -> N
 OPERATION = st.one_of(
     st.tuples(st.just("publish"), MASK, MASK),
     st.tuples(st.just("publish as one"), st.lists(MASK, max_size=4), MASK),
-    st.tuples(st.just("append"), SLOTS, st.none()),
+    st.tuples(st.just("extend"), SLOTS, st.lists(st.integers(0, 5), max_size=4)),
     st.tuples(st.just("begin"), st.integers(0, 20), st.none()),
     st.tuples(st.just("collect"), st.integers(1, 9), st.booleans()),
     st.tuples(st.just("take"), SLOTS, st.none()),
@@ -1107,11 +1133,12 @@ def test_tables_agree_with_lists(operations: list[tuple[str, Any, Any]]) -> None
                     got += new
                 for index in got:
                     subscribers[index].published.append(entry)
-            case "append":
-                entry, number = enter()
+            case "extend":  # with new entries, and with some that others have got
+                count = len(published)
+                numbers = tuple(enter()[1] if number >= count else number for number in second)
                 slot = subscribers[first].slot
-                both(lambda core, table, slot=slot, number=number: table.append(slot, number))
-                subscribers[first].published.append(entry)
+                both(lambda core, table, slot=slot, numbers=numbers: table.extend(slot, numbers))
+                subscribers[first].published += [published[number] for number in numbers]
             case "begin":
                 outcome = both(lambda core, table, first=first: table.begin(first))
                 assert (outcome is None) is (not sending)

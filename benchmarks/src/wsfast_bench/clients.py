@@ -122,14 +122,17 @@ class Clients:
         Raises:
             UnfitError: If it could not.
         """
+        answer = await self.answer(request)
+        if answer != "ok":
+            raise UnfitError(f"clients cannot {request.split()[0]}: {answer or 'their process has ended'}")
+
+    async def answer(self, request: str) -> str:
+        """Return the line by which the process answers a request; empty if it has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(request + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            answer = ""
-        else:
-            answer = (await asyncio.to_thread(self._process.stdout.readline)).strip()
-        if answer != "ok":
-            raise UnfitError(f"clients cannot {request.split()[0]}: {answer or 'their process has ended'}")
+            return ""
+        return (await asyncio.to_thread(self._process.stdout.readline)).strip()

@@ -361,9 +361,9 @@ class Batch:
         if ready:
             return
         generation = table._sending
-        if generation.cursor == len(generation.touched):
+        if generation.cursor == len(generation.order):
             generation.cursor = 0
-        slots = generation.touched[generation.cursor : generation.cursor + count]
+        slots = generation.order[generation.cursor : generation.cursor + count]
         for slot in slots:
             peer = table.peers[slot]
             if not generation.nodes[slot]:

@@ -216,9 +216,9 @@ class TickTable:
             else:
                 slots.append(slot)
         generation, count = self._published, len(slots)
-        state = generation.after(slots, number)
+        nodes, left = generation.after(slots, number)
         # From here on, there is no call.
-        generation.nodes, generation.touched, generation.listed, generation.left = state
+        generation.nodes, generation.left = nodes, left
         for one in skipping:
             if one.stamp != stamp:
                 one.stamp, one.skipped = stamp, one.skipped + 1
@@ -227,11 +227,19 @@ class TickTable:
             already += others
         return count
 
-    def append(self, slot: int, number: int) -> None:
-        """Publish an entry to one slot."""
+    def extend(self, slot: int, numbers: tuple[int, ...]) -> None:
+        """Publish some entries to one slot. Slots at the same node that get the same entries are at one node again."""
         generation = self._published
-        state = generation.after([self._check(slot)], number)
-        generation.nodes, generation.touched, generation.listed, generation.left = state
+        before = node = generation.nodes[self._check(slot)]
+        for number in numbers:
+            node = generation.child(node, number)
+        if numbers:
+            generation.touched[slot] = None
+        left = generation.left + (before == 0 and node != 0)
+        nodes = generation.nodes
+        # From here on, there is no call.
+        nodes[slot] = node
+        generation.left = left
 
     # ---- Sending
 
@@ -261,12 +269,12 @@ class TickTable:
         """
         if self.sending:
             raise ValueError("the entries published before are still being sent")
-        touched = self._published.touched
-        start %= len(touched) or 1
-        touched = touched[start:] + touched[:start]
         generation = self._published
+        order = list(generation.touched)
+        start %= len(order) or 1
+        order = order[start:] + order[:start]
         # From here on, there is no call.
-        generation.touched = touched
+        generation.order = order
         self._publishing = 1 - self._publishing
         self._tick += 1
 
@@ -331,27 +339,27 @@ class _Generation:
         self.nodes = [0] * slots  # node of each slot
         self.steps: list[tuple[int, int]] = [(0, -1)]  # for each node, the node before it and the entry in between
         self.children: dict[tuple[int, int], int] = {}
-        self.touched: list[int] = []  # slots that have left node 0, in that order, each once
-        self.listed: set[int] = set()  # the same slots
-        self.cursor = 0  # number of slots in `touched` that have been checked
+        self.touched: dict[int, None] = {}  # slots that have left node 0, in that order; some may be back
+        self.order: list[int] = []  # the same slots, in the order of sending
+        self.cursor = 0  # number of slots in `order` that have been checked
         self.left = 0  # slots that are not at node 0
 
-    def after(self, slots: list[int], number: int) -> tuple[list[int], list[int], set[int], int]:
-        """Return the `nodes`, `touched`, `listed` and `left` that result when some slots get an entry."""
-        nodes, touched, listed, left = self.nodes.copy(), self.touched.copy(), self.listed.copy(), self.left
+    def child(self, node: int, number: int) -> int:
+        """Return the node to which an entry leads from another one."""
+        child = self.children.get((node, number))
+        if child is None:
+            self.steps.append((node, number))
+            child = self.children[node, number] = len(self.steps) - 1
+        return child
+
+    def after(self, slots: list[int], number: int) -> tuple[list[int], int]:
+        """Return the `nodes` and `left` that result when some slots get an entry."""
+        nodes, left = self.nodes.copy(), self.left
         for slot in slots:
-            node = nodes[slot]
-            child = self.children.get((node, number))
-            if child is None:
-                self.steps.append((node, number))
-                child = self.children[node, number] = len(self.steps) - 1
-            if node == 0:
-                left += 1
-                if slot not in listed:
-                    listed.add(slot)
-                    touched.append(slot)
-            nodes[slot] = child
-        return nodes, touched, listed, left
+            left += nodes[slot] == 0
+            nodes[slot] = self.child(nodes[slot], number)
+        self.touched.update(dict.fromkeys(slots))
+        return nodes, left
 
     def sequence(self, node: int) -> list[Any]:
         """Return the entries that lead to a node."""

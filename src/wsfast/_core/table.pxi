@@ -162,6 +162,15 @@ cdef int add_node(Generation *generation, uint32_t parent, uint32_t entry) excep
     return 0
 
 
+cdef inline uint32_t child_of(Generation *generation, uint32_t node, uint32_t number) except 0:
+    """Return the node to which an entry leads from another one."""
+    if generation.steps[node].child_entry != number:
+        add_node(generation, node, number)
+        generation.steps[node].child = <uint32_t>(generation.steps_size - 1)
+        generation.steps[node].child_entry = number
+    return generation.steps[node].child
+
+
 cdef class Batch
 
 
@@ -177,6 +186,7 @@ cdef class TickTable:
     cdef list free
     cdef Generation generations[2]
     cdef list entries           # for each generation, a list of its entries
+    cdef dict ends              # nodes that `extend()` has led to, by the node before and the numbers of the entries
     cdef int publishing         # index of the generation that is being published; the other one is being sent
     cdef uint64_t tick          # how often sending has begun
     # The detached batch.
@@ -189,6 +199,7 @@ cdef class TickTable:
         self.peers = []
         self.free = []
         self.entries = [[], []]
+        self.ends = {}
         add_node(&self.generations[0], 0, NO_ENTRY)
         add_node(&self.generations[1], 0, NO_ENTRY)
 
@@ -302,15 +313,29 @@ cdef class TickTable:
                 if node and generation.steps[node].entry == number:
                     already.append(members._slots[i])
                     continue
-            self.step(members._slots[i], number)
+            self.move(members._slots[i], child_of(generation, self.nodes[self.publishing][members._slots[i]], number))
             count += 1
         members._stamp = stamp
         return count
 
-    def append(self, Py_ssize_t slot, uint32_t number):
+    def extend(self, Py_ssize_t slot, tuple numbers not None):
+        cdef Generation *generation = &self.generations[self.publishing]
+        cdef uint32_t node
+
         self.check(slot)
+        if not numbers:
+            return
         self.make_room(1)
-        self.step(<uint32_t>slot, number)
+        key = self.nodes[self.publishing][slot], numbers
+        known = self.ends.get(key)
+        if known is None:
+            node = self.nodes[self.publishing][slot]
+            for number in numbers:
+                node = child_of(generation, node, number)
+            self.ends[key] = node
+        else:
+            node = known
+        self.move(<uint32_t>slot, node)
 
     cdef int make_room(self, size_t count) except -1:
         cdef Generation *generation = &self.generations[self.publishing]
@@ -322,22 +347,16 @@ cdef class TickTable:
             generation.touched_room = room
         return 0
 
-    cdef inline int step(self, uint32_t slot, uint32_t number) except -1:
+    cdef inline void move(self, uint32_t slot, uint32_t node) noexcept:
         cdef Generation *generation = &self.generations[self.publishing]
-        cdef uint32_t node = self.nodes[self.publishing][slot]
 
-        if generation.steps[node].child_entry != number:
-            add_node(generation, node, number)
-            generation.steps[node].child = <uint32_t>(generation.steps_size - 1)
-            generation.steps[node].child_entry = number
-        if node == 0:
+        if self.nodes[self.publishing][slot] == 0:
             generation.left += 1
             if not self.flags[slot] & TOUCHED << self.publishing:
                 self.flags[slot] |= TOUCHED << self.publishing
                 generation.touched[generation.touched_size] = slot
                 generation.touched_size += 1
-        self.nodes[self.publishing][slot] = generation.steps[node].child
-        return 0
+        self.nodes[self.publishing][slot] = node
 
     # ---- Sending
 
@@ -358,6 +377,7 @@ cdef class TickTable:
 
         if self.sending:
             raise ValueError("the entries published before are still being sent")
+        self.ends = {}
         self.publishing = 1 - self.publishing
         self.tick += 1
         generation = &self.generations[1 - self.publishing]

@@ -7,10 +7,8 @@ from functools import partial
 from typing import Any
 
 from wsfast._arguments import check_callback, check_integer
-from wsfast._backlog import Entry
 from wsfast._core import core
 from wsfast._encoding.message import PreparedMessage
-from wsfast._encoding.shared import encodings_of
 from wsfast._publisher import Publisher
 from wsfast._reentrancy import exclusive
 
@@ -374,7 +372,7 @@ class Membership(Publisher):
         member = subscription.member
         if member is not None and member._peer is not None and subscription.why() is None:
             with core.collector_paused:
-                member.replay([Entry(self, message, encodings_of(message, 1), None)])
+                member.replay((member._peer.dispatcher.entry_for(member._peer, self, message),))
 
     # ---- For the queues
 

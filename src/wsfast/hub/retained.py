@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Hashable, Iterator
+from collections.abc import Callable, Container, Hashable
 from itertools import islice
+from operator import attrgetter
 from typing import TypeAlias
 from weakref import WeakSet
 
@@ -169,9 +170,9 @@ class Missed:
             for group in self._route(topic)
         )
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> tuple[Entry, ...]:
         """Return the entries to send, in the order of publishing."""
-        return (message.entry for message in sorted(self._found.values(), key=lambda message: message.number))
+        return tuple(map(attrgetter("entry"), sorted(self._found.values(), key=attrgetter("number"))))
 
 
 class RetainedMessages:

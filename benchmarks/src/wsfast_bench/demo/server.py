@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import sys
 import threading
 import webbrowser
@@ -18,8 +19,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from wsfast import Channel, DropOldest
+from wsfast_bench.machine import UnfitError
+from wsfast_bench.returning import FaultError
 
 from .child import LostError
+from .recovery import AWAY, cut_off
 from .show import CommandError, Settings, Show
 from .story import LANES, judge, summarize
 from .terminal import Terminal
@@ -131,7 +135,7 @@ class Demo:
     """The exit status, once the comparison is over."""
 
     def run(self) -> int:
-        """Run it; return 0 if all healthy clients got all messages in order, else 1."""
+        """Run it; return 0 if all healthy clients got all messages in order, and those cut off lost none, else 1."""
         try:
             asyncio.run(self._run())
         except (LostError, PortError) as exc:
@@ -182,6 +186,24 @@ class Demo:
         for line in summarize(samples):
             terminal.say(line)
         self.status = judge(samples[-1])
+        await self._recover(show, terminal, part)
+
+    async def _recover(self, show: Show, terminal: Terminal, part: float) -> None:
+        """Show that clients lose nothing that were cut off and come back."""
+        if os.name != "posix":
+            return
+        terminal.say("\nNow all clients of one more server are cut off at once, and come back.")
+        try:
+            found = await cut_off(self.settings.clients, self.settings.rate, min(part, 1.0) * AWAY)
+        except FaultError as exc:
+            print(f"wsfast demo: error: {exc}", file=sys.stderr)
+            self.status = 1
+        except (UnfitError, OSError) as exc:  # TimeoutError is an OSError
+            terminal.say(f"This part is left out: {str(exc) or 'it takes too long on this machine'}")
+        else:
+            for sentence in found.sentences():
+                terminal.say(sentence)
+            show.recovery = " ".join(found.sentences())
 
     async def _repeat(self, show: Show) -> None:
         """Do the same again and again, until somebody uses the page."""

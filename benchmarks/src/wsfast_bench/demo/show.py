@@ -66,6 +66,8 @@ class Show:
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES)
         self.notice = ""
         """Why the demo let the client out of the tunnel; empty if it did not."""
+        self.recovery = ""
+        """The result of the last part, in which all clients of one more server come back; empty before."""
         self.auto = False
         """Whether the phones drive into the tunnel without a command of a page."""
         self.on_connected: Callable[[int], object] = lambda connected: None
@@ -222,6 +224,7 @@ class Show:
             "stalled": None if self.stalled_at is None else round(now - self.stalled_at, 1),
             "notice": self.notice,
             "auto": self.auto,
+            "recovery": self.recovery,
             "version": versions()["websockets"],
             "longest": f"{LONGEST:.0f} s",
             "most": f"{MOST >> 20} MiB",

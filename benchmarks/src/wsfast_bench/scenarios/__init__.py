@@ -18,6 +18,8 @@ _MODULES = (
     "frameworks",
     "integrations",
     "relay",
+    "herd",
+    "rolling",
     "memory_subscriptions",
     "wire",
     "large",

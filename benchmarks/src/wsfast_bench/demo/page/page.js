@@ -91,6 +91,8 @@ function draw() {
   tell(by("size"), sample.size % 1024 ? `${integer.format(sample.size)} bytes` : `${sample.size / 1024} KiB`);
   for (const key of ["clients", "rate", "loop", "version", "longest", "most"]) tell(by(key), String(sample[key]));
   tell(by("policy"), POLICIES[sample.policy]);
+  tell(by("recovery"), sample.recovery);
+  by("recovery").hidden = !sample.recovery;
   for (const input of controls.elements) if (input.type === "radio") input.checked = input.value === String(sample[input.name]);
 }
 
