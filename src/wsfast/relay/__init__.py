@@ -31,6 +31,7 @@ from .confirming import PublishError
 from .inbound import Gap
 from .local_broker import LocalBroker
 from .ordered_relay import OrderedRelay
+from .presence import Presence
 from .publishers import AsyncPublisher, Publisher
 from .relay import Relay, RelayStats
 from .wire import Keyring
@@ -38,6 +39,7 @@ from .wire import Keyring
 __all__ = [
     "AsyncPublisher",
     "Gap",
+    "Presence",
     "PublishError",
     "Publisher",
     "Relay",
@@ -64,6 +66,7 @@ def redis(
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
     recover: bool = False,
+    presence: Presence | bool = False,
 ) -> Relay:
     """Return a relay through Redis (PUBLISH and SUBSCRIBE). Needs the extra `redis`: `pip install "wsfast[redis]"`.
 
@@ -84,11 +87,14 @@ def redis(
             history, so that clients can come back to any process: see `Hub.recover()`. Messages to topics then reach
             the clients of every process, this one included, by way of Redis. Give the same to all processes. It needs
             Redis 6.2 or newer, or Valkey.
+        presence: Whether processes tell each other who is connected to them: True, or a `Presence` with other settings.
+            `Relay.presence` then knows the users and counts of all processes. Give the same to all processes.
 
     Raises:
         ModuleNotFoundError: If redis is not installed.
         TypeError: If `hub` is not a Hub, `slow` is another policy, `url` is not a string, `on_gap` is not callable or
-            is a coroutine function, `secret` is not bytes, or `recover` is not a bool.
+            is a coroutine function, `secret` is not bytes, `recover` is not a bool, or `presence` is neither a bool nor
+            a Presence.
         ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
             positive, `secret` is too short, or `recover` is true and the hub has no history.
     """
@@ -104,9 +110,9 @@ def redis(
         if not hub.history.messages:
             raise ValueError("recover=True needs a hub with history: Hub(history=100)")
         streams = RedisStreams(url, prefix, timeout, ssl, hub.history)
-        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
     broker = RedisBroker(url, prefix, timeout, ssl)
-    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
 
 
 def local(
@@ -118,6 +124,7 @@ def local(
     on_gap: Callable[[Gap], object] | None = None,
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
+    presence: Presence | bool = False,
 ) -> Relay:
     """Return a relay between the processes of one machine that run as the same user. It needs no broker.
 
@@ -135,6 +142,7 @@ def local(
             which it reports as soon as it goes on.
         secret: Secret of at least 16 bytes that signs messages, the same in all processes. Messages that are not signed
             with it are ignored. Without a secret, every process of the same user may publish to this hub.
+        presence: Whether processes tell each other who is connected to them: see `redis()`.
 
     Raises:
         OSError: If the directory cannot be created, or does not belong to this user alone.
@@ -147,7 +155,7 @@ def local(
     check_seconds("timeout", timeout)
     broker = LocalBroker(directory, check_topic(prefix, "prefix"), timeout)
     keyring = None if secret is None else Keyring(secret, prefix)
-    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
 
 
 def nats(
@@ -160,6 +168,7 @@ def nats(
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
+    presence: Presence | bool = False,
 ) -> Relay:
     """Return a relay through NATS. Needs the extra `nats`: `pip install "wsfast[nats]"`.
 
@@ -175,6 +184,7 @@ def nats(
             Without a secret, everyone who may publish at the broker may publish to this hub.
         ssl: Settings of the encryption and of the certificates to trust, for `tls://` and `wss://`. None means the
             system's defaults.
+        presence: Whether processes tell each other who is connected to them: see `redis()`.
 
     Raises:
         ModuleNotFoundError: If nats-py is not installed.
@@ -188,7 +198,7 @@ def nats(
 
     broker = NatsBroker(url, check_topic(prefix, "prefix"), timeout, ssl)
     keyring = None if secret is None else Keyring(secret, prefix)
-    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
 
 
 def publisher(
