@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 import wsfast
 from model.test_hub_machine import matching
-from wsfast.relay import Presence, Relay, announcing, notices, processes
+from wsfast.relay import Presence, Relay, announcing, notices
 from wsfast.relay.presence import BATCH_SECONDS
-from wsfast.relay.wire import Keyring
+from wsfast.relay.wire import PUBLISHER, Keyring
 
 STEPS = int(os.environ.get("WSFAST_TEST_MACHINE_STEPS", "600"))
 STEPS_PER_RUN = 30
@@ -92,7 +92,7 @@ class Line:
 
     def close(self, code: int, reason: str) -> None: ...
 
-    def keys(self) -> set[tuple[Any, str | None]]:
+    def places(self) -> set[tuple[Any, str | None]]:
         """Return where the user is."""
         return set() if self.user is None else {(self.user, name) for name in (None, *self.filters)}
 
@@ -108,14 +108,21 @@ class Bus:
         self.nodes: list[Node] = []
         self.packets: list[tuple[bytes, set[Node]]] = []
         """The last ones that were published, and who has got them for certain."""
+        self.gone: dict[tuple[Any, str | None], float] = {}
+        """When the last connection of a user was closed there."""
 
     def is_healed(self) -> bool:
         return self.up and self.loop.time() > self.went_up + HEALED
 
+    def remove(self, line: Line) -> None:
+        self.lines.remove(line)
+        for key in line.places():
+            self.gone[key] = self.loop.time()
+
     def publish(self, sender: Node, packets: Sequence[tuple[Any, bytes]]) -> None:
         for address, data in packets:
             certain = {node for node in self.nodes if node.sure} if self.is_healed() else set()
-            self.packets = [*self.packets[-50:], (data, certain)]
+            self.packets = [*self.packets[-300:], (data, certain)]
             for node in self.nodes:
                 if address is not None or node.receive is None or node.silent:
                     continue
@@ -227,9 +234,12 @@ class Node:
         if key not in self.told:
             self.wrong.append(f"{user} has left {name} without having joined")
         self.told.discard(key)
-        before = self.bus.loop.time() - SETTLED
+        now = self.bus.loop.time()
+        if self.sure and now < self.bus.gone.get(key, 0.0) + GRACE - 0.1 and all(node.sure for node in self.bus.nodes):
+            self.wrong.append(f"{user} has left {name} too early")
+        before = now - SETTLED
         for line in self.bus.lines:
-            if key in line.keys() and line.since < before and line.sure and line.node.sure and self.sure:
+            if key in line.places() and line.since < before and line.sure and line.node.sure and self.sure:
                 self.wrong.append(f"{user} has left {name}, but is there")
 
 
@@ -275,7 +285,8 @@ class Machine(RuleBasedStateMachine):
             self.run(node.relay.__aexit__(error, None, None))
             node.cut()
             self.bus.nodes.remove(node)
-            self.bus.lines = [line for line in self.bus.lines if line.node is not node]
+            for line in [line for line in self.bus.lines if line.node is node]:
+                self.bus.remove(line)
 
     @rule(which=WHICH)
     def end(self, which: int) -> None:
@@ -304,7 +315,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9))
     def disconnect(self, which: int) -> None:
         if line := self._line(which):
-            self.bus.lines.remove(line)
+            self.bus.remove(line)
 
             def leave() -> None:
                 line.node.hub.unsubscribe(line.connection)
@@ -327,6 +338,7 @@ class Machine(RuleBasedStateMachine):
         """Have a connection subscribe to a name, or unsubscribe."""
         if (line := self._line(which)) and line.filters | {name} != {name}:
             line.filters ^= {name}
+            self.bus.gone[(line.user, name)] = self.loop.time()
             line.since = self.loop.time()
             change = line.node.hub.subscribe if name in line.filters else line.node.hub.unsubscribe
             self._on_loop(lambda: change(line.connection, name))
@@ -346,11 +358,20 @@ class Machine(RuleBasedStateMachine):
         self.bus.went_up = self.loop.time()
         self.seen["restarted"] += 1
 
-    @rule(which=WHICH, count=st.integers(1, 3))
-    def lose(self, which: int, count: int) -> None:
+    @rule(which=WHICH, line=st.integers(0, 9), name=st.sampled_from(NAMES), count=st.integers(1, 3))
+    def lose(self, which: int, line: int, name: str, count: int) -> None:
+        """Have a process miss what is published when a connection changes."""
         node = self.node(which)
         node.losses = count
         node.sure = False
+        self.change(line, name)
+        self.pause(SETTLED)
+        node.losses = 0
+
+    @rule(seconds=st.sampled_from([1.0, 10.0]))
+    def suspend(self, seconds: float) -> None:
+        """Have no process run."""
+        self.loop.selector.now += seconds
 
     @rule(which=WHICH, seconds=st.sampled_from([0.5, 3.0, 10.0]))
     def silence(self, which: int, seconds: float) -> None:
@@ -361,13 +382,16 @@ class Machine(RuleBasedStateMachine):
         node.silent = False
         node.cut()
 
-    @rule(which=st.integers(0, 50), other=st.booleans())
-    def repeat(self, which: int, other: bool) -> None:
-        """Have an old packet come again, or a part of it, as it is not signed."""
-        self.pause(0.01)
-        if not self.bus.packets:
+    @rule(which=st.integers(0, 300), dead=st.booleans(), other=st.booleans())
+    def repeat(self, which: int, dead: bool, other: bool) -> None:
+        """Have an old packet come again, maybe one of a process that has ended, or a part of one."""
+        self.pause(SETTLED)
+        alive = {bytes.fromhex(node.relay.id) for node in self.bus.nodes}
+        packets = [(data, certain) for data, certain in self.bus.packets if dead == (data[PUBLISHER] not in alive)]
+        if not packets:
             return
-        data, certain = self.bus.packets[which % len(self.bus.packets)]
+        data, certain = packets[which % len(packets)]
+        self.seen["repeated"] += dead
         for node in self.bus.nodes:
             before = node.known()
             self._on_loop(lambda node=node: node.take(data[:-1] if other else data))  # type: ignore[misc]
@@ -385,7 +409,7 @@ class Machine(RuleBasedStateMachine):
         for node in self.bus.nodes:
             node.losses = 0
         self.pause(HEALED + (2 * MISSES + 12) * INTERVAL + GRACE)
-        wanted = set().union(*(line.keys() for line in self.bus.lines))
+        wanted = set().union(*(line.places() for line in self.bus.lines))
         for node in self.bus.nodes:
             presence = node.presence
             assert (presence.processes, presence.complete) == (len(self.bus.nodes), True)
@@ -420,6 +444,7 @@ PROFILE = settings(
     stateful_step_count=STEPS_PER_RUN,
     deadline=None,
     derandomize=False,
+    phases=[__import__("hypothesis").Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 
@@ -430,4 +455,4 @@ def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices, "MOST_CHANGES", 2)  # everything has several parts
     monkeypatch.setattr(announcing, "MOST_NOTICES", 2)
     run_state_machine_as_test(Machine, settings=PROFILE)
-    assert min(Machine.seen[what] for what in ("moved", "restarted", "judged", "users", "processes")) > 0
+    assert min(Machine.seen[what] for what in ("moved", "restarted", "judged", "users", "repeated", "processes")) > 0

@@ -80,7 +80,7 @@ class Announcing:
 
     def tell_everything(self) -> None:
         """Tell others everything from now on."""
-        self._parts = iter([*self.own, *(self._unsent.keys() - self.own.keys())])
+        self._parts = iter(list(self.own))
         self._first = True
         self._next = None
 
@@ -132,13 +132,13 @@ class Announcing:
         return self._notice(0, some.contents())
 
     def _part(self, room: int) -> Stamped:
-        """Return the next part of everything: what others would know if they had missed nothing."""
+        """Return the next part of everything. All changes were told before, so it says nothing new."""
         assert self._parts is not None
         some = Changes(room)
         key = self._next
         while True:
             if key is not None:
-                value = self._unsent.get(key, self.own.get(key, 0))
+                value = self.own.get(key, 0)
                 if value and not some.add(key, value):
                     break
             key = next(self._parts, None)

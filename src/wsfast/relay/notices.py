@@ -124,7 +124,7 @@ def changes(data: bytes) -> list[tuple[Key, int]]:
             if type(connections) is not int or not 0 <= connections < MOST_CONNECTIONS or name is None:
                 raise ValueError("it has no valid number of connections")
             found.append(((None, name), connections))
-        for value, users in ((1, here), (0, gone)):
+        for value, users in ((0, gone), (1, here)):
             for user in _array(users, MOST_CHANGES - len(found)):
                 check_user(user)
                 found.append(((user, name), value))
