@@ -444,7 +444,6 @@ PROFILE = settings(
     stateful_step_count=STEPS_PER_RUN,
     deadline=None,
     derandomize=False,
-    phases=[__import__("hypothesis").Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 
