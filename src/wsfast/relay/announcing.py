@@ -1,4 +1,4 @@
-"""What a process tells the others about the users and connections that it has.
+"""Notices to other processes about the users and connections of this one.
 
 Others are told each change, and everything when they ask. Notices with changes, and the parts of everything, are
 numbered together. Each notice also says how many of these there were before it, so that a process that misses one

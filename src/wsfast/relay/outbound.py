@@ -118,7 +118,7 @@ class Outbound:
         timeout: Seconds without an answer after which the connection counts as lost.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
         keyring: The secrets that messages are signed with; None if they are not signed.
-        presence: Whose notices are sent before the messages that wait; None if there are none.
+        presence: Its notices are sent before the messages that wait; None if there are none.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class _Place:
 
 
 class Population:
-    """Counts users and connections over all processes. Who leaves and comes back within the grace has not left.
+    """Counts users and connections over all processes. A user who comes back within the grace has not left.
 
     Args:
         grace: Seconds.

@@ -42,7 +42,7 @@ TURNS = 2
 
 
 class Presence(Local):
-    """Who is connected to any process of a relay, and how many connections the topics have in all of them.
+    """The users of all processes of a relay, and the number of connections that each topic has in all of them.
 
     Give it to `wsfast.relay.redis()`, `nats()` or `local()`, in all processes with the same arguments; `presence=True`
     stands for one with the default arguments. Each process tells the others what changes, and that it is there.
@@ -198,7 +198,7 @@ class Presence(Local):
         Args:
             hub: The hub.
             publisher: The number of the relay.
-            wake: Has the relay take what is to be sent, as long as `due` is true.
+            wake: Called when `due` becomes true, so that the relay takes the notices.
             echoes: Whether the broker sends a process its own notices as well.
         """
         self._hub, self._publisher, self._wake, self._echoes = hub, publisher, wake, echoes

@@ -1,4 +1,4 @@
-"""What a process knows about the users and connections of the others.
+"""Notices from other processes, and the users and connections that they have told about.
 
 A process leaves by its goodbye, or when it was silent for too long. Each notice of a process has a higher serial number
 than those before it. So a notice that comes late or a second time is ignored, also after the process has left.
@@ -46,7 +46,7 @@ class Processes:
     """Takes the notices of other processes.
 
     Args:
-        population: What they have told is added to it.
+        population: Their users and connections are added to it.
         misses: Turns of silence after which a process has left at the next one.
         max_entries: Users and topics that are known at most, in all.
         ask: Called with a process that must be asked for everything.

@@ -345,7 +345,7 @@ class Relay(Local):
 
     @property
     def presence(self) -> Presence:
-        """Who is connected to any process.
+        """The users and counts of all processes.
 
         Raises:
             RuntimeError: If the relay was created without `presence`.
