@@ -116,8 +116,8 @@ class Bus:
 
     def remove(self, line: Line) -> None:
         self.lines.remove(line)
-        for key in line.places():
-            self.gone[key] = self.loop.time()
+        if line.since < self.loop.time() - SETTLED:  # else others may not have been told that it was there
+            self.gone.update(dict.fromkeys(line.places(), self.loop.time()))
 
     def publish(self, sender: Node, packets: Sequence[tuple[Any, bytes]]) -> None:
         for address, data in packets:
@@ -235,7 +235,9 @@ class Node:
             self.wrong.append(f"{user} has left {name} without having joined")
         self.told.discard(key)
         now = self.bus.loop.time()
-        if self.sure and now < self.bus.gone.get(key, 0.0) + GRACE - 0.1 and all(node.sure for node in self.bus.nodes):
+        gone = self.bus.gone.get(key, 0.0)
+        healed = gone > self.bus.went_up + HEALED and self.bus.up and all(node.sure for node in self.bus.nodes)
+        if now < gone + GRACE - 0.1 and healed:
             self.wrong.append(f"{user} has left {name} too early")
         before = now - SETTLED
         for line in self.bus.lines:
@@ -338,7 +340,6 @@ class Machine(RuleBasedStateMachine):
         """Have a connection subscribe to a name, or unsubscribe."""
         if (line := self._line(which)) and line.filters | {name} != {name}:
             line.filters ^= {name}
-            self.bus.gone[(line.user, name)] = self.loop.time()
             line.since = self.loop.time()
             change = line.node.hub.subscribe if name in line.filters else line.node.hub.unsubscribe
             self._on_loop(lambda: change(line.connection, name))
