@@ -9,6 +9,7 @@ The time is made up: it passes when nothing else is to be done. The profile is s
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import selectors
@@ -174,8 +175,8 @@ class Node:
         self.connections: set[Connection] = set()
         self.losses = 0
         self.silent = False
-        self.sure = True
-        """Whether it has missed nothing."""
+        self.sure_after = 0.0
+        """When it knows everything again, though it has missed something."""
         self.hub = wsfast.Hub()
         self.told: set[tuple[Any, str | None]] = set()
         self.wrong: list[str] = []
@@ -191,6 +192,11 @@ class Node:
             keyring=SECRET,
             presence=self.presence,
         )
+
+    @property
+    def sure(self) -> bool:
+        """Whether it knows everything, and all others know of it."""
+        return self.bus.loop.time() > self.sure_after
 
     def channel(self, interest: Any) -> str:
         return "all"
@@ -364,10 +370,11 @@ class Machine(RuleBasedStateMachine):
         """Have a process miss what is published when a connection changes."""
         node = self.node(which)
         node.losses = count
-        node.sure = False
+        node.sure_after = math.inf
         self.change(line, name)
         self.pause(SETTLED)
         node.losses = 0
+        node.sure_after = self.loop.time() + HEALED
 
     @rule(seconds=st.sampled_from([1.0, 10.0]))
     def suspend(self, seconds: float) -> None:
@@ -378,10 +385,11 @@ class Machine(RuleBasedStateMachine):
     def silence(self, which: int, seconds: float) -> None:
         """Have nothing reach a process, nor leave it, without a word to either."""
         node = self.node(which)
-        node.sure, node.silent = False, True
+        node.sure_after, node.silent = math.inf, True
         self.pause(seconds)
         node.silent = False
         node.cut()
+        node.sure_after = self.loop.time() + HEALED
 
     @rule(which=st.integers(0, 300), dead=st.booleans(), other=st.booleans())
     def repeat(self, which: int, dead: bool, other: bool) -> None:

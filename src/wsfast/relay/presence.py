@@ -31,6 +31,9 @@ BATCH_SECONDS = 0.02
 ANSWER_SECONDS = 0.1
 """Seconds between two answers to those who ask who is there."""
 
+GRACE_SECONDS = 0.1
+"""Seconds between two looks at those whose grace is over."""
+
 EVERYTHING_SECONDS = 1.0
 """Seconds between two times when everything is told; more if that is much."""
 
@@ -102,6 +105,7 @@ class Presence(Local):
         self._echoed = False
         self._turns = 0  # in succession in which the others could be heard
         self._turn_due = 0.0
+        self._grace_due = 0.0
         self._last_everything = -math.inf
         self._warned = False
         self._begin(0)
@@ -343,12 +347,16 @@ class Presence(Local):
 
     def _await_grace(self) -> None:
         deadline = self._population.deadline
-        if deadline is not None and self._loop is not None:
-            self._after(deadline - self._loop.time(), self._end_grace)
+        if deadline is not None and self._loop is not None and self._end_grace not in self._timers:
+            self._grace_due = max(deadline, self._loop.time() + GRACE_SECONDS)
+            self._after(self._grace_due - self._loop.time(), self._end_grace)
 
     def _end_grace(self) -> None:
+        """Have those leave whose grace is over; after a suspension, hear first who has come meanwhile."""
         assert self._loop is not None
-        self._population.expire(self._loop.time())
+        now = self._loop.time()
+        if now < self._grace_due + self._interval:
+            self._population.expire(now)
         self._await_grace()
 
     def _next_turn(self) -> None:

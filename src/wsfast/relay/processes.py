@@ -154,7 +154,6 @@ class Processes:
                 self._remove(publisher, process.serial, now)
             elif not process.complete:
                 if not process.progress:
-                    process.unconfirmed = None
                     process.asked = True
                     self._ask(publisher)
                 process.progress = False
