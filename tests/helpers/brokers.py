@@ -56,6 +56,7 @@ class Nowhere:
     """A broker that is never there."""
 
     name = "nowhere"
+    echoes = True
 
     async def open_sending(self) -> Any:
         raise ConnectionRefusedError

@@ -4,7 +4,7 @@ from wsfast._subscription import HubStats, TopicStats
 
 from .hub import Hub, HubChannel
 from .positions import History, Position
-from .registry import Command, Kind, Relay
+from .registry import Command, Kind, PresenceCallback, Relay, Watcher
 from .subscriptions import HubSubscription, Registration
 
 __all__ = [
@@ -16,7 +16,9 @@ __all__ = [
     "HubSubscription",
     "Kind",
     "Position",
+    "PresenceCallback",
     "Registration",
     "Relay",
     "TopicStats",
+    "Watcher",
 ]

@@ -135,6 +135,8 @@ class Membership(Publisher):
             if group not in member.groups:
                 joined.append(group)
                 group.members.add(slot, wanted)
+                if self._registry.watcher is not None:
+                    self._registry.watcher.count_changed(name)
                 if member.user is not None:
                     self._enter(member.user, group)
                 member.join(group, joining, wanted)
@@ -229,6 +231,8 @@ class Membership(Publisher):
         """Remove a connection from a group that it is in."""
         member.leave(group)
         group.members.discard(slot)
+        if self._registry.watcher is not None:
+            self._registry.watcher.count_changed(group.name)
         if member.user is not None:
             self._exit(member.user, group)
         if group.empty:
@@ -264,7 +268,7 @@ class Membership(Publisher):
                 user.members.discard(peer.slot)
                 if user.empty and self._registry.users.get(user.name) is user:
                     self._registry.discard(user)
-                    self.report(self.on_leave, user.name, None)
+                    self._tell(self.on_leave, user.name, None)
             raise
 
     def _repair(self, member: Member, groups: Iterable[Group | None], user: User | None) -> None:
@@ -275,11 +279,15 @@ class Membership(Publisher):
                 continue
             if group not in member.groups and slot in group.members.slots:
                 group.members.discard(slot)
+            if self._registry.watcher is not None and group.kind != "user":
+                self._registry.watcher.count_changed(group.name)
+                if user is not None:
+                    self._registry.watcher.user_changed(user.name, group.name)
             if user is not None and group is not user:
                 members = self._members(user.members.slots)
                 present = user.recount(group, sum(group in other.groups for other in members))
                 if present is not None:
-                    self.report(self.on_join if present else self.on_leave, user.name, group.name)
+                    self._tell(self.on_join if present else self.on_leave, user.name, group.name)
             if group.empty:
                 self._registry.discard(group)
         self._end_if_idle(member)
@@ -311,7 +319,7 @@ class Membership(Publisher):
         user = self._registry.users.get(name)
         if user is None:
             user = self._registry.add_user(name)
-            self.report(self.on_join, name, None)
+            self._tell(self.on_join, name, None)
         user.members.add(member._peer.slot)
         for group in member.groups:
             self._enter(user, group)
@@ -348,7 +356,7 @@ class Membership(Publisher):
             self._exit(user, group)
         if user.empty:
             self._registry.discard(user)
-            self.report(self.on_leave, user.name, None)
+            self._tell(self.on_leave, user.name, None)
 
     def _repair_user(self, member: Member, name: Hashable) -> None:
         """Make a user agree with the connections registered for it, after an exception in the middle of a change."""
@@ -356,15 +364,23 @@ class Membership(Publisher):
         self._repair(member, [user], None)
         self._repair(member, list(member.groups), user)
         if user is not None and user.empty:
-            self.report(self.on_leave, name, None)
+            self._tell(self.on_leave, name, None)
+        elif self._registry.watcher is not None:
+            self._registry.watcher.user_changed(name, None)
 
     def _enter(self, user: User, group: Group) -> None:
         if user.enter(group):
-            self.report(self.on_join, user.name, group.name)
+            self._tell(self.on_join, user.name, group.name)
 
     def _exit(self, user: User, group: Group) -> None:
         if user.leave(group):
-            self.report(self.on_leave, user.name, group.name)
+            self._tell(self.on_leave, user.name, group.name)
+
+    def _tell(self, callback: PresenceCallback | None, user: Any, topic: str | None) -> None:
+        """Report that a user has come or left."""
+        self.report(callback, user, topic)
+        if self._registry.watcher is not None:
+            self._registry.watcher.user_changed(user, topic)
 
     @exclusive
     def send_to(self, subscription: HubSubscription, message: PreparedMessage) -> None:

@@ -13,12 +13,12 @@ from wsfast._core import core
 from wsfast._encoding.message import Message, PreparedMessage, publishable
 from wsfast._encoding.publication import enveloped, publication_of
 from wsfast._encoding.shared import encodings_of
-from wsfast._reentrancy import exclusive
+from wsfast._reentrancy import consistent, exclusive
 
 from .filters import ALL, NO_TAGS, Tags, check_tags
 from .membership import Membership
 from .positions import Position
-from .registry import Group, Kind
+from .registry import Group, Kind, Watcher
 from .retained import Retained
 from .subscriptions import Member
 from .topics import check_topic
@@ -231,6 +231,28 @@ class Publishing(Membership):
     def has_user(self, user: Hashable) -> bool:
         """Whether a user has a connection."""
         return user in self._registry.users
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Have a watcher be told what changes about users and connections; None: nobody."""
+        self._registry.watcher = watcher
+
+    def holds(self, user: Hashable, name: str | None) -> bool:
+        """Whether a user has a connection that is subscribed to a topic or a pattern by its name; None: any."""
+        return self._registry.holds(user, name)
+
+    def subscribed(self, name: str) -> int:
+        """Return the number of connections that are subscribed to a topic or a pattern by its name."""
+        group = self._registry.topics.get(name)
+        return 0 if group is None else len(group.members)
+
+    @consistent
+    def presences(self) -> list[tuple[Any, str | None]]:
+        """Return all users with None, and with each topic and pattern that they are subscribed to."""
+        found: list[tuple[Any, str | None]] = []
+        for user in list(self._registry.users.values()):
+            found.append((user.name, None))
+            found += [(user.name, group.name) for group in user.groups]
+        return found
 
     @exclusive
     def locate(self, topic: str, position: Position, *, clear: bool = False) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Registry",
     "Relay",
     "User",
+    "Watcher",
 ]
 
 Kind: TypeAlias = Literal["topic", "pattern", "user"]
@@ -102,6 +103,16 @@ class Relay(Protocol):
         """
 
 
+class Watcher(Protocol):
+    """Is told what changes about users and connections, while it changes. It must not raise."""
+
+    def user_changed(self, user: Any, name: str | None) -> None:
+        """Called when a user may have come to a topic or a pattern, or left it; None: the hub."""
+
+    def count_changed(self, name: str) -> None:
+        """Called when the number of the connections subscribed to a topic or a pattern may have changed."""
+
+
 class Group:
     """The subscribers of a topic or a pattern, or the connections of a user."""
 
@@ -162,6 +173,15 @@ class User(Group):
             self._subscribed.pop(group, None)
         return count == 1
 
+    def is_in(self, group: Group) -> bool:
+        """Whether any of the connections is in a group."""
+        return group in self._subscribed
+
+    @property
+    def groups(self) -> list[Group]:
+        """The topics and patterns that any of the connections is in."""
+        return list(self._subscribed)
+
     def recount(self, group: Group, count: int) -> bool | None:
         """Set the number of connections in a group; return whether there are any, or None if that has not changed."""
         before = self._subscribed.pop(group, 0)
@@ -208,7 +228,7 @@ ROUTES = 65536
 class Registry:
     """Groups that have connections or streams, by name. A relay is told about each that comes or goes."""
 
-    __slots__ = ("_version", "pattern_count", "patterns", "relay", "routes", "topics", "users")
+    __slots__ = ("_version", "pattern_count", "patterns", "relay", "routes", "topics", "users", "watcher")
 
     def __init__(self) -> None:
         self.topics: dict[str, Group] = {}
@@ -217,6 +237,7 @@ class Registry:
         self.pattern_count: int = 0
         self.users: dict[Hashable, User] = {}
         self.relay: Relay | None = None
+        self.watcher: Watcher | None = None
         self.routes: dict[str, tuple[Group, ...]] = {}
         """Cache of the groups that get the messages of each topic."""
         self._version = 0  # changes with each topic and pattern that comes or goes
@@ -275,6 +296,14 @@ class Registry:
     def routes_of(self, topics: Iterable[str]) -> tuple[Group, ...]:
         """Return the groups that get the messages of any of some topics, each once."""
         return tuple(dict.fromkeys(chain.from_iterable(map(self.route, topics))))
+
+    def holds(self, user: Hashable, name: str | None) -> bool:
+        """Whether a user has a connection that is subscribed to a topic or a pattern by its name; None: any."""
+        found = self.users.get(user)
+        if found is None or name is None:
+            return found is not None
+        group = self.topics.get(name)
+        return group is not None and found.is_in(group)
 
     def slots(self, name: str) -> list[int]:
         """Return the slots of the connections that get the messages of a topic, or that are subscribed to a pattern."""

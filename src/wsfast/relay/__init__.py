@@ -33,6 +33,7 @@ from .confirming import PublishError
 from .inbound import Gap
 from .local_broker import LocalBroker
 from .ordered_relay import OrderedRelay
+from .presence import Presence
 from .publishers import AsyncPublisher, Publisher
 from .relay import Relay, RelayStats
 from .wire import Keyring
@@ -40,6 +41,7 @@ from .wire import Keyring
 __all__ = [
     "AsyncPublisher",
     "Gap",
+    "Presence",
     "PublishError",
     "Publisher",
     "Relay",
@@ -66,6 +68,7 @@ def redis(
     secret: bytes | Sequence[bytes] | None = None,
     ssl: SSLContext | None = None,
     recover: bool = False,
+    presence: Presence | bool = False,
 ) -> Relay:
     """Return a relay through Redis (PUBLISH and SUBSCRIBE). Needs the extra `redis`: `pip install "wsfast[redis]"`.
 
@@ -86,11 +89,14 @@ def redis(
             history, so that clients can come back to any process: see `Hub.recover()`. Messages to topics then reach
             the clients of every process, this one included, by way of Redis. Give the same to all processes. It needs
             Redis 6.2 or newer, or Valkey.
+        presence: Whether processes tell each other who is connected to them: True, or a `Presence` with other settings.
+            `Relay.presence` then knows the users and counts of all processes. Give the same to all processes.
 
     Raises:
         ModuleNotFoundError: If redis is not installed.
         TypeError: If `hub` is not a Hub, `slow` is another policy, `url` is not a string, `on_gap` is not callable or
-            is a coroutine function, `secret` is not bytes, or `recover` is not a bool.
+            is a coroutine function, `secret` is not bytes, `recover` is not a bool, or `presence` is neither a bool nor
+            a Presence.
         ValueError: If `url` has another scheme or is ambiguous, `prefix` is not a valid topic, `timeout` is not
             positive, `secret` is too short, or `recover` is true and the hub has no history.
     """
@@ -102,9 +108,9 @@ def redis(
     keyring = None if secret is None else Keyring(secret, prefix)
     if _recovers(hub, recover):
         streams = RedisStreams(url, prefix, timeout, ssl, hub.history)
-        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
     broker = RedisBroker(url, prefix, timeout, ssl)
-    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
 
 
 def _recovers(hub: Hub, recover: bool) -> bool:
@@ -132,6 +138,7 @@ def local(
     on_gap: Callable[[Gap], object] | None = None,
     timeout: float = 5.0,
     secret: bytes | Sequence[bytes] | None = None,
+    presence: Presence | bool = False,
 ) -> Relay:
     """Return a relay between the processes of one machine that run as the same user. It needs no broker.
 
@@ -149,6 +156,7 @@ def local(
             which it reports as soon as it goes on.
         secret: Secret of at least 16 bytes that signs messages, the same in all processes. Messages that are not signed
             with it are ignored. Without a secret, every process of the same user may publish to this hub.
+        presence: Whether processes tell each other who is connected to them: see `redis()`.
 
     Raises:
         OSError: If the directory cannot be created, or does not belong to this user alone.
@@ -161,7 +169,7 @@ def local(
     check_seconds("timeout", timeout)
     broker = LocalBroker(directory, check_topic(prefix, "prefix"), timeout)
     keyring = None if secret is None else Keyring(secret, prefix)
-    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
 
 
 def nats(
@@ -178,6 +186,7 @@ def nats(
     storage: Literal["file", "memory"] | None = None,
     replicas: int | None = None,
     max_bytes: int | None = None,
+    presence: Presence | bool = False,
 ) -> Relay:
     """Return a relay through NATS. Needs the extra `nats`: `pip install "wsfast[nats]"`.
 
@@ -201,6 +210,7 @@ def nats(
         replicas: With `recover`, how many servers of a cluster keep the stream. None means one, or as it was created.
         max_bytes: With `recover`, size of the stream in bytes; beyond that, the oldest messages of all topics are
             deleted. None means no limit, or as the stream was created.
+        presence: Whether processes tell each other who is connected to them: see `redis()`.
 
     Raises:
         ModuleNotFoundError: If nats-py is not installed.
@@ -222,11 +232,11 @@ def nats(
 
         stream = Stream(prefix, hub.history, storage, replicas, max_bytes)
         streams = NatsStreams(url, prefix, timeout, ssl, stream)
-        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+        return OrderedRelay(hub, streams, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
     if (storage, replicas, max_bytes) != (None, None, None):
         raise ValueError("storage, replicas and max_bytes need recover=True")
     broker = NatsBroker(url, prefix, timeout, ssl)
-    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring)
+    return Relay(hub, broker, slow=slow, on_gap=on_gap, timeout=timeout, keyring=keyring, presence=presence)
 
 
 def publisher(

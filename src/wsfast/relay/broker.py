@@ -119,6 +119,9 @@ class Broker(Protocol):
     name: str
     """Name for log records, without a password."""
 
+    echoes: bool
+    """Whether a process that subscribes to a channel gets what it publishes there itself."""
+
     async def open_sending(self) -> Sending:
         """Connect for publishing."""
 

@@ -15,7 +15,8 @@ from wsfast.hub.topics import matches
 from .broker import Channel, Interest
 from .commands import carry_out
 from .outbound import ADDRESSES, BATCH
-from .wire import GOODBYE, PUBLISHER, REQUEST, Address, Envelope, Item, Keyring, RejectedError, unpack
+from .presence import Presence
+from .wire import GOODBYE, KIND, NOTICE, PUBLISHER, REQUEST, Address, Envelope, Item, Keyring, RejectedError, unpack
 
 __all__ = ["Gap", "Inbound", "Seen"]
 
@@ -132,6 +133,7 @@ class Inbound:
         on_request: Called when another process asks for positions.
         channel: Returns the channel of an address; for None, the channel of all relays.
         keyring: The secrets that messages must be signed with; None if they are not signed.
+        presence: Takes the notices of other processes; None if nobody does.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Inbound:
         on_request: Callable[[], None],
         channel: Callable[[Address | None], Channel],
         keyring: Keyring | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self.received: int = 0
         self.duplicates: int = 0
@@ -159,6 +162,7 @@ class Inbound:
         self._on_request = on_request
         self._channel = channel
         self._keyring = keyring
+        self._presence = presence
         self._heads: dict[bytes, Address] = {}
         self._seen: OrderedDict[Address, Seen] = OrderedDict()
         self._addresses: dict[int, set[Address]] = {}  # by publisher: the addresses with a position
@@ -240,6 +244,8 @@ class Inbound:
     def receive(self, data: bytes, channel: Channel) -> None:
         """Process a message from the broker, given the channel that it came by."""
         if data[PUBLISHER] == self.publisher.to_bytes(8):
+            if self._presence is not None and data[KIND] == NOTICE:
+                self._presence.echo()
             return
         envelope = self._unpack(data, channel)
         if envelope is None:
@@ -249,6 +255,10 @@ class Inbound:
         elif envelope.kind == GOODBYE:
             for address in list(self._addresses.get(envelope.publisher, ())):
                 self._forget(address, envelope.publisher)
+            if self._presence is not None:
+                self._presence.goodbye(envelope.publisher)
+        elif envelope.kind == NOTICE:
+            self._take_notice(envelope)
         elif envelope.address is not None:
             routes = self._routes(envelope.address)
             if routes:
@@ -264,12 +274,24 @@ class Inbound:
         except RejectedError as exc:
             self.reject(exc)
         except ValueError as exc:
-            self.malformed += 1
-            if self.malformed == 1:
-                logger.warning(
-                    "%s has ignored a malformed message: %s; stats().malformed counts further ones", self._name, exc
-                )
+            self._ignore(exc)
         return None
+
+    def _ignore(self, reason: object) -> None:
+        """Count a malformed packet, and log the first one."""
+        self.malformed += 1
+        if self.malformed == 1:
+            logger.warning(
+                "%s has ignored a malformed message: %s; stats().malformed counts further ones", self._name, reason
+            )
+
+    def _take_notice(self, envelope: Envelope) -> None:
+        """Take a notice of presence, if it is wanted."""
+        if self._presence is not None:
+            try:
+                self._presence.receive(envelope.publisher, envelope.epoch, envelope.number, envelope.notice)
+            except (ValueError, TypeError, RecursionError) as exc:
+                self._ignore(exc)
 
     def _new_seen(self, address: Address) -> Seen:
         return Seen(address)

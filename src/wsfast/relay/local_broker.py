@@ -62,6 +62,8 @@ class LocalBroker:
         timeout: Seconds after which a process that does not read or answer counts as lost.
     """
 
+    echoes: bool = False
+
     def __init__(self, directory: str | os.PathLike[str] | None, prefix: str, timeout: float) -> None:
         self._directory = RuntimeDirectory(directory, prefix)
         self.name: str = str(self._directory)

@@ -72,6 +72,8 @@ class NatsBroker:
         ssl: Settings of the encryption; None for the system's defaults.
     """
 
+    echoes: bool = True
+
     def __init__(self, url: str | Sequence[str], prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
         urls = [url] if isinstance(url, str) else list(url)
         if not urls:

@@ -35,11 +35,13 @@ class OrderedRelay(Relay):
 
     def _make_outbound(self, slow: DropOldest | DropNewest, keyring: Keyring | None) -> OrderedOutbound:
         on_connected = partial(self._on_connected, "publish")
-        return OrderedOutbound(secrets.randbits(64), self._broker, slow, self._timeout, on_connected, keyring)
+        return OrderedOutbound(
+            secrets.randbits(64), self._broker, slow, self._timeout, on_connected, keyring, self._presence
+        )
 
     def _make_inbound(self, on_gap: Callable[[Gap], object] | None, keyring: Keyring | None) -> OrderedInbound:
         outbound = self._outbound
-        arguments = repr(self), on_gap, outbound.announce, self._broker.channel, keyring
+        arguments = repr(self), on_gap, outbound.announce, self._broker.channel, keyring, self._presence
         inbound = OrderedInbound(outbound.publisher, self.hub, *arguments, last_own=outbound.last)
         on_connected = partial(self._on_connected, "fetch")
         self._retrieval = Retrieval(self._broker, self._timeout, inbound, on_connected)

@@ -25,10 +25,12 @@ from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
 from .commands import Parts, address_of, parts_of
+from .presence import Presence
 from .wire import (
     GOODBYE,
     MESSAGE,
     MOST_ITEMS,
+    NOTICE,
     OVERHEAD,
     POSITION,
     REQUEST,
@@ -119,6 +121,7 @@ class Outbound:
         timeout: Seconds without an answer after which the connection counts as lost.
         on_connected: Called with True after connecting, and with False and the reason when there is no connection.
         keyring: The secrets that messages are signed with; None if they are not signed.
+        presence: Its notices are sent before the messages that wait; None if there are none.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Outbound:
         timeout: float,
         on_connected: Callable[..., None],
         keyring: Keyring | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self.published: int = 0
         self.sent: int = 0
@@ -140,6 +144,7 @@ class Outbound:
         self._timeout = timeout
         self._on_connected = on_connected
         self._keyring = keyring
+        self._presence = presence
         self._queue: deque[Queued] = deque()
         self._queue_bytes = 0
         self._batch: list[Queued] = []
@@ -249,6 +254,10 @@ class Outbound:
         self._positions_due = True
         self._changed.set()
 
+    def wake(self) -> None:
+        """Send what is due."""
+        self._changed.set()
+
     def resynchronize(self) -> None:
         """Announce the positions to other relays soon, and ask for theirs."""
         self._request_due = True
@@ -294,6 +303,8 @@ class Outbound:
         """Publish the next batch. When the queue is empty, publish what other relays must be told."""
         if not self._batch:
             await self._next_batch()
+        if self._presence is not None and self._presence.due:
+            await self._publish_notices(sending, self._presence)
         if self._batch:
             packets = self._packets(self._batch, sending.largest)
             async with asyncio.timeout(self._timeout):
@@ -368,6 +379,8 @@ class Outbound:
                 delay = self._positions_delay() if self._positions_due else None
                 if self._request_due or self._goodbye_due or (delay is not None and delay <= 0):
                     return
+                if self._presence is not None and self._presence.due:
+                    return
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
                         await self._changed.wait()
@@ -416,6 +429,22 @@ class Outbound:
         for start in range(0, len(positions), BATCH):
             async with asyncio.timeout(self._timeout):
                 await sending.publish(positions[start : start + BATCH])
+
+    async def _publish_notices(self, sending: Sending, presence: Presence) -> None:
+        notices = [(None, self._notice(*stamped)) for stamped in presence.take(sending.largest)]
+        refused: dict[int, Exception] = {}
+        if notices:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    refused = await sending.publish(notices)
+            except BaseException:
+                presence.lost()
+                raise
+        for reason in refused.values():
+            presence.lost(reason)
+
+    def _notice(self, serial: int, number: int, data: bytes) -> bytes:
+        return join(NOTICE, self.publisher, serial, number, head_of(None), (data,), self._keyring)
 
     def _announces(self, address: Address) -> bool:
         """Whether other relays must be told how many messages an address has."""

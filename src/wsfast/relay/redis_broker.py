@@ -41,6 +41,8 @@ class RedisBroker:
         ssl: Settings of the encryption; None for those in `url`.
     """
 
+    echoes: bool = True
+
     def __init__(self, url: str, prefix: str, timeout: float, ssl: SSLContext | None = None) -> None:
         self.name: str = public_name(url, "redis://localhost:6379", "redis", "rediss", "unix")
         if ssl is not None and not url.startswith("rediss:"):

@@ -24,6 +24,7 @@ from .broker import Broker, BrokerSubscriptions, stop
 from .inbound import Gap, Inbound
 from .lingering import SECONDS, Lingering
 from .outbound import Outbound
+from .presence import Presence
 from .wire import Keyring, check_key, check_user
 
 __all__ = ["Relay", "RelayStats"]
@@ -165,6 +166,7 @@ class Relay(Local):
         on_gap: Callable[[Gap], object] | None,
         timeout: float,
         keyring: Keyring | None = None,
+        presence: Presence | bool = False,
     ) -> None:
         if not isinstance(hub, Hub):
             raise TypeError(f"hub must be a wsfast.Hub, not {hub!r}")
@@ -176,6 +178,7 @@ class Relay(Local):
         self._broker = broker
         self._timeout = timeout
         self._process = os.getpid()
+        self._presence = Presence.of(presence)
         self._outbound = self._make_outbound(slow, keyring)
         self._inbound = self._make_inbound(on_gap, keyring)
         self._subscriptions = BrokerSubscriptions(
@@ -202,12 +205,12 @@ class Relay(Local):
 
     def _make_outbound(self, slow: DropOldest | DropNewest, keyring: Keyring | None) -> Outbound:
         on_connected = partial(self._on_connected, "publish")
-        return Outbound(secrets.randbits(64), self._broker, slow, self._timeout, on_connected, keyring)
+        return Outbound(secrets.randbits(64), self._broker, slow, self._timeout, on_connected, keyring, self._presence)
 
     def _make_inbound(self, on_gap: Callable[[Gap], object] | None, keyring: Keyring | None) -> Inbound:
         channel = self._broker.channel
-        outbound = self._outbound
-        return Inbound(outbound.publisher, self.hub, repr(self), on_gap, outbound.announce, channel, keyring)
+        arguments = repr(self), on_gap, self._outbound.announce, channel, keyring, self._presence
+        return Inbound(self._outbound.publisher, self.hub, *arguments)
 
     def _resynchronize(self) -> None:
         """Find out what was missed while there was no connection for subscribing."""
@@ -253,6 +256,10 @@ class Relay(Local):
                 if kind == "user":
                     check_user(name)
                 self.subscribe(kind, name)
+            if self._presence is not None:
+                self._presence.start(
+                    self.hub, self._outbound.publisher, self._outbound.wake, echoes=self._broker.echoes
+                )
             self._tasks = [asyncio.create_task(run) for run in self._runs()]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._timeout):
@@ -267,6 +274,8 @@ class Relay(Local):
     ) -> None:
         """Stop the relay. Waiting messages are sent, if the broker takes them within the timeout."""
         try:
+            if self._presence is not None:
+                self._presence.stop()
             if exc_type is None:
                 await self._finish()
         finally:
@@ -289,6 +298,8 @@ class Relay(Local):
             self.hub.attach(None)
 
     async def _end(self) -> None:
+        if self._presence is not None:
+            self._presence.stop()
         self._detach()
         self._lingering.stop()
         await stop(*self._tasks)
@@ -342,6 +353,17 @@ class Relay(Local):
         if not self._attached:
             raise RuntimeError(f"{self!r} is not running; {HOW_TO_START}")
         await wait()
+
+    @property
+    def presence(self) -> Presence:
+        """The users and counts of all processes.
+
+        Raises:
+            RuntimeError: If the relay was created without `presence`.
+        """
+        if self._presence is None:
+            raise RuntimeError(f"{self!r} was created without presence; give presence=True, in all processes")
+        return self._presence
 
     def stats(self) -> RelayStats:
         """Return the counts of the relay's messages so far."""

@@ -4,13 +4,14 @@
 |--------|-----------------------------------------------------------------------------------------------------|
 | 0      | 0xF5, a byte that cannot occur in UTF-8                                                             |
 | 1      | version of this format: 2                                                                           |
-| 2      | kind: 0 messages, 1 position, 2 request for positions, 3 goodbye                                    |
+| 2      | kind: 0 messages, 1 position, 2 request for positions, 3 goodbye, 4 notice of presence              |
 | 3      | flags: 4 signed                                                                                     |
 | 4-11   | publisher, a random number                                                                          |
 | 12-19  | epoch: when the publisher began to number messages of the address, in nanoseconds since 1970        |
 | 20-27  | number of the first message within its address and epoch, from 1; for a position, of the last one   |
 | 28-31  | length of the head in bytes                                                                         |
 | 32-    | head, a JSON object with the topic or the user; then up to 512 messages, with consecutive numbers   |
+|        | (of a notice: how many there were, how many had changes; then the notice, see `notices`)            |
 | last   | if signed: the first 16 bytes of the HMAC-SHA-256 of everything before them                         |
 
 Each message consists of:
@@ -42,8 +43,10 @@ from .commands import Parts, check_parts
 
 __all__ = [
     "GOODBYE",
+    "KIND",
     "MESSAGE",
     "MOST_ITEMS",
+    "NOTICE",
     "OVERHEAD",
     "POSITION",
     "PUBLISHER",
@@ -62,7 +65,7 @@ __all__ = [
     "unpack",
 ]
 
-MESSAGE, POSITION, REQUEST, GOODBYE = range(4)
+MESSAGE, POSITION, REQUEST, GOODBYE, NOTICE = range(5)
 
 MOST_ITEMS = 512
 """Messages per packet. Python objects take many times the memory of the bytes that they are made from."""
@@ -95,8 +98,8 @@ _LENGTH = struct.Struct(">I")
 OVERHEAD = _HEAD.size + _SIGNATURE
 """Bytes of a packet besides the head and the messages."""
 
-PUBLISHER = slice(4, 12)
-"""Position of the publisher in a message."""
+KIND, PUBLISHER = 2, slice(4, 12)
+"""Positions of the kind and the publisher in a packet."""
 
 Address = tuple[Kind, Any]
 """A topic or a user. Messages of each are numbered."""
@@ -133,6 +136,7 @@ class Envelope:
     """Number of the first message; for a position, of the last one."""
     address: Address | None = None
     items: tuple[Item, ...] = ()
+    notice: bytes = b""
 
 
 class RejectedError(ValueError):
@@ -326,7 +330,7 @@ def unpack(data: bytes, keyring: Keyring | None = None, heads: dict[bytes, Addre
             raise ValueError("it was not sent by a relay of this version")
         data = _authenticated(data, keyring)
         _, _, kind, _, publisher, epoch, number, size = _HEAD.unpack_from(data)
-        if kind > GOODBYE:
+        if kind > NOTICE:
             raise ValueError("it was not sent by a relay of this version")
         end = _HEAD.size + size
         if len(data) < end:
@@ -334,12 +338,12 @@ def unpack(data: bytes, keyring: Keyring | None = None, heads: dict[bytes, Addre
         if size > _LARGEST_HEAD:
             raise ValueError("its head is too long")
         head = data[_HEAD.size : end]
-        if kind != MESSAGE and len(data) != end:
+        if kind not in (MESSAGE, NOTICE) and len(data) != end:
             raise ValueError("it is too long")
         if kind >= REQUEST:
             if head != _NO_ADDRESS:
                 raise ValueError("it has an address, but concerns all")
-            return Envelope(kind, publisher, epoch, number)
+            return Envelope(kind, publisher, epoch, number, notice=data[end:])
         address = _address(head, {} if heads is None else heads)
         if kind == POSITION:
             return Envelope(kind, publisher, epoch, number, address)
