@@ -14,7 +14,6 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection
 
 import wsfast
-from helpers.brokers import relay_of
 from helpers.processes import running, write_line
 
 __all__ = ["TOPICS", "process"]
@@ -52,7 +51,8 @@ async def publish(hub: wsfast.Hub) -> None:
 
 async def main(url: str, prefix: str, port: int) -> None:
     hub = wsfast.Hub(history=2000, envelope=True)
-    async with relay_of(url.partition(":")[0], hub, url, prefix=prefix, recover=True):
+    relay = wsfast.relay.nats if url.startswith("nats:") else wsfast.relay.redis
+    async with relay(hub, url, prefix=prefix, recover=True):
         await (serve(hub, port) if port else publish(hub))
 
 
