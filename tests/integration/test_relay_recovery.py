@@ -22,9 +22,10 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 import wsfast
 from helpers import recovery_process
 from helpers.brokers import Broker, Redis, proxy_to, started, why_not
-from helpers.peers import TIMEOUT, parse_frames, until
+from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
 from helpers.recovery_process import TOPICS
+from helpers.sinks import Client
 from wsfast import Position, relay
 from wsfast._publisher import Stream
 from wsfast.relay import Gap, broker, ordered, outbound, redis_streams, wire
@@ -74,28 +75,6 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have relays look for the server often."""
     monkeypatch.setattr(broker, "LAST_BACKOFF", 0.1)
     monkeypatch.setattr(outbound, "POSITION_INTERVAL", 0.1)
-
-
-class Client:
-    """A client without a network."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.connection = wsfast.attach(self)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-    @property
-    def received(self) -> list[str]:
-        """The messages that have arrived."""
-        return [frame.payload.decode() for frame in parse_frames(self.data)[0]]
 
 
 class End:
