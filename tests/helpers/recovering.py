@@ -12,12 +12,13 @@ import pytest
 
 import wsfast
 from helpers.brokers import Broker, relay_of, started, why_not
-from helpers.peers import TIMEOUT, parse_frames
+from helpers.peers import TIMEOUT
+from helpers.sinks import Client
 from wsfast import Position
 from wsfast._publisher import Stream
 from wsfast.relay import Gap
 
-__all__ = ["Client", "End", "ends", "here", "keeping", "take"]
+__all__ = ["End", "ends", "here", "keeping", "take"]
 
 
 @contextlib.contextmanager
@@ -27,28 +28,6 @@ def keeping(kind: str, directory: Path) -> Iterator[Broker]:
         pytest.skip(reason)
     with started(kind, directory, f'jetstream {{ store_dir: "{directory}" }}' if kind == "nats" else ()) as broker:
         yield broker
-
-
-class Client:
-    """A client without a network."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.connection = wsfast.attach(self)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-    @property
-    def received(self) -> list[str]:
-        """The messages that have arrived."""
-        return [frame.payload.decode() for frame in parse_frames(self.data)[0]]
 
 
 class End:

@@ -14,7 +14,8 @@ import wsfast
 from helpers.brokers import Broker, Nats, started, why_not
 from helpers.kept import kept_by
 from helpers.peers import TIMEOUT, until
-from helpers.recovering import Client, End, ends, keeping, take
+from helpers.recovering import End, ends, keeping, take
+from helpers.sinks import Client
 from wsfast import Position, relay
 from wsfast.relay import PublishError, broker, outbound
 

@@ -25,8 +25,9 @@ from helpers.brokers import KINDS, Broker, Redis, proxy_to
 from helpers.kept import kept_by, placing_of
 from helpers.peers import TIMEOUT, until
 from helpers.ports import free_port
-from helpers.recovering import Client, End, ends, here, keeping, take
+from helpers.recovering import End, ends, here, keeping, take
 from helpers.recovery_process import TOPICS
+from helpers.sinks import Client
 from wsfast import Position, relay
 from wsfast.relay import Gap, broker, ordered, outbound, redis_streams, wire
 

@@ -12,30 +12,10 @@ from hypothesis import strategies as st
 
 import wsfast
 from helpers.brokers import Nowhere
-from helpers.peers import TIMEOUT, parse_frames, until
+from helpers.peers import TIMEOUT, until
+from helpers.sinks import Client
 from wsfast.relay import Gap, Relay, lingering
 from wsfast.relay.wire import MESSAGE, Envelope, Item, pack
-
-
-class Client:
-    """A client without a network."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.connection = wsfast.attach(self)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None:
-        pass
-
-    @property
-    def received(self) -> list[int]:
-        return [int(frame.payload) for frame in parse_frames(self.data)[0]]
 
 
 class End:
@@ -60,7 +40,7 @@ class End:
 
     def got(self, client: Client) -> list[int]:
         self.hub.flush()
-        return client.received
+        return [int(message) for message in client.received]
 
 
 def run(act: Callable[[End], Coroutine[Any, Any, None]], history: Any = 100) -> None:

@@ -147,10 +147,11 @@ class Missed:
 
     def add(self, messages: list[Retained]) -> None:
         """Add messages, except those that the subscriber has got already and those that are not for it."""
+        wanted = self._wanted
         for message in messages:
             if message.excluded and self._user is not None and self._user in message.excluded:
                 continue
-            if not lets(self._wanted, message.tags):
+            if wanted is not None and not lets(wanted, message.tags):
                 continue
             if len(message.topics) > 1:
                 if self._has_got(message):

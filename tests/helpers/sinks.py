@@ -1,0 +1,30 @@
+"""Clients without a network: sinks that keep what is written."""
+
+from __future__ import annotations
+
+import wsfast
+from helpers.peers import parse_frames
+
+__all__ = ["Client"]
+
+
+class Client:
+    """A client without a network."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.connection = wsfast.attach(self)
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def writable(self) -> bool:
+        return True
+
+    def close(self, code: int, reason: str) -> None:
+        """Do nothing."""
+
+    @property
+    def received(self) -> list[str]:
+        """The messages that have arrived."""
+        return [frame.payload.decode() for frame in parse_frames(self.data)[0]]
