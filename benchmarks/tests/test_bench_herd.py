@@ -97,8 +97,8 @@ def test_client_complains(wrong: str) -> None:
 def test_client_that_is_refused() -> None:
     """A handshake that is refused ends the connection, in whatever pieces it comes."""
     client = Client(1)
-    assert client.feed(b"HTTP/1.1 503 Service Una")
-    assert not client.feed(b"vailable\r\n\r\n")
+    assert client.feed(b"HTTP/1.1 503 Service")
+    assert not client.feed(b" Unavailable\r\n\r\n")
     assert not client.live
 
 
