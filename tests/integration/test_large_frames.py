@@ -17,6 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import uvloop
@@ -28,6 +29,7 @@ from helpers.fixtures import RUN_TIMEOUT, Ours, Run
 from helpers.libraries import LIBRARIES
 from helpers.peers import TIMEOUT, decode, until
 from helpers.stage import Stage, drop
+from wsfast._dispatcher import Dispatcher
 from wsfast._encoding.shared import encodings_of
 from wsfast.connections import transport_layout
 from wsfast.connections.websockets import connection_layout
@@ -76,17 +78,21 @@ def files() -> list[int]:
 
 
 async def detached(channel: wsfast.Channel, message: bytes) -> AsyncIterator[None]:
-    """Publish a message until threads are at it while the event loop goes on; then its files are there."""
-    async with asyncio.timeout(TIMEOUT):
-        while True:
-            channel.publish(message)
-            await asyncio.sleep(0)
-            if channel._dispatcher is not None and channel._dispatcher.table.detached:
-                break
-            await asyncio.sleep(
-                0.002
-            )  # threads may not be waiting yet, and the sockets have room for some messages only
-    yield
+    """Publish a message until threads send it, and take them for busy until `flush()`; until then its files are there.
+
+    Threads may be done with the few connections here before the event loop looks whether they are.
+    """
+    may_go_on = Dispatcher._may_go_on
+
+    def may_not_go_on(dispatcher: Dispatcher, budget: float | None) -> bool:
+        return dispatcher._detached is None or (budget is None and may_go_on(dispatcher, None))
+
+    with mock.patch.object(Dispatcher, "_may_go_on", may_not_go_on):
+        async with asyncio.timeout(TIMEOUT):
+            while channel._dispatcher is None or not channel._dispatcher.table.detached:
+                channel.publish(message)
+                await asyncio.sleep(0)
+        yield
 
 
 async def collect(client: Any, into: list[Any]) -> None:

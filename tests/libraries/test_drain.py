@@ -44,7 +44,6 @@ def by_hub() -> tuple[Any, Callable[[Any], object], Callable[[str], object]]:
     return hub, lambda connection: hub.subscribe(connection, "t"), lambda message: hub.publish("t", message)
 
 
-MAKE = {"channel": by_channel, "hub": by_hub}
 OPEN: dict[str, Library] = {name: library for name, library in LIBRARIES.items() if name != "aiohttp-client"}
 # uvicorn's own protocols, which can only be sent to through ASGI.
 OPEN["asgi-fastapi"] = Library(under_uvicorn(fastapi_app, "websockets-sansio"), send_text)
@@ -52,34 +51,36 @@ OPEN["asgi-litestar"] = Library(under_uvicorn(litestar_app, "websockets-sansio")
 SERVERS = sorted(OPEN)
 
 
-@pytest.mark.parametrize("make", MAKE)
 @pytest.mark.parametrize("name", SERVERS)
-def test_clients_get_all_messages_and_the_close_frame(run: Run, core: Any, name: str, make: str) -> None:
+def test_clients_get_all_messages_and_the_close_frame(run: Run, core: Any, name: str) -> None:
     """Clients get what is published until their turn comes, then the code and the reason, and nothing else."""
+
+    async def drain(pairs: list[tuple[Any, Any]], make: Callable[[], tuple[Any, ...]]) -> None:
+        publisher, subscribe, publish = make()
+        for connection, _ in pairs:
+            subscribe(connection)
+        readers = [asyncio.create_task(read_all(client)) for _, client in pairs]
+        publish("first")
+        draining = asyncio.create_task(publisher.drain(1.2, 4321, "restart"))
+        count = 0
+        while not draining.done():
+            publish(f"{count}")
+            count += 1
+            await asyncio.sleep(0.005)
+        assert await draining == (4, 0)
+        everything = ["first", *map(str, range(count))]
+        for messages, code, reason in await asyncio.gather(*readers):
+            assert (code, reason) == (4321, "restart")
+            assert messages == everything[: len(messages)]
+            assert messages
+        stats = publisher.stats()
+        assert (stats.subscribers, stats.queued) == (0, 0)
+        assert stats.published == stats.sent + stats.dropped
 
     async def main() -> None:
         async with OPEN[name].open(compress=False, small=False) as connect:
-            publisher, subscribe, publish = MAKE[make]()
-            pairs = [await connect() for _ in range(4)]
-            for connection, _ in pairs:
-                subscribe(connection)
-            readers = [asyncio.create_task(read_all(client)) for _, client in pairs]
-            publish("first")
-            draining = asyncio.create_task(publisher.drain(1.2, 4321, "restart"))
-            count = 0
-            while not draining.done():
-                publish(f"{count}")
-                count += 1
-                await asyncio.sleep(0.005)
-            assert await draining == (4, 0)
-            everything = ["first", *map(str, range(count))]
-            for messages, code, reason in await asyncio.gather(*readers):
-                assert (code, reason) == (4321, "restart")
-                assert messages == everything[: len(messages)]
-                assert messages
-            stats = publisher.stats()
-            assert (stats.subscribers, stats.queued) == (0, 0)
-            assert stats.published == stats.sent + stats.dropped
+            pairs = [await connect() for _ in range(8)]
+            await asyncio.gather(drain(pairs[:4], by_channel), drain(pairs[4:], by_hub))
 
     run(main)
 
