@@ -378,7 +378,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 10.0]))
     def suspend(self, seconds: float) -> None:
-        """Have no process run."""
+        """Have no process run, so that nothing becomes known meanwhile."""
+        if not self.bus.is_healed():
+            self.bus.went_up += seconds
+        for node in self.bus.nodes:
+            if not node.sure:
+                node.sure_after += seconds
+        for line in self.bus.lines:
+            if line.since >= self.loop.time() - SETTLED:
+                line.since += seconds
         self.loop.selector.now += seconds
 
     @rule(which=WHICH, seconds=st.sampled_from([0.5, 3.0, 10.0]))

@@ -157,6 +157,19 @@ def test_everything_is_told_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told.processes.complete
 
 
+def test_change_before_the_first_part() -> None:
+    """What has come between the question and the first part is told with everything, and stays known."""
+    own = teller("ann")
+    own.take(LARGEST)
+    told = Told()
+    own.alive_due = True
+    told.take(7, *own.take(LARGEST))
+    own.tell_everything()
+    own.change(("bob", None), 1)
+    told.take(7, *own.take(LARGEST))
+    assert (told.users(), told.processes.complete) == ({"ann", "bob"}, True)
+
+
 def test_small_packets() -> None:
     """Where the broker takes small packets only, each has what fits."""
     own = teller(*(f"user {number}" for number in range(100)))

@@ -51,9 +51,9 @@ class Announcing:
         self.hello_due: bool = False
         """Whether they should be asked to tell the same."""
         self._unsent: dict[Key, int] = {}  # what others were told before, where that is not true any more
+        self._everything_due = False  # whether others should be told everything, from the first part on
         self._parts: Iterator[Key] | None = None  # of everything: what has not been sent yet
         self._next: Key | None = None  # the first of it
-        self._first = False  # whether nothing of it has been sent
         self._serial = self._number = 0
 
     def change(self, key: Key, value: int) -> int:
@@ -76,17 +76,17 @@ class Announcing:
     @property
     def telling_everything(self) -> bool:
         """Whether others are being told everything."""
-        return self._parts is not None
+        return self._everything_due or self._parts is not None
 
     def tell_everything(self) -> None:
         """Tell others everything from now on."""
-        self._parts = iter(list(self.own))
-        self._first = True
-        self._next = None
+        self._everything_due = True
+        self._parts = None
 
     def lost(self) -> None:
         """Note that the last notices may not have been sent. Others find that out, and ask for everything."""
         self.alive_due = True
+        self._everything_due = False
         self._parts = None
 
     def take(self, largest: int) -> list[Stamped]:
@@ -104,7 +104,7 @@ class Announcing:
             notices.append(self._notice(ASK, publishers))
         while self._unsent and len(notices) < MOST_NOTICES:
             notices.append(self._changes(room))
-        while self._parts is not None and len(notices) < MOST_NOTICES:
+        while self.telling_everything and len(notices) < MOST_NOTICES:
             notices.append(self._part(room))
         if (self.alive_due or self.hello_due) and not notices:
             notices.append(self._notice(0, ()))
@@ -133,19 +133,20 @@ class Announcing:
 
     def _part(self, room: int) -> Stamped:
         """Return the next part of everything. All changes were told before, so it says nothing new."""
-        assert self._parts is not None
+        flags = PART
+        if self._parts is None:
+            # Only now: what the first part does not find among the users must be told after it.
+            self._parts = iter(list(self.own))
+            self._next = next(self._parts, None)
+            self._everything_due = False
+            flags |= FIRST
         some = Changes(room)
-        key = self._next
-        while True:
-            if key is not None:
-                value = self.own.get(key, 0)
-                if value and not some.add(key, value):
-                    break
-            key = next(self._parts, None)
-            if key is None:
-                self._parts = None
+        while self._next is not None:
+            value = self.own.get(self._next, 0)
+            if value and not some.add(self._next, value):
                 break
-        self._next = key
-        flags = PART | FIRST * self._first | LAST * (key is None)
-        self._first = False
+            self._next = next(self._parts, None)
+        else:
+            self._parts = None
+            flags |= LAST
         return self._notice(flags, some.contents())

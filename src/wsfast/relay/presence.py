@@ -31,8 +31,8 @@ BATCH_SECONDS = 0.02
 ANSWER_SECONDS = 0.1
 """Seconds between two answers to those who ask who is there."""
 
-GRACE_SECONDS = 0.1
-"""Seconds between two looks at those whose grace is over."""
+HEARING_SECONDS = 0.1
+"""Seconds after the end of a grace for which notices are read before anybody leaves."""
 
 EVERYTHING_SECONDS = 1.0
 """Seconds between two times when everything is told; more if that is much."""
@@ -105,7 +105,7 @@ class Presence(Local):
         self._echoed = False
         self._turns = 0  # in succession in which the others could be heard
         self._turn_due = 0.0
-        self._grace_due = 0.0
+        self._leaving_since = 0.0
         self._last_everything = -math.inf
         self._warned = False
         self._begin(0)
@@ -348,16 +348,21 @@ class Presence(Local):
     def _await_grace(self) -> None:
         deadline = self._population.deadline
         if deadline is not None and self._loop is not None and self._end_grace not in self._timers:
-            self._grace_due = max(deadline, self._loop.time() + GRACE_SECONDS)
-            self._after(self._grace_due - self._loop.time(), self._end_grace)
+            self._after(max(0.0, deadline - self._loop.time()), self._begin_leaving)
+
+    def _begin_leaving(self) -> None:
+        """Hear first who has come back: after a suspension, notices may wait to be read."""
+        assert self._loop is not None
+        self._leaving_since = self._loop.time()
+        self._after(HEARING_SECONDS, self._end_grace)
 
     def _end_grace(self) -> None:
-        """Have those leave whose grace is over; after a suspension, hear first who has come meanwhile."""
         assert self._loop is not None
-        now = self._loop.time()
-        if now < self._grace_due + self._interval:
-            self._population.expire(now)
-        self._await_grace()
+        if self._loop.time() > self._leaving_since + 2 * HEARING_SECONDS:  # it was suspended again
+            self._begin_leaving()
+        else:
+            self._population.expire(self._leaving_since)
+            self._await_grace()
 
     def _next_turn(self) -> None:
         assert self._loop is not None
