@@ -10,7 +10,7 @@ import socket
 import sys
 import types
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -357,7 +357,7 @@ def test_tags(run: Run) -> None:
         hub = wsfast.Hub(slow=UNBOUNDED, history=10)
         for number in range(4):
             hub.publish("news", f"{number}", tags={"eu"} if number % 2 else {"us"})
-        sources = iter([hub.channel("news"), hub])
+        sources: Iterator[Any] = iter([hub.channel("news"), hub])
 
         def respond() -> EventSource:
             source = next(sources)

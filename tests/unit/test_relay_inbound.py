@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import wsfast
 from helpers.brokers import Nowhere
 from wsfast.relay import Gap, Relay, inbound
-from wsfast.relay.outbound import BATCH, PACKET_BYTES, Outbound
+from wsfast.relay.outbound import BATCH, Outbound
+from wsfast.relay.packing import PACKET_BYTES
 from wsfast.relay.wire import GOODBYE, MESSAGE, MOST_ITEMS, POSITION, Address, Envelope, Item, Keyring, pack, unpack
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 from wsfast.hub import Command
 
 from .broker import Sending
 from .commands import address_of
-from .outbound import NO_MESSAGE, Numbered, Outbound, Packet, Queued
+from .outbound import Outbound
+from .packing import NO_MESSAGE, Numbered, Packet, Queued
 from .wire import Address, encode_item
 
 __all__ = ["UNPLACED", "OrderedOutbound", "OrderedSending"]
@@ -47,8 +49,13 @@ class OrderedOutbound(Outbound):
         return parts[0]
 
     async def _send(self, sending: Any, packets: Sequence[Packet]) -> dict[int, Exception]:
+        """See `Outbound`. A command waits until the broker has confirmed what was published before it."""
         placed = [(packet.address, packet.data, self._count(packet)) for packet in packets]
-        refused: dict[int, Exception] = await sending.place(placed)
+        starts = [0, *(index for index, packet in enumerate(packets) if packet.last and index)]
+        refused: dict[int, Exception] = {}
+        for start, stop in pairwise([*starts, len(packets)]):
+            some: dict[int, Exception] = await sending.place(placed[start:stop])
+            refused.update((start + index, reason) for index, reason in some.items())
         return refused
 
     def _count(self, packet: Packet) -> int:

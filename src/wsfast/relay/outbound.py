@@ -15,8 +15,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from wsfast._encoding.message import PreparedMessage
 from wsfast.hub import Command, Kind
@@ -25,23 +24,11 @@ from wsfast.policies import DropNewest, DropOldest
 
 from .broker import Backoff, Broker, Sending, close
 from .commands import Parts, address_of, parts_of
+from .packing import NO_MESSAGE, Numbered, Packet, Queued, packets_of
 from .presence import Presence
-from .wire import (
-    GOODBYE,
-    MESSAGE,
-    MOST_ITEMS,
-    NOTICE,
-    OVERHEAD,
-    POSITION,
-    REQUEST,
-    Address,
-    Keyring,
-    encode_item,
-    head_of,
-    join,
-)
+from .wire import GOODBYE, NOTICE, POSITION, REQUEST, Address, Keyring, encode_item, head_of, join
 
-__all__ = ["ADDRESSES", "NO_MESSAGE", "Numbered", "Outbound", "Packet", "Queued"]
+__all__ = ["ADDRESSES", "Outbound"]
 
 BATCH = 2048
 """Messages per batch. The broker must confirm a batch before the next one is sent."""
@@ -49,66 +36,14 @@ BATCH = 2048
 BATCH_BYTES = 1 << 20
 """Bytes per batch, unless it is a single message."""
 
-PACKET_BYTES = 64 << 10
-"""Bytes of messages per packet, unless it is a single message."""
-
 ADDRESSES = 65536
 """Topics and users whose position is kept."""
-
-NO_MESSAGE = PreparedMessage(b"")
 
 POSITION_INTERVAL = 1.0
 """Minimum number of seconds between two announcements of positions."""
 
 POSITIONS = 4096
 """Positions up to which that interval holds; with more, it grows in proportion."""
-
-
-class Numbered:
-    """The number of the last message of one address."""
-
-    __slots__ = ("address", "epoch", "head", "number", "tried")
-
-    def __init__(self, address: Address, epoch: int) -> None:
-        self.address: Address = address
-        self.epoch: int = epoch
-        self.number: int = 0
-        self.tried: int = 0  # number of the last message that was given to a broker that orders messages
-        self.head: bytes = b""
-        with contextlib.suppress(ValueError):  # it is too long
-            self.head = head_of(address)
-
-
-class Queued(NamedTuple):
-    """A message that waits."""
-
-    position: Numbered
-    number: int
-    data: bytes
-    time: float
-    last: bool
-    """Whether it must not travel before any message that was published before it."""
-
-
-class Packet(NamedTuple):
-    """Messages of one address that travel together."""
-
-    address: Address
-    data: bytes
-    messages: int
-    """Their number."""
-    epoch: int
-
-
-@dataclass(slots=True)
-class _Unfinished:
-    """A packet to be, of messages of one address with consecutive numbers."""
-
-    number: int
-    """That of the first one."""
-    items: list[bytes]
-    room: int
-    """Bytes that may follow."""
 
 
 class Outbound:
@@ -320,47 +255,12 @@ class Outbound:
 
     async def _send(self, sending: Any, packets: Sequence[Packet]) -> dict[int, Exception]:
         """Give packets to the broker; return the reasons of those that it has refused, by index."""
-        refused: dict[int, Exception] = await sending.publish([(address, data) for address, data, *_ in packets])
+        refused: dict[int, Exception] = await sending.publish([(packet.address, packet.data) for packet in packets])
         return refused
 
     def _packets(self, batch: Iterable[Queued], largest: int) -> list[Packet]:
-        """Return the packets of a batch: messages of one address follow each other there as they do in the batch.
-
-        Args:
-            batch: The messages.
-            largest: Bytes of the largest packet that the broker takes.
-        """
-        packets: list[Packet] = []
-        unfinished: dict[Numbered, _Unfinished] = {}
-        for position, number, data, _, last in batch:
-            found = unfinished.get(position)
-            if last:
-                packets += self._join(unfinished)
-                unfinished.clear()
-            elif found is not None:
-                found.room -= len(data)
-                # Those in between may have been dropped.
-                if found.room >= 0 and len(found.items) < MOST_ITEMS and number == found.number + len(found.items):
-                    found.items.append(data)
-                    continue
-                packets += self._join(unfinished)  # all of them, since an address may have had two positions
-                unfinished.clear()
-            room = min(PACKET_BYTES, largest - OVERHEAD - len(position.head)) - len(data)
-            unfinished[position] = _Unfinished(number, [data], room)
-        packets += self._join(unfinished)
-        return packets
-
-    def _join(self, unfinished: dict[Numbered, _Unfinished]) -> list[Packet]:
-        publisher, keyring = self.publisher, self._keyring
-        return [
-            Packet(
-                position.address,
-                join(MESSAGE, publisher, position.epoch, packet.number, position.head, packet.items, keyring),
-                len(packet.items),
-                position.epoch,
-            )
-            for position, packet in unfinished.items()
-        ]
+        """Return the packets of a batch. See `packets_of()`."""
+        return packets_of(batch, largest, self.publisher, self._keyring)
 
     def _shorten_batch(self) -> None:
         """Put half of the batch back, since its size may have caused the timeout. Later batches grow slowly."""
