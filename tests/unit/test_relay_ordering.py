@@ -147,7 +147,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
     def arrive_twice(self, data: st.DataObject) -> None:
-        self.order.receive(data.draw(st.sampled_from(self.flying)))
+        placed = data.draw(st.sampled_from(self.flying))
+        self.most_rejected += placed.epoch != self.broker.epoch
+        self.order.receive(placed)
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
