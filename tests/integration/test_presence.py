@@ -244,6 +244,22 @@ def test_everything_is_told_to_a_late_process(place: Place) -> None:
     run(main)
 
 
+def test_no_callback_after_the_end(place: Place) -> None:
+    """Callbacks that have not been called when the relay is stopped are not called any more."""
+
+    async def main() -> None:
+        async with place.rooms(1) as [room]:
+            room.enter("ann", "room")
+            await until(lambda: room.presence.has("ann"))
+            room.enter("bob", "room")
+            await asyncio.sleep(0)
+            told = len(room.told)
+            assert room.presence.has("bob") and ["join", "bob", None] not in room.told
+        assert len(room.told) == told
+
+    run(main)
+
+
 # ---- Brokers
 
 

@@ -397,11 +397,16 @@ class Presence(Local):
 
     def _joined(self, user: Any, name: str | None) -> None:
         if self.on_join is not None and self._loop is not None:
-            self._loop.call_soon(self.on_join, user, name)
+            self._loop.call_soon(self._tell, self.on_join, user, name)
 
     def _left(self, user: Any, name: str | None) -> None:
         if self.on_leave is not None and self._loop is not None:
-            self._loop.call_soon(self.on_leave, user, name)
+            self._loop.call_soon(self._tell, self.on_leave, user, name)
+
+    def _tell(self, callback: PresenceCallback, user: Any, name: str | None) -> None:
+        """Call a callback, unless the relay was stopped meanwhile."""
+        if self._hub is not None:
+            callback(user, name)
 
 
 def _checked(topic: str | None) -> str | None:
