@@ -307,6 +307,22 @@ def test_lost_connection(own: Place) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("shared", ["recover"], indirect=True)
+def test_own_command_on_its_way(place: Place) -> None:
+    """A process hears itself while it waits for a command of its own to come back."""
+
+    async def main() -> None:
+        async with place.rooms(1) as [room]:
+            inbound: Any = room.relay._inbound
+            returning = inbound.returning(0)  # it does not come
+            try:
+                await until(lambda: room.presence.leads)
+            finally:
+                returning.cancel()
+
+    run(main)
+
+
 # ---- Trust
 
 
