@@ -402,6 +402,29 @@ def test_interrupts() -> None:
     assert moment > 100
 
 
+def test_slow_event_loop() -> None:
+    """Others are told of changes soon, each once, though all timers are late."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        hub, one, told = wsfast.Hub(), Presence(interval=100.0), Told()
+        one.start(hub, 1, lambda: None, echoes=False)
+        while one.due:
+            told.take(1, *one.take(LARGEST))
+        first = told.processes._processes[1].serial
+        for number in range(20):
+            hub.register(Member().connection, number)
+            loop.selector.now += 0.3  # something blocks the event loop
+            await asyncio.sleep(0)
+            while one.due:
+                told.take(1, *one.take(LARGEST))
+        assert told.users() >= set(range(15))
+        assert told.processes._processes[1].serial <= first + 20
+        one.stop()
+
+    run_quickly(main())
+
+
 # ---- Arguments
 
 

@@ -326,11 +326,8 @@ class Presence(Local):
 
     def _after(self, delay: float, callback: Callable[[], None]) -> None:
         """Call a method after some seconds, unless it will be called anyway."""
-        if self._loop is None or self._will_call(callback):
-            return
-        if (late := self._timers.get(callback)) is not None:
-            late.cancel()
-        self._timers[callback] = self._loop.call_later(delay, self._run, callback)
+        if self._loop is not None and not self._will_call(callback):
+            self._timers[callback] = self._loop.call_later(delay, self._run, callback)
 
     def _will_call(self, callback: Callable[[], None]) -> bool:
         """Whether there is a timer. A late one does not count: an interrupt may have come before it began."""
@@ -338,8 +335,10 @@ class Presence(Local):
         return timer is not None and self._loop is not None and self._loop.time() <= timer.when() + LATE
 
     def _run(self, callback: Callable[[], None]) -> None:
-        self._timers.pop(callback, None)
-        callback()
+        timer = self._timers.pop(callback, None)
+        if timer is not None:  # else one that was late has called it
+            timer.cancel()
+            callback()
 
     def _send(self) -> None:
         self.due = True
