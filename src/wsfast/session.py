@@ -164,8 +164,11 @@ class Session:
                 room -= new
             except _RefusedError as exc:
                 refused.setdefault(str(exc), []).append(name)
-        if allowed and not await self._begin(allowed, since, number):
-            return
+        try:
+            if allowed and not await self._begin(allowed, since, number):
+                return
+        except _RefusedError as exc:
+            refused.setdefault(str(exc), []).extend(allowed)
         for reason, topics in refused.items():
             await self._answer({"error": reason, "topics": topics}, number)
 

@@ -137,14 +137,16 @@ def test_tags() -> None:
 
 
 def test_too_many_tags(caplog: pytest.LogCaptureFixture) -> None:
-    """If a topic has no room for the session's tags, the client is told that it is refused, and the log tells why."""
+    """If a topic has no room for the session's tags, it is refused by name, as others are, and the log tells why."""
 
     async def main() -> None:
         hub = new_hub()
         async with serving(hub, tags=map(str, range(64))) as one, serving(hub, tags={"x"}) as two:
             assert "subscribed" in await ask(one, {"subscribe": {"a": None}, "id": 1})
-            refused = {"error": "the server has too many kinds of subscribers", "id": 1}
-            assert await ask(two, {"subscribe": {"a": None}, "id": 1}) == refused
+            refused = {"error": "the server has too many kinds of subscribers", "topics": ["a"], "id": 1}
+            wrong = {"error": "this is not a valid name of a topic", "topics": [">"], "id": 1}
+            assert await ask(two, {"subscribe": {">": None, "a": None}, "id": 1}) == wrong
+            assert await receive(two) == refused
             assert "subscribed" in await ask(two, {"subscribe": {"b": None}, "id": 2})
 
     asyncio.run(main())

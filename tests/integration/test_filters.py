@@ -292,6 +292,32 @@ def test_recovery_after_another_filter(run: Run, core: Any) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("names", [("a.b", "a.*"), ("a.*", "a.b"), ("a.b", ">", "a.*")])
+def test_recovery_of_topics_and_patterns_that_overlap(run: Run, core: Any, names: tuple[str, ...]) -> None:
+    """What a call sends again by one name counts for the others, so that nothing older is sent again."""
+
+    async def main() -> None:
+        hub = hub_of(history=10)
+        hub.publish("a.b", "old", tags={"x"})
+        hub.publish("a.c", "old", tags={"x"})
+        position = hub.position()
+        hub.publish("a.b", "1", tags={"x"})
+        hub.publish(["a.b", "a.c"], "2", tags={"x", "y"})
+        hub.publish("a.b", "not wanted", tags={"y"})
+        hub.publish("a.b", "not for it", exclude_users=["ann"])
+        hub.publish("a.c", "3", tags={"x"})
+        client = Client()
+        hub.register(client.connection, "ann")
+        subscription = hub.subscribe(client.connection, *names, since=position, tags={"x"})
+        hub.publish("a.b", "4", tags={"x"})
+        hub.flush()
+        assert client.received() == ["1", "2", "3", "4"]
+        assert subscription.recovered
+        assert reconciled(hub, subscription).published == 4
+
+    run(main)
+
+
 def test_message_to_several_topics(run: Run, core: Any) -> None:
     """A message to several topics is replayed if the filter of the topic joined before has left it out."""
 

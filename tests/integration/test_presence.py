@@ -244,6 +244,23 @@ def test_everything_is_told_to_a_late_process(place: Place) -> None:
     run(main)
 
 
+def test_no_callback_after_the_end(place: Place) -> None:
+    """Callbacks that have not been called when the relay is stopped are not called any more."""
+
+    async def main() -> None:
+        async with place.rooms(1) as [room]:
+            room.enter("ann", "room")
+            await until(lambda: room.presence.has("ann"))
+            room.enter("bob", "room")
+            await asyncio.sleep(0)
+            told = len(room.told)
+            assert room.presence.has("bob")
+            assert ["join", "bob", None] not in room.told
+        assert len(room.told) == told
+
+    run(main)
+
+
 # ---- Brokers
 
 
@@ -286,6 +303,22 @@ def test_lost_connection(own: Place) -> None:
                 second.enter(10 + number, "room")
                 await until(lambda: users(first)[0] == users(second)[0] and len(users(first)[0]) == 2 * number + 4)  # noqa: B023
             assert [one for room in (first, second) for one in room.told if one[0] == "leave"] == []
+
+    run(main)
+
+
+@pytest.mark.parametrize("shared", ["recover"], indirect=True)
+def test_own_command_on_its_way(place: Place) -> None:
+    """A process hears itself while it waits for a command of its own to come back."""
+
+    async def main() -> None:
+        async with place.rooms(1) as [room]:
+            inbound: Any = room.relay._inbound
+            returning = inbound.returning(0)  # it does not come
+            try:
+                await until(lambda: room.presence.leads)
+            finally:
+                returning.cancel()
 
     run(main)
 

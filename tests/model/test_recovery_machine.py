@@ -430,7 +430,7 @@ class Machine(RuleBasedStateMachine):
                 missed = self.missed(name, known[name]) if name in since else None
             else:
                 missed = self.missed_since(name, since.offset)
-            if missed is not None and self.continues(line, missed, tags):
+            if missed is not None and self.continues(line, missed, found, tags):
                 recovered.add(name)
                 self.seen.add("recovered")
                 for other, messages in missed.items():
@@ -442,7 +442,7 @@ class Machine(RuleBasedStateMachine):
                         if not all(message.suits(tags) for message in messages):
                             self.seen.add("recovered by tags")
                     else:
-                        self.has_all(line, messages, tags)
+                        self.has_all(line, messages, found, tags)
             elif name not in line.filters:
                 if since and (not isinstance(since, dict) or name in since):
                     self.seen.add("not recovered")
@@ -492,34 +492,41 @@ class Machine(RuleBasedStateMachine):
             return None
         return found
 
-    def continues(self, line: Line, missed: dict[str, list[Message]], tags: Tags) -> bool:
-        """Whether a connection that gets some of these topics already got all that was missed."""
+    def continues(self, line: Line, missed: dict[str, list[Message]], found: dict[int, Message], tags: Tags) -> bool:
+        """Whether a connection that gets some of these topics already got all that was missed, or is sent it now."""
         for topic, messages in missed.items():
             if not line.gets(topic):
                 continue
             if line.begins.get(topic, 0) > (messages[0].number - 1 if messages else self.count):
                 return False
-            if line.filtered and not all(line.got(one, [topic]) for one in messages if one.suits(tags)):
+            if line.filtered and not all(
+                line.got(one, [topic]) or one.number in found or self.had(line, one)
+                for one in messages
+                if one.suits(tags) and (line.user is None or line.user not in one.users)
+            ):
                 self.seen.add("lacks")
                 return False
         return True
 
-    def has_all(self, line: Line, messages: list[Message], tags: Tags) -> None:
+    def has_all(self, line: Line, messages: list[Message], found: dict[int, Message], tags: Tags) -> None:
         """Check that nothing of what a connection has missed, as far as it asked for that, was kept from it."""
         if line.filtered:
-            expected = {message for message, _ in line.expected}
+            expected = {message for message, _ in line.expected} | set(found.values())
             for one in messages:
                 assert one in expected or not one.suits(tags) or line in one.excluded or line.user in one.users
+
+    def had(self, line: Line, message: Message) -> bool:
+        """Whether a connection has got a message to several topics, by one that it still gets."""
+        return len(message.topics) > 1 and (
+            line.got(message, message.topics) or (line in message.had and any(map(line.gets, message.topics)))
+        )
 
     def repeat(self, line: Line, messages: list[Message], found: dict[int, Message], tags: Tags) -> None:
         """Note that messages are sent again, as far as they were not."""
         for message in messages:
             if line.user is not None and line.user in message.users:
                 continue
-            had = len(message.topics) > 1 and (
-                line.got(message, message.topics) or (line in message.had and any(map(line.gets, message.topics)))
-            )
-            if not had and message.suits(tags):
+            if not self.had(line, message) and message.suits(tags):
                 message.had.add(line)
                 found[message.number] = message
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -11,6 +13,9 @@ from hypothesis import strategies as st
 
 import wsfast
 from helpers.brokers import Nowhere
+from helpers.interrupts import Interrupt
+from helpers.presence_process import Member
+from model.test_presence_machine import Loop
 from wsfast.relay import Presence, Relay, announcing, notices, presence, processes
 from wsfast.relay.announcing import Announcing, Stamped
 from wsfast.relay.notices import ASK, FIRST, HELLO, LAST, PART, asked, changes, notice, opened
@@ -48,6 +53,12 @@ def teller(*users: Any, name: str | None = None, start: int = 1) -> Announcing:
     for user in users:
         found.change((user, name), 1)
     return found
+
+
+def run_quickly(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine where time passes instead of waiting."""
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        return runner.run(coroutine)
 
 
 # ---- Notices
@@ -338,6 +349,80 @@ def test_grace() -> None:
     assert told.told[3:] == [("leave", "ann", "room"), ("leave", "cid", "room")]
     assert told.users("room") == {"bob"}
     assert told.population.deadline is None
+
+
+# ---- Interrupts
+
+
+def test_interrupts() -> None:
+    """Wherever a signal handler raises, the process goes on to say that it is there, and to tell who comes and goes."""
+
+    async def attempt(moment: int) -> bool:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        hub, one, told = wsfast.Hub(), Presence(interval=0.5, grace=0.5), Told()
+        other = teller("bob")
+        one.start(hub, 1, lambda: None, echoes=False)
+        connections = {user: Member().connection for user in ("ann", "cid", "dan")}
+
+        async def pause() -> None:
+            """Have some time pass, in which each gets the notices of the other, and is asked for everything."""
+            for _ in range(30):
+                await asyncio.sleep(0.1)
+                other.alive_due = True
+                other.asking.update(dict.fromkeys(told.asked))
+                told.asked.clear()
+                notices = [*one.take(LARGEST)] if one.due else []
+                told.take(1, *notices)
+                for stamped in other.take(LARGEST):
+                    one.receive(2, *stamped)
+
+        hub.register(connections["ann"], "ann")
+        await pause()
+        hub.register(connections["cid"], "cid")
+        interrupt = Interrupt(moment)
+        with interrupt:
+            await pause()
+        one.lost()  # says the relay, if its call was interrupted
+        hub.register(connections["dan"], "dan")
+        hub.register(connections["ann"], "ann").unregister()
+        before = told.processes._processes[1].serial
+        await pause()
+        await pause()
+        assert told.users() - {"cid"} == {"dan"}
+        assert set(one.users()) - {"cid"} == {"bob", "dan"}
+        assert told.processes._processes[1].serial > before + 5
+        one.stop()
+        return interrupt.left > 0
+
+    moment, step = 1, 1
+    while not run_quickly(attempt(moment)):
+        moment += step
+        step += moment > 400
+    assert moment > 100
+
+
+def test_slow_event_loop() -> None:
+    """Others are told of changes soon, each once, though all timers are late."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        hub, one, told = wsfast.Hub(), Presence(interval=100.0), Told()
+        one.start(hub, 1, lambda: None, echoes=False)
+        while one.due:
+            told.take(1, *one.take(LARGEST))
+        first = told.processes._processes[1].serial
+        for number in range(20):
+            hub.register(Member().connection, number)
+            loop.selector.now += 0.3  # something blocks the event loop
+            await asyncio.sleep(0)
+            while one.due:
+                told.take(1, *one.take(LARGEST))
+        assert told.users() >= set(range(15))
+        assert told.processes._processes[1].serial <= first + 20
+        one.stop()
+
+    run_quickly(main())
 
 
 # ---- Arguments

@@ -138,18 +138,23 @@ class Missed:
         return any(group in self._member.groups for group in self._route(topic))
 
     def lacks(self, topic: str, messages: list[Retained]) -> bool:
-        """Whether the subscriber did not get some of a topic's messages because of the filters that it had."""
+        """Whether the subscriber did not get some of a topic's messages because of the filters that it had.
+
+        What was added here counts as if it had got it.
+        """
         return self._member.filtered and not all(
             any(self._member.got(group, message.number, message.tags) for group in self._route(topic))
+            or (message.number if message.publication is None else message.publication) in self._found
+            or (len(message.topics) > 1 and self._has_got(message))
             for message in messages
-            if lets(self._wanted, message.tags)
+            if lets(self._wanted, message.tags) and (self._user is None or self._user not in message.excluded)
         )
 
     def add(self, messages: list[Retained]) -> None:
         """Add messages, except those that the subscriber has got already and those that are not for it."""
-        wanted = self._wanted
-        for message in messages:
-            if message.excluded and self._user is not None and self._user in message.excluded:
+        wanted, user = self._wanted, self._user
+        for message in messages:  # no call for each
+            if message.excluded and user is not None and user in message.excluded:
                 continue
             if wanted is not None and not lets(wanted, message.tags):
                 continue

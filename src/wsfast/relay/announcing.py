@@ -127,9 +127,10 @@ class Announcing:
             if not some.add(key, self.own.get(key, 0)):
                 break
             told.append(key)
+        stamped = self._notice(0, some.contents())  # first: others notice if an interrupt takes what follows
         for key in told:
             del self._unsent[key]
-        return self._notice(0, some.contents())
+        return stamped
 
     def _part(self, room: int) -> Stamped:
         """Return the next part of everything. All changes were told before, so it says nothing new."""

@@ -192,8 +192,7 @@ class OrderedInbound(Inbound):
         if data[:1] != bytes([PLACED]):
             if self._returning and data[PUBLISHER] == self.publisher.to_bytes(8):
                 self._receive_own(data, channel)
-            else:
-                super().receive(data, channel)
+            super().receive(data, channel)
             return
         place = PLACE.match(data)
         envelope = self._unpack(data[place.end() :] if place else data, channel)

@@ -331,15 +331,15 @@ class Outbound:
                 await sending.publish(positions[start : start + BATCH])
 
     async def _publish_notices(self, sending: Sending, presence: Presence) -> None:
-        notices = [(None, self._notice(*stamped)) for stamped in presence.take(sending.largest)]
         refused: dict[int, Exception] = {}
-        if notices:
-            try:
+        try:
+            notices = [(None, self._notice(*stamped)) for stamped in presence.take(sending.largest)]
+            if notices:
                 async with asyncio.timeout(self._timeout):
                     refused = await sending.publish(notices)
-            except BaseException:
-                presence.lost()
-                raise
+        except BaseException:
+            presence.lost()
+            raise
         for reason in refused.values():
             presence.lost(reason)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from wsfast._arguments import Local, check_callback, check_integer, check_seconds
+from wsfast._writable import LATE
 from wsfast.hub import Hub, PresenceCallback
 from wsfast.hub.topics import check_topic_or_pattern
 
@@ -259,6 +260,8 @@ class Presence(Local):
         ignored = self._processes.ignored
         flags, publishers = self._processes.receive(publisher, serial, number, data, self._loop.time())
         self._await_grace()
+        if self._is_late():
+            self._after(0.0, self._turn)  # its timer may be lost
         if flags & HELLO:
             self._after(ANSWER_SECONDS * random.random(), self._answer)
         if self._publisher in publishers:
@@ -298,31 +301,44 @@ class Presence(Local):
         if hub is None or self._loop is None:
             return
         changed, self._changed = self._changed, {}
-        now = self._loop.time()
-        for key in changed:
-            user, name = key
-            if user is None:
-                assert name is not None
-                value = hub.subscribed(name)
-            else:
-                value = int(_is_short(user) and hub.holds(user, name))
-            before = self._announcing.change(key, value)
-            if value != before:
-                self._population.change(key, before, value, now)
+        try:
+            for key in changed:
+                self._look_at(hub, key, self._loop.time())
+        except BaseException:  # an interrupt: the next turn looks again
+            self._changed = {**changed, **self._changed}
+            raise
         self._await_grace()
         if self._announcing.changed:
             self._after(BATCH_SECONDS, self._send)
+
+    def _look_at(self, hub: Hub, key: Key, now: float) -> None:
+        user, name = key
+        if user is None:
+            assert name is not None
+            value = hub.subscribed(name)
+        else:
+            value = int(_is_short(user) and hub.holds(user, name))
+        before = self._announcing.change(key, value)
+        if value != before:
+            self._population.change(key, before, value, now)
 
     # ---- Timers
 
     def _after(self, delay: float, callback: Callable[[], None]) -> None:
         """Call a method after some seconds, unless it will be called anyway."""
-        if callback not in self._timers and self._loop is not None:
+        if self._loop is not None and not self._will_call(callback):
             self._timers[callback] = self._loop.call_later(delay, self._run, callback)
 
+    def _will_call(self, callback: Callable[[], None]) -> bool:
+        """Whether there is a timer. A late one does not count: an interrupt may have come before it began."""
+        timer = self._timers.get(callback)
+        return timer is not None and self._loop is not None and self._loop.time() <= timer.when() + LATE
+
     def _run(self, callback: Callable[[], None]) -> None:
-        del self._timers[callback]
-        callback()
+        timer = self._timers.pop(callback, None)
+        if timer is not None:  # else one that was late has called it
+            timer.cancel()
+            callback()
 
     def _send(self) -> None:
         self.due = True
@@ -347,7 +363,7 @@ class Presence(Local):
 
     def _await_grace(self) -> None:
         deadline = self._population.deadline
-        if deadline is not None and self._loop is not None and self._end_grace not in self._timers:
+        if deadline is not None and self._loop is not None and not self._will_call(self._end_grace):
             self._after(max(0.0, deadline - self._loop.time()), self._begin_leaving)
 
     def _begin_leaving(self) -> None:
@@ -381,8 +397,11 @@ class Presence(Local):
         Afterwards, others get the time that they need to connect to the broker again.
         """
         assert self._loop is not None
-        now = self._loop.time()
-        if (self._echoed or not self._echoes) and not self._is_late():
+        now, late = self._loop.time(), self._is_late()
+        self._next_turn()  # first: the rest may be interrupted
+        if self._changed:
+            self._look()
+        if (self._echoed or not self._echoes) and not late:
             self._turns += 1
             self._processes.turn(now)
             self._await_grace()
@@ -391,17 +410,21 @@ class Presence(Local):
             self._processes.excuse(math.ceil(2 * LAST_BACKOFF / self._interval))
         self._echoed = False
         self._answer()
-        self._next_turn()
 
     # ---- Callbacks
 
     def _joined(self, user: Any, name: str | None) -> None:
         if self.on_join is not None and self._loop is not None:
-            self._loop.call_soon(self.on_join, user, name)
+            self._loop.call_soon(self._tell, self.on_join, user, name)
 
     def _left(self, user: Any, name: str | None) -> None:
         if self.on_leave is not None and self._loop is not None:
-            self._loop.call_soon(self.on_leave, user, name)
+            self._loop.call_soon(self._tell, self.on_leave, user, name)
+
+    def _tell(self, callback: PresenceCallback, user: Any, name: str | None) -> None:
+        """Call a callback, unless the relay was stopped meanwhile."""
+        if self._hub is not None:
+            callback(user, name)
 
 
 def _checked(topic: str | None) -> str | None:
