@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("nats")
 
-from wsfast.relay import nats_placing
+from wsfast.relay import nats_placing, nats_turns
 from wsfast.relay.jetstream import Record
 from wsfast.relay.nats_placing import Known, Placing
+from wsfast.relay.nats_turns import Turns
 from wsfast.relay.ordering import PLACE
 from wsfast.relay.wire import MESSAGE, Address, Envelope, Item, pack, unpack
 
@@ -32,6 +34,7 @@ class Server:
         self.late: list[tuple[bytes, bytes, int, int]] = []
         self.sequence = 0
         self.calm = False
+        self.bus = Bus()
 
     def store(self, place: bytes, packet: bytes, messages: int, after: int) -> dict[str, Any]:
         if after != (self.records[-1].sequence if self.records else 0):
@@ -73,10 +76,33 @@ class Server:
         return next((record for record in self.records if record.sequence >= sequence), None)
 
 
+class Bus:
+    """Where publishers ask each other to pause."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Any] = []
+        self.asked: list[bytes] = []
+
+    async def send(self, data: bytes) -> None:
+        """Give something to all that are subscribed."""
+        self.asked.append(data)
+        for callback in self.callbacks:
+            await callback(SimpleNamespace(data=data))
+
+
 class Client:
-    """A client of the server that has no use here."""
+    """A client of the server by which publishers hear each other."""
 
     max_payload = 1 << 20
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def subscribe(self, subject: str, cb: Any) -> None:
+        self.bus.callbacks.append(cb)
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        await self.bus.send(data)
 
 
 class Publisher:
@@ -91,7 +117,8 @@ class Publisher:
     def placing(self) -> Placing:
         """Connect."""
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return Placing(Client(), lost, cast(Any, self.server), str, self.known, 1.0, single=False)
+        turns = Turns(Client(self.server.bus), "turns")
+        return Placing(Client(self.server.bus), lost, cast(Any, self.server), str, self.known, turns, 1.0, single=False)
 
     async def publish(self, sizes: list[int]) -> int:
         """Publish packets of so many messages, and return how many messages these are."""
@@ -175,5 +202,79 @@ def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
             assert (server.all[-1].epoch == before[0]) == (before[1] == last > 0)
         places = [(record.epoch, record.first) for record in server.all]
         assert len(places) == len(set(places)) == len(losses)
+
+    asyncio.run(main())
+
+
+class Near:
+    """A connection with a latency, to a server where everything works."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self.server = server
+        self.seconds = seconds
+
+    async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.seconds)
+        answer = self.server.store(*packet)
+        await asyncio.sleep(self.seconds)
+        return answer
+
+    async def last(self, topic: str) -> Record | None:
+        await asyncio.sleep(self.seconds)
+        last = self.server.records[-1] if self.server.records else None
+        await asyncio.sleep(self.seconds)
+        return last
+
+
+def test_who_is_far_away_gets_a_turn() -> None:
+    """A publisher to which the server is near, and that never stops, leaves room for one to which it is far."""
+
+    async def placing(publisher: Publisher, seconds: float) -> Placing:
+        server = publisher.server
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turns = Turns(Client(server.bus), "turns")
+        await turns.begin()
+        near = cast(Any, Near(server, seconds))
+        return Placing(Client(server.bus), lost, near, str, publisher.known, turns, 1.0, single=False)
+
+    async def publish(publisher: Publisher, seconds: float, count: int) -> None:
+        connection = await placing(publisher, seconds)
+        for number in range(1, count + 1):
+            assert not await connection.place([(ADDRESS, publisher.packet([number]), 1)])
+
+    async def main() -> None:
+        server = Server(lambda strategy: 1, 10**6)
+        near = asyncio.create_task(publish(Publisher(1, server), 0.0005, 10**6))
+        async with asyncio.timeout(15):
+            await publish(Publisher(2, server), 0.004, 10)
+        assert not near.done()
+        near.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_others_ask_for() -> None:
+    """Nobody pauses for its own request, twice for one request, or for what no publisher asks."""
+
+    async def main() -> None:
+        bus = Bus()
+        one, two = Turns(Client(bus), "turns"), Turns(Client(bus), "turns")
+        await one.begin()
+        await two.begin()
+        await one.ask(TOPIC, 1000.0)
+        mine, _, rest = bus.asked[0].partition(b" ")
+        assert rest == b"250000 t"
+        assert not one._pauses
+        assert [*two._pauses] == [TOPIC]
+        for data in (b"", b"garbage", mine, mine + b" 1 ", mine + b" -1 t", mine + b" 1 " + 5000 * b"x"):
+            await bus.send(data)
+        await bus.send(b"%s 1 %s" % (16 * b"f", TOPIC.encode()))
+        assert [*one._pauses] == [*two._pauses] == [TOPIC]
+        for pausing in (one, two):
+            await pausing.pause(TOPIC)
+            assert not pausing._pauses
+        for number in range(nats_turns.TOPICS + 10):
+            await one.ask(f"t.{number}", 0.1)
+        assert len(two._pauses) == nats_turns.TOPICS
 
     asyncio.run(main())

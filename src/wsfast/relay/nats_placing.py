@@ -18,6 +18,7 @@ from nats.errors import MaxPayloadError
 
 from .jetstream import LARGEST_OVERHEAD, WRONG_LAST, Connection, Record
 from .nats_broker import flush, unless_lost
+from .nats_turns import Turns
 from .ordering import place_of
 from .wire import Address
 
@@ -103,6 +104,29 @@ class Delay:
         self._seconds = min(max(FIRST_DELAY, 2 * self._seconds), LAST_DELAY)
 
 
+class _Contest:
+    """The attempts to publish one packet while others publish to its topic."""
+
+    def __init__(self, turns: Turns, topic: str) -> None:
+        self._turns = turns
+        self._topic = topic
+        self._delay = Delay()
+        self._began = 0.0
+        self._quiet = 0.0
+
+    async def lost(self) -> None:
+        """Wait before the next attempt: another publisher was first. Have the others pause if that happens again."""
+        now = asyncio.get_running_loop().time()
+        if self._began and now >= self._quiet:
+            # In the first attempt, they may not have heard of it yet; the second one succeeds.
+            seconds = 4 * (now - self._began)
+            self._quiet = now + seconds
+            await self._turns.ask(self._topic, seconds)
+            self._delay = Delay()
+        await self._delay.wait()
+        self._began = asyncio.get_running_loop().time()
+
+
 async def together(
     function: Callable[..., Coroutine[Any, Any, _Result]], calls: Iterable[tuple[Any, ...]]
 ) -> list[_Result]:
@@ -147,6 +171,7 @@ class Placing:
         connection: The same for requests to the stream.
         channel: Returns the subject of an address, for packets without a place.
         known: The last records of topics.
+        turns: Has other publishers of a topic pause.
         timeout: Seconds without an answer after which the connection counts as lost.
         single: Whether `publish()` is given packets of one message, and places them. Otherwise, it places none.
     """
@@ -158,6 +183,7 @@ class Placing:
         connection: Connection,
         channel: Callable[[Address | None], str],
         known: Known,
+        turns: Turns,
         timeout: float,
         *,
         single: bool,
@@ -169,6 +195,7 @@ class Placing:
         self._connection = connection
         self._channel = channel
         self._known = known
+        self._turns = turns
         self._timeout = timeout
         self._count = int(single)
 
@@ -204,7 +231,8 @@ class Placing:
 
     async def _place(self, topic: str, known: _Topic, packet: bytes, count: int) -> Exception | None:
         """Publish a packet, unless the topic has it already; return why the server has refused it."""
-        own, delay = _Own.of(packet, count), Delay()
+        own, contest = _Own.of(packet, count), _Contest(self._turns, topic)
+        await self._turns.pause(topic)
         while True:
             if not known.epoch:
                 known.take(await self._connection.last(topic))
@@ -231,9 +259,9 @@ class Placing:
                 return ConnectionError(f"the stream has refused the packet: {error.get('description')}")
             if error.get("err_code") not in WRONG_LAST:
                 raise ConnectionError(f"the stream stores nothing: {error.get('description')}")
+            await contest.lost()  # before asking: what is known must not be old when it is used
             if doubt is None:
                 known.take(await self._connection.last(topic))
-            await delay.wait()
 
     async def _resolve(self, topic: str, known: _Topic, doubt: _Own) -> None:
         """Find out whether a packet was stored whose confirmation has not come.
