@@ -142,6 +142,26 @@ class Publisher:
         return pack(Envelope(MESSAGE, self.number, 1, numbers[0], ADDRESS, items))
 
 
+class Near:
+    """A connection with a latency, to a server where everything works."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self.server = server
+        self.seconds = seconds
+
+    async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.seconds)
+        answer = self.server.store(*packet)
+        await asyncio.sleep(self.seconds)
+        return answer
+
+    async def last(self, topic: str) -> Record | None:
+        await asyncio.sleep(self.seconds)
+        last = self.server.records[-1] if self.server.records else None
+        await asyncio.sleep(self.seconds)
+        return last
+
+
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody wait before another attempt."""
@@ -182,6 +202,35 @@ def test_each_message_once(data: st.DataObject, sizes: list[list[int]], kept: in
     asyncio.run(main())
 
 
+def test_only_what_is_in_doubt_is_given_up() -> None:
+    """If nobody can tell any more whether a packet was stored, those before it are still known to be."""
+
+    class Losing(Near):
+        async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+            answer = await super().add(topic, *packet)
+            if len(self.server.all) == 3:
+                raise ConnectionResetError
+            return answer
+
+    async def main() -> None:
+        server = Server(lambda strategy: 1, 2)
+        one, two = Publisher(1, server), Publisher(2, server)
+        packets = [(ADDRESS, one.packet([number]), 1) for number in range(1, 5)]
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        arguments = str, one.known, Turns(Client(server.bus), "turns"), 1.0
+        with pytest.raises(ConnectionResetError):
+            await Placing(Client(server.bus), lost, cast(Any, Losing(server, 0)), *arguments, single=False).place(
+                packets
+            )
+        server.calm = True
+        for number in range(1, 4):
+            assert not await two.placing().place([(ADDRESS, two.packet([number]), 1)])
+        for _ in range(2):
+            assert [*await one.placing().place(packets)] == [2]
+
+    asyncio.run(main())
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.lists(st.booleans(), max_size=8))
 def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
@@ -204,26 +253,6 @@ def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
         assert len(places) == len(set(places)) == len(losses)
 
     asyncio.run(main())
-
-
-class Near:
-    """A connection with a latency, to a server where everything works."""
-
-    def __init__(self, server: Server, seconds: float) -> None:
-        self.server = server
-        self.seconds = seconds
-
-    async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
-        await asyncio.sleep(self.seconds)
-        answer = self.server.store(*packet)
-        await asyncio.sleep(self.seconds)
-        return answer
-
-    async def last(self, topic: str) -> Record | None:
-        await asyncio.sleep(self.seconds)
-        last = self.server.records[-1] if self.server.records else None
-        await asyncio.sleep(self.seconds)
-        return last
 
 
 def test_who_is_far_away_gets_a_turn() -> None:

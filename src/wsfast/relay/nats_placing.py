@@ -56,7 +56,7 @@ class _Own(NamedTuple):
 class _Topic:
     """The last record of a topic in the stream, as far as this process knows it."""
 
-    __slots__ = ("doubt", "epoch", "offset", "placed", "sequence", "unknown")
+    __slots__ = ("_certain", "_unknown", "doubt", "epoch", "offset", "placed", "sequence")
 
     def __init__(self) -> None:
         self.epoch: str = ""
@@ -68,8 +68,8 @@ class _Topic:
         """The last message of this process that is known to be stored."""
         self.doubt: _Own | None = None
         """The last one that was to follow the last record, and whose confirmation has not come."""
-        self.unknown: _Own | None = None
-        """The last one of which nobody can tell any more whether it was stored."""
+        self._unknown: _Own | None = None  # the last one of which nobody can tell any more whether it was stored
+        self._certain: _Own | None = None  # the last one before it that was
 
     def take(self, last: Record | None) -> None:
         """Continue after the last record. A new epoch begins if it is none, or not what the stream had before."""
@@ -90,6 +90,15 @@ class _Topic:
         self.doubt = (
             max(self.doubt, last) if self.doubt is not None and self.doubt.publisher == last.publisher else last
         )
+
+    def give_up(self, doubt: _Own) -> None:
+        """Note that nobody can tell any more whether messages up to one were stored."""
+        self._unknown, self._certain = doubt, self.placed
+
+    def is_unknown(self, own: _Own) -> bool:
+        """Whether nobody can tell any more whether a message was stored."""
+        certain = self._certain is not None and self._certain.covers(own)
+        return self._unknown is not None and self._unknown.covers(own) and not certain
 
 
 class Delay:
@@ -238,7 +247,7 @@ class Placing:
                 known.take(await self._connection.last(topic))
             if known.doubt is not None:
                 await self._resolve(topic, known, known.doubt)
-            if known.unknown is not None and known.unknown.covers(own):
+            if known.is_unknown(own):
                 return TimeoutError(
                     "the confirmation was lost, and it cannot be found out whether the packet was stored"
                 )
@@ -278,7 +287,7 @@ class Placing:
             if own.publisher == doubt.publisher and found.messages:
                 known.placed = own
             elif found.first != (known.offset + 1 if found.epoch == known.epoch else 1):
-                known.unknown = doubt  # it may have been stored, and deleted again
+                known.give_up(doubt)  # it may have been stored, and deleted again
         known.take(last)
         known.doubt = None
 
