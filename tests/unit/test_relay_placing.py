@@ -54,6 +54,9 @@ class Server:
 
     # ---- What a connection does
 
+    async def verify(self) -> None:
+        """Do nothing: it is the same stream."""
+
     async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
         await asyncio.sleep(0)
         fate = "stored" if self.calm else self.draw(st.sampled_from(["stored", "stored", "unheard", "lost", "late"]))
@@ -116,6 +119,7 @@ class Publisher:
 
     def placing(self) -> Placing:
         """Connect."""
+        self.known.ask_again()
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         turns = Turns(Client(self.server.bus), "turns")
         return Placing(Client(self.server.bus), lost, cast(Any, self.server), str, self.known, turns, 1.0, single=False)
@@ -148,6 +152,9 @@ class Near:
     def __init__(self, server: Server, seconds: float) -> None:
         self.server = server
         self.seconds = seconds
+
+    async def verify(self) -> None:
+        """Do nothing: it is the same stream."""
 
     async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
         await asyncio.sleep(self.seconds)
@@ -198,6 +205,38 @@ def test_each_message_once(data: st.DataObject, sizes: list[list[int]], kept: in
             if kept == 1000:
                 assert numbers == list(range(1, count + 1))
                 assert not publisher.refused
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("doubt", [False, True])
+def test_numbers_that_are_given_twice(doubt: bool) -> None:
+    """If the server has lost its last records and numbered others like them, the publisher follows these."""
+
+    class Losing(Near):
+        async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+            raise ConnectionResetError
+
+    async def main() -> None:
+        server = Server(lambda strategy: 1, 100)
+        server.calm = True
+        one, two = Publisher(1, server), Publisher(2, server)
+        assert await one.publish([1, 3]) == 4
+        if doubt:
+            lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            losing = cast(Any, Losing(server, 0))
+            turns = Turns(Client(server.bus), "turns")
+            placing = Placing(Client(server.bus), lost, losing, str, one.known, turns, 1.0, single=False)
+            with pytest.raises(ConnectionResetError):
+                await placing.place([(ADDRESS, one.packet([5]), 1)])
+        del server.records[1:]
+        server.sequence = 1
+        assert await two.publish([1]) == 1
+        assert not await one.placing().place([(ADDRESS, one.packet([5]), 1)])
+        first, second, third = server.records
+        assert (second.last, third.sequence) == (2, 3)
+        assert (third.epoch, third.first) != (second.epoch, 5)
+        assert third.epoch != first.epoch
 
     asyncio.run(main())
 

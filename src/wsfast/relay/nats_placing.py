@@ -56,7 +56,7 @@ class _Own(NamedTuple):
 class _Topic:
     """The last record of a topic in the stream, as far as this process knows it."""
 
-    __slots__ = ("_certain", "_unknown", "doubt", "epoch", "offset", "placed", "sequence")
+    __slots__ = ("_certain", "_last", "_unknown", "current", "doubt", "epoch", "offset", "placed", "sequence")
 
     def __init__(self) -> None:
         self.epoch: str = ""
@@ -64,6 +64,9 @@ class _Topic:
         """Offset of the last message."""
         self.sequence: int = 0
         """Sequence of the last record; 0 if there is none."""
+        self._last: tuple[int, str, int] | None = None  # sequence, epoch and offset of the record itself
+        self.current: bool = False
+        """Whether this was asked for, or has come, by the connection that there is."""
         self.placed: _Own | None = None
         """The last message of this process that is known to be stored."""
         self.doubt: _Own | None = None
@@ -84,6 +87,18 @@ class _Topic:
         else:
             self.epoch, self.offset = last.epoch, last.last
         self.sequence = sequence
+        self._last = None if last is None else (sequence, last.epoch, last.last)
+        self.current = True
+
+    def follow(self, sequence: int, own: _Own, messages: int) -> None:
+        """Note that a packet was stored next."""
+        self.offset += messages
+        self.sequence, self.placed, self.doubt = sequence, own, None
+        self._last = sequence, self.epoch, self.offset
+
+    def is_at(self, last: Record | None) -> bool:
+        """Whether this is still the last record."""
+        return self._last == (None if last is None else (last.sequence, last.epoch, last.last))
 
     def try_next(self, last: _Own) -> None:
         """Note that messages up to one may be stored next."""
@@ -166,6 +181,11 @@ class Known:
             self._topics.move_to_end(topic)
         return known
 
+    def ask_again(self) -> None:
+        """Have the last records be asked for again: the server may have lost them, and numbered others like them."""
+        for topic in self._topics.values():
+            topic.current = False
+
     def clear(self) -> None:
         """Forget all: it is about another stream."""
         self._topics.clear()
@@ -219,10 +239,15 @@ class Placing:
             queues.setdefault(address, []).append((index, packet, count))
         refused: dict[int, Exception] = {}
         calls = [(address, queue, refused) for address, queue in queues.items()]
-        await unless_lost(self._lost, together(self._publish_all, calls))
+        await unless_lost(self._lost, self._publish_queues(calls))
         if any(address is None or address[0] != "topic" or not count for address, _, count in packets):
             await flush(self._client, self._lost, self._timeout)  # nothing else confirms these
         return refused
+
+    async def _publish_queues(self, calls: Sequence[tuple[Any, ...]]) -> None:
+        if any(address is not None and address[0] == "topic" for address, *_ in calls):
+            await self._connection.verify()
+        await together(self._publish_all, calls)
 
     async def _publish_all(
         self, address: Address | None, queue: Sequence[tuple[int, bytes, int]], refused: dict[int, Exception]
@@ -243,10 +268,10 @@ class Placing:
         own, contest = _Own.of(packet, count), _Contest(self._turns, topic)
         await self._turns.pause(topic)
         while True:
-            if not known.epoch:
-                known.take(await self._connection.last(topic))
             if known.doubt is not None:
                 await self._resolve(topic, known, known.doubt)
+            elif not known.current:
+                known.take(await self._connection.last(topic))
             if known.is_unknown(own):
                 return TimeoutError(
                     "the confirmation was lost, and it cannot be found out whether the packet was stored"
@@ -261,7 +286,7 @@ class Placing:
             answer = await self._connection.add(topic, place, packet, count, known.sequence)
             error = answer.get("error")
             if error is None:
-                known.offset, known.sequence, known.placed, known.doubt = known.offset + count, answer["seq"], own, None
+                known.follow(answer["seq"], own, count)
                 return None
             known.doubt = doubt
             if error.get("err_code") == TOO_LARGE:
@@ -279,7 +304,7 @@ class Placing:
         one, it may still arrive; but only if no other one is stored before it.
         """
         last = await self._connection.last(topic)
-        if (0 if last is None else last.sequence) == known.sequence:
+        if known.is_at(last):
             return
         found = await self._connection.next(topic, known.sequence + 1)
         if found is not None and found.epoch:

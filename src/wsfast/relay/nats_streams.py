@@ -64,6 +64,8 @@ class NatsStreams(NatsBroker):
         if connection.created != self._created:  # what is known is about another stream
             self._created = connection.created
             self._known.clear()
+        else:
+            self._known.ask_again()
         turns = Turns(client, f"{self._prefix}.turns")
         try:
             await turns.begin()
