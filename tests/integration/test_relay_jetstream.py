@@ -18,6 +18,7 @@ from helpers.peers import TIMEOUT, until
 from helpers.recovering import End, ends, keeping, take
 from helpers.sinks import Client
 from wsfast import Position, relay
+from wsfast.hub.topics import check_topic
 from wsfast.relay import PublishError, broker, outbound
 
 pytestmark = pytest.mark.skipif(why_not("nats") is not None, reason=str(why_not("nats")))
@@ -147,6 +148,29 @@ def test_names(own: Nats) -> None:
             one.hub.publish("t." + 200 * "x", "1")
             other.hub.publish("t." + 200 * "x", "2")
             assert [await take(stream, 1) for stream in streams] == [["1"], ["2"]]
+
+    go(main)
+
+
+def test_name_like_a_digest(own: Nats) -> None:
+    """Who subscribes to a topic that has the digest of another one as its name does not get the messages of that one."""
+    from wsfast.relay.nats_broker import tokens_of
+
+    async def main() -> None:
+        async with ends(own.url, PREFIX, 2) as (one, two):
+            long = f"private.{100 * 'x'}"
+            alias = tokens_of(long)
+            assert alias != long
+            check_topic(alias)
+            for topic in (alias, tokens_of(alias), alias[:-1], alias + "0"):
+                assert tokens_of(topic) != alias
+            one.hub.publish(long, "secret")
+            one.hub.publish(alias, "public")
+            await until(lambda: not one.relay.stats().queued)
+            client = Client()
+            await two.recover(client, alias)
+            two.hub.flush()
+            assert client.received == ["public"]
 
     go(main)
 
