@@ -153,7 +153,7 @@ def test_names(own: Nats) -> None:
 
 
 def test_name_like_a_digest(own: Nats) -> None:
-    """Who subscribes to a topic that has the digest of another one as its name does not get the messages of that one."""
+    """Who subscribes to a topic with the digest of another one as its name does not get the messages of that one."""
     from wsfast.relay.nats_broker import tokens_of
 
     async def main() -> None:
