@@ -168,7 +168,7 @@ def tokens_of(topic: str) -> str:
 def _short(token: str) -> str:
     """Return a token, or its digest if it is long, so that no subject is too long for the server.
 
-    What looks like a digest is not taken for one: else its subscribers could get the messages of a long token.
+    The digest also replaces a token that looks like one: else its subscribers could get the messages of a long token.
     """
     data = token.encode()
     if len(data) <= LONGEST_TOKEN and not (token.startswith(DIGEST) and len(token) == DIGEST_LENGTH):

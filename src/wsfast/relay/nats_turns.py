@@ -1,7 +1,7 @@
 """Turns of publishers that publish to one topic of a stream at the same time.
 
 A publisher close to the server could be first every time. One that has lost twice asks the others to pause before their
-next packet, for as long as it needs. Those that are trying again do not pause, and nobody pauses twice for one packet.
+next packet, for as long as it needs. Publishers that are trying again do not pause, and nobody pauses twice for one.
 """
 
 from __future__ import annotations
