@@ -48,8 +48,8 @@ __all__ = [
 
 KINDS = ["redis", "nats"]
 
-SUBSCRIBES = re.compile(rb"SUB(?! _INBOX\.)")
-"""SUBSCRIBE, PSUBSCRIBE of Redis's; SUB of NATS's, but not for answers to the client's own requests."""
+SUBSCRIBES = re.compile(rb"SUB(?! _INBOX\.| [^.\s]+\.turns\s)")
+"""SUBSCRIBE, PSUBSCRIBE of Redis's; SUB of NATS's, but not for answers to own requests, nor by those who publish."""
 
 
 class Nowhere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers.peers import TIMEOUT, until
 from helpers.recovering import End, ends, keeping, take
 from helpers.sinks import Client
 from wsfast import Position, relay
+from wsfast.hub.topics import check_topic
 from wsfast.relay import PublishError, broker, outbound
 
 pytestmark = pytest.mark.skipif(why_not("nats") is not None, reason=str(why_not("nats")))
@@ -150,6 +152,29 @@ def test_names(own: Nats) -> None:
     go(main)
 
 
+def test_name_like_a_digest(own: Nats) -> None:
+    """Who subscribes to a topic with the digest of another one as its name does not get the messages of that one."""
+    from wsfast.relay.nats_broker import tokens_of
+
+    async def main() -> None:
+        async with ends(own.url, PREFIX, 2) as (one, two):
+            long = f"private.{100 * 'x'}"
+            alias = tokens_of(long)
+            assert alias != long
+            check_topic(alias)
+            for topic in (alias, tokens_of(alias), alias[:-1], alias + "0"):
+                assert tokens_of(topic) != alias
+            one.hub.publish(long, "secret")
+            one.hub.publish(alias, "public")
+            await until(lambda: not one.relay.stats().queued)
+            client = Client()
+            await two.recover(client, alias)
+            two.hub.flush()
+            assert client.received == ["public"]
+
+    go(main)
+
+
 # ---- Faults
 
 
@@ -220,6 +245,51 @@ def test_stream_is_deleted(own: Nats) -> None:
             one.hub.publish("t", "2")
             assert await take(stream, 1) == ["2"]
             assert two.hub.position("t").offset == 1
+
+    go(main)
+
+
+def test_another_stream_with_the_same_numbers(own: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has not heard of a new stream does not go on where the old one was, even if the numbers are the same."""
+    from wsfast.relay import jetstream
+
+    monkeypatch.setattr(jetstream, "VERIFIED_EVERY", 0.0)
+
+    async def main() -> None:
+        async with ends(own.url, PREFIX, 2) as (one, two):
+            one.hub.publish("t", "before")
+            await until(lambda: not one.relay.stats().queued)
+            before = kept_by(own, PREFIX).position("t")
+            await asyncio.to_thread(ask, own, "$JS.API.STREAM.DELETE.wsfast")
+            two.hub.publish("t", "1")
+            await until(lambda: not two.relay.stats().queued)
+            one.hub.publish("t", "2")
+            await until(lambda: not one.relay.stats().queued)
+            assert kept_by(own, PREFIX).position("t").offset == 2
+            client = Client()
+            assert not (await two.recover(client, "t", t=before)).recovered
+            two.hub.flush()
+            assert client.received == ["1", "2"]
+
+    go(main)
+
+
+def test_stream_is_edited(own: Nats, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If somebody changes the stream while relays run, they say so and publish nothing until it is changed back."""
+    from wsfast.relay import jetstream
+
+    monkeypatch.setattr(jetstream, "VERIFIED_EVERY", 0.0)
+
+    async def main() -> None:
+        async with ends(own.url, PREFIX, 1) as (one,):
+            settings = json.loads(await asyncio.to_thread(ask, own, "$JS.API.STREAM.INFO.wsfast"))["config"]
+            changed = {name: value for name, value in settings.items() if name != "republish"}
+            await asyncio.to_thread(ask, own, "$JS.API.STREAM.UPDATE.wsfast", json.dumps(changed).encode())
+            stream = one.stream("t")
+            one.hub.publish("t", "1")
+            await told(caplog, "the stream 'wsfast' has other settings: republish is None")
+            await asyncio.to_thread(ask, own, "$JS.API.STREAM.UPDATE.wsfast", json.dumps(settings).encode())
+            assert await take(stream, 1) == ["1"]
 
     go(main)
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis.asyncio
@@ -276,6 +276,64 @@ def test_disconnect_while_the_broker_is_away(own: Broker, prefix: str) -> None:
             assert await a.hub.disconnect(user=id(clients[2]), code=4001, seconds=TIMEOUT) == 1
             assert time.monotonic() - begin < TIMEOUT / 2
             assert [client.codes for client in clients] == [(4001,), (), (4001,)]
+
+    go(main)
+
+
+def test_disconnect_when_the_relay_ends(shared: Broker, prefix: str) -> None:
+    """Nobody waits any more for messages that cannot come back since the relay has ended."""
+
+    async def main() -> None:
+        async with proxy_to(shared) as proxy:
+            async with ends(proxy.url, prefix, 1, timeout=0.5) as (a,):
+                client = Closing()
+                await a.recover(client, "t")
+                await a.relay.subscribed(TIMEOUT)
+                proxy.freeze()
+                disconnecting = asyncio.create_task(a.hub.disconnect(topic="t", code=4001, seconds=100.0))
+                await asyncio.sleep(0)
+            assert await asyncio.wait_for(disconnecting, TIMEOUT) == 1
+            assert client.codes == (4001,)
+
+    go(main)
+
+
+def test_many_commands_travel_together(shared: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands wait for the messages before them, but not for each other."""
+    calls: list[int] = []
+    placing = placing_of(shared)
+    place = placing.place
+
+    async def counting(self: Any, packets: Any) -> Any:
+        calls.append(len(packets))
+        return await place(self, packets)
+
+    monkeypatch.setattr(placing, "place", counting)
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 1) as (a,):
+            await a.relay.connected(TIMEOUT)
+            calls.clear()
+            a.hub.publish("t", "1")
+            await asyncio.gather(*(a.hub.disconnect(user=f"user {number}") for number in range(50)))
+            await until(lambda: not a.relay.stats().queued)
+            assert [count for count in calls if count] == [1, 50]
+
+    go(main)
+
+
+def test_presence_while_a_command_returns(shared: Broker, prefix: str) -> None:
+    """A process hears its own notices also while a command of it is on its way."""
+
+    async def main() -> None:
+        async with ends(shared.url, prefix, 1, presence=True) as (a,):
+            inbound, presence = cast(Any, a.relay)._inbound, cast(Any, a.relay)._presence
+            await until(lambda: presence._echoed)
+            returning = inbound.returning(1)
+            presence._echoed = False
+            a.hub.register(Client().connection, "ann")
+            await until(lambda: presence._echoed)
+            returning.cancel()
 
     go(main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("nats")
 
-from wsfast.relay import nats_placing
+from wsfast.relay import nats_placing, nats_turns
 from wsfast.relay.jetstream import Record
 from wsfast.relay.nats_placing import Known, Placing
+from wsfast.relay.nats_turns import Turns
 from wsfast.relay.ordering import PLACE
 from wsfast.relay.wire import MESSAGE, Address, Envelope, Item, pack, unpack
 
@@ -32,6 +34,7 @@ class Server:
         self.late: list[tuple[bytes, bytes, int, int]] = []
         self.sequence = 0
         self.calm = False
+        self.bus = Bus()
 
     def store(self, place: bytes, packet: bytes, messages: int, after: int) -> dict[str, Any]:
         if after != (self.records[-1].sequence if self.records else 0):
@@ -50,6 +53,9 @@ class Server:
         self.records = self.records[: self.draw(st.integers(0, len(self.records)))]
 
     # ---- What a connection does
+
+    async def verify(self) -> None:
+        """Do nothing: it is the same stream."""
 
     async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
         await asyncio.sleep(0)
@@ -73,10 +79,33 @@ class Server:
         return next((record for record in self.records if record.sequence >= sequence), None)
 
 
+class Bus:
+    """Where publishers ask each other to pause."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Any] = []
+        self.asked: list[bytes] = []
+
+    async def send(self, data: bytes) -> None:
+        """Give something to all that are subscribed."""
+        self.asked.append(data)
+        for callback in self.callbacks:
+            await callback(SimpleNamespace(data=data))
+
+
 class Client:
-    """A client of the server that has no use here."""
+    """A client of the server by which publishers hear each other."""
 
     max_payload = 1 << 20
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def subscribe(self, subject: str, cb: Any) -> None:
+        self.bus.callbacks.append(cb)
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        await self.bus.send(data)
 
 
 class Publisher:
@@ -90,8 +119,10 @@ class Publisher:
 
     def placing(self) -> Placing:
         """Connect."""
+        self.known.ask_again()
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return Placing(Client(), lost, cast(Any, self.server), str, self.known, 1.0, single=False)
+        turns = Turns(Client(self.server.bus), "turns")
+        return Placing(Client(self.server.bus), lost, cast(Any, self.server), str, self.known, turns, 1.0, single=False)
 
     async def publish(self, sizes: list[int]) -> int:
         """Publish packets of so many messages, and return how many messages these are."""
@@ -113,6 +144,29 @@ class Publisher:
     def packet(self, numbers: list[int]) -> bytes:
         items = tuple(Item(b"%d|%d" % (self.number, number)) for number in numbers)
         return pack(Envelope(MESSAGE, self.number, 1, numbers[0], ADDRESS, items))
+
+
+class Near:
+    """A connection with a latency, to a server where everything works."""
+
+    def __init__(self, server: Server, seconds: float) -> None:
+        self.server = server
+        self.seconds = seconds
+
+    async def verify(self) -> None:
+        """Do nothing: it is the same stream."""
+
+    async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.seconds)
+        answer = self.server.store(*packet)
+        await asyncio.sleep(self.seconds)
+        return answer
+
+    async def last(self, topic: str) -> Record | None:
+        await asyncio.sleep(self.seconds)
+        last = self.server.records[-1] if self.server.records else None
+        await asyncio.sleep(self.seconds)
+        return last
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +209,67 @@ def test_each_message_once(data: st.DataObject, sizes: list[list[int]], kept: in
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("doubt", [False, True])
+def test_numbers_that_are_given_twice(doubt: bool) -> None:
+    """If the server has lost its last records and numbered others like them, the publisher follows these."""
+
+    class Losing(Near):
+        async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+            raise ConnectionResetError
+
+    async def main() -> None:
+        server = Server(lambda strategy: 1, 100)
+        server.calm = True
+        one, two = Publisher(1, server), Publisher(2, server)
+        assert await one.publish([1, 3]) == 4
+        if doubt:
+            lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            losing = cast(Any, Losing(server, 0))
+            turns = Turns(Client(server.bus), "turns")
+            placing = Placing(Client(server.bus), lost, losing, str, one.known, turns, 1.0, single=False)
+            with pytest.raises(ConnectionResetError):
+                await placing.place([(ADDRESS, one.packet([5]), 1)])
+        del server.records[1:]
+        server.sequence = 1
+        assert await two.publish([1]) == 1
+        assert not await one.placing().place([(ADDRESS, one.packet([5]), 1)])
+        first, second, third = server.records
+        assert (second.last, third.sequence) == (2, 3)
+        assert (third.epoch, third.first) != (second.epoch, 5)
+        assert third.epoch != first.epoch
+
+    asyncio.run(main())
+
+
+def test_only_what_is_in_doubt_is_given_up() -> None:
+    """If nobody can tell any more whether a packet was stored, those before it are still known to be."""
+
+    class Losing(Near):
+        async def add(self, topic: str, *packet: Any) -> dict[str, Any]:
+            answer = await super().add(topic, *packet)
+            if len(self.server.all) == 3:
+                raise ConnectionResetError
+            return answer
+
+    async def main() -> None:
+        server = Server(lambda strategy: 1, 2)
+        one, two = Publisher(1, server), Publisher(2, server)
+        packets = [(ADDRESS, one.packet([number]), 1) for number in range(1, 5)]
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        arguments = str, one.known, Turns(Client(server.bus), "turns"), 1.0
+        with pytest.raises(ConnectionResetError):
+            await Placing(Client(server.bus), lost, cast(Any, Losing(server, 0)), *arguments, single=False).place(
+                packets
+            )
+        server.calm = True
+        for number in range(1, 4):
+            assert not await two.placing().place([(ADDRESS, two.packet([number]), 1)])
+        for _ in range(2):
+            assert [*await one.placing().place(packets)] == [2]
+
+    asyncio.run(main())
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.lists(st.booleans(), max_size=8))
 def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
@@ -175,5 +290,59 @@ def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:
             assert (server.all[-1].epoch == before[0]) == (before[1] == last > 0)
         places = [(record.epoch, record.first) for record in server.all]
         assert len(places) == len(set(places)) == len(losses)
+
+    asyncio.run(main())
+
+
+def test_who_is_far_away_gets_a_turn() -> None:
+    """A publisher to which the server is near, and that never stops, leaves room for one to which it is far."""
+
+    async def placing(publisher: Publisher, seconds: float) -> Placing:
+        server = publisher.server
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        turns = Turns(Client(server.bus), "turns")
+        await turns.begin()
+        near = cast(Any, Near(server, seconds))
+        return Placing(Client(server.bus), lost, near, str, publisher.known, turns, 1.0, single=False)
+
+    async def publish(publisher: Publisher, seconds: float, count: int) -> None:
+        connection = await placing(publisher, seconds)
+        for number in range(1, count + 1):
+            assert not await connection.place([(ADDRESS, publisher.packet([number]), 1)])
+
+    async def main() -> None:
+        server = Server(lambda strategy: 1, 10**6)
+        near = asyncio.create_task(publish(Publisher(1, server), 0.0005, 10**6))
+        async with asyncio.timeout(15):
+            await publish(Publisher(2, server), 0.004, 10)
+        assert not near.done()
+        near.cancel()
+
+    asyncio.run(main())
+
+
+def test_what_others_ask_for() -> None:
+    """Nobody pauses for its own request, twice for one request, or for what no publisher asks."""
+
+    async def main() -> None:
+        bus = Bus()
+        one, two = Turns(Client(bus), "turns"), Turns(Client(bus), "turns")
+        await one.begin()
+        await two.begin()
+        await one.ask(TOPIC, 1000.0)
+        mine, _, rest = bus.asked[0].partition(b" ")
+        assert rest == b"250000 t"
+        assert not one._pauses
+        assert [*two._pauses] == [TOPIC]
+        for data in (b"", b"garbage", mine, mine + b" 1 ", mine + b" -1 t", mine + b" 1 " + 5000 * b"x"):
+            await bus.send(data)
+        await bus.send(b"%s 1 %s" % (16 * b"f", TOPIC.encode()))
+        assert [*one._pauses] == [*two._pauses] == [TOPIC]
+        for pausing in (one, two):
+            await pausing.pause(TOPIC)
+            assert not pausing._pauses
+        for number in range(nats_turns.TOPICS + 10):
+            await one.ask(f"t.{number}", 0.1)
+        assert len(two._pauses) == nats_turns.TOPICS
 
     asyncio.run(main())

@@ -42,6 +42,9 @@ OLDEST_SERVER = 2, 11
 LARGEST_OVERHEAD = 256
 """Bytes that the place and the headers of a packet take at most."""
 
+VERIFIED_EVERY = 0.25
+"""Seconds for which a stream is taken for the same as before."""
+
 LARGEST_OFFSET = 10**15
 """Larger ones are none that relays have given."""
 
@@ -169,6 +172,7 @@ class Connection:
         """When the stream was created."""
         self.ahead: float = 0.0
         """Seconds by which the server's clock is ahead."""
+        self._verified = 0.0  # when the stream was known to be the same
         self._client = client
         self._stream = stream
         self._timeout = timeout
@@ -193,16 +197,38 @@ class Connection:
             answer = await self._ask(f"STREAM.CREATE.{name}", self._stream.settings())
             if _code(answer) == OTHER_SETTINGS:  # another process was first
                 answer = await self._ask(f"STREAM.INFO.{name}")
+        self._check_settings(answer)
+        self.created = answer["created"]
+        self._verified = time.monotonic()
+        if "ts" in answer:
+            self.ahead = datetime.fromisoformat(answer["ts"]).timestamp() - time.time()
+
+    async def verify(self) -> None:
+        """Find out whether the stream is the same as before, unless that was done a moment ago.
+
+        Sequences of another stream say nothing, even if they are equal to those of this one.
+
+        Raises:
+            ConnectionError: If it is another stream, or has other settings.
+        """
+        now = time.monotonic()
+        if now < self._verified + VERIFIED_EVERY:
+            return
+        answer = await self._ask(f"STREAM.INFO.{self._stream.name}")
+        self._check_settings(answer)
+        if answer["created"] != self.created:
+            raise ConnectionError(f"the stream {self._stream.name!r} was created anew")
+        self._verified = now
+
+    def _check_settings(self, answer: Mapping[str, Any]) -> None:
+        """Raise if an answer with the stream's settings is an error, or they are other ones."""
         self._check(answer)
         differences = self._stream.differences(answer["config"])
         if differences:
             raise ConnectionError(
-                f"the stream {name!r} has other settings: {'; '.join(differences)}. Give the same options to all "
-                "relays, and change the stream with `nats stream edit`, or delete it"
+                f"the stream {self._stream.name!r} has other settings: {'; '.join(differences)}. Give the same options "
+                "to all relays, and change the stream with `nats stream edit`, or delete it"
             )
-        self.created = answer["created"]
-        if "ts" in answer:
-            self.ahead = datetime.fromisoformat(answer["ts"]).timestamp() - time.time()
 
     async def _ask(self, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer of JetStream to a request, which may be an error."""

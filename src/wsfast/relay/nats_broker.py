@@ -31,6 +31,9 @@ NEVER = 1 << 24
 LONGEST_TOKEN = 64
 """Bytes of the longest token that is put into a subject as it is: a line of the protocol has at most 4096 bytes."""
 
+DIGEST, DIGEST_LENGTH = "~", 33
+"""First character of a digest, and its length with that."""
+
 LONGEST_PREFIX = 100
 """Bytes of the longest prefix."""
 
@@ -156,14 +159,21 @@ class NatsBroker:
 
 
 def tokens_of(topic: str) -> str:
-    """Return a topic or a pattern with the digests of its long tokens in place of these."""
-    return topic if len(topic.encode()) <= LONGEST_TOKEN else ".".join(map(_short, topic.split(".")))
+    """Return a topic or a pattern with the digests of its long tokens in place of these. No other one has the same."""
+    if len(topic.encode()) <= LONGEST_TOKEN and DIGEST not in topic:
+        return topic
+    return ".".join(map(_short, topic.split(".")))
 
 
 def _short(token: str) -> str:
-    """Return a token, or its digest if it is long, so that no subject is too long for the server."""
+    """Return a token, or its digest if it is long, so that no subject is too long for the server.
+
+    The digest also replaces a token that looks like one: else its subscribers could get the messages of a long token.
+    """
     data = token.encode()
-    return token if len(data) <= LONGEST_TOKEN else hashlib.sha256(data).hexdigest()[:32]
+    if len(data) <= LONGEST_TOKEN and not (token.startswith(DIGEST) and len(token) == DIGEST_LENGTH):
+        return token
+    return DIGEST + hashlib.sha256(data).hexdigest()[: DIGEST_LENGTH - 1]
 
 
 async def unless_lost(lost: asyncio.Future[None], request: Coroutine[Any, Any, _Answer]) -> _Answer:

@@ -18,6 +18,7 @@ from nats.errors import MaxPayloadError
 
 from .jetstream import LARGEST_OVERHEAD, WRONG_LAST, Connection, Record
 from .nats_broker import flush, unless_lost
+from .nats_turns import Turns
 from .ordering import place_of
 from .wire import Address
 
@@ -55,7 +56,7 @@ class _Own(NamedTuple):
 class _Topic:
     """The last record of a topic in the stream, as far as this process knows it."""
 
-    __slots__ = ("doubt", "epoch", "offset", "placed", "sequence", "unknown")
+    __slots__ = ("_certain", "_last", "_unknown", "current", "doubt", "epoch", "offset", "placed", "sequence")
 
     def __init__(self) -> None:
         self.epoch: str = ""
@@ -63,12 +64,15 @@ class _Topic:
         """Offset of the last message."""
         self.sequence: int = 0
         """Sequence of the last record; 0 if there is none."""
+        self._last: tuple[int, str, int] | None = None  # sequence, epoch and offset of the record itself
+        self.current: bool = False
+        """Whether this was asked for, or has come, by the connection that there is."""
         self.placed: _Own | None = None
         """The last message of this process that is known to be stored."""
         self.doubt: _Own | None = None
         """The last one that was to follow the last record, and whose confirmation has not come."""
-        self.unknown: _Own | None = None
-        """The last one of which nobody can tell any more whether it was stored."""
+        self._unknown: _Own | None = None  # the last one of which nobody can tell any more whether it was stored
+        self._certain: _Own | None = None  # the last one before it that was
 
     def take(self, last: Record | None) -> None:
         """Continue after the last record. A new epoch begins if it is none, or not what the stream had before."""
@@ -83,12 +87,33 @@ class _Topic:
         else:
             self.epoch, self.offset = last.epoch, last.last
         self.sequence = sequence
+        self._last = None if last is None else (sequence, last.epoch, last.last)
+        self.current = True
+
+    def follow(self, sequence: int, own: _Own, messages: int) -> None:
+        """Note that a packet was stored next."""
+        self.offset += messages
+        self.sequence, self.placed, self.doubt = sequence, own, None
+        self._last = sequence, self.epoch, self.offset
+
+    def is_at(self, last: Record | None) -> bool:
+        """Whether this is still the last record."""
+        return self._last == (None if last is None else (last.sequence, last.epoch, last.last))
 
     def try_next(self, last: _Own) -> None:
         """Note that messages up to one may be stored next."""
         self.doubt = (
             max(self.doubt, last) if self.doubt is not None and self.doubt.publisher == last.publisher else last
         )
+
+    def give_up(self, doubt: _Own) -> None:
+        """Note that nobody can tell any more whether messages up to one were stored."""
+        self._unknown, self._certain = doubt, self.placed
+
+    def is_unknown(self, own: _Own) -> bool:
+        """Whether nobody can tell any more whether a message was stored."""
+        certain = self._certain is not None and self._certain.covers(own)
+        return self._unknown is not None and self._unknown.covers(own) and not certain
 
 
 class Delay:
@@ -101,6 +126,29 @@ class Delay:
         """Wait: not before the second attempt, and then longer and longer."""
         await asyncio.sleep(self._seconds * random.random())
         self._seconds = min(max(FIRST_DELAY, 2 * self._seconds), LAST_DELAY)
+
+
+class _Contest:
+    """The attempts to publish one packet while others publish to its topic."""
+
+    def __init__(self, turns: Turns, topic: str) -> None:
+        self._turns = turns
+        self._topic = topic
+        self._delay = Delay()
+        self._began = 0.0
+        self._quiet = 0.0
+
+    async def lost(self) -> None:
+        """Wait before the next attempt: another publisher was first. Have the others pause if that happens again."""
+        now = asyncio.get_running_loop().time()
+        if self._began and now >= self._quiet:
+            # In the first attempt, they may not have heard of it yet; the second one succeeds.
+            seconds = 4 * (now - self._began)
+            self._quiet = now + seconds
+            await self._turns.ask(self._topic, seconds)
+            self._delay = Delay()
+        await self._delay.wait()
+        self._began = asyncio.get_running_loop().time()
 
 
 async def together(
@@ -133,6 +181,11 @@ class Known:
             self._topics.move_to_end(topic)
         return known
 
+    def ask_again(self) -> None:
+        """Have the last records be asked for again: the server may have lost them, and numbered others like them."""
+        for topic in self._topics.values():
+            topic.current = False
+
     def clear(self) -> None:
         """Forget all: it is about another stream."""
         self._topics.clear()
@@ -147,6 +200,7 @@ class Placing:
         connection: The same for requests to the stream.
         channel: Returns the subject of an address, for packets without a place.
         known: The last records of topics.
+        turns: Has other publishers of a topic pause.
         timeout: Seconds without an answer after which the connection counts as lost.
         single: Whether `publish()` is given packets of one message, and places them. Otherwise, it places none.
     """
@@ -158,6 +212,7 @@ class Placing:
         connection: Connection,
         channel: Callable[[Address | None], str],
         known: Known,
+        turns: Turns,
         timeout: float,
         *,
         single: bool,
@@ -169,6 +224,7 @@ class Placing:
         self._connection = connection
         self._channel = channel
         self._known = known
+        self._turns = turns
         self._timeout = timeout
         self._count = int(single)
 
@@ -183,10 +239,15 @@ class Placing:
             queues.setdefault(address, []).append((index, packet, count))
         refused: dict[int, Exception] = {}
         calls = [(address, queue, refused) for address, queue in queues.items()]
-        await unless_lost(self._lost, together(self._publish_all, calls))
+        await unless_lost(self._lost, self._publish_queues(calls))
         if any(address is None or address[0] != "topic" or not count for address, _, count in packets):
             await flush(self._client, self._lost, self._timeout)  # nothing else confirms these
         return refused
+
+    async def _publish_queues(self, calls: Sequence[tuple[Any, ...]]) -> None:
+        if any(address is not None and address[0] == "topic" for address, *_ in calls):
+            await self._connection.verify()
+        await together(self._publish_all, calls)
 
     async def _publish_all(
         self, address: Address | None, queue: Sequence[tuple[int, bytes, int]], refused: dict[int, Exception]
@@ -204,13 +265,14 @@ class Placing:
 
     async def _place(self, topic: str, known: _Topic, packet: bytes, count: int) -> Exception | None:
         """Publish a packet, unless the topic has it already; return why the server has refused it."""
-        own, delay = _Own.of(packet, count), Delay()
+        own, contest = _Own.of(packet, count), _Contest(self._turns, topic)
+        await self._turns.pause(topic)
         while True:
-            if not known.epoch:
-                known.take(await self._connection.last(topic))
             if known.doubt is not None:
                 await self._resolve(topic, known, known.doubt)
-            if known.unknown is not None and known.unknown.covers(own):
+            elif not known.current:
+                known.take(await self._connection.last(topic))
+            if known.is_unknown(own):
                 return TimeoutError(
                     "the confirmation was lost, and it cannot be found out whether the packet was stored"
                 )
@@ -224,16 +286,16 @@ class Placing:
             answer = await self._connection.add(topic, place, packet, count, known.sequence)
             error = answer.get("error")
             if error is None:
-                known.offset, known.sequence, known.placed, known.doubt = known.offset + count, answer["seq"], own, None
+                known.follow(answer["seq"], own, count)
                 return None
             known.doubt = doubt
             if error.get("err_code") == TOO_LARGE:
                 return ConnectionError(f"the stream has refused the packet: {error.get('description')}")
             if error.get("err_code") not in WRONG_LAST:
                 raise ConnectionError(f"the stream stores nothing: {error.get('description')}")
+            await contest.lost()  # before asking: what is known must not be old when it is used
             if doubt is None:
                 known.take(await self._connection.last(topic))
-            await delay.wait()
 
     async def _resolve(self, topic: str, known: _Topic, doubt: _Own) -> None:
         """Find out whether a packet was stored whose confirmation has not come.
@@ -242,7 +304,7 @@ class Placing:
         one, it may still arrive; but only if no other one is stored before it.
         """
         last = await self._connection.last(topic)
-        if (0 if last is None else last.sequence) == known.sequence:
+        if known.is_at(last):
             return
         found = await self._connection.next(topic, known.sequence + 1)
         if found is not None and found.epoch:
@@ -250,7 +312,7 @@ class Placing:
             if own.publisher == doubt.publisher and found.messages:
                 known.placed = own
             elif found.first != (known.offset + 1 if found.epoch == known.epoch else 1):
-                known.unknown = doubt  # it may have been stored, and deleted again
+                known.give_up(doubt)  # it may have been stored, and deleted again
         known.take(last)
         known.doubt = None
 

@@ -16,6 +16,7 @@ from .broker import Fetching, Kept, Receive, Request, Sending, close
 from .jetstream import COUNT, NUMBER, SEQUENCE, WRONG_LAST, Connection, Record, Stream
 from .nats_broker import NatsBroker, unless_lost
 from .nats_placing import TOPICS, Delay, Known, Placing, together
+from .nats_turns import Turns
 from .ordering import PLACE, PLACED, place_of
 
 __all__ = ["NatsStreams"]
@@ -63,7 +64,15 @@ class NatsStreams(NatsBroker):
         if connection.created != self._created:  # what is known is about another stream
             self._created = connection.created
             self._known.clear()
-        return Placing(client, lost, connection, self.channel, self._known, self._timeout, single=self._single)
+        else:
+            self._known.ask_again()
+        turns = Turns(client, f"{self._prefix}.turns")
+        try:
+            await turns.begin()
+        except BaseException:
+            await close(client)
+            raise
+        return Placing(client, lost, connection, self.channel, self._known, turns, self._timeout, single=self._single)
 
     async def open_fetching(self) -> Fetching:
         """Connect for asking for messages that are kept."""

@@ -19,7 +19,7 @@ from .broker import Channel, Interest, Kept
 from .inbound import Gap, Inbound, Seen
 from .ordered_outbound import UNPLACED
 from .ordering import PLACE, PLACED, Order, Placed, Stored
-from .wire import MESSAGE, PUBLISHER, Address, Envelope, Item
+from .wire import KIND, MESSAGE, PUBLISHER, Address, Envelope, Item
 
 __all__ = ["OrderedInbound"]
 
@@ -190,7 +190,7 @@ class OrderedInbound(Inbound):
     def receive(self, data: bytes, channel: Channel) -> None:
         """Process a message from the broker, given the channel that it came by."""
         if data[:1] != bytes([PLACED]):
-            if self._returning and data[PUBLISHER] == self.publisher.to_bytes(8):
+            if self._returning and data[PUBLISHER] == self.publisher.to_bytes(8) and data[KIND] == MESSAGE:
                 self._receive_own(data, channel)
             super().receive(data, channel)
             return
@@ -275,6 +275,11 @@ class OrderedInbound(Inbound):
         returning = self._returning[when] = asyncio.get_running_loop().create_future()
         returning.add_done_callback(lambda _: self._returning.pop(when, None))
         return returning
+
+    def stop(self) -> None:
+        """Have nobody wait any more for commands to come back."""
+        for returning in list(self._returning.values()):
+            _finish(returning)
 
     def stored(self, topic: str, serial: int, kept: Kept) -> None:
         """Take a part of what the broker keeps of a topic."""

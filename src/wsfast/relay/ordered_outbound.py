@@ -49,11 +49,11 @@ class OrderedOutbound(Outbound):
         return parts[0]
 
     async def _send(self, sending: Any, packets: Sequence[Packet]) -> dict[int, Exception]:
-        """See `Outbound`. A command waits until the broker has confirmed what was published before it."""
+        """See `Outbound`. Commands wait until the broker has confirmed the messages that were published before them."""
         placed = [(packet.address, packet.data, self._count(packet)) for packet in packets]
-        starts = [0, *(index for index, packet in enumerate(packets) if packet.last and index)]
+        starts = [index for index in range(1, len(packets)) if packets[index].last and not packets[index - 1].last]
         refused: dict[int, Exception] = {}
-        for start, stop in pairwise([*starts, len(packets)]):
+        for start, stop in pairwise([0, *starts, len(packets)]):
             some: dict[int, Exception] = await sending.place(placed[start:stop])
             refused.update((start + index, reason) for index, reason in some.items())
         return refused

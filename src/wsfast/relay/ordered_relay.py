@@ -68,6 +68,10 @@ class OrderedRelay(Relay):
                         break
         self._detach()
 
+    async def _end(self) -> None:
+        self._inbound.stop()
+        await super()._end()
+
     # ---- For the hub
 
     def forward(
