@@ -140,7 +140,7 @@ class Missed:
     def lacks(self, topic: str, messages: list[Retained]) -> bool:
         """Whether the subscriber did not get some of a topic's messages because of the filters that it had.
 
-        What was added here counts as if it had got it.
+        A message that was added here counts as one that it got.
         """
         return self._member.filtered and not all(
             any(self._member.got(group, message.number, message.tags) for group in self._route(topic))
