@@ -165,6 +165,14 @@ class Publisher(Local):
         self.messages = messages
         self.bytes = size
 
+    def _count(self, messages: int, size: int) -> None:
+        """Set the counts, even if a signal handler interrupts this."""
+        try:
+            self._set_counts(messages, size)
+        except BaseException:
+            self._set_counts(messages, size)
+            raise
+
     def _new_subscription(self, peer: core.Peer) -> Any:
         raise NotImplementedError
 

@@ -191,7 +191,7 @@ class Publishing(Membership):
         publication: Hashable = None,
         topics: tuple[str, ...] = (),
         delivered: Sequence[str] = (),
-        exclude: Iterable[Member] = (),
+        exclude: Sequence[Member] = (),
         age: float | None = None,
         tags: Tags = NO_TAGS,
     ) -> None:
@@ -216,7 +216,8 @@ class Publishing(Membership):
             publication, topics = None, ()
         elif delivered:
             excluded |= self._registry.slots_of_topics(delivered, tags)
-        excluded |= {member._peer.slot for member in exclude if member._peer is not None}
+        if exclude:
+            excluded |= {member._peer.slot for member in exclude if member._peer is not None}
         self._deliver((topic,), message, key, excluded, users, topics or (topic,), tags, publication, age)
 
     @exclusive
@@ -357,31 +358,29 @@ class Publishing(Membership):
 
         Streams get the original, if there is one.
         """
+        if not groups and retain is None:
+            self._count(self.messages + 1, self.bytes + message.size)
+            return
         dispatcher = self._dispatcher
         assert dispatcher is not None
-        members, receivers, entry = 0, 0, None
+        members, receivers, entry, size = 0, 0, None, message.size
+        counted: list[tuple[Group, int, int, int]] = []
         for group in groups:
+            mask = ALL if group.filters is None else group.filters.mask_of(tags)
             count = len(group.members)
             members += count
-            receivers += count if group.filters is None else group.members.count(group.filters.mask_of(tags))
+            receivers += count if mask == ALL else group.members.count(mask)
+            counted.append((group, group.messages + 1, group.bytes + size, mask))
         if members or retain is not None:
             entry = Entry(self, message, encodings_of(message, receivers), key)
         publication: _Publication = (
             entry,
             dispatcher.enter(entry) if entry is not None and members else -1,  # filters count as well
             excluded,
-            [
-                (
-                    group,
-                    group.messages + 1,
-                    group.bytes + message.size,
-                    ALL if group.filters is None else group.filters.mask_of(tags),
-                )
-                for group in groups
-            ],
+            counted,
             self._left_out(excluded, groups, tags) if excluded else [],
             [],
-            (self.messages + 1, self.bytes + message.size),
+            (self.messages + 1, self.bytes + size),
         )
         with core.collector_paused:  # finalizers may ask for the counts
             try:

@@ -11,8 +11,8 @@ from wsfast.hub import Command
 from .broker import Sending
 from .commands import address_of
 from .outbound import Outbound
-from .packing import NO_MESSAGE, Numbered, Packet, Queued
-from .wire import Address, encode_item
+from .packing import Numbered, Packet, Queued
+from .wire import Address
 
 __all__ = ["UNPLACED", "OrderedOutbound", "OrderedSending"]
 
@@ -43,8 +43,7 @@ class OrderedOutbound(Outbound):
         if kind == "user":
             return super().command(command)
         parts = self._parts_of(command)
-        item = encode_item(command.message or NO_MESSAGE, command=parts)
-        self._enter(Numbered((kind, name), UNPLACED), item, last=True)
+        self._enter(Numbered((kind, name), UNPLACED), self._item_of(command, parts), last=True)
         self._changed.set()
         return parts[0]
 

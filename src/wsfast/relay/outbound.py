@@ -111,7 +111,14 @@ class Outbound:
         """Enqueue a message for other processes, as far as the policy allows."""
         # The number cannot be guessed before it is published.
         publication = (secrets.randbits(63), names) if len(names) > 1 else None
-        self._enqueue_all(kind, names, message, key, excluded, publication, tags=tags)
+        data: bytes | None
+        try:
+            data = encode_item(message, key, excluded, publication, tags=tags)
+        except ValueError:  # it is too large
+            data = None
+        for name in names:
+            self._enter(self._position_of((kind, name)), data)
+        self._changed.set()
 
     def command(self, command: Command) -> int:
         """Enqueue a command for other processes, after the messages before it, as far as the policy allows.
@@ -121,23 +128,20 @@ class Outbound:
         """
         kind, name = address_of(command)
         parts = self._parts_of(command)
-        self._enqueue_all(kind, (name,), command.message or NO_MESSAGE, command=parts)
+        self._enter(self._position_of((kind, name)), self._item_of(command, parts), last=True)
+        self._changed.set()
         return parts[0]
+
+    def _item_of(self, command: Command, parts: Parts) -> bytes | None:
+        """Return the bytes of a command; None if they are too many."""
+        try:
+            return encode_item(command.message or NO_MESSAGE, command=parts)
+        except ValueError:
+            return None
 
     def _parts_of(self, command: Command) -> Parts:
         self._commanded = max(time.time_ns(), self._commanded + 1)
         return parts_of(command, self._commanded)
-
-    def _enqueue_all(self, kind: Kind, names: tuple[Any, ...], *item: Any, **details: Any) -> None:
-        """Enqueue an item for each of some topics or users. See `encode_item()` for the other arguments."""
-        data: bytes | None
-        try:
-            data = encode_item(*item, **details)
-        except ValueError:  # it is too large
-            data = None
-        for name in names:
-            self._enter(self._position_of((kind, name)), data, last="command" in details)
-        self._changed.set()
 
     def _enter(self, position: Numbered, data: bytes | None, *, last: bool = False) -> None:
         """Give the next number to an item; enqueue it unless it is None, because it is too large."""
