@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -19,6 +18,7 @@ import wsfast
 from helpers.brokers import relay_of
 from helpers.peers import TIMEOUT
 from helpers.processes import running, write_line
+from helpers.told import Told
 from wsfast.relay import Presence
 
 __all__ = ["Member", "Process", "Room"]
@@ -103,11 +103,8 @@ async def main(kind: str, url: str, relay: dict[str, Any], presence: dict[str, A
             write_line(json.dumps(room.do(command, arguments)))
 
 
-class Process:
+class Process(Told):
     """The other process, as seen from the first."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -123,21 +120,12 @@ class Process:
             cwd=Path(__file__).parents[1],
         ) as process:
             self = cls(process)
-            assert await self._answer() == "ready"
+            assert await self.answer() == "ready"
             yield self
-
-    async def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        async with asyncio.timeout(TIMEOUT):
-            line = await self._process.stdout.readline()
-        assert line, "the other process has ended"
-        return json.loads(line)
 
     async def tell(self, command: str, *arguments: Any) -> Any:
         """Have it do something; return what it says."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps((command, *arguments)).encode() + b"\n")
-        return await self._answer()
+        return await self.ask((command, *arguments))
 
     async def until(self, **wanted: Any) -> Any:
         """Ask for its state until it is as wanted; return it."""
@@ -150,26 +138,6 @@ class Process:
         except TimeoutError:
             raise AssertionError(f"wanted {wanted}, but it says {state}") from None
         return state
-
-    async def end(self) -> None:
-        """Have it end as it should."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        async with asyncio.timeout(TIMEOUT):
-            assert await self._process.wait() == 0
-
-    async def kill(self) -> None:
-        """Kill it, without a chance to say goodbye."""
-        self._process.kill()
-        await self._process.wait()
-
-    def freeze(self) -> None:
-        """Have it do nothing."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Have it go on."""
-        self._process.send_signal(signal.SIGCONT)
 
 
 if __name__ == "__main__":

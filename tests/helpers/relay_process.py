@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -25,6 +24,7 @@ import wsfast
 from helpers.brokers import relay_of
 from helpers.peers import TIMEOUT
 from helpers.processes import running, write_line
+from helpers.told import Told
 from wsfast.relay import Gap
 
 __all__ = ["Process"]
@@ -124,11 +124,11 @@ async def main(kind: str, url: str, options: dict[str, Any]) -> None:
             await connection.close()
 
 
-class Process:
+class Process(Told):
     """The other process, as seen from the first."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+        super().__init__(process)
         self._killed = False
 
     @classmethod
@@ -147,27 +147,14 @@ class Process:
             limit=1 << 24,
         ) as process:
             self = cls(process)
-            assert await self._answer() == "ready"
+            assert await self.answer() == "ready"
             yield self
-            if self._killed:
-                return
-            assert process.stdin is not None
-            process.stdin.close()
-            async with asyncio.timeout(TIMEOUT):
-                assert await process.wait() == 0
-
-    async def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        async with asyncio.timeout(TIMEOUT):
-            line = await self._process.stdout.readline()
-        assert line, "the other process has ended"
-        return json.loads(line)
+            if not self._killed:
+                await self.end()
 
     async def tell(self, command: str, **arguments: Any) -> Any:
         """Have it do something; return what it says."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps((command, arguments)).encode() + b"\n")
-        return await self._answer()
+        return await self.ask((command, arguments))
 
     async def until(self, command: str, condition: Any) -> Any:
         """Ask it something until a condition holds of the answer; return that."""
@@ -184,16 +171,7 @@ class Process:
     async def kill(self) -> None:
         """Kill it, without a chance to say goodbye."""
         self._killed = True
-        self._process.kill()
-        await self._process.wait()
-
-    def freeze(self) -> None:
-        """Have it do nothing."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Have it go on."""
-        self._process.send_signal(signal.SIGCONT)
+        await super().kill()
 
 
 if __name__ == "__main__":

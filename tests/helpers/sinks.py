@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import wsfast
 from helpers.peers import parse_frames
 
@@ -25,6 +27,8 @@ class Client:
         """Do nothing."""
 
     @property
-    def received(self) -> list[str]:
-        """The messages that have arrived."""
-        return [frame.payload.decode() for frame in parse_frames(self.data)[0]]
+    def received(self) -> list[Any]:
+        """The messages that have arrived: strings, and bytes."""
+        frames, rest = parse_frames(self.data)
+        assert rest == b""
+        return [frame.payload.decode() if frame.first & 15 == 1 else frame.payload for frame in frames]

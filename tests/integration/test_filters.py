@@ -13,8 +13,8 @@ import wsfast.relay
 import wsfast.sse
 from helpers.fixtures import Run
 from helpers.interrupts import Interrupt
+from helpers.sinks import Client
 from integration.test_hub import reconciled
-from integration.test_recovery import Client
 from wsfast.hub.filters import LONGEST, MOST, PAST
 
 
@@ -58,10 +58,10 @@ def test_tags(run: Run, core: Any) -> None:
         hub.publish_many([("orders", "6")])
         hub.channel("orders").publish("7", tags=("us", "eu"))
         hub.flush()
-        assert eu.received() == ["1", "3", "5", "6", "7"]
-        assert gold.received() == ["2", "3", "5", "6"]
-        assert both.received() == ["1", "2", "3", "5", "6", "7"]
-        assert every.received() == ["1", "2", "3", "4", "5", "6", "7"]
+        assert eu.received == ["1", "3", "5", "6", "7"]
+        assert gold.received == ["2", "3", "5", "6"]
+        assert both.received == ["1", "2", "3", "5", "6", "7"]
+        assert every.received == ["1", "2", "3", "4", "5", "6", "7"]
         stats = reconciled(hub, *subscriptions)
         assert (stats.messages, stats.published, stats.sent) == (7, 22, 22)
         assert hub.channel("orders").stats().messages == 7
@@ -84,7 +84,7 @@ def test_replaced(run: Run, core: Any) -> None:
             assert hub.subscribe(client.connection, "a", tags=tags).active
         hub.publish("a", "end", tags={"y"})
         hub.flush()
-        assert client.received() == ["x0", "y1", "x2", "y2", "x4", "y4"]
+        assert client.received == ["x0", "y1", "x2", "y2", "x4", "y4"]
         assert first.active
         stats = reconciled(hub, first)
         assert (stats.messages, stats.published) == (11, 6)
@@ -106,7 +106,7 @@ def test_with_blocks(run: Run, core: Any) -> None:
             hub.publish("a", "2", tags={"y"})
             hub.publish("a", "3", tags={"x"})
             hub.flush()
-        assert client.received() == ["3"]
+        assert client.received == ["3"]
         assert len(hub) == 0
 
     run(main)
@@ -131,14 +131,14 @@ def test_topics_and_patterns(run: Run, core: Any) -> None:
         hub.publish(["a.c", "c"], "6", tags={"x"})
         hub.publish(["a.c", "c", "a.b"], "7")
         hub.flush()
-        assert client.received() == ["1", "2", "3", "5", "7"]
-        assert other.received() == ["4", "5", "7"]
+        assert client.received == ["1", "2", "3", "5", "7"]
+        assert other.received == ["4", "5", "7"]
         assert reconciled(hub, *handles[1:]).published == 8
         hub.unsubscribe(client.connection, "a.b")
         hub.publish("a.b", "8", tags={"x"})
         hub.publish("a.b", "9", tags={"y"})
         hub.flush()
-        assert client.received() == ["1", "2", "3", "5", "7", "9"]
+        assert client.received == ["1", "2", "3", "5", "7", "9"]
         assert reconciled(hub, *handles[1:]).published == 9
 
     run(main)
@@ -161,8 +161,8 @@ def test_exclude(run: Run, core: Any) -> None:
             hub.publish("a", f"3{sorted(tags or ())}", tags=tags, exclude=[two.connection])
         hub.send("ann", "private")
         hub.flush()
-        assert one.received() == ["3['x']", "3['x', 'y']", "3[]", "private"]
-        assert two.received() == ["1['y']", "2['y']", "1['x', 'y']", "2['x', 'y']", "1[]", "2[]"]
+        assert one.received == ["3['x']", "3['x', 'y']", "3[]", "private"]
+        assert two.received == ["1['y']", "2['y']", "1['x', 'y']", "2['x', 'y']", "1[]", "2[]"]
         assert reconciled(hub, *handles).published == 10
 
     run(main)
@@ -213,7 +213,7 @@ def test_disconnect_with_a_message(run: Run, core: Any) -> None:
         client = Client()
         hub.subscribe(client.connection, "a", tags={"x"})
         assert await hub.disconnect(topic="a", message="bye", seconds=2) == 1
-        assert client.received() == ["bye"]
+        assert client.received == ["bye"]
 
     run(main)
 
@@ -240,7 +240,7 @@ def test_history(run: Run, core: Any) -> None:
             client = Client()
             hub.subscribe(client.connection, "a", tags=tags)
             hub.flush()
-            assert client.received() == expected
+            assert client.received == expected
 
     run(main)
 
@@ -262,7 +262,7 @@ def test_recovery(run: Run, core: Any, envelope: bool) -> None:
             assert subscription.positions == {"a": (begin.epoch, 6)}
             hub.flush()
             expected = ["3", "5"]
-            assert client.received() == ([f'["a",{n + 1},"{n}"]' for n in (3, 5)] if envelope else expected)
+            assert client.received == ([f'["a",{n + 1},"{n}"]' for n in (3, 5)] if envelope else expected)
         awaited = await hub.recover(Client().connection, "a", tags={"x"}, since={"a": (begin.epoch, 2)})
         assert awaited.recovered
         assert not hub.subscribe(Client().connection, "a", tags={"x"}, since={"a": ("0" * 16, 2)}).recovered
@@ -287,7 +287,7 @@ def test_recovery_after_another_filter(run: Run, core: Any) -> None:
         assert not hub.subscribe(client.connection, "a", since={"a": begin}).recovered
         assert hub.subscribe(client.connection, "a", since={"a": hub.position("a")}).recovered
         hub.flush()
-        assert client.received() == ["1"]
+        assert client.received == ["1"]
 
     run(main)
 
@@ -311,7 +311,7 @@ def test_recovery_of_topics_and_patterns_that_overlap(run: Run, core: Any, names
         subscription = hub.subscribe(client.connection, *names, since=position, tags={"x"})
         hub.publish("a.b", "4", tags={"x"})
         hub.flush()
-        assert client.received() == ["1", "2", "3", "4"]
+        assert client.received == ["1", "2", "3", "4"]
         assert subscription.recovered
         assert reconciled(hub, subscription).published == 4
 
@@ -336,7 +336,7 @@ def test_message_to_several_topics(run: Run, core: Any) -> None:
         hub.subscribe(client.connection, "b")
         hub.flush()
         # Of "1" it is not known any more that it was let through.
-        assert client.received() == ["1", "1", "2", "3"]
+        assert client.received == ["1", "1", "2", "3"]
 
     run(main)
 
@@ -372,7 +372,7 @@ def test_bits_are_used_again(run: Run, core: Any) -> None:
         hub.publish("a", "4", tags={"t0"})
         hub.publish("a", "5", tags={"t16"})
         hub.flush()
-        assert [client.received() for client in clients] == [["1"], ["5"], ["5"], ["3", "5"]]
+        assert [client.received for client in clients] == [["1"], ["5"], ["5"], ["3", "5"]]
         for number in range(1000):
             hub.subscribe(clients[3].connection, "a", tags={f"more{number}"})
         filters = hub._registry.topics["a"].filters
@@ -464,7 +464,7 @@ def test_interrupts(run: Run, core: Any) -> None:
             hub.publish("a", tag, tags={tag})
             hub.publish("b.b", tag, tags={tag})
         hub.flush()
-        received = client.received()
+        received = client.received
         assert received in ((["x", "x"], ["y", "y"]) if len(hub) else ([],))
         assert reconciled(hub, handle).published == len(received)
         client.connection.transport.abort()

@@ -24,6 +24,7 @@ from helpers.fixtures import Run
 from helpers.inflate import Spec
 from helpers.interrupts import Interrupt
 from helpers.peers import TIMEOUT, parse_frames, until
+from helpers.sinks import Client
 from model.test_channel_machine import connect
 from wsfast import History, Position, _dispatcher
 from wsfast._encoding import message
@@ -67,29 +68,6 @@ def test_arguments() -> None:
             wsfast.Hub(history=history)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="envelope must be a bool"):
         wsfast.Hub(envelope=1)  # type: ignore[arg-type]
-
-
-class Client:
-    """A client without a network."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.connection = wsfast.attach(self)
-
-    def write(self, data: bytes) -> None:
-        self.data += data
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self, code: int, reason: str) -> None:
-        """Do nothing."""
-
-    def received(self) -> list[str | bytes]:
-        """Return the messages that have arrived."""
-        frames, rest = parse_frames(self.data)
-        assert rest == b""
-        return [frame.payload.decode() if frame.first & 15 == 1 else frame.payload for frame in frames]
 
 
 def test_errors(run: Run) -> None:
@@ -148,7 +126,7 @@ def test_recovery(run: Run, core: Any) -> None:
         subscription.send("control")
         hub.publish("b", "5")
         hub.flush()
-        assert back.received() == ["2", "3", "4", "control", "5"]
+        assert back.received == ["2", "3", "4", "control", "5"]
         assert subscription.recovered
         assert subscription.recovered_topics == {"a", "b"}
         assert subscription.stats().published == 5
@@ -157,7 +135,7 @@ def test_recovery(run: Run, core: Any) -> None:
             client = Client()
             subscription = hub.channel("a").subscribe(client.connection, since=since)
             hub.flush()
-            assert client.received() == ["4", "6", "7"]
+            assert client.received == ["4", "6", "7"]
             assert (subscription.recovered, subscription.recovered_topics) == (False, frozenset())
             assert subscription.positions == {"a": (begin.epoch, 5)}
 
@@ -176,14 +154,14 @@ def test_sends_to_one(run: Run, core: Any) -> None:
         subscription.send("alone")
         hub.publish("a", b"\xff")
         hub.flush()
-        assert client.received() == ['["a",1,"say \\"hi\\"\\n"]', "alone", b'\x00\x07["a",2]\xff']
-        assert other.received() == ['["a",1,"say \\"hi\\"\\n"]', b'\x00\x07["a",2]\xff']
+        assert client.received == ['["a",1,"say \\"hi\\"\\n"]', "alone", b'\x00\x07["a",2]\xff']
+        assert other.received == ['["a",1,"say \\"hi\\"\\n"]', b'\x00\x07["a",2]\xff']
         with pytest.raises(TypeError, match=r"pass json.dumps"):
             subscription.send({})  # type: ignore[arg-type]
         subscription.unsubscribe()
         subscription.send("late")
         hub.flush()
-        assert len(client.received()) == 3
+        assert len(client.received) == 3
         stats = hub.stats()
         assert (stats.messages, stats.published, stats.sent) == (2, 5, 5)
 
@@ -202,13 +180,13 @@ def test_excluded_users(run: Run) -> None:
         hub.publish("a", "2", exclude=[ann.connection])
         hub.publish("a", "3")
         hub.flush()
-        assert ann.received() == ["3"]
+        assert ann.received == ["3"]
         for user, expected in (("ann", ["2", "3"]), ("bob", ["1", "2", "3"])):
             client = Client()
             hub.register(client.connection, user)
             assert hub.subscribe(client.connection, "a", since=since).recovered
             hub.flush()
-            assert client.received() == expected
+            assert client.received == expected
 
     run(main)
 
@@ -291,7 +269,7 @@ def test_interrupts_of_publishing(run: Run, core: Any) -> None:
         hub.publish("a", "y")
         await asyncio.sleep(0)
         hub.flush()
-        messages = [json.loads(message) for message in client.received()]
+        messages = [json.loads(message) for message in client.received]
         assert messages in (
             [["a", 1, "0"], ["a", 2, "1"], ["a", 3, "2"], ["a", 4, "x"], ["a", 5, "y"]],
             [["a", 1, "0"], ["a", 2, "1"], ["a", 3, "2"], ["a", 4, "y"]],
@@ -303,7 +281,7 @@ def test_interrupts_of_publishing(run: Run, core: Any) -> None:
         back = Client()
         assert hub.subscribe(back.connection, "a", since={"a": since}).recovered
         hub.flush()
-        assert [json.loads(message) for message in back.received()] == messages[3:]
+        assert [json.loads(message) for message in back.received] == messages[3:]
         stats = hub.stats()
         assert (stats.messages, stats.sent) == (len(messages), 2 * len(messages) - 3)
         return interrupt.left > 0
@@ -333,11 +311,11 @@ def test_interrupts_of_coming_back(run: Run, core: Any) -> None:
         hub.flush()
         assert hub.count("a") == hub.count("b")
         if hub.count("a"):
-            assert client.received() == ["1", "2", "3", "4"]
+            assert client.received == ["1", "2", "3", "4"]
         else:
-            assert client.received() in ([], ["1"], ["1", "2"], ["1", "2", "3"])
+            assert client.received in ([], ["1"], ["1", "2"], ["1", "2", "3"])
         stats = hub.stats()
-        assert stats.published == stats.sent == len(client.received())
+        assert stats.published == stats.sent == len(client.received)
         return interrupt.left > 0
 
     for moment in range(1, MOST):
@@ -607,12 +585,12 @@ def test_messages_of_other_processes(run: Run, broker: Broker, tmp_path: Path, m
             other.publish(["a", "b"], "2")
             other.publish("b", "3")
             await relayed(hub, relay, 4)
-            assert stays.received() == ["1", "2", "3"]
+            assert stays.received == ["1", "2", "3"]
             back = Client()
             subscription = hub.subscribe(back.connection, "a", "b", since=since)
             hub.flush()
             assert subscription.recovered
-            assert back.received() == ["2", "3"]
+            assert back.received == ["2", "3"]
             assert not other.subscribe(Client().connection, "a", since={"a": since["a"]}).recovered
             for one in (*subscriptions, subscription):
                 one.unsubscribe()
@@ -622,7 +600,7 @@ def test_messages_of_other_processes(run: Run, broker: Broker, tmp_path: Path, m
             subscription = hub.subscribe(last.connection, "a", "b", since=subscription.positions)
             hub.flush()
             assert subscription.recovered
-            assert last.received() == ["4"]
+            assert last.received == ["4"]
             monkeypatch.setattr(lingering, "MOST", 0)
             subscription.unsubscribe()
             subscription = hub.subscribe(Client().connection, "a", "b", since=subscription.positions)
@@ -652,7 +630,7 @@ def test_gaps_end_the_numbering(run: Run, broker: Broker, tmp_path: Path) -> Non
             other.publish("b", "2")
             await relayed(hub, relay, 4)
             assert (relay.stats().gaps, relay.stats().lost) == (1, 1)
-            assert client.received() == ['["b",1,"1"]', '["a",1,"1"]', '["a",1,"3"]', '["b",2,"2"]']
+            assert client.received == ['["b",1,"1"]', '["a",1,"1"]', '["a",1,"3"]', '["b",2,"2"]']
             back = Client()
             subscription = hub.subscribe(back.connection, "a", "b", since=since)
             assert subscription.recovered_topics == {"b"}
