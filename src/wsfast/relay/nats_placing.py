@@ -29,6 +29,9 @@ _Result = TypeVar("_Result")
 TOPICS = 65536
 """Topics whose last packet is kept in mind."""
 
+UNKNOWN = 64
+"""Ranges of messages of a topic of which nobody can tell whether they were stored, that are kept in mind."""
+
 FIRST_DELAY, LAST_DELAY = 0.001, 0.05
 """Seconds before another attempt, if other publishers were first."""
 
@@ -56,7 +59,7 @@ class _Own(NamedTuple):
 class _Topic:
     """The last record of a topic in the stream, as far as this process knows it."""
 
-    __slots__ = ("_certain", "_last", "_unknown", "current", "doubt", "epoch", "offset", "placed", "sequence")
+    __slots__ = ("_last", "_unknown", "current", "doubt", "epoch", "offset", "placed", "sequence")
 
     def __init__(self) -> None:
         self.epoch: str = ""
@@ -71,8 +74,9 @@ class _Topic:
         """The last message of this process that is known to be stored."""
         self.doubt: _Own | None = None
         """The last one that was to follow the last record, and whose confirmation has not come."""
-        self._unknown: _Own | None = None  # the last one of which nobody can tell any more whether it was stored
-        self._certain: _Own | None = None  # the last one before it that was
+        # Ranges of messages of which nobody can tell any more whether they were stored: the last one before each that
+        # was, and its last one. All are kept, since packets are tried again together with those before them.
+        self._unknown: tuple[tuple[_Own | None, _Own], ...] = ()
 
     def take(self, last: Record | None) -> None:
         """Continue after the last record. A new epoch begins if it is none, or not what the stream had before."""
@@ -108,12 +112,11 @@ class _Topic:
 
     def give_up(self, doubt: _Own) -> None:
         """Note that nobody can tell any more whether messages up to one were stored."""
-        self._unknown, self._certain = doubt, self.placed
+        self._unknown = (*self._unknown[1 - UNKNOWN :], (self.placed, doubt))
 
     def is_unknown(self, own: _Own) -> bool:
         """Whether nobody can tell any more whether a message was stored."""
-        certain = self._certain is not None and self._certain.covers(own)
-        return self._unknown is not None and self._unknown.covers(own) and not certain
+        return any(last.covers(own) and (before is None or not before.covers(own)) for before, last in self._unknown)
 
 
 class Delay:
