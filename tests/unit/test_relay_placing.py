@@ -270,6 +270,17 @@ def test_only_what_is_in_doubt_is_given_up() -> None:
     asyncio.run(main())
 
 
+def test_what_is_unknown_stays_unknown() -> None:
+    """A message that may not be stored is not taken for stored because later ones are, or are unknown as well."""
+    publisher = Publisher(1, Server(lambda strategy: 1, 2))
+    first, second, third = (nats_placing._Own.of(publisher.packet([number]), 1) for number in (1, 2, 3))
+    topic = Known().of(TOPIC)
+    topic.give_up(first)
+    topic.follow(5, second, 1)
+    topic.give_up(third)
+    assert [topic.is_unknown(own) for own in (first, second, third)] == [True, False, True]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.lists(st.booleans(), max_size=8))
 def test_lost_data(data: st.DataObject, losses: list[bool]) -> None:

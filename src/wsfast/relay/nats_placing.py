@@ -75,7 +75,7 @@ class _Topic:
         self.doubt: _Own | None = None
         """The last one that was to follow the last record, and whose confirmation has not come."""
         # Ranges of messages of which nobody can tell any more whether they were stored: the last one before each that
-        # was, and its last one. All are kept, since packets are tried again together with those before them.
+        # was, and its last one. The latest are kept: packets are tried again together with those before them.
         self._unknown: tuple[tuple[_Own | None, _Own], ...] = ()
 
     def take(self, last: Record | None) -> None:
